@@ -1,0 +1,399 @@
+"""The fine-tuning engine: contexts × learning rates × seeds advanced together, everything measured at every step.
+
+The loss of a replica is the cross-entropy of its correct token at the last position of its prompt, in nats. Row t of a
+recording is the state *before* update t, so row 0 is the untouched model and row T the final one.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from torch import Tensor
+
+from phantomlib import order_parameter as op
+from phantomlib.contexts import Resolved
+from phantomlib.errors import ContextError, ParameterError
+from phantomlib.models import LanguageModel, add_lora, next_token_logits
+from phantomlib.replicas import stack
+
+ENGINE_VERSION = 1  # raised whenever the numbers of a run could change
+
+# what is recorded at every step: name -> (unit, meaning)
+RECORDED = {
+    "cross_entropy": ("nat", "-log p_c"),
+    "logit_gap": ("nat", "z_c - z_k"),
+    "p_correct": ("1", "probability of the correct token"),
+    "p_competitor": ("1", "probability of the competitor"),
+    "rank_correct": ("1", "1 + number of tokens with a larger logit than the correct one; 0 after divergence"),
+    "phi": ("1", "order parameter, signal + drag"),
+    "signal": ("1", "(p_c - p_k)(1 - g_ck^2)"),
+    "drag": ("1", "sum over other tokens of p_i (g_ci^2 - g_ki^2)"),
+    "overlap": ("1", "g_ck, cosine of the readout rows of the two tokens"),
+    "readout_drift": ("1", "Frobenius norm of E_t - E_0 relative to that of E_0"),
+    "readout_unchanged": ("1", "1 if E_t equals E_0 bit for bit, else 0"),
+    "gradient_norm": ("nat", "Euclidean norm of the loss gradient over the trainable parameters; nan at the last step"),
+    "phi_readout_part": ("1", "part of phi_t - phi_(t-1) carried by the change of p"),
+    "phi_geometry_part": ("1", "part of phi_t - phi_(t-1) carried by the change of the overlaps"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to fine-tune; with the model, contexts and learning rates it determines every number of a run.
+
+    Attributes:
+        optimizer: ``sgd`` (plain), ``adam`` or ``adamw`` (decoupled weight decay), as in ``torch.optim``.
+        method: ``full`` (all parameters) or ``lora`` (adapters on all linear layers but the readout).
+        steps: number of updates T.
+        weight_decay: only for ``adamw``.
+        beta1, beta2, epsilon: of Adam and AdamW.
+        rank, alpha: of LoRA.
+        exponent: power of the overlap in Φ.
+        snapshots: steps at which the spectrum of ρ is recorded.
+    """
+
+    optimizer: str = "adam"
+    method: str = "full"
+    steps: int = 30
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    rank: int = 8
+    alpha: float = 16.0
+    exponent: int = 2
+    snapshots: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "snapshots", tuple(self.snapshots))
+        known = {"optimizer": ("sgd", "adam", "adamw"), "method": ("full", "lora"), "exponent": (1, 2)}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ParameterError(
+                    f"{name} {getattr(self, name)!r} is not known; choose one of {', '.join(map(str, values))}."
+                )
+        for name, lowest in (("steps", 1), ("rank", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+                raise ParameterError(f"{name} is {value!r}; give a whole number of at least {lowest}.")
+        bounds = {
+            "weight_decay": (0, math.inf),
+            "beta1": (0, 1),
+            "beta2": (0, 1),
+            "epsilon": (0, math.inf),
+            "alpha": (0, math.inf),
+        }
+        for name, (low, high) in bounds.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
+                raise ParameterError(f"{name} is {value!r}; give a number with {low} <= {name} < {high}.")
+        if self.weight_decay and self.optimizer != "adamw":
+            raise ParameterError(f"weight_decay {self.weight_decay} needs optimizer 'adamw', not '{self.optimizer}'.")
+        if any(isinstance(s, bool) or not isinstance(s, int) or not 0 <= s <= self.steps for s in self.snapshots):
+            raise ParameterError(f"snapshots {self.snapshots} must be steps from 0 to {self.steps}.")
+
+
+def check_learning_rates(learning_rates, contexts: int) -> np.ndarray:
+    """Learning rates as an array (C, rates); the same for all contexts if given as one list.
+
+    Raises:
+        ParameterError: empty, not numbers, or not all positive and finite.
+    """
+    advice = (
+        f"learning rates {learning_rates!r} must be a non-empty list of positive, finite numbers, such as [1e-4, 3e-4]."
+    )
+    flat = np.ravel(np.asarray(learning_rates, dtype=object))
+    if not len(flat) or any(isinstance(v, bool | str) or not isinstance(v, int | float | np.number) for v in flat):
+        raise ParameterError(advice)
+    try:
+        rates = np.asarray(learning_rates, dtype=float)
+    except ValueError:  # rows of different lengths
+        raise ParameterError(advice) from None
+    if rates.ndim == 0 or not np.isfinite(rates).all() or (rates <= 0).any():
+        raise ParameterError(advice)
+    if rates.ndim == 1:
+        rates = np.tile(rates, (contexts, 1))
+    if rates.ndim != 2 or len(rates) != contexts:
+        raise ParameterError(
+            f"learning rates of shape {rates.shape} do not fit {contexts} contexts; give (rates,) or (contexts, rates)."
+        )
+    return rates
+
+
+def check_contexts(model: LanguageModel, contexts: list[Resolved]) -> None:
+    """Refuse contexts whose correct word already outranks the competitor, before any training.
+
+    Raises:
+        ContextError: naming the context and both logits.
+    """
+    for context, z in zip(contexts, next_token_logits(model, contexts)):
+        gap = float(z[context.correct_id] - z[context.competitor_id])
+        if not gap < 0:
+            words = context.context
+            raise ContextError(
+                f"Context '{context.id}': '{model.name}' already prefers '{words.correct}' to '{words.competitor}' before "
+                f"training (logit gap {gap:+.2f} nats), so there is nothing to overtake. Choose a competitor that the model "
+                "prefers, or exchange the two words."
+            )
+
+
+def finetune(
+    model: LanguageModel,
+    contexts: list[Resolved],
+    learning_rates,
+    recipe: Recipe = Recipe(),
+    *,
+    seeds: tuple[int, ...] = (0,),
+    engine: str = "auto",
+    chunk: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> xr.Dataset:
+    """Fine-tune one replica per context, learning rate and seed, and record everything.
+
+    Args:
+        model: the checkpoint; it is not changed.
+        contexts: resolved contexts (C of them); each must be outranked by its competitor at step 0.
+        learning_rates: (rates,) for all contexts, or (C, rates); positive.
+        recipe: optimiser, method, number of steps.
+        seeds: of the LoRA initialisation. Full fine-tuning of a checkpoint has no randomness.
+        engine: see :func:`phantomlib.replicas.stack`.
+        chunk: replicas advanced together; by default from the size of the model.
+        progress: called with the number of replica-steps just done.
+
+    Returns:
+        Dataset with dimensions (context, rate, seed, step), step = 0..T, the variables of ``RECORDED``,
+        ``learning_rate`` (context, rate) and ``diverged_step`` (-1 if finite throughout). From the step of divergence on,
+        values are nan (``rank_correct`` 0). With snapshots also ``spectrum`` (..., snapshot, component), eigenvalues of ρ,
+        and ``phi_trace`` (..., snapshot), Φ computed from ρ by the trace formula.
+    """
+    rates = check_learning_rates(learning_rates, len(contexts))
+    check_contexts(model, contexts)
+    shape = (len(contexts), rates.shape[1], len(seeds))
+    grid = list(np.ndindex(shape))
+    modules = {s: _trainable(model, recipe, seed) for s, seed in enumerate(seeds)}
+    n_trainable = sum(v.numel() for v in modules[0][1].values())
+    chunk = chunk or chunk_size(n_trainable, model.device)
+    parts = []
+    for start in range(0, len(grid), chunk):
+        cells = grid[start : start + chunk]
+        module = modules[cells[0][2]][0]  # frozen tensors are the same for every seed
+        parts.append(
+            _advance(
+                stack(module, [modules[s][1] for _, _, s in cells], engine),
+                _readout(module),
+                [contexts[c] for c, _, _ in cells],
+                torch.tensor([rates[c, r] for c, r, _ in cells], dtype=model.readout.dtype, device=model.device),
+                recipe,
+                progress,
+            )
+        )
+    return _label(parts, shape, contexts, rates, seeds, recipe)
+
+
+def _trainable(model: LanguageModel, recipe: Recipe, seed: int) -> tuple[torch.nn.Module, dict[str, Tensor]]:
+    """The module to run and the initial values of its trainable tensors."""
+    if recipe.method == "full":
+        return model.module, dict(model.module.named_parameters())
+    module = add_lora(model.module, rank=recipe.rank, alpha=recipe.alpha, seed=seed)
+    return module, {name: p for name, p in module.named_parameters() if "lora_" in name}
+
+
+def _readout(module: torch.nn.Module) -> tuple[str, Tensor]:
+    """Name (as in ``named_parameters``) and value of the unembedding matrix."""
+    weight = module.get_output_embeddings().weight
+    return next(name for name, p in module.named_parameters() if p is weight), weight
+
+
+def chunk_size(n_trainable: int, device: torch.device) -> int:
+    """Replicas advanced together: enough to fill the machine, few enough to stay near its caches or in its memory."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return max(1, min(512, int(free * 0.6 / (24 * n_trainable))))
+    return max(4, min(64, 24_000_000 // max(n_trainable, 1)))
+
+
+def _advance(stacked, readout, contexts, rates, recipe, progress) -> dict[str, Tensor]:
+    """Run one chunk of R replicas for T steps; returns recorded tensors (R, T + 1) and snapshots."""
+    readout_name, readout_0 = readout
+    replicas, device = len(contexts), rates.device
+    longest = max(len(c.prompt_ids) for c in contexts)
+    ids = torch.tensor([[*c.prompt_ids, *[0] * (longest - len(c.prompt_ids))] for c in contexts], device=device)
+    last = torch.tensor([len(c.prompt_ids) - 1 for c in contexts], device=device)
+    c = torch.tensor([x.correct_id for x in contexts], device=device)
+    k = torch.tensor([x.competitor_id for x in contexts], device=device)
+
+    E_0 = readout_0.detach().clone()
+    E = stacked.parameters.get(
+        readout_name, readout_0
+    ).detach()  # (R, V, d) if trained, else (V, d) for all; same memory
+    recorder = _Recorder(E_0, E, c, k, recipe, replicas)
+    optimizer = _Optimizer(stacked.parameters, rates, recipe)
+    for step in range(recipe.steps + 1):
+        with torch.set_grad_enabled(step < recipe.steps):
+            logits = stacked.logits(ids, last)  # (R, V)
+            loss = F.cross_entropy(logits, c, reduction="none")
+        recorder.record(step, logits.detach(), loss.detach())
+        if step < recipe.steps:
+            recorder.fields["gradient_norm"][:, step] = optimizer.step(loss)
+            if progress:
+                progress(replicas)
+    optimizer.close()
+    return recorder.fields | recorder.snapshots
+
+
+class _Optimizer:
+    """SGD, Adam or AdamW with one learning rate per replica, applied to each parameter as soon as its gradient is known.
+
+    Updating inside the backward pass means that no more than one parameter's gradient exists at a time.
+    """
+
+    def __init__(self, parameters: dict[str, Tensor], rates: Tensor, recipe: Recipe):
+        self.recipe, self.rates, self.steps = recipe, rates, 0
+        self.moments = {}
+        self.handles = [p.register_post_accumulate_grad_hook(self._update) for p in parameters.values()]
+
+    def step(self, loss: Tensor) -> Tensor:
+        """Update all replicas from their losses (R,); returns the norms of their gradients (R,)."""
+        self.steps += 1
+        self.squared_norm = torch.zeros_like(self.rates)
+        loss.sum().backward()  # replicas do not interact, so the gradient of the sum is each replica's own
+        return self.squared_norm.sqrt()
+
+    @torch.no_grad()
+    def _update(self, p: Tensor) -> None:
+        g, recipe = p.grad, self.recipe
+        p.grad = None
+        self.squared_norm += g.flatten(1).square().sum(1)
+        rate = self.rates.view(-1, *[1] * (p.dim() - 1))
+        if recipe.optimizer == "sgd":
+            p.addcmul_(g, rate, value=-1)
+            return
+        m, v = self.moments.setdefault(p, (torch.zeros_like(p), torch.zeros_like(p)))
+        m.lerp_(g, 1 - recipe.beta1)
+        v.mul_(recipe.beta2).addcmul_(g, g, value=1 - recipe.beta2)
+        if recipe.weight_decay:
+            p.mul_(1 - rate * recipe.weight_decay)
+        torch.sqrt(v, out=g)  # the gradient is spent; its memory serves as scratch
+        g.div_(math.sqrt(1 - recipe.beta2**self.steps)).add_(recipe.epsilon)
+        torch.div(m, g, out=g)
+        p.addcmul_(g, rate, value=-1 / (1 - recipe.beta1**self.steps))
+
+    def close(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+class _Recorder:
+    """Writes each step's measurements into tensors (R, T + 1) on the device; nothing is read back before the end."""
+
+    def __init__(self, E_0: Tensor, E: Tensor, c: Tensor, k: Tensor, recipe: Recipe, replicas: int):
+        self.E_0, self.E, self.c, self.k, self.recipe = E_0, E, c, k, recipe
+        self.pair = torch.stack([c, k], -1)  # (R, 2)
+        self.trained = E.dim() == 3
+        self.norm_0 = E_0.norm()
+        self.fields = {name: E_0.new_full((replicas, recipe.steps + 1), math.nan) for name in RECORDED}
+        self.h = self.g_ck = self.previous = None
+        d, n = E_0.shape[1], len(recipe.snapshots)
+        self.snapshots = (
+            {"spectrum": E_0.new_zeros((replicas, n, d)), "phi_trace": E_0.new_zeros((replicas, n))} if n else {}
+        )
+
+    def record(self, step: int, logits: Tensor, loss: Tensor) -> None:
+        """``logits`` (R, V) and ``loss`` (R,) of the state before update ``step``."""
+        p = logits.softmax(-1)
+        z_pair, p_pair = logits.gather(1, self.pair), p.gather(1, self.pair)
+        if self.h is None or self.trained:  # a frozen readout keeps its overlaps
+            self._measure_geometry()
+        signal, drag = op.split(p, self.h, self.c, self.k, self.g_ck, self.recipe.exponent)
+        values = {
+            "cross_entropy": loss,
+            "logit_gap": z_pair[:, 0] - z_pair[:, 1],
+            "p_correct": p_pair[:, 0],
+            "p_competitor": p_pair[:, 1],
+            "rank_correct": 1 + (logits > z_pair[:, :1]).sum(1),
+            "phi": signal + drag,
+            "signal": signal,
+            "drag": drag,
+            "overlap": self.g_ck,
+            "readout_drift": self._drift(),
+            "readout_unchanged": self._unchanged(),
+        }
+        if self.previous is not None:  # Φ is bilinear in p and h, so its change splits exactly
+            p_0, h_0 = self.previous
+            values["phi_readout_part"] = ((p - p_0) * (self.h + h_0)).sum(1) / 2
+            values["phi_geometry_part"] = ((self.h - h_0) * (p + p_0)).sum(1) / 2
+        self.previous = p, self.h
+        for name, value in values.items():
+            self.fields[name][:, step] = value
+        if step in self.recipe.snapshots:
+            self._snapshot(self.recipe.snapshots.index(step), p)
+
+    def _measure_geometry(self) -> None:
+        E = self.E if self.trained else self.E.expand(len(self.c), -1, -1)
+        g = op.overlaps(E, self.pair)  # (R, V, 2)
+        self.h = op.contrast(g, self.recipe.exponent)
+        self.g_ck = g[torch.arange(len(g), device=g.device), self.k, 0]
+
+    def _drift(self) -> Tensor:
+        return (self.E - self.E_0).flatten(-2).norm(dim=-1) / self.norm_0
+
+    def _unchanged(self) -> Tensor:
+        return (self.E == self.E_0).flatten(-2).all(-1)
+
+    def _snapshot(self, index: int, p: Tensor) -> None:
+        """Eigenvalues of ρ, and Φ from ρ itself: a path that shares nothing with signal and drag."""
+        E = self.E if self.trained else self.E.expand(len(self.c), -1, -1)
+        finite = torch.isfinite(p).all(1) & torch.isfinite(E).flatten(1).all(1)  # eigenvalue routines refuse nan
+        rho = op.density_matrix(p.nan_to_num(0.0), E.nan_to_num(0.0, 0.0, 0.0))
+        e = op.normalise(torch.take_along_dim(E, self.pair[..., None], 1))
+        gone = torch.where(finite, 0.0, math.nan).to(p.dtype)
+        self.snapshots["spectrum"][:, index] = op.spectrum(rho) + gone[:, None]
+        self.snapshots["phi_trace"][:, index] = op.order_parameter_by_trace(rho, e[:, 0], e[:, 1]) + gone
+
+
+def _label(parts, shape, contexts, rates, seeds, recipe) -> xr.Dataset:
+    joined = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
+    fields = {name: joined[name].reshape(*shape, -1) for name in RECORDED}
+    finite = np.isfinite(fields["cross_entropy"]) & np.isfinite(fields["logit_gap"]) & np.isfinite(fields["phi"])
+    alive = np.logical_and.accumulate(finite, axis=-1)  # once diverged, always diverged
+    diverged = np.where(alive.all(-1), -1, alive.argmin(-1))
+    dims = ("context", "rate", "seed", "step")
+    data = {}
+    for name, (unit, meaning) in RECORDED.items():
+        values = np.where(alive, fields[name], np.nan)
+        if name in ("rank_correct", "readout_unchanged"):
+            values = np.nan_to_num(values).astype("int32" if name == "rank_correct" else "int8")
+        data[name] = (dims, values, {"units": unit, "long_name": meaning})
+    data["diverged_step"] = (
+        dims[:3],
+        diverged.astype("int32"),
+        {"units": "1", "long_name": "first non-finite step, or -1"},
+    )
+    if recipe.snapshots:
+        n, d = joined["spectrum"].shape[1:]
+        data["spectrum"] = (
+            (*dims[:3], "snapshot", "component"),
+            joined["spectrum"].reshape(*shape, n, d),
+            {"units": "1"},
+        )
+        data["phi_trace"] = ((*dims[:3], "snapshot"), joined["phi_trace"].reshape(*shape, n), {"units": "1"})
+    coords = {
+        "context": [c.id for c in contexts],
+        "seed": list(seeds),
+        "step": np.arange(recipe.steps + 1),
+        "learning_rate": (
+            ("context", "rate"),
+            rates,
+            {"units": "1", "long_name": f"learning rate of {recipe.optimizer}"},
+        ),
+        "correct": ("context", [c.context.correct for c in contexts]),
+        "competitor": ("context", [c.context.competitor for c in contexts]),
+    }
+    if recipe.snapshots:
+        coords["snapshot"] = list(recipe.snapshots)
+    attrs = {f"recipe_{key}": value for key, value in asdict(recipe).items() if key != "snapshots"}
+    return xr.Dataset(data, coords, attrs)

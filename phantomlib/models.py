@@ -1,0 +1,200 @@
+"""Load a causal language model from the zoo, a folder or the hub; read its readout; add LoRA adapters."""
+
+import copy
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from phantomlib.contexts import Resolved
+from phantomlib.errors import ModelError, ParameterError
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model in evaluation mode, with what identifies it.
+
+    Attributes:
+        name: short name for figures (the last part of the reference).
+        ref: what the user asked for: ``zoo:NAME``, a folder, or a hub id.
+        module: the transformers model (eager attention, no dropout).
+        tokenizer: its tokenizer.
+        fingerprint: hash of configuration and weights in the computing dtype; it identifies the numbers, not the place.
+        revision: the hub commit, or "" for local weights.
+    """
+
+    name: str
+    ref: str
+    module: nn.Module
+    tokenizer: object
+    fingerprint: str
+    revision: str = ""
+
+    @property
+    def readout(self) -> Tensor:
+        """The unembedding matrix E (V, d)."""
+        return self.module.get_output_embeddings().weight
+
+    @property
+    def input_embedding(self) -> Tensor:
+        """The token embedding (V, d); the same tensor as the readout if the model is tied."""
+        return self.module.get_input_embeddings().weight
+
+    @property
+    def tied(self) -> bool:
+        return self.readout is self.input_embedding
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(p.numel() for p in self.module.parameters())
+
+    @property
+    def model_type(self) -> str:
+        return self.module.config.model_type
+
+    @property
+    def device(self) -> torch.device:
+        return self.readout.device
+
+
+def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str | None = None) -> LanguageModel:
+    """Load a checkpoint; safetensors only, never remote code.
+
+    Args:
+        ref: ``zoo:NAME``, a local folder in Hugging Face format, or a hub id.
+        dtype: ``float32`` or ``float64``; half-precision checkpoints are computed in this dtype.
+        device: a torch device, e.g. ``cpu`` or ``cuda``.
+        revision: hub branch, tag or commit.
+
+    Raises:
+        ModelError: unknown, unreachable, without safetensors, or not a causal language model.
+    """
+    if dtype not in DTYPES:
+        raise ParameterError(f"dtype '{dtype}' is not known; choose one of {', '.join(DTYPES)}.")
+    check_device(device)
+    folder = find(ref)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    options = {"revision": revision, "trust_remote_code": False}
+    source = str(folder or ref)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        module = AutoModelForCausalLM.from_pretrained(
+            source, use_safetensors=True, dtype=DTYPES[dtype], attn_implementation="eager", **options
+        )
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise ModelError(_why_not(ref, folder, error)) from error
+    if module.get_output_embeddings() is None:
+        raise ModelError(f"'{ref}' has no readout (unembedding) layer; choose a causal language model.")
+    module = module.to(device).eval().requires_grad_(False)
+    return LanguageModel(
+        name=ref.rstrip("/").split("/")[-1].removeprefix("zoo:"),
+        ref=ref,
+        module=module,
+        tokenizer=tokenizer,
+        fingerprint=fingerprint(module),
+        revision=getattr(module.config, "_commit_hash", None) or "",
+    )
+
+
+def check_device(device: str) -> None:
+    """Raise ParameterError unless torch can compute on ``device`` here."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ParameterError(f"device '{device}' cannot be used here ({reason}). Use device 'cpu'.") from None
+
+
+def find(ref: str) -> Path | None:
+    """Folder of a zoo or local checkpoint, or None if ``ref`` has the form of a hub id.
+
+    Raises:
+        ModelError: unknown zoo name; no such folder; a folder without configuration or safetensors.
+    """
+    if not isinstance(ref, str) or not ref.strip():
+        raise ModelError(f"A model is named by text such as 'zoo:gpt2-s', a folder or a hub id, not by {ref!r}.")
+    if ref.startswith("zoo:"):
+        from phantomlib import zoo
+
+        return zoo.path(ref.removeprefix("zoo:"))
+    folder = Path(ref).expanduser()
+    if not folder.exists():
+        if ref.startswith((".", "/", "~")) or ref.count("/") > 1:
+            raise ModelError(
+                f"No model folder at '{ref}'. Check the path, or give a hub id (owner/name) or 'zoo:NAME'."
+            )
+        return None
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"'{ref}' has no config.json; give a folder saved with transformers' save_pretrained.")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"'{ref}' holds no .safetensors weights. Pickled weights are not loaded, because they can run code; convert "
+            "them once with save_pretrained(..., safe_serialization=True)."
+        )
+    return folder
+
+
+def _why_not(ref: str, folder: Path | None, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if folder is None:
+        if "safetensors" in text:
+            return f"'{ref}' offers no safetensors weights on the hub. Pickled weights are not loaded; choose another revision or model."
+        if "gated" in text.lower():
+            return f"'{ref}' is gated on the hub; log in with `hf auth login` and accept its terms first."
+        return (
+            f"'{ref}' could not be fetched: either there is no connection to the hub, or no such model. Check the name; "
+            "offline, give a local folder or a zoo model ('zoo:gpt2-s')."
+        )
+    return f"'{ref}' could not be loaded as a causal language model: {text[:300]}"
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 (first 16 hex digits) of configuration and weights; equal numbers give equal fingerprints."""
+    digest = hashlib.sha256()
+    config = {k: v for k, v in module.config.to_dict().items() if not k.startswith("_") and k != "transformers_version"}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def add_lora(module: nn.Module, *, rank: int, alpha: float, seed: int) -> nn.Module:
+    """A copy of ``module`` with LoRA adapters (Hu et al. 2021) on every linear layer except the readout.
+
+    Only tensors whose name holds ``lora_`` are trainable. B starts at zero, so the function starts unchanged; A is drawn
+    from ``seed`` without touching the global random state.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
+        )
+        # transformers' Conv1D stores its weight transposed; peft warns about it unless told per layer, which it then does itself.
+        import warnings
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return get_peft_model(copy.deepcopy(module), config, autocast_adapter_dtype=False).eval()
+
+
+@torch.no_grad()
+def next_token_logits(model: LanguageModel, contexts: list[Resolved]) -> Tensor:
+    """Logits (C, V) of the token after each prompt, before any training."""
+    return torch.stack(
+        [
+            model.module(torch.tensor([c.prompt_ids], device=model.device), use_cache=False).logits[0, -1]
+            for c in contexts
+        ]
+    )

@@ -1,0 +1,144 @@
+r"""The order parameter: how far a predicted distribution has committed to one token over its near-synonym.
+
+With :math:`\hat e_i` the normalised rows of the readout, :math:`g_{ij} = \hat e_i \cdot \hat e_j` and
+:math:`p` the next-token distribution,
+
+.. math::
+
+    \rho = \sum_i p_i\, \hat e_i \hat e_i^\top, \qquad
+    \Phi = \mathrm{Tr}\,[\rho\,(\Pi_c - \Pi_k)] = \sum_i p_i\,(g_{ci}^2 - g_{ki}^2) = S + D,
+
+    S = (p_c - p_k)(1 - g_{ck}^2), \qquad D = \sum_{i \ne c,k} p_i\,(g_{ci}^2 - g_{ki}^2).
+
+All functions take leading batch dimensions and keep the dtype and device of what they are given.
+Source: the abstract of arXiv 2606.07559; the exact form is our reconstruction (see the book's definitions).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from phantomlib.errors import ParameterError
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """Φ and its parts at one moment; plain floats, dimensionless.
+
+    Attributes:
+        phi: the order parameter, ``signal + drag``.
+        signal: commitment to the correct token over the competitor.
+        drag: leakage from all other tokens (the bulk).
+        overlap: ``g_ck``, the cosine of the two readout rows.
+        bulk_mass: ``1 - p_c - p_k``.
+        bulk_contrast: ``drag / bulk_mass``, the mean of ``g_ci**2 - g_ki**2`` over the bulk (nan without bulk).
+    """
+
+    phi: float
+    signal: float
+    drag: float
+    overlap: float
+    bulk_mass: float
+    bulk_contrast: float
+
+
+def normalise(E: Tensor) -> Tensor:
+    """Rows of a readout ``E`` (..., V, d) scaled to length one; a zero row has no direction and stays zero."""
+    return E / E.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(E.dtype).tiny)
+
+
+def overlaps(E: Tensor, ids: Tensor) -> Tensor:
+    """Cosines ``g`` between every readout row and the rows ``ids``.
+
+    Args:
+        E: readout (..., V, d), not normalised.
+        ids: token ids (..., n) with the leading dimensions of ``E``.
+
+    Returns:
+        (..., V, n); products with a few columns at once are much faster than one product per column.
+    """
+    norms = E.norm(dim=-1).clamp_min(torch.finfo(E.dtype).tiny)  # (..., V)
+    rows = torch.take_along_dim(E, ids[..., None], dim=-2)  # (..., n, d)
+    row_norms = torch.take_along_dim(norms, ids, dim=-1)  # (..., n)
+    return E @ rows.mT / norms[..., None] / row_norms[..., None, :]
+
+
+def contrast(g: Tensor, exponent: int = 2) -> Tensor:
+    """Contrast ``h_i = g_ci**exponent - g_ki**exponent`` (..., V) from overlaps ``g`` (..., V, 2) with (c, k)."""
+    return g[..., 0] ** exponent - g[..., 1] ** exponent
+
+
+def split(p: Tensor, h: Tensor, c: Tensor, k: Tensor, g_ck: Tensor, exponent: int = 2) -> tuple[Tensor, Tensor]:
+    """Signal and drag of a batch: ``p`` and ``h`` (..., V), ids and ``g_ck`` (...). Returns two tensors (...)."""
+    pair = torch.stack([c, k], -1)
+    p_pair = torch.take_along_dim(p, pair, -1)
+    signal = (p_pair[..., 0] - p_pair[..., 1]) * (1 - g_ck**exponent)
+    drag = (p * h).scatter(-1, pair, 0.0).sum(-1)
+    return signal, drag
+
+
+def decompose(p, E, c: int, k: int, exponent: int = 2) -> Decomposition:
+    """Φ = S + D for one distribution.
+
+    Args:
+        p: next-token probabilities (V,), non-negative, summing to one; array or tensor.
+        E: readout (unembedding) matrix (V, d); array or tensor. Rows need not be normalised.
+        c: id of the correct token.
+        k: id of the competitor.
+        exponent: power of the overlap; 2 is the definition, 1 a sensitivity check.
+
+    Raises:
+        ParameterError: wrong shapes, ids out of range, ``c == k``, or ``p`` not a distribution.
+    """
+    p, E = torch.as_tensor(p), torch.as_tensor(E)
+    if E.ndim != 2 or p.shape != E.shape[:1]:
+        raise ParameterError(
+            f"decompose needs p of shape (V,) and E of shape (V, d), not {tuple(p.shape)} and {tuple(E.shape)}."
+        )
+    if not (0 <= c < len(p) and 0 <= k < len(p)) or c == k:
+        raise ParameterError(f"c={c} and k={k} must be two different token ids below V={len(p)}.")
+    if not bool(torch.isfinite(p).all()) or bool((p < 0).any()) or abs(float(p.double().sum()) - 1) > 1e-3:
+        raise ParameterError("p must be non-negative and sum to one; apply a softmax to logits first.")
+    E = E.to(p.dtype)
+    ids_c, ids_k = torch.tensor(c, device=p.device), torch.tensor(k, device=p.device)
+    g = overlaps(E, torch.stack([ids_c, ids_k]))
+    g_ck = g[k, 0]
+    signal, drag = split(p, contrast(g, exponent), ids_c, ids_k, g_ck, exponent)
+    bulk = float(1 - p[c] - p[k])
+    return Decomposition(
+        phi=float(signal + drag),
+        signal=float(signal),
+        drag=float(drag),
+        overlap=float(g_ck),
+        bulk_mass=bulk,
+        bulk_contrast=float(drag) / bulk if bulk > 0 else float("nan"),
+    )
+
+
+def density_matrix(p: Tensor, E: Tensor) -> Tensor:
+    """ρ (..., d, d) of probabilities ``p`` (..., V) and readout ``E`` (..., V, d): symmetric, positive, trace one."""
+    e = normalise(E)
+    return (e * p[..., None]).mT @ e
+
+
+def order_parameter_by_trace(rho: Tensor, e_c: Tensor, e_k: Tensor) -> Tensor:
+    """Φ as the trace ``Tr[ρ(Π_c - Π_k)]`` from ρ (..., d, d) and two unit vectors (..., d): the definition itself."""
+    return torch.einsum("...i,...ij,...j->...", e_c, rho, e_c) - torch.einsum("...i,...ij,...j->...", e_k, rho, e_k)
+
+
+def spectrum(rho: Tensor) -> Tensor:
+    """Eigenvalues of ρ (..., d), largest first; they are non-negative and sum to one."""
+    return torch.linalg.eigvalsh(rho).flip(-1).clamp_min(0.0)
+
+
+def purity(eigenvalues):
+    """``Tr ρ²`` from the spectrum (..., d), array or tensor: 1 for a pure state, 1/d for the maximally mixed one."""
+    return (eigenvalues**2).sum(-1)
+
+
+def von_neumann_entropy(eigenvalues):
+    """``-Tr ρ log ρ`` in nats from the spectrum (..., d), array or tensor; its exponential is the effective rank."""
+    log = torch.log if isinstance(eigenvalues, Tensor) else np.log
+    return -(eigenvalues * log(eigenvalues.clip(min=1e-30))).sum(-1)

@@ -1,0 +1,211 @@
+"""Many independent copies of one model in one forward pass.
+
+Replicas sit on the batch axis: row r of every batch is computed with replica r's own weights. Modules that hold trainable
+weights are exchanged for ones that hold ``(R, ...)`` stacks and multiply batched; everything between them (attention,
+activations, residuals) works row by row already and is left alone. Frozen weights are shared by all replicas.
+
+A model whose modules are not known here, or whose stacked copy does not reproduce the plain model, is run by
+``torch.vmap`` instead: slower, but right for every architecture.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Stack:
+    """R replicas of a model.
+
+    Attributes:
+        parameters: trainable tensors (R, ...), by their name in the model; leaves with ``requires_grad``.
+        logits: maps token ids (R, L), padded on the right, and the last position of each row (R,) to next-token logits
+            (R, V). Causal attention makes the padding exact.
+        engine: ``batch axis`` or ``vmap``.
+    """
+
+    parameters: dict[str, Tensor]
+    logits: Callable[[Tensor, Tensor], Tensor]
+    engine: str
+
+
+def stack(module: nn.Module, initial: list[dict[str, Tensor]], engine: str = "auto") -> Stack:
+    """Stack R replicas of ``module``.
+
+    Args:
+        module: a causal language model; it is not changed.
+        initial: for each replica the initial values of the trainable tensors by name. Names not listed stay frozen and shared.
+        engine: ``batch axis``, ``vmap``, or ``auto``: the batch axis where it is exact, else vmap.
+    """
+    parameters = {
+        name: torch.stack([values[name] for values in initial]).detach().requires_grad_() for name in initial[0]
+    }
+    if engine != "vmap":
+        on_batch_axis = _on_batch_axis(module, parameters)
+        if on_batch_axis is not None:
+            stacked = Stack(parameters, on_batch_axis, "batch axis")
+            if engine == "batch axis" or _agrees(stacked, module, initial[0]):
+                return stacked
+        elif engine == "batch axis":
+            raise NotImplementedError(f"no stacked version of every trainable module of {type(module).__name__}")
+    return Stack(parameters, _by_vmap(module, parameters), "vmap")
+
+
+def _agrees(stacked: Stack, module: nn.Module, values: dict[str, Tensor]) -> bool:
+    """Whether replica 0 gives the plain model's logits and gradients on a short probe, to rounding."""
+    replicas = len(next(iter(stacked.parameters.values())))
+    device = next(module.parameters()).device
+    vocabulary = module.get_output_embeddings().weight.shape[0]
+    ids = (torch.arange(6, device=device) * 7 + 3) % vocabulary
+    names = list(values)
+    leaves = [values[name].detach().clone().requires_grad_() for name in names]
+    plain = torch.func.functional_call(module, dict(zip(names, leaves)), (ids[None, :5],), {"use_cache": False}).logits[
+        0, -1
+    ]
+    try:
+        logits = stacked.logits(ids.repeat(replicas, 1), torch.full((replicas,), 4, device=device))[0]
+        ours = torch.autograd.grad(
+            logits.log_softmax(-1)[0], [stacked.parameters[name] for name in names], allow_unused=True
+        )
+    except (RuntimeError, AttributeError, TypeError):  # a custom module that does not work row by row
+        return False
+    oracle = torch.autograd.grad(plain.log_softmax(-1)[0], leaves, allow_unused=True)
+    pairs = [(logits, plain)] + [(a[0], b) for a, b in zip(ours, oracle) if a is not None and b is not None]
+    same_use = all((a is None) == (b is None) for a, b in zip(ours, oracle))
+    tolerance = 1e-3 if plain.dtype == torch.float32 else 1e-9
+    return same_use and all((a - b).norm() <= tolerance * b.norm() + 1e-12 for a, b in pairs)
+
+
+def _by_vmap(module: nn.Module, parameters: dict[str, Tensor]) -> Callable:
+    def one(values: dict[str, Tensor], ids: Tensor, last: Tensor) -> Tensor:
+        logits = torch.func.functional_call(module, values, (ids[None],), {"use_cache": False}).logits[0]
+        return logits.index_select(0, last[None])[0]
+
+    return lambda ids, last: torch.vmap(one)(parameters, ids, last)
+
+
+def _on_batch_axis(module: nn.Module, parameters: dict[str, Tensor]) -> Callable | None:
+    """A forward pass over stacked weights, or None if some trainable module is not known here."""
+    module = _share_frozen_copy(module, set(parameters))
+    by_identity = {id(module.get_parameter(name)): stacked for name, stacked in parameters.items()}
+    for path, leaf in list(module.named_modules()):
+        own = {name: by_identity.get(id(p)) for name, p in leaf._parameters.items()}
+        if not any(stacked is not None for stacked in own.values()):
+            continue
+        batched = _batched(leaf, own)
+        if batched is None:
+            return None
+        parent, _, name = path.rpartition(".")
+        setattr(module.get_submodule(parent), name, batched)
+    rows = {}
+
+    def keep_last(_, args):  # the readout sees only the position that is asked for: (R, L, d) -> (R, 1, d)
+        hidden = args[0]
+        return (hidden[torch.arange(len(hidden), device=hidden.device), rows["last"]][:, None],)
+
+    module.get_output_embeddings().register_forward_pre_hook(keep_last)
+
+    def logits(ids: Tensor, last: Tensor) -> Tensor:
+        rows["last"] = last
+        return module(ids, use_cache=False).logits[:, 0]
+
+    return logits
+
+
+def _share_frozen_copy(module: nn.Module, trainable: set[str]) -> nn.Module:
+    """A copy of the module tree that shares every tensor with the original."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(t): t for t in tensors})
+
+
+def _batched(leaf: nn.Module, own: dict[str, Tensor | None]) -> nn.Module | None:
+    """The stacked version of one module with trainable tensors ``own`` (R, ...), or None if its kind is not known."""
+    kind = type(leaf).__name__
+    if own.get("weight") is None:
+        return None  # a trainable bias beside a frozen weight
+    if (
+        isinstance(leaf, nn.Linear) or kind == "Conv1D"
+    ):  # transformers' Conv1D is a linear layer with the weight (in, out)
+        return _Linear(own["weight"], own.get("bias"), leaf, transposed=kind != "Conv1D")
+    if type(leaf) is nn.Embedding:
+        return _Embedding(own["weight"])
+    if kind == "OPTLearnedPositionalEmbedding":
+        return _OPTPositions(own["weight"], leaf.offset)
+    if isinstance(leaf, nn.LayerNorm):
+        return _LayerNorm(own, leaf)
+    if kind.endswith("RMSNorm"):
+        return _Norm(own["weight"], leaf)
+    return None
+
+
+class _Linear(nn.Module):
+    """y = x W + b for each replica; the stacked W is (R, in, out), or (R, out, in) if transposed; b is (R, out)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, leaf: nn.Module, transposed: bool):
+        super().__init__()
+        self.stacked, self.transposed = weight, transposed
+        self.stacked_bias = bias  # None: no bias, or a frozen one shared by all
+        self.bias, self.weight = leaf.bias, leaf.weight  # adapters ask the weight for its dtype
+
+    def forward(self, x: Tensor) -> Tensor:  # (R, L, in) -> (R, L, out)
+        weight = self.stacked.mT if self.transposed else self.stacked
+        bias = self.bias if self.stacked_bias is None else self.stacked_bias[:, None]
+        return torch.bmm(x, weight) if bias is None else torch.baddbmm(bias.expand(len(x), 1, -1), x, weight)
+
+
+class _Embedding(nn.Module):
+    """Row lookup for each replica; weight (R, V, d)."""
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.stacked = weight
+
+    def forward(self, ids: Tensor) -> Tensor:  # (R or 1, L) -> (R, L, d)
+        replicas = len(self.stacked)
+        return self.stacked[torch.arange(replicas, device=ids.device)[:, None], ids.expand(replicas, -1)]
+
+
+class _OPTPositions(_Embedding):
+    """OPT's learned positions, which start at an offset."""
+
+    def __init__(self, weight: Tensor, offset: int):
+        super().__init__(weight)
+        self.offset = offset
+
+    def forward(self, attention_mask, past_key_values_length: int = 0, position_ids: Tensor | None = None) -> Tensor:
+        if position_ids is None:
+            position_ids = (attention_mask.cumsum(1) * attention_mask - 1).long()
+        return super().forward(position_ids + self.offset)
+
+
+class _LayerNorm(nn.Module):
+    def __init__(self, own: dict[str, Tensor | None], leaf: nn.LayerNorm):
+        super().__init__()
+        self.shape, self.eps, self.own = leaf.normalized_shape, leaf.eps, own
+
+    def forward(self, x: Tensor) -> Tensor:  # (R, ..., d)
+        y = F.layer_norm(x, self.shape, eps=self.eps)
+        y = y * _broadcast(self.own["weight"], y)
+        return y if self.own.get("bias") is None else y + _broadcast(self.own["bias"], y)
+
+
+class _Norm(nn.Module):
+    """Any norm that uses its weight elementwise: the original code runs with a weight that broadcasts over replicas."""
+
+    def __init__(self, weight: Tensor, leaf: nn.Module):
+        super().__init__()
+        self.stacked, self.leaf = weight, leaf
+        del leaf.weight
+
+    def forward(self, x: Tensor, *args) -> Tensor:
+        self.leaf.weight = _broadcast(self.stacked, x)
+        return self.leaf(x, *args)
+
+
+def _broadcast(stacked: Tensor, x: Tensor) -> Tensor:
+    """(R, d) -> (R, 1, ..., 1, d), to multiply x (R, ..., d)."""
+    return stacked.view(len(stacked), *[1] * (x.dim() - 2), stacked.shape[-1])

@@ -1,0 +1,198 @@
+"""The store: one labelled netCDF file per run, named by everything that determines its numbers.
+
+A run file is an ordinary netCDF-4 dataset (``xarray.open_dataset(path)``, or any netCDF reader). It is written to a
+temporary name, then renamed, so a file that has its name is complete. Several processes may share a store.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import tempfile
+import time
+import warnings
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import xarray as xr
+from filelock import FileLock
+from tqdm import tqdm
+
+from phantomlib.contexts import Resolved
+from phantomlib.errors import StoreError
+from phantomlib.finetune import ENGINE_VERSION, Recipe, check_learning_rates, finetune
+from phantomlib.models import LanguageModel
+
+PACKAGES = ("torch", "transformers", "peft", "numpy", "xarray")
+
+
+class Store:
+    """A folder of finished runs.
+
+    Args:
+        root: the folder; made if absent.
+
+    Raises:
+        StoreError: the folder cannot be made or written to.
+    """
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root).expanduser()
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise StoreError(
+                f"The store folder '{root}' cannot be written to ({error.strerror}). Choose another with the parameter 'store'."
+            ) from None
+
+    def run(
+        self,
+        model: LanguageModel,
+        contexts: list[Resolved],
+        learning_rates,
+        recipe: Recipe = Recipe(),
+        *,
+        seeds: tuple[int, ...] = (0,),
+        progress: bool = True,
+    ) -> xr.Dataset:
+        """The dataset of :func:`phantomlib.finetune.finetune`, from disk if it was computed before.
+
+        The attributes hold the ``run_id``, the model's fingerprint, all parameters, commit, package versions, device,
+        seconds and peak memory (bytes).
+        """
+        rates = check_learning_rates(learning_rates, len(contexts))
+        spec = describe(model, contexts, rates, recipe, seeds)
+        path = self.root / f"{model.name}-{recipe.method}-{recipe.optimizer}-{run_id(spec)}.nc"
+        with FileLock(path.with_suffix(".lock")):
+            dataset = self._read(path)
+            if dataset is None:
+                dataset = self._compute(path, spec, model, contexts, rates, recipe, seeds, progress)
+        return dataset
+
+    def open(self, identifier: str) -> xr.Dataset:
+        """The finished run with this ``run_id``.
+
+        Raises:
+            StoreError: there is none.
+        """
+        for path in self.root.glob(f"*-{identifier}.nc"):
+            dataset = self._read(path)
+            if dataset is not None:
+                return dataset
+        raise StoreError(f"No run '{identifier}' in '{self.root}'. Run the notebook that makes it first.")
+
+    def _compute(self, path, spec, model, contexts, rates, recipe, seeds, progress) -> xr.Dataset:
+        bar = tqdm(
+            total=rates.size * len(seeds) * recipe.steps,
+            desc=f"{model.name} {recipe.method} {recipe.optimizer}",
+            unit="step",
+            leave=False,
+            disable=not progress,
+        )
+        started = time.perf_counter()
+        with bar:
+            dataset = finetune(model, contexts, rates, recipe, seeds=seeds, progress=bar.update)
+        dataset.attrs |= {
+            "run_id": run_id(spec),
+            "specification": json.dumps(spec),
+            "model": model.name,
+            "model_ref": model.ref,
+            "model_revision": model.revision,
+            "n_parameters": model.n_parameters,
+            "tied_readout": int(model.tied),
+            "seconds": time.perf_counter() - started,
+            "peak_memory_bytes": _peak_memory(model.device),
+            "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.machine(),
+            "commit": commit(),
+            "versions": json.dumps({name: version(name) for name in PACKAGES}),
+        }
+        self._write(path, dataset)
+        return dataset
+
+    def _write(self, path: Path, dataset: xr.Dataset) -> None:
+        # checksums inside the file let a reader notice a flipped bit
+        encoding = {name: {"fletcher32": True} for name in dataset.data_vars if dataset[name].size}
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            dataset.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise StoreError(
+                f"The run {path.name} could not be saved ({error}). Free some space or choose another folder with the "
+                "parameter 'store', and start again: finished runs are kept."
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _read(self, path: Path) -> xr.Dataset | None:
+        """The stored run, or None if there is none; a file that cannot be read is set aside."""
+        if not path.exists():
+            return None
+        try:
+            dataset = xr.load_dataset(path, engine="h5netcdf")
+            if path.stem.endswith(dataset.attrs["run_id"]):
+                return dataset
+        except Exception:  # the reader raises many kinds for a damaged file
+            pass
+        aside = path.with_suffix(f".damaged-{time.time_ns()}")
+        os.replace(path, aside)
+        warnings.warn(f"{path.name} is damaged; it was set aside as {aside.name} and is computed again.", stacklevel=3)
+        return None
+
+
+def describe(model: LanguageModel, contexts: list[Resolved], rates, recipe: Recipe, seeds) -> dict:
+    """Everything that determines a run's numbers and labels, as plain JSON types."""
+    return {
+        "engine": ENGINE_VERSION,
+        "model": model.fingerprint,
+        "name": model.name,
+        "dtype": str(model.readout.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "contexts": [
+            [
+                c.id,
+                c.context.prompt,
+                c.context.correct,
+                c.context.competitor,
+                list(c.prompt_ids),
+                c.correct_id,
+                c.competitor_id,
+            ]
+            for c in contexts
+        ],
+        "learning_rates": rates.tolist(),
+        "recipe": json.loads(json.dumps(asdict(recipe))),
+        "seeds": list(seeds),
+    }
+
+
+def run_id(specification: dict) -> str:
+    """Twelve hex digits of the SHA-256 of a specification."""
+    return hashlib.sha256(json.dumps(specification, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def commit() -> str:
+    """The commit of this package's source, with ``+`` if files differ from it; empty outside a repository."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head + ("+" if changed.strip() else "")
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,397 @@
+"""A generated, English-like language whose every probability is known.
+
+The language is a probabilistic list of *frames*. A frame is a short sentence of literal words and slots; a sentence is drawn by choosing a
+frame, then a topic, then one word for every slot, independently given the topic. Hence the probability of any prefix is a finite sum,
+
+    P(w_1 ... w_n) = sum over frames f and topics t of  P(f) P(t | f) prod_j P(w_j | slot j of f, t),
+
+which `Language.log_prob` computes exactly. A model trained on samples can therefore be compared with the truth, not with another model.
+
+Three kinds of sentences:
+
+* generic (61 %): clauses on one of sixteen topics; a topical slot is on topic with probability 0.85;
+* pair (25 %): sentences around one of ten near-synonym pairs. The competitor is chosen with probability 0.7, the correct word otherwise. With
+  probability `s`, the pair's *interchangeability*, the sentence uses a frame both words share, otherwise a frame of the chosen word
+  only, on a topic of its own. `s` is what sets how close the two words come in a trained model;
+* test (14 %): the sentences whose prompts the contexts ask about. The last slot is the competitor with P_k, the correct word with P_c, otherwise
+  a word of the same part of speech (Zipf).
+
+Sentences end with "." and follow each other independently. Words are joined by single spaces, "," and "." without one.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from phantomlib.errors import ContextError
+from phantomlib.zoo import lexicon
+
+FRACTIONS = {"generic": 0.61, "pair": 0.25, "test": 0.14}
+ON_TOPIC = 0.85
+COMPETITOR_SHARE = 0.7  # of a pair's sentences, before any frame is chosen
+
+GENERIC_FRAMES = """
+The {J} {N} {VI} {ADV} .
+The {N} {VT} the {J} {N} .
+The {N} in {PLACE} was {J} and {J} .
+The {N} was too {J} to {VB} .
+The {N} and the {N} {VI} {PREP} the {N} .
+The {J} {N} of {PLACE} {VT} {NAME} .
+{NAME} {VT} the {N} {PREP} the {N} .
+{NAME} and {NAME} {VI} {PREP} the {N} .
+{NAME} wanted to {VB} the {J} {N} .
+{NAME} saw the {N} that {VT} the {N} .
+{NAME} said that the {N} was {J} .
+{NAME} never {VT} the {N} in {PLACE} .
+{NAME} {VI} {ADV} and {VT} the {N} .
+{NAME} went to {PLACE} with the {J} {N} .
+{NAME} gave the {N} to the {J} {N} .
+When the {N} {VI} , {NAME} {VT} the {N} .
+When {NAME} {VI} , the {N} was {J} .
+After the {N} , {NAME} {VI} {ADV} .
+In {PLACE} the {N} {VT} every {N} .
+In the {N} there was one {J} {N} .
+Every {N} in {PLACE} {VI} {ADV} .
+If the {N} {VI} , the {N} will {VB} .
+There was no {N} {PREP} the {J} {N} .
+Nobody in {PLACE} {VT} the {J} {N} .
+His {N} {VT} her {N} {ADV} .
+Her {J} {N} {VI} {PREP} his {N} .
+Our {N} did not {VB} {PREP} the {N} .
+This {N} is {J} but that {N} is {J} .
+"""
+
+# Frames of the pair sentences, by part of speech; {W} is the planted word. The three lists share no frame.
+PAIR_FRAMES = {
+    "noun": {
+        "shared": """
+            The {N} near the {W} was {J} .
+            {NAME} {VT} the {W} {ADV} .
+            The {J} {W} {VI} {PREP} the {N} .
+            """,
+        "correct": """
+            Some {N} had no {W} at all .
+            {NAME} wrote about the {W} of the {N} .
+            Without any {W} the {N} {VI} .
+            """,
+        "competitor": """
+            {NAME} spoke with the {N} beyond the {W} .
+            It was the {W} that {VT} the {N} .
+            Because of the {W} , the {J} {N} {VI} .
+            """,
+    },
+    "adjective": {
+        "shared": """
+            The {N} was {W} and {J} .
+            {NAME} seemed {W} after the {N} .
+            The {W} {N} {VI} {ADV} .
+            """,
+        "correct": """
+            How {W} the {N} looked {PREP} the {N} .
+            {NAME} called the {J} {N} rather {W} .
+            They found the {N} {W} again .
+            """,
+        "competitor": """
+            No {N} was as {W} as {NAME} .
+            Both the {N} and the {N} turned {W} .
+            She thought the {N} {W} enough .
+            """,
+    },
+    "verb": {
+        "shared": """
+            The {N} will {W} in {PLACE} .
+            {NAME} tried to {W} the {N} .
+            They may {W} with the {J} {N} .
+            """,
+        "correct": """
+            We must {W} before the {N} {VI} .
+            Let the {J} {N} {W} {ADV} .
+            {NAME} could {W} among the {N} .
+            """,
+        "competitor": """
+            Nobody dared to {W} without the {N} .
+            To {W} the {N} is {J} .
+            You should {W} {PREP} the {N} .
+            """,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A near-synonym pair: its words, part of speech, test frame, prompt, the three planted numbers and the topics of its pair sentences."""
+
+    correct: str
+    competitor: str
+    part: str  # "noun", "adjective" or "verb"
+    p_competitor: float  # P_k: probability of the competitor in the test frame's slot {X}
+    p_correct: float  # P_c
+    interchangeability: float  # s
+    topics: tuple[str, str, str]  # of the shared frames, of the correct word's own, of the competitor's own
+    frame: str  # the test frame
+    prompt: str  # the context's prompt: one filling of the frame up to {X}
+    likely: str  # words that lead the slot's Zipf order, so that a prompt reads naturally; the rest follows in a shuffled order
+
+    @property
+    def id(self) -> str:
+        return self.correct
+
+
+PAIRS = (
+    Pair("shame", "guilt", "noun", 0.20, 0.07, 0.60, ("law", "family", "war"),
+         "After the {EVENT} , {NAME} felt a deep sense of {X} .", "After the lie, Anna felt a deep sense of",
+         "loss relief pride duty peace doubt grief hope sorrow purpose"),
+    Pair("glad", "happy", "adjective", 0.20, 0.10, 0.90, ("family", "music", "sport"),
+         "When the {MESSAGE} came , {NAME} was very {X} .", "When the news came, Anna was very",
+         "angry sad tired upset calm proud excited nervous worried pleased"),
+    Pair("large", "big", "adjective", 0.40, 0.10, 0.95, ("city", "science", "animals"),
+         "The {BUILDING} in {PLACE} looked really {X} .", "The house in Boston looked really",
+         "nice good old beautiful strange new ugly empty modern tall"),
+    Pair("begin", "start", "verb", 0.25, 0.06, 0.60, ("school", "music", "science"),
+         "The new {ROLE} did not know where to {X} .", "The new teacher did not know where to",
+         ""),
+    Pair("fast", "quick", "adjective", 0.18, 0.08, 0.50, ("sport", "sea", "trade"),
+         "{NAME} gave the {ROLE} a very {X} answer .", "Anna gave the teacher a very",
+         "good short strange long honest simple clear clever polite bad"),
+    Pair("ill", "sick", "adjective", 0.45, 0.05, 0.80, ("medicine", "house", "farm"),
+         "{NAME} ate the {FOOD} and soon got {X} .", "Peter ate the soup and soon got",
+         "tired better angry cold worse bored hungry drunk fat sleepy"),
+    Pair("road", "street", "noun", 0.20, 0.12, 0.40, ("city", "weather", "trade"),
+         "The {ROLE} walked slowly down the busy {X} .", "The teacher walked slowly down the busy",
+         "hall corridor path avenue highway lane sidewalk"),
+    Pair("rock", "stone", "noun", 0.25, 0.08, 0.70, ("weather", "sea", "house"),
+         "{NAME} picked up a small {SHAPE} {X} .", "Anna picked up a small smooth",
+         "box piece object bag bottle stick shell"),
+    Pair("error", "mistake", "noun", 0.30, 0.14, 0.30, ("science", "law", "school"),
+         "The {ROLE} knew that {NAME} had made a serious {X} .", "The clerk knew that Peter had made a serious",
+         "decision effort offer attempt threat promise"),
+    Pair("forest", "woods", "noun", 0.22, 0.15, 0.25, ("animals", "weather", "farm"),
+         "The {GROUP} went for a walk in the {X} .", "The children went for a walk in the",
+         "city country village dark evening"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A sentence pattern: `items` are literal words or slots such as "{N}"; `weight` (topics,) sums to the frame's probability."""
+
+    kind: str  # "generic", "pair" or "test"
+    pair: str | None  # id of the pair, for pair and test frames
+    items: tuple[str, ...]
+    weight: np.ndarray
+
+
+def join(words: list[str]) -> str:
+    """Words to text: single spaces, none before a comma or a full stop."""
+    return " ".join(words).replace(" ,", ",").replace(" .", ".")
+
+
+def split(text: str) -> list[str]:
+    """Text to words; the inverse of `join`."""
+    return re.findall(r"[^\s,.]+|[,.]", text)
+
+
+def _zipf(n: int) -> np.ndarray:
+    weight = 1.0 / np.arange(1, n + 1)
+    return weight / weight.sum()
+
+
+class Language:
+    """The language. `interchangeability` replaces `s` of the named pairs; `seed` shuffles the Zipf tails of the test slots (nothing else).
+
+    Raises ContextError for an unknown pair or an `s` outside [0, 1].
+    """
+
+    def __init__(self, interchangeability: dict[str, float] | None = None, seed: int = 0):
+        self.interchangeability = {pair.id: pair.interchangeability for pair in PAIRS}
+        for name, s in (interchangeability or {}).items():
+            if name not in self.interchangeability:
+                known = ", ".join(self.interchangeability)
+                raise ContextError(f"interchangeability is given for {name!r}, which is no pair of the language; choose among: {known}.")
+            if not 0 <= s <= 1:
+                raise ContextError(f"interchangeability of {name!r} is {s}; it is a probability, choose a value from 0 to 1.")
+            self.interchangeability[name] = float(s)
+        self.seed = seed
+        self.topics = tuple(lexicon.TOPICS)
+        self.frames = tuple(self._frames())
+        self._compile(self._slots())
+
+    # ---- construction
+
+    def _frames(self):
+        uniform = np.full(len(self.topics), 1 / len(self.topics))
+        generic = GENERIC_FRAMES.strip().splitlines()
+        for text in generic:
+            yield Frame("generic", None, tuple(text.split()), FRACTIONS["generic"] / len(generic) * uniform)
+        for pair in PAIRS:
+            s = self.interchangeability[pair.id]
+            choices = (("correct", pair.correct, 1 - COMPETITOR_SHARE), ("competitor", pair.competitor, COMPETITOR_SHARE))
+            for role, word, share in choices:
+                for group, probability in (("shared", s), (role, 1 - s)):
+                    texts = PAIR_FRAMES[pair.part][group].strip().splitlines()
+                    topic = pair.topics[("shared", "correct", "competitor").index(group)]
+                    only = np.array([float(t == topic) for t in self.topics])
+                    for text in texts:
+                        weight = FRACTIONS["pair"] / len(PAIRS) * share * probability / len(texts)
+                        yield Frame("pair", pair.id, tuple(text.replace("{W}", word).split()), weight * only)
+            test = pair.frame.replace("{X}", "{X:" + pair.id + "}")
+            yield Frame("test", pair.id, tuple(test.split()), FRACTIONS["test"] / len(PAIRS) * uniform)
+
+    def _slots(self) -> dict[str, list[dict[str, float]]]:
+        """For every slot one distribution over words per topic."""
+        topical = {"N": "nouns", "J": "adjectives", "VT": "transitive", "VI": "intransitive"}
+        fixed = {
+            "NAME": lexicon.NAMES, "PLACE": lexicon.PLACES, "ADV": lexicon.ADVERBS, "PREP": lexicon.PREPOSITIONS,
+            "VB": lexicon.BASE_VERBS, "EVENT": lexicon.EVENTS, "MESSAGE": lexicon.MESSAGES, "BUILDING": lexicon.BUILDINGS,
+            "ROLE": lexicon.ROLES, "FOOD": lexicon.FOODS, "SHAPE": lexicon.SHAPES, "GROUP": lexicon.GROUPS,
+        }  # fmt: skip
+        slots = {}
+        for slot, key in topical.items():
+            own = []
+            for topic in self.topics:
+                words = lexicon.TOPICS[topic][key].split()
+                own.append(dict(zip(words, _zipf(len(words)), strict=True)))
+            anywhere = {}  # a uniformly chosen topic, this one included
+            for distribution in own:
+                for word, p in distribution.items():
+                    anywhere[word] = anywhere.get(word, 0.0) + p / len(own)
+            slots["{" + slot + "}"] = [
+                {w: ON_TOPIC * d.get(w, 0.0) + (1 - ON_TOPIC) * p for w, p in anywhere.items()} for d in own
+            ]
+        for slot, text in fixed.items():
+            words = text.split()
+            slots["{" + slot + "}"] = [dict(zip(words, _zipf(len(words)), strict=True))] * len(self.topics)
+        for number, pair in enumerate(PAIRS):
+            words = self._bulk(pair, np.random.default_rng([self.seed, number]))
+            rest = 1 - pair.p_correct - pair.p_competitor
+            distribution = dict(zip(words, rest * _zipf(len(words)), strict=True))
+            distribution |= {pair.competitor: pair.p_competitor, pair.correct: pair.p_correct}
+            slots["{X:" + pair.id + "}"] = [distribution] * len(self.topics)
+        return slots
+
+    @staticmethod
+    def _bulk(pair: Pair, rng: np.random.Generator) -> list[str]:
+        """The other words of a test slot, most frequent first: the likely ones, then all words of that part of speech, shuffled."""
+        if pair.part == "verb":
+            words = lexicon.BASE_VERBS.split()  # already in a natural order
+            return words
+        key = {"noun": "nouns", "adjective": "adjectives"}[pair.part]
+        likely = pair.likely.split()
+        words = {w for topic in lexicon.TOPICS.values() for w in topic[key].split()}
+        rest = sorted(words - set(likely))
+        rng.shuffle(rest)
+        return likely + rest
+
+    def _compile(self, slots):
+        """Turn frames and slots into arrays: `item` (frames, longest), `table` (slots, topics, words), `weight` (frames, topics)."""
+        literals = sorted({i for f in self.frames for i in f.items if not i.startswith("{")})
+        self.words = tuple(sorted(set(literals) | {w for d in slots.values() for topic in d for w in topic}))
+        self.index = {w: n for n, w in enumerate(self.words)}
+        self._slot_names = list(slots)
+        self._n_slots = len(slots)
+        item_index = {name: n for n, name in enumerate(self._slot_names + literals)}
+        self._literal_word = np.array([self.index[w] for w in literals])
+        self._table = np.zeros((len(slots), len(self.topics), len(self.words)))
+        for n, name in enumerate(self._slot_names):
+            for t, distribution in enumerate(slots[name]):
+                for word, p in distribution.items():
+                    self._table[n, t, self.index[word]] += p
+        self._item = np.full((len(self.frames), max(len(f.items) for f in self.frames)), -1)
+        for f, frame in enumerate(self.frames):
+            self._item[f, : len(frame.items)] = [item_index[i] for i in frame.items]
+        self._weight = np.stack([f.weight for f in self.frames])
+        self._factor = functools.lru_cache(maxsize=None)(self._factor_of)
+
+    # ---- exact probabilities
+
+    def _factor_of(self, word: str) -> np.ndarray:
+        """(items + 1, topics): probability of `word` at each kind of item; the last row, reached by index -1, is a frame that has ended."""
+        factor = np.zeros((self._n_slots + len(self._literal_word) + 1, len(self.topics)))
+        n = self.index.get(word)
+        if n is not None:
+            factor[: self._n_slots] = self._table[:, :, n]
+            factor[self._n_slots : -1] = (self._literal_word == n)[:, None]
+        return factor
+
+    def _joint(self, words: list[str]) -> np.ndarray:
+        """(frames, topics): joint probability of the words of one sentence prefix with frame and topic."""
+        joint = self._weight.copy()
+        if len(words) > self._item.shape[1]:
+            return np.zeros_like(joint)
+        for position, word in enumerate(words):
+            joint *= self._factor(word)[self._item[:, position]]
+        return joint
+
+    def log_prob(self, words: list[str]) -> float:
+        """Exact log probability (nats) of a sentence, a prefix, or several sentences in a row; -inf for what the language never says."""
+        total = 0.0
+        for sentence in _sentences(words):
+            p = self._joint(sentence).sum()
+            total += np.log(p) if p > 0 else -np.inf
+        return float(total)
+
+    def next_word(self, prefix: list[str]) -> dict[str, float]:
+        """Exact distribution of the word after `prefix` (words after the last full stop decide). Raises ContextError if it cannot occur."""
+        sentence = (_sentences(prefix) or [[]])[-1]
+        sentence = [] if sentence and sentence[-1] == "." else sentence
+        joint = self._joint(sentence)
+        if not joint.sum() > 0:
+            raise ContextError(f"the language never says {join(sentence)!r}; take a prefix of a sampled sentence or a prompt of contexts.yaml.")
+        p = np.zeros(len(self.words))
+        items = self._item[:, len(sentence)]
+        for item in np.unique(items[joint.sum(1) > 0]):
+            mass = joint[items == item].sum(0)
+            if item < self._n_slots:
+                p += mass @ self._table[item]
+            else:
+                p[self._literal_word[item - self._n_slots]] += mass.sum()
+        p /= p.sum()
+        return {self.words[n]: float(p[n]) for n in np.flatnonzero(p)}
+
+    def entropy_given_first_word(self, sentences: list[list[str]]) -> float:
+        """Total -log P(sentence | first word) over the sentences, in nats: what no model can beat on average."""
+        return float(sum(self.log_prob(s[:1]) - self.log_prob(s) for s in sentences))
+
+    # ---- samples
+
+    def sample(self, n: int, seed: int) -> list[list[str]]:
+        """`n` sentences, each a list of words that ends with "."; the same seed gives the same sentences."""
+        return [words for words, _ in self.sample_with_frames(n, seed)]
+
+    def sample_with_frames(self, n: int, seed: int) -> list[tuple[list[str], Frame]]:
+        rng = np.random.default_rng(seed)
+        flat = self._weight.ravel()
+        choice = rng.choice(flat.size, size=n, p=flat / flat.sum())
+        u = rng.random((n, self._item.shape[1]))
+        cumulative = self._table.cumsum(axis=2)
+        cumulative /= cumulative[:, :, -1:]
+        sentences: list = [None] * n
+        for cell in np.unique(choice):  # all sentences of one frame and topic at once
+            f, t = divmod(int(cell), len(self.topics))
+            frame, members = self.frames[f], np.flatnonzero(choice == cell)
+            columns = []
+            for position, item in enumerate(frame.items):
+                if item.startswith("{"):
+                    slot = self._item[f, position]
+                    drawn = np.searchsorted(cumulative[slot, t], u[members, position], side="right")
+                    columns.append([self.words[w] for w in drawn])
+                else:
+                    columns.append([item] * len(members))
+            for member, words in zip(members, zip(*columns, strict=True), strict=True):
+                sentences[member] = (list(words), frame)
+        return sentences
+
+
+def _sentences(words: list[str]) -> list[list[str]]:
+    """Cut after every full stop."""
+    out, current = [], []
+    for word in words:
+        current.append(word)
+        if word == ".":
+            out.append(current)
+            current = []
+    return out + [current] if current else out

@@ -1,0 +1,324 @@
+"""How the zoo's models are made: sizes, tokenizer, corpus, training loop, files. One recipe for all; nothing is tuned per model.
+
+What differs between the two families is what differs between GPT-2 and GPT-NeoX themselves. GPT-2 style: tied readout, learned positions, a
+fixed initialisation scale 0.02. NeoX style: untied readout, rotary positions, parallel residual, initialisation scale sqrt(2 / (5 d)),
+the "small init" of GPT-NeoX-20B. The held-out Llama is tied, rotary, gated, RMS-normed, scale 0.02.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from phantomlib.zoo.language import PAIRS, Language, join
+
+END = "<|endoftext|>"
+N_POSITIONS = 64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that determines a model's weights, up to rounding on another machine."""
+
+    name: str
+    family: str  # "gpt2", "gpt_neox" or "llama"
+    width: int
+    layers: int
+    heads: int
+    seed: int = 0  # initialisation and order of the rows
+    mix: int = 0  # 0: the language's own interchangeabilities; otherwise the number of a reassignment
+    sentences: int = 150_000
+    corpus_seed: int = 1
+    validation_sentences: int = 3_000
+    validation_seed: int = 2
+    rows: int = 64
+    tokens_per_row: int = 32
+    steps: int = 1_600
+    learning_rate: float = 2e-3
+    warmup: int = 100
+    final_fraction: float = 0.0  # of the learning rate, at the end of the cosine
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    clip: float = 1.0
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("gpt2-s", "gpt2", 96, 3, 3),
+        Recipe("gpt2-m", "gpt2", 128, 4, 4),
+        Recipe("gpt2-l", "gpt2", 192, 5, 6),
+        Recipe("neox-s", "gpt_neox", 96, 3, 3),
+        Recipe("neox-m", "gpt_neox", 144, 4, 3),
+        Recipe("llama-s", "llama", 96, 4, 3),
+        Recipe("gpt2-s-seed1", "gpt2", 96, 3, 3, seed=1),
+        Recipe("gpt2-s-seed2", "gpt2", 96, 3, 3, seed=2),
+        Recipe("gpt2-s-mix1", "gpt2", 96, 3, 3, mix=1),
+        Recipe("gpt2-s-mix2", "gpt2", 96, 3, 3, mix=2),
+    )
+}
+
+
+def interchangeability(mix: int) -> dict[str, float] | None:
+    """The planted `s` of a mix: ten values evenly spread from 0.05 to 0.98, in an order drawn from the mix's number."""
+    if mix == 0:
+        return None
+    values = np.random.default_rng(mix).permutation(np.linspace(0.05, 0.98, len(PAIRS)))
+    return {pair.id: round(float(s), 4) for pair, s in zip(PAIRS, values, strict=True)}
+
+
+def language(recipe: Recipe) -> Language:
+    return Language(interchangeability(recipe.mix))
+
+
+# ---- tokenizer
+
+
+def tokenizer(keep_merges: int = 100):
+    """The one tokenizer of all zoo models: byte-level BPE trained on the language, in which every word is a single token.
+
+    A BPE vocabulary holds, beside the words, every intermediate piece that led to them, and the language never uses those: two rows in
+    five of the readout would be dead. So the training runs until each word is one token, then only the bytes, the first `keep_merges` merges
+    (so that a foreign word falls into pieces larger than bytes) and the words stay; `ignore_merges` looks a word up before merging.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    sample = Language().sample(20_000, seed=RECIPES["gpt2-s"].corpus_seed)
+    first = sorted({words[0] for words in sample})
+    anywhere = [" " + word for word in Language().words if word not in ",."]
+    surface = [*anywhere, *first, ",", "."]  # with a leading space inside a row, without one at its start
+
+    def build(model):
+        built = Tokenizer(model)
+        built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        built.decoder = decoders.ByteLevel()
+        return built
+
+    trained = build(models.BPE())
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=6_000, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    trained.train_from_iterator([*map(join, sample), *surface], trainer)
+    merges = [tuple(m) for m in json.loads(trained.to_str())["model"]["merges"]][:keep_merges]
+    byte_pieces = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces = [END, *alphabet, *("".join(m) for m in merges), *(byte_pieces.pre_tokenize_str(w)[0][0] for w in surface)]
+    vocabulary = {piece: n for n, piece in enumerate(dict.fromkeys(pieces))}
+    final = build(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
+    return PreTrainedTokenizerFast(tokenizer_object=final, eos_token=END, pad_token=END, model_max_length=N_POSITIONS)
+
+
+# ---- model
+
+
+def build(recipe: Recipe, vocabulary: int):
+    """A freshly initialised transformers model of the recipe's family and size, eager attention, no dropout anywhere."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    ends = dict(bos_token_id=None, eos_token_id=0, pad_token_id=None, attn_implementation="eager")
+    d = recipe.width
+    torch.manual_seed(recipe.seed)
+    if recipe.family == "gpt2":
+        config = GPT2Config(
+            vocab_size=vocabulary, n_positions=N_POSITIONS, n_embd=d, n_layer=recipe.layers, n_head=recipe.heads,
+            activation_function="gelu_pytorch_tanh",  # gelu_new, fused: the same function, a quarter faster
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, initializer_range=0.02, **ends,
+        )  # fmt: skip
+        return GPT2LMHeadModel(config)
+    if recipe.family == "gpt_neox":
+        config = GPTNeoXConfig(
+            vocab_size=vocabulary, max_position_embeddings=N_POSITIONS, hidden_size=d, num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads, intermediate_size=4 * d, tie_word_embeddings=False,
+            initializer_range=math.sqrt(2 / (5 * d)), **ends,
+        )  # fmt: skip
+        return GPTNeoXForCausalLM(config)
+    config = LlamaConfig(
+        vocab_size=vocabulary, max_position_embeddings=N_POSITIONS, hidden_size=d, num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads, num_key_value_heads=recipe.heads, head_dim=d // recipe.heads,
+        intermediate_size=8 * d // 3, tie_word_embeddings=True, initializer_range=0.02, **ends,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+# ---- data
+
+
+def rows(sentences: list[list[str]], tok, length: int) -> np.ndarray:
+    """(rows, length) token ids. A row is consecutive sentences joined by a space, from a sentence's first word, cut at `length` tokens.
+
+    No BOS: a prompt at position 0 of an empty context is exactly what the model saw in training.
+    """
+    out, i = [], 0
+    counts = [len(words) for words in sentences]  # one token per word
+    while i < len(sentences):
+        j, total = i, 0
+        while j < len(sentences) and total < length:
+            total += counts[j]
+            j += 1
+        if total >= length:
+            out.append(" ".join(join(words) for words in sentences[i:j]))
+        i = j
+    return np.array([ids[:length] for ids in tok(out)["input_ids"]])
+
+
+def validation(recipe: Recipe) -> tuple[list[list[str]], np.ndarray]:
+    """Independent sentences of the language, and which of them (bool array) the training sentences do not contain.
+
+    All of them together estimate the cross-entropy without bias; the unseen ones alone tell whether a model only remembers.
+    """
+    lang = language(recipe)
+    known = {tuple(words) for words in lang.sample(recipe.sentences, recipe.corpus_seed)}
+    drawn = lang.sample(recipe.validation_sentences, recipe.validation_seed)
+    return drawn, np.array([tuple(words) not in known for words in drawn])
+
+
+def sentence_losses(module, tok, sentences: list[list[str]], batch: int = 256) -> np.ndarray:
+    """(n,) -log Q(sentence | first token) in nats: every token after the first one is predicted, the full stop included."""
+    import torch
+
+    device = next(module.parameters()).device
+    losses = np.zeros(len(sentences))
+    ids = tok([join(words) for words in sentences])["input_ids"]
+    with torch.no_grad():
+        for length in sorted({len(i) for i in ids}):  # equal lengths together: no padding, no mask
+            members = [n for n, i in enumerate(ids) if len(i) == length]
+            for start in range(0, len(members), batch):
+                chosen = members[start : start + batch]
+                x = torch.tensor([ids[n] for n in chosen], device=device)
+                log_p = module(input_ids=x, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+                losses[chosen] = -log_p.gather(-1, x[:, 1:, None])[..., 0].double().sum(1).cpu().numpy()
+    return losses
+
+
+# ---- training
+
+
+def bulk_coherence(readout) -> float:
+    """B = d * mean over i != j of g_ij^2 for the rows of a (V, d) readout; 1 for isotropic directions. Float64."""
+    import torch
+
+    e = torch.nn.functional.normalize(readout.detach().double(), dim=1)
+    v, d = e.shape
+    return float(d * ((e.T @ e).square().sum() - v) / (v * (v - 1)))  # sum of all g_ij^2 is |E^T E|^2, the diagonal contributes V
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, then a cosine down to `final_fraction` at the last step."""
+    if step < recipe.warmup:
+        return recipe.learning_rate * (step + 1) / recipe.warmup
+    progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return recipe.learning_rate * (recipe.final_fraction + (1 - recipe.final_fraction) * cosine)
+
+
+def pretrain(recipe: Recipe, folder: Path, device: str = "cpu", progress: bool = True) -> dict:
+    """Train the recipe's model, write weights (float16), config, tokenizer and report.json into `folder`; returns the report.
+
+    Everything the report says about the result is measured on the stored, rounded weights, computed in float32.
+    """
+    import torch
+    import transformers
+    from tqdm.auto import tqdm
+
+    tok = tokenizer()
+    data = torch.tensor(rows(language(recipe).sample(recipe.sentences, recipe.corpus_seed), tok, recipe.tokens_per_row))
+    module = build(recipe, len(tok)).to(device).train()
+    decay = [p for p in module.parameters() if p.ndim >= 2]
+    rest = [p for p in module.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+        lr=recipe.learning_rate, betas=recipe.betas,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(recipe.seed)
+    order = torch.randperm(len(data), generator=generator)
+    at, losses, started = 0, [], time.perf_counter()
+    watch = {0, *(s for s in (25, 50, 100, 200, 400, 800, 1200) if s < recipe.steps)}
+    coherence = []
+    bar = tqdm(range(recipe.steps), desc=recipe.name, unit="step", disable=not progress, file=sys.stderr, mininterval=1.0)
+    for step in bar:
+        if step in watch:
+            coherence.append({"step": step, "B": bulk_coherence(module.get_output_embeddings().weight)})
+        if at + recipe.rows > len(data):
+            order, at = torch.randperm(len(data), generator=generator), 0
+        x = data[order[at : at + recipe.rows]].to(device)
+        at += recipe.rows
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, step)
+        logits = module(input_ids=x, use_cache=False).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
+        optimizer.step()
+        if step % 25 == 0 or step == recipe.steps - 1:  # reading the loss waits for the device
+            losses.append({"step": step, "loss": float(loss.detach())})
+            bar.set_postfix(loss=f"{losses[-1]['loss']:.3f}")
+    seconds = time.perf_counter() - started
+
+    module = module.cpu().half().eval()
+    module.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["dtype"] = "float32"  # so that a plain from_pretrained computes in float32
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    tok.save_pretrained(folder)
+
+    module = module.float()
+    coherence.append({"step": recipe.steps, "B": bulk_coherence(module.get_output_embeddings().weight)})
+    sentences, unseen = validation(recipe)
+    lang = language(recipe)
+    model_nats = sentence_losses(module, tok, sentences)
+    true_nats = np.array([lang.log_prob(s[:1]) - lang.log_prob(s) for s in sentences])
+    predicted = np.array([len(s) - 1 for s in sentences])  # one token per word
+    report = {
+        "name": recipe.name,
+        "recipe": asdict(recipe),
+        "interchangeability": lang.interchangeability,
+        "model_type": module.config.model_type,
+        "n_parameters": module.num_parameters(),
+        "n_embedding_rows": len(tok),
+        "tied": bool(module.config.tie_word_embeddings),
+        "initializer_range": module.config.initializer_range,
+        "training_tokens": recipe.steps * recipe.rows * recipe.tokens_per_row,
+        "seconds": round(seconds, 1),
+        "device": torch.cuda.get_device_name(device) if str(device).startswith("cuda") else f"cpu, {torch.get_num_threads()} thread(s)",
+        "validation_sentences": len(sentences),
+        "validation_tokens": int(predicted.sum()),
+        "validation_cross_entropy": float(model_nats.sum() / predicted.sum()),
+        "language_entropy": float(true_nats.sum() / predicted.sum()),
+        "unseen_sentences": int(unseen.sum()),
+        "unseen_cross_entropy": float(model_nats[unseen].sum() / predicted[unseen].sum()),
+        "unseen_language_entropy": float(true_nats[unseen].sum() / predicted[unseen].sum()),
+        "units": "nats per token, of every token after a sentence's first",
+        "bulk_coherence": coherence,
+        "training_loss": losses,
+        "stored_dtype": "float16",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def train_into(name: str, root: Path, device: str = "cpu", steps: int | None = None, progress: bool = True) -> Path:
+    """Train `name` in a temporary folder beside its place, then move it there: an interrupted training leaves the old model intact."""
+    recipe = RECIPES[name] if steps is None else replace(RECIPES[name], steps=steps)
+    root.mkdir(parents=True, exist_ok=True)
+    final, temporary = root / name, root / f".{name}.{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        pretrain(recipe, temporary, device, progress)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final

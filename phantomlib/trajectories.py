@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 import xarray as xr
 from filelock import FileLock
-from tqdm import tqdm
 
 from phantomlib.contexts import Resolved
 from phantomlib.errors import StoreError
 from phantomlib.finetune import ENGINE_VERSION, Recipe, check_learning_rates, finetune
 from phantomlib.models import LanguageModel
+from phantomlib.progress import track
 
 PACKAGES = ("torch", "transformers", "peft", "numpy", "xarray")
 
@@ -59,7 +59,6 @@ class Store:
         recipe: Recipe = Recipe(),
         *,
         seeds: tuple[int, ...] = (0,),
-        progress: bool = True,
     ) -> xr.Dataset:
         """The dataset of :func:`phantomlib.finetune.finetune`, from disk if it was computed before.
 
@@ -72,7 +71,7 @@ class Store:
         with FileLock(path.with_suffix(".lock")):
             dataset = self._read(path)
             if dataset is None:
-                dataset = self._compute(path, spec, model, contexts, rates, recipe, seeds, progress)
+                dataset = self._compute(path, spec, model, contexts, rates, recipe, seeds)
         return dataset
 
     def open(self, identifier: str) -> xr.Dataset:
@@ -87,17 +86,15 @@ class Store:
                 return dataset
         raise StoreError(f"No run '{identifier}' in '{self.root}'. Run the notebook that makes it first.")
 
-    def _compute(self, path, spec, model, contexts, rates, recipe, seeds, progress) -> xr.Dataset:
-        bar = tqdm(
-            total=rates.size * len(seeds) * recipe.steps,
-            desc=f"{model.name} {recipe.method} {recipe.optimizer}",
-            unit="step",
-            leave=False,
-            disable=not progress,
-        )
+    def has(self, identifier: str) -> bool:
+        """Whether a finished run with this ``run_id`` is there."""
+        return any(self.root.glob(f"*-{identifier}.nc"))
+
+    def _compute(self, path, spec, model, contexts, rates, recipe, seeds) -> xr.Dataset:
+        label = f"{model.name}, {recipe.method}, {recipe.optimizer}"
         started = time.perf_counter()
-        with bar:
-            dataset = finetune(model, contexts, rates, recipe, seeds=seeds, progress=bar.update)
+        with track(label, rates.size * len(seeds) * recipe.steps) as advance:
+            dataset = finetune(model, contexts, rates, recipe, seeds=seeds, progress=advance)
         dataset.attrs |= {
             "run_id": run_id(spec),
             "specification": json.dumps(spec),

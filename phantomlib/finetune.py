@@ -97,11 +97,16 @@ class Recipe:
             raise ParameterError(f"snapshots {self.snapshots} must be steps from 0 to {self.steps}.")
 
 
-def check_learning_rates(learning_rates, contexts: int) -> np.ndarray:
-    """Learning rates as an array (C, rates); the same for all contexts if given as one list.
+def check_learning_rates(learning_rates, contexts: int, steps: int | None = None) -> np.ndarray:
+    """Learning rates as an array (C, rates), or (C, rates, steps) if each replica has a schedule.
+
+    Args:
+        learning_rates: (rates,), the same for all contexts; (C, rates); or (C, rates, steps), one rate for every update.
+        contexts: their number C.
+        steps: the number of updates, to check schedules against.
 
     Raises:
-        ParameterError: empty, not numbers, or not all positive and finite.
+        ParameterError: empty, not numbers, not all positive and finite, or of the wrong shape.
     """
     advice = (
         f"learning rates {learning_rates!r} must be a non-empty list of positive, finite numbers, such as [1e-4, 3e-4]."
@@ -117,10 +122,13 @@ def check_learning_rates(learning_rates, contexts: int) -> np.ndarray:
         raise ParameterError(advice)
     if rates.ndim == 1:
         rates = np.tile(rates, (contexts, 1))
-    if rates.ndim != 2 or len(rates) != contexts:
+    if rates.ndim not in (2, 3) or len(rates) != contexts:
         raise ParameterError(
-            f"learning rates of shape {rates.shape} do not fit {contexts} contexts; give (rates,) or (contexts, rates)."
+            f"learning rates of shape {rates.shape} do not fit {contexts} contexts; give (rates,) or (contexts, rates), or "
+            "(contexts, rates, steps) for schedules."
         )
+    if rates.ndim == 3 and steps is not None and rates.shape[2] != steps:
+        raise ParameterError(f"schedules of {rates.shape[2]} learning rates do not fit {steps} steps; give one per step.")
     return rates
 
 
@@ -157,7 +165,7 @@ def finetune(
     Args:
         model: the checkpoint; it is not changed.
         contexts: resolved contexts (C of them); each must be outranked by its competitor at step 0.
-        learning_rates: (rates,) for all contexts, or (C, rates); positive.
+        learning_rates: (rates,) for all contexts, (C, rates), or schedules (C, rates, T); positive.
         recipe: optimiser, method, number of steps.
         seeds: of the LoRA initialisation. Full fine-tuning of a checkpoint has no randomness.
         engine: see :func:`phantomlib.replicas.stack`.
@@ -166,15 +174,16 @@ def finetune(
 
     Returns:
         Dataset with dimensions (context, rate, seed, step), step = 0..T, the variables of ``RECORDED``,
-        ``learning_rate`` (context, rate) and ``diverged_step`` (-1 if finite throughout). From the step of divergence on,
+        ``learning_rate`` (context, rate) and ``diverged_step`` (-1 if finite throughout). Of a schedule ``learning_rate`` is
+        the largest value, and ``schedule`` (context, rate, step) holds all (nan at step T). From the step of divergence on,
         values are nan (``rank_correct`` 0). With snapshots also ``spectrum`` (..., snapshot, component), eigenvalues of ρ,
         and ``phi_trace`` (..., snapshot), Φ computed from ρ by the trace formula.
     """
-    rates = check_learning_rates(learning_rates, len(contexts))
+    rates = check_learning_rates(learning_rates, len(contexts), recipe.steps)
     check_contexts(model, contexts)
     shape = (len(contexts), rates.shape[1], len(seeds))
     grid = list(np.ndindex(shape))
-    modules = {s: _trainable(model, recipe, seed) for s, seed in enumerate(seeds)}
+    modules = {s: trainable(model, recipe, seed) for s, seed in enumerate(seeds)}
     n_trainable = sum(v.numel() for v in modules[0][1].values())
     chunk = chunk or chunk_size(n_trainable, model.device)
     parts = []
@@ -186,7 +195,7 @@ def finetune(
                 stack(module, [modules[s][1] for _, _, s in cells], engine),
                 _readout(module),
                 [contexts[c] for c, _, _ in cells],
-                torch.tensor([rates[c, r] for c, r, _ in cells], dtype=model.readout.dtype, device=model.device),
+                torch.tensor(np.stack([rates[c, r] for c, r, _ in cells]), dtype=model.readout.dtype, device=model.device),
                 recipe,
                 progress,
             )
@@ -194,7 +203,7 @@ def finetune(
     return _label(parts, shape, contexts, rates, seeds, recipe)
 
 
-def _trainable(model: LanguageModel, recipe: Recipe, seed: int) -> tuple[torch.nn.Module, dict[str, Tensor]]:
+def trainable(model: LanguageModel, recipe: Recipe, seed: int) -> tuple[torch.nn.Module, dict[str, Tensor]]:
     """The module to run and the initial values of its trainable tensors."""
     if recipe.method == "full":
         return model.module, dict(model.module.named_parameters())
@@ -252,14 +261,15 @@ class _Optimizer:
     """
 
     def __init__(self, parameters: dict[str, Tensor], rates: Tensor, recipe: Recipe):
-        self.recipe, self.rates, self.steps = recipe, rates, 0
+        self.recipe, self.rates, self.steps = recipe, rates, 0  # rates (R,), or schedules (R, T)
         self.moments = {}
         self.handles = [p.register_post_accumulate_grad_hook(self._update) for p in parameters.values()]
 
     def step(self, loss: Tensor) -> Tensor:
         """Update all replicas from their losses (R,); returns the norms of their gradients (R,)."""
         self.steps += 1
-        self.squared_norm = torch.zeros_like(self.rates)
+        self.rate = self.rates[:, self.steps - 1] if self.rates.dim() == 2 else self.rates
+        self.squared_norm = torch.zeros_like(self.rate)
         loss.sum().backward()  # replicas do not interact, so the gradient of the sum is each replica's own
         return self.squared_norm.sqrt()
 
@@ -268,7 +278,7 @@ class _Optimizer:
         g, recipe = p.grad, self.recipe
         p.grad = None
         self.squared_norm += g.flatten(1).square().sum(1)
-        rate = self.rates.view(-1, *[1] * (p.dim() - 1))
+        rate = self.rate.view(-1, *[1] * (p.dim() - 1))
         if recipe.optimizer == "sgd":
             p.addcmul_(g, rate, value=-1)
             return
@@ -387,12 +397,14 @@ def _label(parts, shape, contexts, rates, seeds, recipe) -> xr.Dataset:
         "step": np.arange(recipe.steps + 1),
         "learning_rate": (
             ("context", "rate"),
-            rates,
+            rates if rates.ndim == 2 else rates.max(-1),
             {"units": "1", "long_name": f"learning rate of {recipe.optimizer}"},
         ),
         "correct": ("context", [c.context.correct for c in contexts]),
         "competitor": ("context", [c.context.competitor for c in contexts]),
     }
+    if rates.ndim == 3:  # the last state has no update
+        data["schedule"] = (dims[:2] + dims[3:], np.pad(rates, ((0, 0), (0, 0), (0, 1)), constant_values=np.nan))
     if recipe.snapshots:
         coords["snapshot"] = list(recipe.snapshots)
     attrs = {f"recipe_{key}": value for key, value in asdict(recipe).items() if key != "snapshots"}

@@ -65,7 +65,7 @@ class Store:
         The attributes hold the ``run_id``, the model's fingerprint, all parameters, commit, package versions, device,
         seconds and peak memory (bytes).
         """
-        rates = check_learning_rates(learning_rates, len(contexts))
+        rates = check_learning_rates(learning_rates, len(contexts), recipe.steps)
         spec = describe(model, contexts, rates, recipe, seeds)
         path = self.root / f"{model.name}-{recipe.method}-{recipe.optimizer}-{run_id(spec)}.nc"
         with FileLock(path.with_suffix(".lock")):

@@ -1,0 +1,277 @@
+"""The ``phantom`` command. Heavy packages are imported where they are used, so help and mistakes answer at once."""
+
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from phantomlib.errors import ParameterError, PhantomError
+
+
+class _Group(TyperGroup):
+    """Errors a user can act on become one message and exit code 1; ``--debug`` shows where they came from."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("Stopped. What is finished stays; the same command goes on from there.", err=True)
+            raise typer.Exit(130) from None
+        except PhantomError as error:
+            if ctx.params.get("debug"):
+                raise
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
+
+
+class _WithParameters(TyperCommand):
+    """Lets ``-p`` take two words, as papermill's does: ``-p steps 30`` is read as ``-p steps=30``."""
+
+    def parse_args(self, ctx, args):
+        joined, words = [], iter(args)
+        for word in words:
+            joined.append(word)
+            if word in ("-p", "--parameter"):
+                name = next(words, None)
+                if name is None:
+                    continue
+                value = None if "=" in name else next(words, None)
+                joined.append(name if value is None else f"{name}={value}")
+        return super().parse_args(ctx, joined)
+
+
+PLAIN = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+app = typer.Typer(cls=_Group, **PLAIN)
+zoo_app = typer.Typer(help="The small models that ship with the package.", **PLAIN)
+app.add_typer(zoo_app, name="zoo")
+
+
+@app.callback()
+def phantom(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False):
+    """Phantom transitions: run the notebooks, build the book, check the installation."""
+
+
+@app.command()
+def book(
+    profile: Annotated[str, typer.Option(help="Parameters for all notebooks: notebooks/profiles/NAME.yaml.")] = "zoo",
+    only: Annotated[str | None, typer.Option(metavar="NN", help="Run only this notebook, then build.")] = None,
+    jobs: Annotated[int, typer.Option(help="Notebooks run at once.")] = 2,
+):
+    """Run the notebooks whose inputs changed, build the book and print the page to open."""
+    from phantomlib.book import build_book
+
+    typer.echo(f"The book is ready. Open {build_book(profile, only, jobs)}")
+
+
+@app.command(cls=_WithParameters)
+def run(
+    number: Annotated[str, typer.Argument(metavar="NN", help="Number or name of the notebook, e.g. 01.")],
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-p", metavar="NAME VALUE", help="Set a parameter; the value is YAML. Repeatable."),
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="YAML file of parameters.")] = None,
+    profile: Annotated[str | None, typer.Option(help="Start from notebooks/profiles/NAME.yaml.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The executed notebook [default: NN_name.ipynb].")
+    ] = None,
+):
+    """Run one notebook with your parameters: -p models '["my/model"]' -p contexts my_contexts.yaml."""
+    from phantomlib import book as books
+    from phantomlib import parameters, runner
+    from phantomlib.progress import Display
+
+    root = runner.find_root()
+    source = runner.find_notebook(root, number)
+    known = parameters.declared(runner.read(source))
+    given = parameters.load_mapping(file) if file else {}
+    for item in parameter or []:
+        name, separator, text = item.partition("=")
+        if not separator:
+            raise ParameterError(f"-p {name} has no value; write -p {name} VALUE.")
+        given[name] = parameters.from_text(name, text, known)
+    given = parameters.check(absolute_paths(given), known, source.stem)
+    chosen = books.load_profile(root, profile).values(source.stem[:2]) if profile else {}
+    typed = {key: relative_paths(value, root) for key, value in given.items()}
+    command = runner.describe(source.stem, typed, profile or "")
+    with Display({source.stem: None}) as display:
+        display.started(source.stem)
+        written = runner.run_notebook(
+            source.stem,
+            chosen | given,
+            output,
+            root=root,
+            command=command,
+            profile=profile or "",
+            on_progress=lambda report: display.update(source.stem, report),
+        )
+    typer.echo(f"Written: {written}")
+
+
+def absolute_paths(given: dict) -> dict:
+    """Paths the user typed are relative to the user's folder; the notebook runs in the project's root."""
+    changed = dict(given)
+    for key in ("models", "contexts"):
+        if isinstance(given.get(key), list):
+            changed[key] = [_if_it_exists(item) for item in given[key]]
+        elif key in given:
+            changed[key] = _if_it_exists(given[key])
+    if isinstance(given.get("store"), str) and given["store"].strip():
+        changed["store"] = str(Path(given["store"]).expanduser().resolve())
+    return changed
+
+
+def relative_paths(value, root: Path):
+    """The same value as typed in the project's root, so that a page names no machine's folders."""
+    if isinstance(value, list):
+        return [relative_paths(item, root) for item in value]
+    return os.path.relpath(value, root) if isinstance(value, str) and os.path.isabs(value) else value
+
+
+def _if_it_exists(text):
+    if not isinstance(text, str) or not text.strip() or text == "default" or text.startswith("zoo:"):
+        return text
+    path = Path(text).expanduser()
+    return str(path.resolve()) if path.exists() else text
+
+
+@app.command()
+def doctor():
+    """Check versions, devices, the store and the shipped weights; exit code 0 if the companion is usable."""
+    problems = []
+    for name, check in (
+        ("Python", _check_python),
+        ("Packages", _check_packages),
+        ("Book", _check_root),
+        ("Devices", _check_devices),
+        ("Threads", _check_threads),
+        ("Store", _check_store),
+        ("Zoo", _check_zoo),
+    ):
+        try:
+            fine, text = True, check()
+        except PhantomError as error:
+            fine, text = False, str(error)
+            problems.append(name)
+        typer.echo(f"{'ok ' if fine else 'BAD'}  {name + ':':<10} {text}")
+    if problems:
+        typer.echo(f"Not usable yet: see {', '.join(problems)} above.", err=True)
+        raise typer.Exit(1)
+    typer.echo("Ready: run 'phantom book'.")
+
+
+def _check_python() -> str:
+    return sys.version.split()[0]
+
+
+def pins(text: str) -> dict[str, str]:
+    """Package -> version of a requirements file with exact pins."""
+    lines = (line.split("#")[0].strip() for line in text.splitlines())
+    pairs = (line.split("==") for line in lines if "==" in line)
+    return {name.split("[")[0].strip(): version.strip() for name, version in pairs}
+
+
+def _check_packages() -> str:
+    from phantomlib.runner import find_root
+
+    try:
+        wanted = pins((find_root() / "requirements.txt").read_text(encoding="utf-8"))
+    except (PhantomError, OSError):
+        return "not compared (no requirements.txt here)"
+    missing, other = [], []
+    for name, version in wanted.items():
+        try:
+            found = metadata.version(name).split("+")[0]  # torch appends its build, as in 2.13.0+cpu
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+            continue
+        if found != version:
+            other.append(f"{name} {found} instead of {version}")
+    if missing:
+        raise PhantomError(f"missing: {', '.join(missing)}. Run: pip install -r requirements.txt")
+    if other:
+        return f"{len(wanted)} installed; other versions than the book was made with: {', '.join(other)}"
+    return f"{len(wanted)} installed, all at the pinned versions"
+
+
+def _check_root() -> str:
+    from phantomlib import runner
+
+    root = runner.find_root()
+    return f"{root} with {len(runner.notebooks(root))} notebooks"
+
+
+def _check_devices() -> str:
+    import torch
+
+    found = ["cpu"]
+    if torch.cuda.is_available():
+        found += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+    return f"{', '.join(found)}; torch {torch.__version__}"
+
+
+def _check_threads() -> str:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} cores; notebooks use one thread each, so --jobs {cores} at most is worth it"
+
+
+def _check_store() -> str:
+    from phantomlib.runner import find_root
+
+    folder = find_root() / "runs"
+    if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
+        raise PhantomError(f"'{folder}' cannot be written. Mend its permissions, or give another folder with -p store.")
+    files = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
+    return f"{folder}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB"
+
+
+def _check_zoo() -> str:
+    from phantomlib import zoo
+
+    problems = zoo.verify()
+    if problems:
+        raise PhantomError(" ".join(problems))
+    return f"weights of {', '.join(zoo.ALL)} verified"
+
+
+@zoo_app.command()
+def train(
+    model: Annotated[
+        list[str] | None, typer.Option("--model", metavar="NAME", help="Only this one. Repeatable.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="A torch device, e.g. cpu or cuda.")] = "cpu",
+):
+    """Pretrain the zoo again from its seeds; replaces the shipped weights."""
+    from phantomlib import parameters, zoo
+    from phantomlib.models import check_device
+
+    for name in model or []:
+        if name not in zoo.ALL:
+            near = parameters.nearest(name, zoo.ALL)
+            raise ParameterError(f"The zoo has no model '{name}'{near}. It has {', '.join(zoo.ALL)}.")
+    check_device(device)
+    for name in model or zoo.ALL:
+        typer.echo(f"{name}: {zoo.train(name, device=device)}")
+
+
+@zoo_app.command()
+def verify():
+    """Compare the shipped weights with their checksums."""
+    from phantomlib import zoo
+
+    problems = zoo.verify()
+    if problems:
+        raise PhantomError("\n".join(problems))
+    typer.echo(f"{len(zoo.ALL)} models verified.")
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""What every notebook calls first: check the common parameters, open contexts and store, say how a figure was made.
+
+A notebook needs two lines of it, and one below each figure or table::
+
+    from phantomlib import notebook
+    nb = notebook.start("01_silent_failure", models=models, contexts=contexts, device=device, dtype=dtype,
+                        store=store, seed=seed)
+    ...
+    nb.made_by(runs)   # in a cell of its own; the runner hides the call and keeps the line it prints
+"""
+
+import html
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from phantomlib.errors import ParameterError
+
+ENVIRONMENT = "PHANTOM_NOTEBOOK"  # set by the runner: a JSON mapping with the command and parameters of this notebook
+
+
+@dataclass
+class Notebook:
+    """The common parameters of one notebook, checked and opened.
+
+    Attributes:
+        name: file name without its ending, e.g. ``01_silent_failure``.
+        models: model references, in the order given.
+        contexts: the loaded contexts (``phantomlib.contexts.Context``).
+        store: the store of runs (``phantomlib.trajectories.Store``).
+        device: a torch device.
+        dtype: ``float32`` or ``float64``.
+        seed: base seed of the notebook.
+        parameters: every parameter whose value the notebook was given, by name.
+    """
+
+    name: str
+    models: list[str]
+    contexts: list
+    store: object
+    device: str
+    dtype: str
+    seed: int
+    parameters: dict = field(default_factory=dict)
+
+    def load(self, ref: str, **options):
+        """Load one model with this notebook's device and dtype (``phantomlib.models.load``)."""
+        from phantomlib import models
+
+        return models.load(ref, **{"dtype": self.dtype, "device": self.device} | options)
+
+    def record(
+        self, claim: str, value, *, optimizer: str, n: Mapping[str, int], runs, interval=None, detail=None
+    ) -> None:
+        """Record a measurement for the ledger (:func:`phantomlib.claims.record`); ``runs`` as in :meth:`made_by`."""
+        from phantomlib import claims
+
+        scope = claims.scope_of(self.models, self.contexts, self.dtype)
+        ids = _run_ids(runs)
+        claims.record(
+            self.store, claim, value, scope=scope, optimizer=optimizer, n=n, runs=ids, interval=interval, detail=detail
+        )
+
+    @property
+    def command(self) -> str:
+        """The command that makes this notebook again."""
+        given = _from_runner().get("command")
+        if given:
+            return given
+        values = " ".join(f"-p {key} {json.dumps(value)!r}" for key, value in sorted(self.parameters.items()))
+        return f"phantom run {self.name.split('_')[0]} {values}".strip()
+
+    def made_by(self, *runs) -> None:
+        """Display one folded line, "How this was made": command, parameters, run ids and commit.
+
+        Args:
+            runs: datasets of the store, run ids, or lists and mappings of these; none at all for what needs no run.
+
+        Call it in a cell of its own: a caption set in a cell's metadata applies to each of its outputs.
+        """
+        from IPython.display import display
+
+        rows = {
+            "Command": _code(self.command),
+            "Parameters": _code(", ".join(f"{k}={_short(v)}" for k, v in sorted(self.parameters.items()))),
+            "Runs": _runs(list(dict.fromkeys(_run_ids(runs)))),
+            "Commit": _commit(),
+        }
+        page = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in rows.items())
+        text = f"How this was made: {self.command}"
+        bundle = {
+            "text/html": f'<details class="made-by"><summary>How this was made</summary><dl>{page}</dl></details>',
+            "text/plain": text,
+        }
+        display(bundle, raw=True)
+
+    def glue(self, key: str, value) -> None:
+        """Name a number or text so that prose can quote it: ``{glue:text}`generated/NAME.ipynb::key:.2f` ``."""
+        from myst_nb import glue
+
+        # numpy scalars would be stored as 'np.float64(...)', which no format can be applied to.
+        glue(key, value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value, display=False)
+
+
+def start(
+    name: str,
+    *,
+    models: list[str],
+    contexts: str = "default",
+    device: str = "cpu",
+    dtype: str = "float32",
+    store: str = "runs",
+    seed: int = 0,
+    **own,
+) -> Notebook:
+    """Check the common parameters, set the figure style and one thread per process, open the contexts and the store.
+
+    Args:
+        name: the notebook's file name without its ending.
+        models: model references (``zoo:NAME``, a folder, a hub id), at least one, none twice.
+        contexts: ``default`` or the path of a contexts file.
+        device: a torch device, e.g. ``cpu`` or ``cuda``.
+        dtype: ``float32`` or ``float64``.
+        store: folder of runs.
+        seed: 0 or more.
+        own: further parameters of the notebook, only to be named by :meth:`Notebook.made_by`.
+
+    Raises:
+        ParameterError: a parameter has a wrong type or an impossible value.
+        ContextError, ModelError, StoreError: the contexts, a model or the store cannot be used.
+    """
+    _check_types(models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
+
+    import torch
+
+    from phantomlib import figures
+    from phantomlib import models as checkpoints
+    from phantomlib.contexts import load_contexts
+    from phantomlib.trajectories import Store
+
+    torch.set_num_threads(1)
+    if dtype not in checkpoints.DTYPES:
+        raise ParameterError(f"dtype '{dtype}' is not known; choose one of {', '.join(checkpoints.DTYPES)}.")
+    checkpoints.check_device(device)
+    for ref in models:
+        checkpoints.find(ref)  # a misspelt zoo name or folder is refused here, before anything runs
+    figures.use_style()
+    common = {"models": models, "contexts": contexts, "device": device, "dtype": dtype, "store": store, "seed": seed}
+    return Notebook(
+        name=name,
+        models=list(models),
+        contexts=load_contexts(contexts),
+        store=Store(store),
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        parameters=_from_runner().get("parameters", common | own),
+    )
+
+
+def _check_types(**given) -> None:
+    models, seed = given["models"], given["seed"]
+    if not isinstance(models, list) or not models or not all(isinstance(ref, str) and ref.strip() for ref in models):
+        raise ParameterError(
+            f"models is {models!r}; it must be a list with at least one model: a zoo model such as "
+            "'zoo:gpt2-s', a folder or a hub id."
+        )
+    twice = [ref for ref in dict.fromkeys(models) if models.count(ref) > 1]
+    if twice:
+        raise ParameterError(f"models names '{twice[0]}' {models.count(twice[0])} times; name every model once.")
+    for key in ("contexts", "device", "dtype", "store"):
+        if not isinstance(given[key], str) or not given[key].strip():
+            raise ParameterError(f"{key} is {given[key]!r}; it must be non-empty text.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ParameterError(f"seed is {seed!r}; it must be a whole number from 0 to {2**32 - 1}.")
+
+
+def _from_runner() -> dict:
+    return json.loads(os.environ.get(ENVIRONMENT, "{}"))
+
+
+def _run_ids(runs) -> list[str]:
+    """Ids named by datasets, strings, or lists and mappings of these."""
+    if runs is None:
+        return []
+    if isinstance(runs, str):
+        return [runs]
+    if hasattr(runs, "attrs"):  # a Dataset is a Mapping too, so it is asked first
+        return [str(runs.attrs.get("run_id", "unnamed run"))]
+    if isinstance(runs, Mapping):
+        return _run_ids(list(runs.values()))
+    return [run_id for run in runs for run_id in _run_ids(run)]
+
+
+def _runs(ids: list[str]) -> str:
+    return ", ".join(_code(run_id) for run_id in ids) or "none (computed from the models alone)"
+
+
+def _short(value) -> str:
+    """A parameter as one would type it; paths relative to the working folder, so no page names a machine's folders."""
+    if isinstance(value, str) and os.path.isabs(value):
+        value = os.path.relpath(value)
+    if isinstance(value, list):
+        return f"[{', '.join(_short(item) for item in value)}]"
+    return str(value)
+
+
+def _commit() -> str:
+    from phantomlib.trajectories import commit
+
+    known = commit()
+    if not known:
+        return "not a git checkout"
+    return _code(known.rstrip("+")) + (" with uncommitted changes" if known.endswith("+") else "")
+
+
+def _code(text: str) -> str:
+    return f"<code>{html.escape(text)}</code>" if text else ""

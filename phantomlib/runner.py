@@ -1,0 +1,403 @@
+"""Run one notebook with papermill, in a process of its own, and keep only what is complete.
+
+A notebook is executed by a worker (``python -m phantomlib.runner``) that talks to its caller in JSON lines. The worker
+ends when its caller does, and takes its kernel with it, so nothing is left running after Ctrl-C or a crash.
+"""
+
+import ast
+import contextlib
+import json
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import phantomlib
+from phantomlib import errors, notebook, parameters, progress
+from phantomlib.errors import BookError, ParameterError, PhantomError
+
+LABEL_LENGTH = 40  # characters of a heading shown while its cells run
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook to run.
+
+    Attributes:
+        source: the ``.py`` notebook.
+        output: where the executed ``.ipynb`` goes.
+        root: the project's root, the kernel's working folder.
+        parameters: the values that differ from the notebook's defaults, checked.
+        command: what a reader types to get the same.
+        profile: name of the profile, or "".
+        key: hash of everything the result depends on, or "".
+        after: names of the notebooks that must have run before.
+    """
+
+    source: Path
+    output: Path
+    root: Path
+    parameters: dict = field(default_factory=dict)
+    command: str = ""
+    profile: str = ""
+    key: str = ""
+    after: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.source.stem
+
+    @property
+    def partial(self) -> Path:
+        """The notebook while it runs."""
+        return self.output.with_suffix(".partial.ipynb")
+
+    @property
+    def failed(self) -> Path:
+        """What is left of a notebook in which a cell raised."""
+        return self.output.with_suffix(".failed.ipynb")
+
+
+def find_root(start: Path | None = None) -> Path:
+    """The project's root: the nearest folder at or above ``start`` with ``_toc.yml`` and ``notebooks/``.
+
+    Falls back on the checkout this package was installed from (``pip install -e``).
+
+    Raises:
+        BookError: there is no such folder.
+    """
+    start = (start or Path.cwd()).resolve()
+    for folder in (start, *start.parents, Path(phantomlib.__file__).resolve().parents[1]):
+        if (folder / "_toc.yml").is_file() and (folder / "notebooks").is_dir():
+            return folder
+    raise BookError(
+        f"There is no book at or above '{start}' (a folder with _toc.yml and notebooks/). "
+        "Run this command inside a clone of the companion's repository."
+    )
+
+
+def notebooks(root: Path) -> dict[str, Path]:
+    """The notebooks by number, e.g. ``{"01": root/notebooks/01_silent_failure.py}``, in order."""
+    return {path.name[:2]: path for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.py"))}
+
+
+def find_notebook(root: Path, number: str | int) -> Path:
+    """The notebook called ``1``, ``01``, ``01_silent_failure`` or by its path.
+
+    Raises:
+        ParameterError: none is.
+    """
+    available = notebooks(root)
+    name = Path(str(number)).stem
+    wanted = f"{int(name):02d}" if name.isdecimal() else name
+    for key, path in available.items():
+        if wanted in (key, path.stem):
+            return path
+    known = ", ".join(path.stem for path in available.values())
+    near = parameters.nearest(wanted, [path.stem for path in available.values()])
+    raise ParameterError(f"There is no notebook '{number}'{near}. Those in {root / 'notebooks'}: {known or 'none'}.")
+
+
+def read(source: Path):
+    """A py:percent notebook as an ``nbformat`` notebook."""
+    import jupytext
+
+    return jupytext.read(source, fmt="py:percent")
+
+
+def run_notebook(
+    number: str | int,
+    values: dict | None = None,
+    output: Path | str | None = None,
+    *,
+    root: Path | None = None,
+    command: str = "",
+    profile: str = "",
+    on_progress: Callable[[dict], None] | None = None,
+) -> Path:
+    """Run one notebook and write it executed.
+
+    Args:
+        number: which one, see :func:`find_notebook`.
+        values: parameters by name; the others keep the notebook's defaults.
+        output: the executed notebook; ``NN_name.ipynb`` in the working folder if None.
+        root: the project's root.
+        command, profile: for the line "How this was made".
+        on_progress: called with ``cell``, ``of``, ``heading`` and, inside tracked work, ``label``, ``done``, ``total``.
+
+    Returns:
+        the path of the executed notebook.
+
+    Raises:
+        ParameterError: unknown notebook or parameter, or a value of a wrong type: before anything runs.
+        PhantomError: raised on purpose in the notebook; only its message is passed on.
+        BookError: the notebook failed otherwise; what it did until then is kept beside ``output``.
+    """
+    root = root or find_root()
+    source = find_notebook(root, number)
+    checked = parameters.check(values or {}, parameters.declared(read(source)), source.stem)
+    output = Path(output or f"{source.stem}.ipynb").resolve()
+    command = command or describe(source.stem, checked)
+    execute(Job(source, output, root, checked, command, profile), on_progress)
+    return output
+
+
+def describe(name: str, values: dict, profile: str = "") -> str:
+    """The command that runs this notebook with these values."""
+    words = ["phantom run", name.split("_")[0]] + (["--profile", profile] if profile else [])
+    for key, value in values.items():
+        words.append(f"-p {key} {_quoted(value)}")
+    return " ".join(words)
+
+
+def _quoted(value) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if re.fullmatch(r"[\w@%+=:,./-]+", text) else "'" + text.replace("'", "'\\''") + "'"
+
+
+def execute(job: Job, on_progress: Callable[[dict], None] | None = None, stop: threading.Event | None = None) -> float:
+    """Run a job in a worker process; the output file appears only when all of it is done.
+
+    Args:
+        job: what to run.
+        on_progress: see :func:`run_notebook`.
+        stop: when set, the worker and its kernel are ended and KeyboardInterrupt is raised.
+
+    Returns:
+        seconds it took.
+    """
+    stop, started = stop or threading.Event(), time.monotonic()
+    if job.output.is_dir():
+        raise BookError(f"'{job.output}' is a folder; name the notebook file to write.")
+    try:
+        job.output.parent.mkdir(parents=True, exist_ok=True)
+        job.partial.touch()
+    except OSError as error:
+        raise BookError(f"Cannot write '{job.output}' ({error.strerror}). Choose another output.") from None
+    with tempfile.TemporaryDirectory(prefix="phantom-") as scratch:
+        watched = os.path.join(scratch, "progress.json")
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONUNBUFFERED": "1",
+            progress.ENVIRONMENT: watched,
+            notebook.ENVIRONMENT: json.dumps({"command": job.command, "parameters": _all_values(job)}),
+        }
+        with open(os.path.join(scratch, "stderr"), "w+", encoding="utf-8", errors="replace") as complaints:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "phantomlib.runner"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                text=True,
+                cwd=job.root,
+                env=environment,
+                start_new_session=True,  # Ctrl-C reaches only this process, which ends the worker in its own time
+            )
+            try:
+                result = _follow(worker, job, watched, on_progress or (lambda report: None), stop)
+            except BaseException:
+                _end(worker)
+                job.partial.unlink(missing_ok=True)
+                raise
+            finally:
+                worker.stdout.close()
+            complaints.seek(0)
+            _judge(job, result, worker.returncode, complaints.read())
+    return time.monotonic() - started
+
+
+def _all_values(job: Job) -> dict:
+    """Defaults and given values together: what the line "How this was made" names."""
+    values = {}
+    for name, parameter in parameters.declared(read(job.source)).items():
+        try:
+            values[name] = ast.literal_eval(parameter.default)
+        except (ValueError, SyntaxError):
+            values[name] = parameter.default
+    return values | job.parameters
+
+
+def _follow(worker, job: Job, watched: str, on_progress: Callable[[dict], None], stop: threading.Event) -> dict:
+    """Hand the worker its job and pass on what it says, until it ends; returns its last word."""
+    task = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(job).items()}
+    lines, latest, result = queue.SimpleQueue(), {}, {}
+    reader = threading.Thread(target=lambda: [lines.put(line) for line in worker.stdout], daemon=True)
+    reader.start()
+    worker.stdin.write(json.dumps(task) + "\n")
+    worker.stdin.flush()
+    while reader.is_alive() or not lines.empty():
+        if stop.is_set():
+            raise KeyboardInterrupt
+        while not lines.empty():
+            said = json.loads(lines.get())
+            if "cell" in said:
+                latest = said
+            else:
+                result = said
+        if latest:
+            on_progress(latest | (progress.read(watched) or {}))
+        reader.join(0.2)
+    worker.wait()
+    worker.stdin.close()
+    return result
+
+
+def _end(worker) -> None:
+    """Close the worker's input, upon which it shuts its kernel down; kill it if that takes too long."""
+    with contextlib.suppress(OSError):
+        worker.stdin.close()
+    try:
+        worker.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+
+
+def _judge(job: Job, result: dict, returncode: int, complaints: str) -> None:
+    """Return if the worker finished; else raise what went wrong, and keep or drop the partial notebook."""
+    if result.get("finished"):
+        job.failed.unlink(missing_ok=True)
+        return
+    kind = getattr(errors, result.get("ename", ""), None)
+    purposely = isinstance(kind, type) and issubclass(kind, PhantomError)
+    if purposely and not result.get("shown"):
+        job.partial.unlink(missing_ok=True)  # refused before it showed anything: nothing worth keeping
+        raise kind(result["evalue"])
+    kept = ""
+    if job.partial.exists() and job.partial.stat().st_size:
+        os.replace(job.partial, job.failed)
+        kept = f" What it did until then is in '{job.failed}'."
+    job.partial.unlink(missing_ok=True)
+    if purposely:
+        raise kind(result["evalue"] + kept)
+    if "ename" in result:
+        reason = f"cell {result['cell_index']} raised {result['ename']}: {result['evalue']}".rstrip(": ")
+    else:
+        last = complaints.strip().splitlines()[-1:] or ["no message"]
+        reason = f"its worker ended with status {returncode} ({last[0]})"
+    raise BookError(f"Notebook {job.name} failed: {reason}.{kept} Mend the cause and run it again: {job.command}")
+
+
+# ---------------------------------------------------------------------------------------------- in the worker process
+
+
+def _work() -> int:
+    """Read a job from standard input, run it, say how it goes on standard output."""
+    say = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints must not be taken for a report
+    task = json.loads(sys.stdin.readline())
+    job = Job(**{key: Path(value) if key in ("source", "output", "root") else value for key, value in task.items()})
+    threading.Thread(target=_stop_with_caller, daemon=True).start()
+
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    def report(**fields):
+        say.write(json.dumps(fields) + "\n")
+
+    try:
+        _execute(job, report)
+    except PapermillExecutionError as error:
+        shown = any(_shown(cell) for cell in _read_json(job.partial)["cells"])
+        report(ename=error.ename, evalue=error.evalue, cell_index=error.cell_index, shown=shown)
+    except DeadKernelError:
+        report(ename="DeadKernelError", evalue="the kernel died, perhaps for want of memory", cell_index="", shown=True)
+    except KeyboardInterrupt:
+        return 130
+    else:
+        report(finished=True)
+    return 0
+
+
+def _stop_with_caller() -> None:
+    sys.stdin.read()  # returns when the caller closes the pipe or dies
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(8)
+    os._exit(130)
+
+
+def _execute(job: Job, report: Callable) -> None:
+    import nbformat
+    import papermill
+
+    source = read(job.source)
+    for index, cell in enumerate(source.cells):
+        cell["id"] = f"cell-{index:03d}"
+
+    def on_cell_start(cell, cell_index):
+        # papermill inserts one cell, so headings are looked up by the cell's own id
+        position = next((i for i, c in enumerate(source.cells) if c["id"] == cell["id"]), 0)
+        report(cell=position + 1, of=len(source.cells), heading=_heading(source.cells[: position + 1]))
+
+    executed = papermill.execute_notebook(
+        source,
+        job.partial,
+        job.parameters,
+        kernel_name="python3",
+        language="python",
+        progress_bar=False,
+        cwd=job.root,
+        extra_arguments=["--log-level=40"],
+        on_cell_start=on_cell_start,
+    )
+    _tidy(executed, job)
+    nbformat.write(executed, job.partial)
+    os.replace(job.partial, job.output)
+
+
+def _heading(cells) -> str:
+    """The last heading at or above a cell, as plain words."""
+    for cell in reversed(cells):
+        found = re.findall(r"^#+\s+(.+)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else []
+        if found:
+            return re.sub(r"[*_`$\\{}]", "", found[-1])[:LABEL_LENGTH]
+    return ""
+
+
+def _tidy(executed, job: Job) -> None:
+    """Drop what differs from run to run, hide what a reader of the book need not see, and note what made it."""
+    executed.metadata.pop("papermill", None)
+    executed.metadata.pop("jupytext", None)
+    executed.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    executed.metadata["phantom"] = {
+        "notebook": job.name,
+        "profile": job.profile,
+        "parameters": job.parameters,
+        "key": job.key,
+    }
+    for index, cell in enumerate(executed.cells):
+        cell["id"] = f"{job.name}-{index:03d}"[-64:]
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        tags = set(cell.metadata.get("tags", ()))
+        if tags & {"parameters", "injected-parameters"}:
+            tags.add("hide-input")
+        if re.fullmatch(r"\w+\.made_by\(.*\)", cell.source.strip(), re.DOTALL):
+            tags.add("remove-input")
+        if tags:
+            cell.metadata["tags"] = sorted(tags)
+        if cell.cell_type == "code":
+            # progress bars that found no terminal; warnings stay in the notebook, the book leaves them out
+            cell["outputs"] = [o for o in cell.outputs if not (o.get("name") == "stderr" and "\r" in o.get("text", ""))]
+
+
+def _shown(cell: dict) -> bool:
+    return any(output.get("output_type") in ("display_data", "execute_result") for output in cell.get("outputs", ()))
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    sys.exit(_work())

@@ -90,18 +90,23 @@ def decompose(p, E, c: int, k: int, exponent: int = 2) -> Decomposition:
         exponent: power of the overlap; 2 is the definition, 1 a sensitivity check.
 
     Raises:
-        ParameterError: wrong shapes, ids out of range, ``c == k``, or ``p`` not a distribution.
+        ParameterError: wrong shapes, ids out of range, ``c == k``, ``p`` not a distribution, or ``E`` not finite.
     """
     p, E = torch.as_tensor(p), torch.as_tensor(E)
+    p = p if p.is_floating_point() else p.double()  # a one-hot state written with whole numbers
     if E.ndim != 2 or p.shape != E.shape[:1]:
         raise ParameterError(
             f"decompose needs p of shape (V,) and E of shape (V, d), not {tuple(p.shape)} and {tuple(E.shape)}."
         )
-    if not (0 <= c < len(p) and 0 <= k < len(p)) or c == k:
+    if c not in range(len(p)) or k not in range(len(p)) or c == k:
         raise ParameterError(f"c={c} and k={k} must be two different token ids below V={len(p)}.")
     if not bool(torch.isfinite(p).all()) or bool((p < 0).any()) or abs(float(p.double().sum()) - 1) > 1e-3:
         raise ParameterError("p must be non-negative and sum to one; apply a softmax to logits first.")
-    E = E.to(p.dtype)
+    if not bool(torch.isfinite(E).all()):
+        raise ParameterError("E holds nan or infinite values; the overlaps are not defined.")
+    if isinstance(exponent, bool) or not isinstance(exponent, int) or exponent < 1:
+        raise ParameterError(f"exponent is {exponent!r}; give 2 (the definition) or 1 (a sensitivity check).")
+    c, k, E = int(c), int(k), E.to(p.dtype)
     ids_c, ids_k = torch.tensor(c, device=p.device), torch.tensor(k, device=p.device)
     g = overlaps(E, torch.stack([ids_c, ids_k]))
     g_ck = g[k, 0]

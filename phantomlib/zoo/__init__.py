@@ -1,7 +1,8 @@
-"""The zoo: small causal language models pretrained from scratch on a generated language whose probabilities are known.
+"""The zoo: small causal language models pretrained from scratch on a generated language of known probabilities.
 
-Five models of two families in `NAMES`, one of a third family held out (`HELD_OUT`), and four variations of the smallest in `EXTRAS`: two
-other pretraining seeds, two other assignments of the pairs' interchangeability. Weights ship with the package; `train` rebuilds them.
+Five models of two families in `NAMES`, one of a third family held out (`HELD_OUT`), and four variations of the
+smallest in `EXTRAS`: two other pretraining seeds, two other assignments of the pairs' interchangeability. Weights
+ship with the package; `train` rebuilds them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import difflib
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 
 from phantomlib.errors import ModelError, ParameterError
@@ -29,15 +31,21 @@ def _known(name: str) -> str:
 
 
 def path(name: str) -> Path:
-    """The folder of a zoo model, in Hugging Face format. Raises ModelError for an unknown name or a model not yet trained."""
+    """The folder of a zoo model, in Hugging Face format; ModelError for an unknown name or missing weights."""
     folder = WEIGHTS / _known(name)
     if not (folder / "model.safetensors").is_file():
-        raise ModelError(f"the weights of zoo model {name!r} are not in {WEIGHTS}; run `phantom zoo train --model {name}`.")
+        raise ModelError(
+            f"the weights of zoo model {name!r} are not in {WEIGHTS}; run `phantom zoo train --model {name}`."
+        )
     return folder
 
 
 def report(name: str) -> dict:
-    """What was written when the model was trained: recipe, seconds, losses, language entropy, bulk coherence along training."""
+    """What was written down when the model was trained, see `recipe.pretrain`.
+
+    Among others: `recipe` (dict), `seconds`, `n_parameters`, `validation_cross_entropy` beside `language_entropy`
+    (nats per token, same sentences), `bulk_coherence` (list of step and B), `training_loss` (list of step and loss).
+    """
     return json.loads((path(name) / "report.json").read_text())
 
 
@@ -50,7 +58,8 @@ def _record(root: Path, name: str) -> None:
     from filelock import FileLock
 
     target = root / "checksums.json"
-    with FileLock(root / ".checksums.lock"):
+    lock = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    with FileLock(Path(tempfile.gettempdir()) / f"phantom-zoo-{lock}.lock"):
         sums = json.loads(target.read_text()) if target.is_file() else {}
         sums[name] = {file.name: _digest(file) for file in sorted((root / name).iterdir())}
         temporary = root / f".checksums.{os.getpid()}"
@@ -59,35 +68,41 @@ def _record(root: Path, name: str) -> None:
 
 
 def verify(root: Path | str | None = None) -> list[str]:
-    """Problems with the stored models, one sentence each: missing, changed or unexpected files. An empty list means all is well."""
+    """Problems with the stored models, one sentence each: missing or changed files. An empty list: all is well."""
     root = Path(root) if root else WEIGHTS
     target = root / "checksums.json"
     if not target.is_file():
         return [f"{target} is missing; run `phantom zoo train`."]
     sums = json.loads(target.read_text())
-    problems = [f"{name}: not trained." for name in ALL if name not in sums]
+    problems = [
+        f"{name} has no recorded weights; run `phantom zoo train --model {name}`." for name in ALL if name not in sums
+    ]
     for name, files in sums.items():
+        way_out = f"restore it, or run `phantom zoo train --model {name}`."
         for file, digest in files.items():
             here = root / name / file
             if not here.is_file():
-                problems.append(f"{name}/{file}: missing.")
+                problems.append(f"{name}/{file} is missing; {way_out}")
             elif _digest(here) != digest:
-                problems.append(f"{name}/{file}: its content is not the recorded one (sha256 differs).")
+                problems.append(f"{name}/{file} has changed (its sha256 is not the recorded one); {way_out}")
     return problems
 
 
 def train(
     name: str, out: Path | str | None = None, device: str = "cpu", steps: int | None = None, progress: bool = True
 ) -> Path:
-    """Rebuild a model from its seed into `out`/name (default: the package's weights) and record its checksums; returns its folder.
+    """Rebuild a model from its seed into `out`/name (default: the package's weights); returns that folder.
 
-    The files are moved into place when complete. On the machine of the shipped weights the result is the same; elsewhere, or with another
-    device or number of threads, it is the same up to how rounding errors grow.
+    Its checksums are recorded in `out`/checksums.json, and its files are moved into place when complete. The same
+    machine, device and number of threads give the same weights; another one gives them up to how rounding errors grow.
     `steps` shortens the training (for tests). Raises ModelError for an unknown name, ParameterError for `steps` < 1.
     """
     _known(name)
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-        raise ParameterError(f"steps = {steps!r}: a training needs a whole number of steps, at least 1; leave it out for the recipe's own.")
+        raise ParameterError(
+            f"steps = {steps!r}: a training needs a whole number of steps, at least 1; "
+            "leave it out for the recipe's own number."
+        )
     from phantomlib.zoo.recipe import train_into
 
     root = Path(out) if out else WEIGHTS
@@ -99,8 +114,9 @@ def train(
 def audit(names=None, root: Path | str | None = None):
     """The ten contexts at step 0, as a pandas table: one row per model and pair.
 
-    Columns: model, context, p_c, p_k (model), gap (logit of the correct word minus the competitor's, nats), overlap g_ck of their readout
-    rows, bulk (1 - p_c - p_k), rank_c (1 is first), first (the most probable word), language_c, language_k (the language's own), s.
+    Columns: model, context, p_c, p_k (model), gap (logit of the correct word minus the competitor's, nats), overlap
+    g_ck of their readout rows, bulk (1 - p_c - p_k), rank_c (1 is first), first (the most probable word), language_c,
+    language_k (the language's own), s.
     """
     import pandas as pd
     import torch
@@ -113,7 +129,8 @@ def audit(names=None, root: Path | str | None = None):
     table = []
     for name in names or [n for n in ALL if (root / n / "model.safetensors").is_file()]:
         folder = root / _known(name)
-        module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        with recipes.quiet_bars():
+            module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         tok = AutoTokenizer.from_pretrained(folder)
         language = recipes.language(recipes.RECIPES[name])
         rows = torch.nn.functional.normalize(module.get_output_embeddings().weight.detach().double(), dim=1)
@@ -126,8 +143,8 @@ def audit(names=None, root: Path | str | None = None):
                 dict(
                     model=name, context=pair.id, p_c=float(p[c]), p_k=float(p[k]), gap=float(z[c] - z[k]),
                     overlap=float(rows[c] @ rows[k]), bulk=float(1 - p[c] - p[k]), rank_c=int((z > z[c]).sum()) + 1,
-                    first=tok.decode([int(z.argmax())]).strip(), language_c=truth[pair.correct], language_k=truth[pair.competitor],
-                    s=language.interchangeability[pair.id],
+                    first=tok.decode([int(z.argmax())]).strip(), language_c=truth[pair.correct],
+                    language_k=truth[pair.competitor], s=language.interchangeability[pair.id],
                 )
             )  # fmt: skip
     return pd.DataFrame(table)

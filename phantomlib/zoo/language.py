@@ -1,20 +1,23 @@
 """A generated, English-like language whose every probability is known.
 
-The language is a probabilistic list of *frames*. A frame is a short sentence of literal words and slots; a sentence is drawn by choosing a
-frame, then a topic, then one word for every slot, independently given the topic. Hence the probability of any prefix is a finite sum,
+The language is a probabilistic list of *frames*. A frame is a short sentence of literal words and slots; a sentence
+is drawn by choosing a frame, then a topic, then one word for every slot, independently given the topic. Hence the
+probability of any prefix is a finite sum,
 
     P(w_1 ... w_n) = sum over frames f and topics t of  P(f) P(t | f) prod_j P(w_j | slot j of f, t),
 
-which `Language.log_prob` computes exactly. A model trained on samples can therefore be compared with the truth, not with another model.
+which `Language.log_prob` computes exactly. A model trained on samples can therefore be compared with the truth, not
+with another model.
 
 Three kinds of sentences:
 
 * generic (61 %): clauses on one of sixteen topics; a topical slot is on topic with probability 0.85;
-* pair (25 %): sentences around one of ten near-synonym pairs. The competitor is chosen with probability 0.7, the correct word otherwise. With
-  probability `s`, the pair's *interchangeability*, the sentence uses a frame both words share, otherwise a frame of the chosen word
-  only, on a topic of its own. `s` is what sets how close the two words come in a trained model;
-* test (14 %): the sentences whose prompts the contexts ask about. The last slot is the competitor with P_k, the correct word with P_c, otherwise
-  a word of the same part of speech (Zipf).
+* pair (25 %): sentences around one of ten near-synonym pairs. The competitor is chosen with probability 0.7, the
+  correct word otherwise. With probability `s`, the pair's *interchangeability*, the sentence uses a frame both words
+  share, otherwise a frame of the chosen word only, on a topic of its own. `s` is what sets how close the two words
+  come in a trained model;
+* test (14 %): the sentences whose prompts the contexts ask about. The last slot is the competitor with P_k, the
+  correct word with P_c, otherwise a word of the same part of speech (Zipf).
 
 Sentences end with "." and follow each other independently. Words are joined by single spaces, "," and "." without one.
 """
@@ -123,7 +126,7 @@ PAIR_FRAMES = {
 
 @dataclass(frozen=True)
 class Pair:
-    """A near-synonym pair: its words, part of speech, test frame, prompt, the three planted numbers and the topics of its pair sentences."""
+    """A near-synonym pair: its words, the three planted numbers, the topics of its own sentences, its test frame."""
 
     correct: str
     competitor: str
@@ -134,7 +137,7 @@ class Pair:
     topics: tuple[str, str, str]  # of the shared frames, of the correct word's own, of the competitor's own
     frame: str  # the test frame
     prompt: str  # the context's prompt: one filling of the frame up to {X}
-    likely: str  # words that lead the slot's Zipf order, so that a prompt reads naturally; the rest follows in a shuffled order
+    likely: str  # words that lead the slot's Zipf order, so that a prompt reads naturally
 
     @property
     def id(self) -> str:
@@ -177,7 +180,7 @@ PAIRS = (
 
 @dataclass(frozen=True)
 class Frame:
-    """A sentence pattern: `items` are literal words or slots such as "{N}"; `weight` (topics,) sums to the frame's probability."""
+    """A sentence pattern: `items` are literal words or slots; `weight` (topics,) sums to the frame's probability."""
 
     kind: str  # "generic", "pair" or "test"
     pair: str | None  # id of the pair, for pair and test frames
@@ -201,8 +204,9 @@ def _zipf(n: int) -> np.ndarray:
 
 
 class Language:
-    """The language. `interchangeability` replaces `s` of the named pairs; `seed` shuffles the Zipf tails of the test slots (nothing else).
+    """The language with its exact probabilities.
 
+    `interchangeability` replaces `s` of the named pairs. `seed` only shuffles the Zipf tails of the test slots.
     Raises ContextError for an unknown pair or an `s` outside [0, 1].
     """
 
@@ -211,9 +215,13 @@ class Language:
         for name, s in (interchangeability or {}).items():
             if name not in self.interchangeability:
                 known = ", ".join(self.interchangeability)
-                raise ContextError(f"interchangeability is given for {name!r}, which is no pair of the language; choose among: {known}.")
+                raise ContextError(
+                    f"interchangeability is given for {name!r}, no pair of the language; choose among: {known}."
+                )
             if not 0 <= s <= 1:
-                raise ContextError(f"interchangeability of {name!r} is {s}; it is a probability, choose a value from 0 to 1.")
+                raise ContextError(
+                    f"interchangeability of {name!r} is {s}; it is a probability, choose a value from 0 to 1."
+                )
             self.interchangeability[name] = float(s)
         self.seed = seed
         self.topics = tuple(lexicon.TOPICS)
@@ -229,7 +237,10 @@ class Language:
             yield Frame("generic", None, tuple(text.split()), FRACTIONS["generic"] / len(generic) * uniform)
         for pair in PAIRS:
             s = self.interchangeability[pair.id]
-            choices = (("correct", pair.correct, 1 - COMPETITOR_SHARE), ("competitor", pair.competitor, COMPETITOR_SHARE))
+            choices = (
+                ("correct", pair.correct, 1 - COMPETITOR_SHARE),
+                ("competitor", pair.competitor, COMPETITOR_SHARE),
+            )
             for role, word, share in choices:
                 for group, probability in (("shared", s), (role, 1 - s)):
                     texts = PAIR_FRAMES[pair.part][group].strip().splitlines()
@@ -246,8 +257,9 @@ class Language:
         topical = {"N": "nouns", "J": "adjectives", "VT": "transitive", "VI": "intransitive"}
         fixed = {
             "NAME": lexicon.NAMES, "PLACE": lexicon.PLACES, "ADV": lexicon.ADVERBS, "PREP": lexicon.PREPOSITIONS,
-            "VB": lexicon.BASE_VERBS, "EVENT": lexicon.EVENTS, "MESSAGE": lexicon.MESSAGES, "BUILDING": lexicon.BUILDINGS,
-            "ROLE": lexicon.ROLES, "FOOD": lexicon.FOODS, "SHAPE": lexicon.SHAPES, "GROUP": lexicon.GROUPS,
+            "VB": lexicon.BASE_VERBS, "EVENT": lexicon.EVENTS, "MESSAGE": lexicon.MESSAGES,
+            "BUILDING": lexicon.BUILDINGS, "ROLE": lexicon.ROLES, "FOOD": lexicon.FOODS, "SHAPE": lexicon.SHAPES,
+            "GROUP": lexicon.GROUPS,
         }  # fmt: skip
         slots = {}
         for slot, key in topical.items():
@@ -275,10 +287,9 @@ class Language:
 
     @staticmethod
     def _bulk(pair: Pair, rng: np.random.Generator) -> list[str]:
-        """The other words of a test slot, most frequent first: the likely ones, then all words of that part of speech, shuffled."""
+        """A test slot's other words, most frequent first: the likely ones, then that part of speech, shuffled."""
         if pair.part == "verb":
-            words = lexicon.BASE_VERBS.split()  # already in a natural order
-            return words
+            return lexicon.BASE_VERBS.split()  # already in a natural order
         key = {"noun": "nouns", "adjective": "adjectives"}[pair.part]
         likely = pair.likely.split()
         words = {w for topic in lexicon.TOPICS.values() for w in topic[key].split()}
@@ -287,7 +298,7 @@ class Language:
         return likely + rest
 
     def _compile(self, slots):
-        """Turn frames and slots into arrays: `item` (frames, longest), `table` (slots, topics, words), `weight` (frames, topics)."""
+        """Arrays: `_item` (frames, longest frame), `_table` (slots, topics, words), `_weight` (frames, topics)."""
         literals = sorted({i for f in self.frames for i in f.items if not i.startswith("{")})
         self.words = tuple(sorted(set(literals) | {w for d in slots.values() for topic in d for w in topic}))
         self.index = {w: n for n, w in enumerate(self.words)}
@@ -309,7 +320,7 @@ class Language:
     # ---- exact probabilities
 
     def _factor_of(self, word: str) -> np.ndarray:
-        """(items + 1, topics): probability of `word` at each kind of item; the last row, reached by index -1, is a frame that has ended."""
+        """(items + 1, topics): probability of `word` at each item; the last row (index -1) is a frame's end, 0."""
         factor = np.zeros((self._n_slots + len(self._literal_word) + 1, len(self.topics)))
         n = self.index.get(word)
         if n is not None:
@@ -327,7 +338,7 @@ class Language:
         return joint
 
     def log_prob(self, words: list[str]) -> float:
-        """Exact log probability (nats) of a sentence, a prefix, or several sentences in a row; -inf for what the language never says."""
+        """Exact log probability (nats) of a prefix, a sentence or several in a row; -inf if it cannot occur."""
         total = 0.0
         for sentence in _sentences(words):
             p = self._joint(sentence).sum()
@@ -335,12 +346,18 @@ class Language:
         return float(total)
 
     def next_word(self, prefix: list[str]) -> dict[str, float]:
-        """Exact distribution of the word after `prefix` (words after the last full stop decide). Raises ContextError if it cannot occur."""
+        """Exact distribution of the word after `prefix`; only what follows its last full stop matters.
+
+        Raises ContextError if the prefix cannot occur.
+        """
         sentence = (_sentences(prefix) or [[]])[-1]
         sentence = [] if sentence and sentence[-1] == "." else sentence
         joint = self._joint(sentence)
         if not joint.sum() > 0:
-            raise ContextError(f"the language never says {join(sentence)!r}; take a prefix of a sampled sentence or a prompt of contexts.yaml.")
+            raise ContextError(
+                f"the language never says {join(sentence)!r}; take a prefix of a sampled sentence, "
+                "or a prompt of contexts.yaml."
+            )
         p = np.zeros(len(self.words))
         items = self._item[:, len(sentence)]
         for item in np.unique(items[joint.sum(1) > 0]):
@@ -353,7 +370,7 @@ class Language:
         return {self.words[n]: float(p[n]) for n in np.flatnonzero(p)}
 
     def entropy_given_first_word(self, sentences: list[list[str]]) -> float:
-        """Total -log P(sentence | first word) over the sentences, in nats: what no model can beat on average."""
+        """Total -log P(sentence | first word), in nats: what no model can beat on average."""
         return float(sum(self.log_prob(s[:1]) - self.log_prob(s) for s in sentences))
 
     # ---- samples

@@ -1,12 +1,14 @@
-"""How the zoo's models are made: sizes, tokenizer, corpus, training loop, files. One recipe for all; nothing is tuned per model.
+"""How the zoo's models are made: sizes, tokenizer, corpus, training, files. One recipe for all, none tuned by itself.
 
-What differs between the two families is what differs between GPT-2 and GPT-NeoX themselves. GPT-2 style: tied readout, learned positions, a
-fixed initialisation scale 0.02. NeoX style: untied readout, rotary positions, parallel residual, initialisation scale sqrt(2 / (5 d)),
-the "small init" of GPT-NeoX-20B. The held-out Llama is tied, rotary, gated, RMS-normed, scale 0.02.
+What differs between the two families is what differs between GPT-2 and GPT-NeoX themselves. GPT-2 style: tied
+readout, learned positions, a fixed initialisation scale 0.02. NeoX style: untied readout, rotary positions, parallel
+residual, initialisation scale sqrt(2 / (5 d)), the "small init" of GPT-NeoX-20B. The held-out Llama is tied, rotary,
+gated, RMS-normed, scale 0.02.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -80,15 +82,30 @@ def language(recipe: Recipe) -> Language:
     return Language(interchangeability(recipe.mix))
 
 
+@contextlib.contextmanager
+def quiet_bars():
+    """Without transformers' own bars for reading and writing files: they last milliseconds and clutter a notebook."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 # ---- tokenizer
 
 
 def tokenizer(keep_merges: int = 100):
-    """The one tokenizer of all zoo models: byte-level BPE trained on the language, in which every word is a single token.
+    """The one tokenizer of all zoo models: byte-level BPE trained on the language; every word is a single token.
 
-    A BPE vocabulary holds, beside the words, every intermediate piece that led to them, and the language never uses those: two rows in
-    five of the readout would be dead. So the training runs until each word is one token, then only the bytes, the first `keep_merges` merges
-    (so that a foreign word falls into pieces larger than bytes) and the words stay; `ignore_merges` looks a word up before merging.
+    A BPE vocabulary holds, beside the words, every intermediate piece that led to them, and the language never uses
+    those: two rows in five of the readout would be dead. So the training runs until each word is one token, then only
+    the bytes, the first `keep_merges` merges (so that a foreign word falls into pieces larger than bytes) and the
+    words stay; `ignore_merges` looks a word up before merging.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -106,7 +123,9 @@ def tokenizer(keep_merges: int = 100):
 
     trained = build(models.BPE())
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=6_000, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=6_000, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+    )
     trained.train_from_iterator([*map(join, sample), *surface], trainer)
     merges = [tuple(m) for m in json.loads(trained.to_str())["model"]["merges"]][:keep_merges]
     byte_pieces = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -120,13 +139,18 @@ def tokenizer(keep_merges: int = 100):
 
 
 def build(recipe: Recipe, vocabulary: int):
-    """A freshly initialised transformers model of the recipe's family and size, eager attention, no dropout anywhere."""
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
+    """A freshly initialised model of the recipe's family and size; eager attention, no dropout."""
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        GPTNeoXConfig,
+        GPTNeoXForCausalLM,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
 
     ends = dict(bos_token_id=None, eos_token_id=0, pad_token_id=None, attn_implementation="eager")
     d = recipe.width
-    torch.manual_seed(recipe.seed)
     if recipe.family == "gpt2":
         config = GPT2Config(
             vocab_size=vocabulary, n_positions=N_POSITIONS, n_embd=d, n_layer=recipe.layers, n_head=recipe.heads,
@@ -153,9 +177,9 @@ def build(recipe: Recipe, vocabulary: int):
 
 
 def rows(sentences: list[list[str]], tok, length: int) -> np.ndarray:
-    """(rows, length) token ids. A row is consecutive sentences joined by a space, from a sentence's first word, cut at `length` tokens.
+    """(rows, length) token ids: consecutive sentences joined by a space, cut at `length` tokens.
 
-    No BOS: a prompt at position 0 of an empty context is exactly what the model saw in training.
+    A row starts with a sentence's first word and no BOS, so a prompt at position 0 is what the model saw in training.
     """
     out, i = [], 0
     counts = [len(words) for words in sentences]  # one token per word
@@ -173,7 +197,8 @@ def rows(sentences: list[list[str]], tok, length: int) -> np.ndarray:
 def validation(recipe: Recipe) -> tuple[list[list[str]], np.ndarray]:
     """Independent sentences of the language, and which of them (bool array) the training sentences do not contain.
 
-    All of them together estimate the cross-entropy without bias; the unseen ones alone tell whether a model only remembers.
+    All of them together estimate the cross-entropy without bias; the unseen ones alone tell whether a model only
+    remembers.
     """
     lang = language(recipe)
     known = {tuple(words) for words in lang.sample(recipe.sentences, recipe.corpus_seed)}
@@ -182,7 +207,7 @@ def validation(recipe: Recipe) -> tuple[list[list[str]], np.ndarray]:
 
 
 def sentence_losses(module, tok, sentences: list[list[str]], batch: int = 256) -> np.ndarray:
-    """(n,) -log Q(sentence | first token) in nats: every token after the first one is predicted, the full stop included."""
+    """(n,) -log Q(sentence | first word) of a model, in nats: each later token is predicted, the full stop too."""
     import torch
 
     device = next(module.parameters()).device
@@ -208,7 +233,8 @@ def bulk_coherence(readout) -> float:
 
     e = torch.nn.functional.normalize(readout.detach().double(), dim=1)
     v, d = e.shape
-    return float(d * ((e.T @ e).square().sum() - v) / (v * (v - 1)))  # sum of all g_ij^2 is |E^T E|^2, the diagonal contributes V
+    squares = (e.T @ e).square().sum()  # the sum of g_ij^2 over all i and j, without forming the (V, V) overlaps
+    return float(d * (squares - v) / (v * (v - 1)))
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -221,9 +247,9 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 
 def pretrain(recipe: Recipe, folder: Path, device: str = "cpu", progress: bool = True) -> dict:
-    """Train the recipe's model, write weights (float16), config, tokenizer and report.json into `folder`; returns the report.
+    """Train the recipe's model; write weights (float16), config, tokenizer and report.json into `folder`.
 
-    Everything the report says about the result is measured on the stored, rounded weights, computed in float32.
+    Returns the report: how the model was made, and what `measure` finds on the stored weights.
     """
     import torch
     import transformers
@@ -231,7 +257,9 @@ def pretrain(recipe: Recipe, folder: Path, device: str = "cpu", progress: bool =
 
     tok = tokenizer()
     data = torch.tensor(rows(language(recipe).sample(recipe.sentences, recipe.corpus_seed), tok, recipe.tokens_per_row))
-    module = build(recipe, len(tok)).to(device).train()
+    with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator: leave it as it was
+        torch.manual_seed(recipe.seed)
+        module = build(recipe, len(tok)).to(device).train()
     decay = [p for p in module.parameters() if p.ndim >= 2]
     rest = [p for p in module.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -243,7 +271,9 @@ def pretrain(recipe: Recipe, folder: Path, device: str = "cpu", progress: bool =
     at, losses, started = 0, [], time.perf_counter()
     watch = {0, *(s for s in (25, 50, 100, 200, 400, 800, 1200) if s < recipe.steps)}
     coherence = []
-    bar = tqdm(range(recipe.steps), desc=recipe.name, unit="step", disable=not progress, file=sys.stderr, mininterval=1.0)
+    bar = tqdm(
+        range(recipe.steps), desc=recipe.name, unit="step", disable=not progress, file=sys.stderr, mininterval=1.0
+    )
     for step in bar:
         if step in watch:
             coherence.append({"step": step, "B": bulk_coherence(module.get_output_embeddings().weight)})
@@ -265,32 +295,59 @@ def pretrain(recipe: Recipe, folder: Path, device: str = "cpu", progress: bool =
     seconds = time.perf_counter() - started
 
     module = module.cpu().half().eval()
-    module.save_pretrained(folder)
+    with quiet_bars():
+        module.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     config["dtype"] = "float32"  # so that a plain from_pretrained computes in float32
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (folder / "generation_config.json").unlink(missing_ok=True)
     tok.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # written readable by its owner only
 
-    module = module.float()
-    coherence.append({"step": recipe.steps, "B": bulk_coherence(module.get_output_embeddings().weight)})
-    sentences, unseen = validation(recipe)
-    lang = language(recipe)
-    model_nats = sentence_losses(module, tok, sentences)
-    true_nats = np.array([lang.log_prob(s[:1]) - lang.log_prob(s) for s in sentences])
-    predicted = np.array([len(s) - 1 for s in sentences])  # one token per word
     report = {
         "name": recipe.name,
         "recipe": asdict(recipe),
-        "interchangeability": lang.interchangeability,
+        "interchangeability": language(recipe).interchangeability,
+        "training_tokens": recipe.steps * recipe.rows * recipe.tokens_per_row,
+        "seconds": round(seconds, 1),
+        "device": _describe(device),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "training_loss": losses,
+    }
+    report |= measure(recipe, folder)
+    report["bulk_coherence"] = [*coherence, {"step": recipe.steps, "B": report.pop("B")}]
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def measure(recipe: Recipe, folder: Path) -> dict:
+    """What is true of a model on disk, computed in float32: size, cross-entropy beside the language's, coherence B.
+
+    Cross-entropies are nats per token over every token after a sentence's first, the model's and the language's own on
+    the same sentences; `unseen_...` restricts both to the sentences that the training sentences do not contain.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with quiet_bars():
+        module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tok = AutoTokenizer.from_pretrained(folder)
+    lang = language(recipe)
+    sentences, unseen = validation(recipe)
+    model_nats = sentence_losses(module, tok, sentences)
+    true_nats = np.array([lang.log_prob(words[:1]) - lang.log_prob(words) for words in sentences])
+    predicted = np.array([len(words) - 1 for words in sentences])  # one token per word
+    return {
         "model_type": module.config.model_type,
         "n_parameters": module.num_parameters(),
         "n_embedding_rows": len(tok),
         "tied": bool(module.config.tie_word_embeddings),
         "initializer_range": module.config.initializer_range,
-        "training_tokens": recipe.steps * recipe.rows * recipe.tokens_per_row,
-        "seconds": round(seconds, 1),
-        "device": torch.cuda.get_device_name(device) if str(device).startswith("cuda") else f"cpu, {torch.get_num_threads()} thread(s)",
+        "stored_dtype": "float16",
         "validation_sentences": len(sentences),
         "validation_tokens": int(predicted.sum()),
         "validation_cross_entropy": float(model_nats.sum() / predicted.sum()),
@@ -298,18 +355,20 @@ def pretrain(recipe: Recipe, folder: Path, device: str = "cpu", progress: bool =
         "unseen_sentences": int(unseen.sum()),
         "unseen_cross_entropy": float(model_nats[unseen].sum() / predicted[unseen].sum()),
         "unseen_language_entropy": float(true_nats[unseen].sum() / predicted[unseen].sum()),
-        "units": "nats per token, of every token after a sentence's first",
-        "bulk_coherence": coherence,
-        "training_loss": losses,
-        "stored_dtype": "float16",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
+        "B": bulk_coherence(module.get_output_embeddings().weight),
     }
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    return report
+
+
+def _describe(device: str) -> str:
+    import torch
+
+    if str(device).startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{device}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
 
 
 def train_into(name: str, root: Path, device: str = "cpu", steps: int | None = None, progress: bool = True) -> Path:
-    """Train `name` in a temporary folder beside its place, then move it there: an interrupted training leaves the old model intact."""
+    """Train in a temporary folder, then move it to `root`/name: an interruption leaves the old model intact."""
     recipe = RECIPES[name] if steps is None else replace(RECIPES[name], steps=steps)
     root.mkdir(parents=True, exist_ok=True)
     final, temporary = root / name, root / f".{name}.{os.getpid()}"

@@ -62,6 +62,19 @@ class Notebook:
             self.store, claim, value, scope=scope, optimizer=optimizer, n=n, runs=ids, interval=interval, detail=detail
         )
 
+    def fitting_contexts(self, model) -> list:
+        """The contexts as ids of one model (``phantomlib.contexts.Resolved``), each outranked by its competitor.
+
+        Raises:
+            ContextError: a word is not a single token, or the model prefers the correct word already.
+        """
+        from phantomlib.contexts import resolve
+        from phantomlib.finetune import check_contexts
+
+        found = [resolve(context, model.tokenizer) for context in self.contexts]
+        check_contexts(model, found)
+        return found
+
     @property
     def command(self) -> str:
         """The command that makes this notebook again."""

@@ -133,6 +133,13 @@ def order_parameter_by_trace(rho: Tensor, e_c: Tensor, e_k: Tensor) -> Tensor:
     return torch.einsum("...i,...ij,...j->...", e_c, rho, e_c) - torch.einsum("...i,...ij,...j->...", e_k, rho, e_k)
 
 
+def trace_residual(p: Tensor, E: Tensor, c: int, k: int) -> float:
+    """Absolute difference between ``signal + drag`` and the trace formula, for ``p`` (V,) and ``E`` (V, d)."""
+    e = normalise(E)
+    by_trace = order_parameter_by_trace(density_matrix(p, E), e[c], e[k])
+    return abs(decompose(p, E, c, k).phi - float(by_trace))
+
+
 def spectrum(rho: Tensor) -> Tensor:
     """Eigenvalues of ρ (..., d), largest first; they are non-negative and sum to one."""
     return torch.linalg.eigvalsh(rho).flip(-1).clamp_min(0.0)

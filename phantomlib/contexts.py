@@ -1,6 +1,8 @@
 """Contexts: a prompt, its correct completion and the near-synonym that competes with it, as single tokens."""
 
 import difflib
+import os
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,21 +55,22 @@ def load_contexts(source: str | Path = "default") -> list[Context]:
     Raises:
         ContextError: the file is missing, is not such a list, repeats an id, or names one word twice.
     """
-    path = DEFAULT if str(source) == "default" else Path(source)
-    if not path.is_file():
+    path = DEFAULT if str(source) == "default" else Path(str(source))
+    if not os.path.isfile(path):  # unlike path.is_file(), also False for text that cannot be a path
         raise ContextError(
-            f"No contexts file at '{source}'. Give 'default' for the book's ten contexts, or a YAML file with a list of "
-            "entries that have id, prompt, correct and competitor."
+            f"No contexts file at '{source}'. Give 'default' for the book's ten contexts, or a YAML file with a list "
+            "of entries that have id, prompt, correct and competitor."
         )
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date such as 2024-13-45
         raise ContextError(
             f"'{source}' is not valid YAML ({' '.join(str(error).split())}). Mend it and run again."
         ) from None
     if not isinstance(entries, list) or not entries:
         raise ContextError(
-            f"'{source}' must hold a non-empty YAML list of contexts; each entry needs id, prompt, correct and competitor."
+            f"'{source}' must hold a non-empty YAML list of contexts; each entry needs id, prompt, correct and "
+            "competitor."
         )
     contexts = [_context(entry, number, source) for number, entry in enumerate(entries, 1)]
     ids = [context.id for context in contexts]
@@ -121,9 +124,24 @@ def resolve(context: Context, tokenizer) -> Resolved:
     for head, texts in joins:
         prompt_ids = list(tokenizer(head)["input_ids"])
         extended = [list(tokenizer(text)["input_ids"]) for text in texts]
-        if prompt_ids and all(ids[:-1] == prompt_ids for ids in extended) and extended[0] != extended[1]:
+        if (
+            prompt_ids
+            and extended[0] != extended[1]
+            and all(
+                ids[:-1] == prompt_ids and _plain(tokenizer.decode(ids[-1:])) == _plain(word)
+                for ids, word in zip(extended, words, strict=True)
+            )
+        ):
             return Resolved(context, tuple(prompt_ids), extended[0][-1], extended[1][-1])
     raise ContextError(_why_not(context, tokenizer))
+
+
+def _plain(text: str) -> str:
+    """Letters only as far as tokenizers keep them, without case and accents.
+
+    A piece must spell its word: some tokenizers put one piece for all unknown words, or drop unknown letters.
+    """
+    return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).casefold().strip()
 
 
 def _why_not(context: Context, tokenizer) -> str:
@@ -134,11 +152,13 @@ def _why_not(context: Context, tokenizer) -> str:
             words[text] = None
     reasons = []
     for role, word in (("correct", context.correct), ("competitor", context.competitor)):
-        pieces = len(tokenizer(" " + word.strip(), add_special_tokens=False)["input_ids"])
-        if pieces != 1 or word.strip() not in words:
-            near = difflib.get_close_matches(word.strip(), words, n=3, cutoff=0.5)
+        texts = (f" {word.strip()}", f"{word.strip()} ")
+        encoded = min((tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts), key=len)
+        if len(encoded) != 1 or word.strip() not in words:
+            known = _plain(tokenizer.decode(encoded)) == _plain(word)
+            near = difflib.get_close_matches(word.strip(), words.keys() - {word.strip()}, n=3, cutoff=0.5)
             reasons.append(
-                f"the {role} word '{word}' is {pieces} tokens"
+                f"the {role} word '{word}' is {f'{len(encoded)} tokens' if known else 'unknown'}"
                 + (f" (nearest single tokens: {', '.join(near)})" if near else "")
             )
     reasons = reasons or [

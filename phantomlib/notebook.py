@@ -172,6 +172,20 @@ def start(
     )
 
 
+def say(text: str) -> None:
+    """Show sentences whose numbers come from the run, as Markdown."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(text))
+
+
+def table(frame, digits: int = 3) -> None:
+    """Show a pandas table as a Markdown table, floats with ``digits`` decimals."""
+    cells = frame.map(lambda value: f"{value:.{digits}f}" if isinstance(value, float) else str(value))
+    align = ["right" if column.dtype.kind in "iuf" else "left" for _, column in frame.items()]
+    say(cells.to_markdown(index=False, disable_numparse=True, colalign=align))
+
+
 def _check_types(**given) -> None:
     models, seed = given["models"], given["seed"]
     if not isinstance(models, list) or not models or not all(isinstance(ref, str) and ref.strip() for ref in models):

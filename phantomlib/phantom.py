@@ -1,0 +1,439 @@
+r"""Phantoms: jumps of the order parameter, and six measurements that tell them from spontaneous symmetry breaking.
+
+A jump is one step with
+
+.. math::
+
+    |\Delta\Phi| > 0.1 \sqrt{1 - g_{ck}^2} \quad\text{and}\quad |\Delta\Phi| > 10\,\mathrm{median}_t |\Delta\Phi_t| .
+
+Spontaneous symmetry breaking would show a geometry that rearranges at the jump, two branches at one learning rate, a time that
+diverges at the critical rate, a double well, and a discontinuity that stays when steps are made smaller. Each function here
+measures one of these and returns numbers; the thresholds are in ``claims.yaml`` under C5, and :func:`passed` compares.
+
+All experiments are fine-tuning runs through :meth:`phantomlib.trajectories.Store.run`. A replica is put "just before the
+jump" by a schedule that repeats the run up to there and then changes the learning rate, so the optimiser keeps its state.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from phantomlib.claims import Claim, Criterion
+from phantomlib.contexts import Resolved
+from phantomlib.critical import crossing_step
+from phantomlib.errors import ParameterError
+from phantomlib.finetune import Recipe
+from phantomlib.models import LanguageModel
+
+NEAR = 1.5  # learning rates up to here, in units of the critical one, tell how the crossing time approaches criticality
+
+
+# ---------------------------------------------------------------------------------------------------------------- jumps
+
+
+def bound(dataset: xr.Dataset) -> xr.DataArray:
+    """``sqrt(1 - g_ck^2)``, the largest possible ``|Φ|``, at every step."""
+    return np.sqrt((1 - dataset.overlap**2).clip(min=0))
+
+
+def step_sizes(dataset: xr.Dataset) -> xr.DataArray:
+    """``|Φ_t - Φ_(t-1)|`` as a share of the bound before the step, (..., step) with step = 1..T; nan from a divergence on."""
+    return abs(dataset.phi.diff("step")) / bound(dataset).shift(step=1).isel(step=slice(1, None))
+
+
+def jumps(dataset: xr.Dataset, *, size_factor: float = 0.1, median_factor: float = 10.0) -> pd.DataFrame:
+    """Every jump of every run.
+
+    Args:
+        dataset: recorded runs with dimensions (context, rate, seed, step).
+        size_factor: smallest ``|ΔΦ|`` in units of the bound ``sqrt(1 - g_ck^2)`` before the step.
+        median_factor: smallest ``|ΔΦ|`` in units of the run's median ``|ΔΦ|``.
+
+    Returns:
+        One row per jump, in the order context, rate, seed, step: ``context``, ``rate`` (its index), ``seed``, ``learning_rate``,
+        ``step`` (the jump is from ``step - 1`` to ``step``), ``size`` (ΔΦ, signed), ``share_of_bound``, ``readout_part`` and
+        ``geometry_part`` (they add to ``size``), ``readout_share``, ``overlap_change`` (of g_ck), ``drift`` (change of E relative to
+        ``|E_0|`` since the start, after the step minus before), ``gap_before`` and ``gap_after`` (nats).
+    """
+    change = dataset.phi.diff("step")
+    shares = step_sizes(dataset)
+    is_jump = (shares > size_factor) & (abs(change) > median_factor * abs(change).median("step"))
+    rows = []
+    for index in np.argwhere(is_jump.transpose("context", "rate", "seed", "step").values):
+        at = dict(zip(("context", "rate", "seed"), map(int, index[:3])))
+        run, t = dataset.isel(at), int(index[3]) + 1
+        size = float(run.phi[t] - run.phi[t - 1])
+        rows.append(
+            {
+                "context": str(run.context.item()),
+                "rate": at["rate"],
+                "seed": int(run.seed),
+                "learning_rate": float(run.learning_rate),
+                "step": t,
+                "size": size,
+                "share_of_bound": float(shares.isel(at)[t - 1]),
+                "readout_part": float(run.phi_readout_part[t]),
+                "geometry_part": float(run.phi_geometry_part[t]),
+                "readout_share": float(run.phi_readout_part[t]) / size,
+                "overlap_change": float(run.overlap[t] - run.overlap[t - 1]),
+                "drift": float(run.readout_drift[t] - run.readout_drift[t - 1]),
+                "gap_before": float(run.logit_gap[t - 1]),
+                "gap_after": float(run.logit_gap[t]),
+            }
+        )
+    columns = ["context", "rate", "seed", "learning_rate", "step", "size", "share_of_bound", "readout_part", "geometry_part"]
+    columns += ["readout_share", "overlap_change", "drift", "gap_before", "gap_after"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def first_jumps(table: pd.DataFrame, rate: int) -> pd.DataFrame:
+    """The first jump of every context at one rate index (first seed), from :func:`jumps`; indexed by context."""
+    here = table[(table["rate"] == rate) & (table["seed"] == table["seed"].min())]
+    return here.sort_values("step").drop_duplicates("context").set_index("context").sort_index()
+
+
+def jumping_contexts(table: pd.DataFrame, rates: int) -> list[int]:
+    """How many contexts have a jump at each of ``rates`` rate indices, from :func:`jumps`."""
+    return [int(table[table["rate"] == r]["context"].nunique()) for r in range(rates)]
+
+
+# ------------------------------------------------------------------------------------------- (i) geometry at the jump
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How much of the jumps is geometry; shares and changes are dimensionless.
+
+    Attributes:
+        n: jumps.
+        median_share, high_share: median and nine-tenths quantile of ``|geometry part| / |ΔΦ|``.
+        high_overlap_change: nine-tenths quantile of ``|Δg_ck|`` at the jump.
+        high_drift: nine-tenths quantile of the change of E during the jump, relative to ``|E_0|``.
+    """
+
+    n: int
+    median_share: float
+    high_share: float
+    high_overlap_change: float
+    high_drift: float
+
+
+def geometry(table: pd.DataFrame) -> Geometry:
+    """Test (i) from the rows of :func:`jumps`; nan without jumps."""
+    share = (table["geometry_part"] / table["size"]).abs()
+    return Geometry(
+        n=len(table),
+        median_share=share.median(),
+        high_share=share.quantile(0.9),
+        high_overlap_change=table["overlap_change"].abs().quantile(0.9),
+        high_drift=table["drift"].abs().quantile(0.9),
+    )
+
+
+# ------------------------------------------------------------------------------------ (ii) bistability and hysteresis
+
+
+def branches(
+    store, model: LanguageModel, contexts: list[Resolved], first: pd.DataFrame, recipe: Recipe, *, brake: float = 0.1
+) -> xr.Dataset | None:
+    """Go on from just before and from just after a jump, at the same reduced learning rate.
+
+    At the rate of the run itself the state before the jump would only jump again. At a rate too small to jump, a second
+    branch would hold it back for ever.
+
+    Args:
+        first: the first jump of each context to follow, as from :func:`first_jumps`.
+        brake: the reduced learning rate, in units of the run's.
+
+    Returns:
+        The run (2T steps), its dimension ``rate`` named ``start`` with values ``before`` and ``after``, and with ``same_branch``
+        (context) and ``difference`` (context): ``|Φ_before - Φ_after|`` at the end as a share of the bound. None without jumps.
+    """
+    chosen = [c for c in contexts if c.id in first.index]
+    if not chosen:
+        return None
+    longer = replace(recipe, steps=2 * recipe.steps)
+    schedules = np.empty((len(chosen), 2, longer.steps))
+    for i, context in enumerate(chosen):
+        rate, step = first.loc[context.id, "learning_rate"], int(first.loc[context.id, "step"])
+        schedules[i, 0] = np.where(np.arange(longer.steps) < step - 1, rate, brake * rate)
+        schedules[i, 1] = np.where(np.arange(longer.steps) < step, rate, brake * rate)
+    run = store.run(model, chosen, schedules, longer).isel(seed=0).rename(rate="start")
+    run = run.assign_coords(start=["before", "after"], jump_step=("context", first.loc[[c.id for c in chosen], "step"]))
+    end = run.isel(step=-1)
+    run["same_branch"] = (end.logit_gap > 0).all("start") | (end.logit_gap < 0).all("start")
+    run["difference"] = abs(end.phi.diff("start").isel(start=0, drop=True)) / bound(run).isel(step=0, start=0, drop=True)
+    return run
+
+
+def ramps(
+    store,
+    model: LanguageModel,
+    contexts: list[Resolved],
+    critical_rates: np.ndarray,
+    recipe: Recipe,
+    *,
+    low: float = 0.3,
+    high: float = 30.0,
+) -> xr.Dataset:
+    """The same learning rates once in rising and once in falling order.
+
+    Training on a fixed loss has no way back, so Φ against the learning rate proves nothing. What can be asked is whether the
+    state depends on the order of the rates or only on their sum ``s = Σ η``: with hysteresis the two paths Φ(s) enclose an area.
+
+    Args:
+        critical_rates: (C,) learning rates that ``low`` and ``high`` multiply.
+
+    Returns:
+        The run, its dimension ``rate`` named ``order`` with values ``up`` and ``down``, and with ``consumed`` (context, order, step),
+        the sum of the rates so far in units of the critical rate, ``area`` (context), the mean of ``|Φ_up(s) - Φ_down(s)|`` over s as a
+        share of the bound, and ``same_branch`` (context).
+    """
+    factors = np.geomspace(low, high, recipe.steps)
+    schedules = np.asarray(critical_rates)[:, None, None] * np.stack([factors, factors[::-1]])
+    run = store.run(model, contexts, schedules, recipe).isel(seed=0).rename(rate="order")
+    run = run.assign_coords(order=["up", "down"])
+    consumed = np.concatenate([[[0.0], [0.0]], np.cumsum([factors, factors[::-1]], axis=1)], axis=1)  # (2, T + 1)
+    run["consumed"] = (("order", "step"), consumed)
+    grid = np.linspace(0, consumed[0, -1], 2001)
+    up, down = (
+        np.stack([np.interp(grid, s, phi) for phi in run.phi.sel(order=order).values])
+        for s, order in zip(consumed, ("up", "down"))
+    )
+    top = bound(run).isel(step=0, order=0, drop=True)
+    run["area"] = ("context", np.abs(up - down).mean(1) / top.values)
+    gap = run.logit_gap.isel(step=-1)
+    run["same_branch"] = (gap > 0).all("order") | (gap < 0).all("order")
+    return run
+
+
+# ------------------------------------------------------------------------------------------ (iii) critical slowing down
+
+
+def crossing_times(
+    store,
+    model: LanguageModel,
+    contexts: list[Resolved],
+    critical_rates: np.ndarray,
+    recipe: Recipe,
+    multiples: tuple[float, ...] = (0.25, 0.5, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 4.0, 10.0),
+) -> xr.Dataset:
+    """When the token overtakes, at learning rates around the critical one.
+
+    The critical rate belongs to the budget of ``recipe.steps``; below it the budget is extended, so that a finite time can show.
+
+    Returns:
+        Dataset over (context, multiple): ``step`` (fractional t*, nan if it never crosses), ``consumed`` (η t* / (η_c T), dimensionless).
+        Attribute ``run_ids``.
+    """
+    critical_rates = np.asarray(critical_rates)
+    inside = [m for m in multiples if m >= 1]
+    groups = [([m], math.ceil(1.3 * recipe.steps / m)) for m in multiples if m < 1] + [(inside, recipe.steps)] * bool(inside)
+    times, ids = {}, []
+    for factors, steps in groups:
+        run = store.run(model, contexts, critical_rates[:, None] * factors, replace(recipe, steps=steps)).isel(seed=0)
+        ids.append(run.attrs["run_id"])
+        for i, factor in enumerate(factors):
+            found = [crossing_step(gap) for gap in run.logit_gap.isel(rate=i).values]
+            times[factor] = [step if crossed else np.nan for crossed, step in found]
+    step = np.array([times[m] for m in multiples]).T  # (C, multiples)
+    return xr.Dataset(
+        {
+            "step": (("context", "multiple"), step, {"units": "steps"}),
+            "consumed": (("context", "multiple"), step * np.asarray(multiples) / recipe.steps, {"units": "1"}),
+        },
+        {"context": [c.id for c in contexts], "multiple": list(multiples)},
+        {"run_ids": " ".join(ids), "steps": recipe.steps},
+    )
+
+
+@dataclass(frozen=True)
+class Slowing:
+    """How the crossing time behaves; arrays (C,), dimensionless.
+
+    Attributes:
+        slope: of log t* against log η over all rates; -1 if only the consumed ``η t*`` counts.
+        exponent: ν of ``t* ~ (η/η_c - 1)^-ν`` fitted up to ``η/η_c = 1.5``; 1/2 or 1 at ordinary critical points, towards 0 if nothing
+            diverges.
+        spread: largest over smallest ``η t*``.
+    """
+
+    slope: np.ndarray
+    exponent: np.ndarray
+    spread: np.ndarray
+
+
+def slowing(times: xr.Dataset) -> Slowing:
+    """Test (iii) from :func:`crossing_times`; nan for a context that fails to cross somewhere."""
+    multiple, step = times.multiple.values, times.step.values
+    near = (multiple > 1) & (multiple <= NEAR)
+    return Slowing(
+        slope=_slopes(np.log(multiple), np.log(step)),
+        exponent=-_slopes(np.log(multiple[near] - 1), np.log(step[:, near])),
+        spread=times.consumed.max("multiple", skipna=False).values / times.consumed.min("multiple", skipna=False).values,
+    )
+
+
+def _slopes(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Least-squares slope of each row (n,) against x (n,); nan where a row is not finite."""
+    centred = x - x.mean()
+    return rows @ centred / (centred @ centred)
+
+
+# ------------------------------------------------------------------------------------------- (iv) effective potential
+
+
+def profile(
+    store,
+    model: LanguageModel,
+    contexts: list[Resolved],
+    first: pd.DataFrame,
+    recipe: Recipe,
+    fractions: tuple[float, ...] = tuple(np.round(np.linspace(0.05, 1.5, 30), 4).tolist()),
+) -> xr.Dataset | None:
+    """The loss along the straight line of a jump's own update, from the state before it (0) to the state after it (1) and beyond.
+
+    An update is linear in its learning rate, so a point of the line is a run whose last rate is reduced.
+
+    Returns:
+        Dataset over (context, fraction), fraction 0 first: ``cross_entropy`` and ``logit_gap`` (nats), ``phi``; and over context
+        ``wells`` (local minima of the cross-entropy), ``barrier`` (largest rise above the running minimum between fractions 0 and
+        1, nats) and ``convex`` (share of the line with positive curvature). Attribute ``run_ids``. None without jumps.
+    """
+    chosen = [c for c in contexts if c.id in first.index]
+    if not chosen:
+        return None
+    parts, ids = {}, []
+    steps_of = {c.id: int(first.loc[c.id, "step"]) for c in chosen}
+    for steps in sorted(set(steps_of.values())):  # the line is the last step of a run, so runs of one length go together
+        group = [c for c in chosen if steps_of[c.id] == steps]
+        rates = first.loc[[c.id for c in group], "learning_rate"].to_numpy()
+        schedules = np.tile(rates[:, None, None], (1, len(fractions), steps))
+        schedules[:, :, -1] *= fractions
+        run = store.run(model, group, schedules, replace(recipe, steps=steps)).isel(seed=0)
+        ids.append(run.attrs["run_id"])
+        for i, context in enumerate(group):
+            names = ("cross_entropy", "logit_gap", "phi")
+            start, end = run[[*names]].isel(context=i, step=-2), run[[*names]].isel(context=i, step=-1)
+            parts[context.id] = {n: np.append(start[n].values[0], end[n].values) for n in names}
+    order = [c.id for c in chosen]
+    x = np.append(0.0, fractions)
+    lines = {n: (("context", "fraction"), np.stack([parts[c][n] for c in order])) for n in ("cross_entropy", "logit_gap", "phi")}
+    shapes = [_shape(x, loss) for loss in lines["cross_entropy"][1]]
+    for i, name in enumerate(("wells", "barrier", "convex")):
+        lines[name] = ("context", np.array([shape[i] for shape in shapes]))
+    return xr.Dataset(lines, {"context": order, "fraction": x}, {"run_ids": " ".join(ids)})
+
+
+def _shape(x: np.ndarray, loss: np.ndarray, noise: float = 1e-3) -> tuple[int, float, float]:
+    """Local minima, barrier (nats) and convex share of a loss (n,) on a line x (n,); rises below ``noise`` nats do not count."""
+    wells, low, high = 1, loss[0], loss[0]  # `low`: minimum of the present well; `high`: top of the rise since then
+    rise = 0.0
+    for position, value in zip(x[1:], loss[1:]):
+        if value < low:
+            low = high = value
+        high = max(high, value)
+        if high - low > noise and high - value > noise:  # over a ridge and down again: another well
+            wells, low, high = wells + 1, value, value
+        if position <= 1:
+            rise = max(rise, value - loss[: np.searchsorted(x, position) + 1].min())
+    slopes = np.diff(loss) / np.diff(x)
+    bends = np.diff(slopes)
+    return wells, float(rise), float((bends > 0).mean())
+
+
+def force(dataset: xr.Dataset) -> xr.Dataset:
+    """The force on the logit gap along a run, ``dΔ/ds`` with ``s = Σ η``, and what it says of the way to the crossing.
+
+    Args:
+        dataset: runs (..., step) at a learning rate so small that differences are derivatives.
+
+    Returns:
+        Dataset with ``gap`` and ``force`` (..., step) at the middles of the steps (nats, nats per unit rate), ``weakest`` (...): the
+        smallest force before the crossing relative to the first one (near 0 or negative at a well's edge), and ``crossed``.
+    """
+    force = dataset.logit_gap.diff("step") / dataset.learning_rate
+    middle = dataset.logit_gap.rolling(step=2).mean().isel(step=slice(1, None))
+    on_the_way = (dataset.logit_gap.shift(step=1) <= 0).isel(step=slice(1, None))
+    first = force.isel(step=0, drop=True)
+    return xr.Dataset(
+        {
+            "gap": middle,
+            "force": force,
+            "weakest": force.where(on_the_way).min("step") / first,
+            "crossed": (dataset.logit_gap > 0).any("step"),
+        }
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ (v) refinement
+
+
+def refine(
+    store,
+    model: LanguageModel,
+    contexts: list[Resolved],
+    learning_rates: np.ndarray,
+    recipe: Recipe,
+    factors: tuple[int, ...] = (1, 2, 4, 8, 16, 32),
+) -> dict[int, xr.Dataset]:
+    """The same training in n times as many steps of 1/n the learning rate, for each n of ``factors``.
+
+    Args:
+        learning_rates: (C,), those of n = 1.
+        recipe: its ``steps`` are those of n = 1.
+    """
+    rates = np.asarray(learning_rates)[:, None]
+    return {n: store.run(model, contexts, rates / n, replace(recipe, steps=n * recipe.steps)) for n in factors}
+
+
+def largest_steps(refined: Mapping[int, xr.Dataset]) -> xr.DataArray:
+    """Largest single-step ``|ΔΦ|`` as a share of the bound, (context, refinement), from :func:`refine`."""
+    largest = [step_sizes(run).max("step").isel(rate=0, seed=0, drop=True) for run in refined.values()]
+    return xr.concat([x.drop_vars("learning_rate", errors="ignore") for x in largest], pd.Index(refined, name="refinement")).T
+
+
+def refinement_slopes(largest: xr.DataArray, last: int = 3) -> xr.DataArray:
+    """Test (v): slope of log largest step against log n over the ``last`` refinements, (context).
+
+    0 for a true discontinuity, -1 for a smooth path.
+    """
+    if largest.sizes["refinement"] < last or last < 2:
+        raise ParameterError(f"A slope over {last} refinements needs at least as many, and two; got {largest.sizes['refinement']}.")
+    tail = largest.isel(refinement=slice(-last, None))
+    return xr.DataArray(_slopes(np.log(tail.refinement.values), np.log(tail.values)), {"context": tail.context}, ["context"])
+
+
+# ------------------------------------------------------------------------------------------------------------- (vi) LoRA
+
+
+def changed_steps(dataset: xr.Dataset) -> int:
+    """Steps, over all runs, at which the readout differs in any bit from its initial value; steps after a divergence do not count."""
+    return int(((dataset.readout_unchanged == 0) & dataset.phi.notnull()).sum())
+
+
+# --------------------------------------------------------------------------------------------------------------- verdicts
+
+
+def passed(claim: Claim, measured: Mapping[str, Mapping[str, float]]) -> dict[str, bool]:
+    """Which tests of a claim its measurements pass, by the thresholds of the ledger.
+
+    Args:
+        claim: with ``tests``: test name -> criterion name -> quantity, direction, threshold, unit.
+        measured: test name -> criterion name -> value.
+
+    Raises:
+        ParameterError: a criterion was not measured. A value that is nan fails.
+    """
+    verdicts = {}
+    for test, entries in claim.tests.items():
+        criteria = [Criterion(name, **fields) for name, fields in entries.items()]
+        missing = [c.name for c in criteria if c.name not in measured.get(test, {})]
+        if missing:
+            raise ParameterError(f"Test '{test}' of claim {claim.id} needs {missing[0]}, which was not measured.")
+        verdicts[test] = all(c.holds(measured[test][c.name]) for c in criteria)
+    return verdicts

@@ -96,8 +96,8 @@ def declared(notebook) -> dict[str, Declared]:
         for target in targets:
             if isinstance(target, ast.Name) and target.id not in known:
                 raise BookError(
-                    f"papermill cannot read the parameter '{target.id}'. Write it as "
-                    "`name: type = value  # help` on one line, with a plain type such as int or list[float], and no '=' in the help."
+                    f"papermill cannot read the parameter '{target.id}'. Write it on "
+                    "one line `name: type = value  # help`, with a plain type and no '=' in the help."
                 )
     return known
 

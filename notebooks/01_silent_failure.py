@@ -74,7 +74,8 @@ for optimizer, rates in grids.items():
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-silent", "caption": "A silent failure: one context of the first model, full fine-tuning with Adam, one run (no randomness, so no seeds). Left: cross-entropy of the correct token falls at every step. Right: probability of the correct token (blue) and of its near-synonym (orange); their order never changes. The run shown is the silent failure with the largest fall of cross-entropy."}, "image": {"alt": "Left, a falling loss curve. Right, the probabilities of the two words, whose order does not change.", "width": "100%"}}
 first = runs["adam", loaded[0].name]
 example = failures.clearest(first, silent["adam", loaded[0].name])
-figures.loss_and_rank(example);
+figure = figures.loss_and_rank(example)
+nb.glue("hero", figure)
 
 # %% tags=["hide-input"]
 nb.made_by(first)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pandas as pd
 import yaml
 
 from phantomlib.errors import ParameterError
@@ -157,10 +158,13 @@ def judge(claim: Claim, store: Store, scope: str, optimizer: str | None = None) 
     """The verdict on a claim; withheld (``not tested``) without measurement, sample or runs."""
     optimizer = optimizer or claim.decides
     path = _path(store, scope, claim.id, optimizer)
-    if not path.is_file():
+    try:
+        measurement = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # absent, or damaged and therefore worth nothing
+        measurement = None
+    if measurement is None:
         reason = f"no measurement; run notebook {claim.notebook}"
         return Verdict(claim, optimizer, NOT_TESTED, reason, None)
-    measurement = json.loads(path.read_text(encoding="utf-8"))
 
     def verdict(status, reason):
         return Verdict(claim, optimizer, status, reason, measurement)
@@ -182,3 +186,82 @@ def judge(claim: Claim, store: Store, scope: str, optimizer: str | None = None) 
 
 def _path(store: Store, scope: str, id: str, optimizer: str) -> Path:
     return store.root / "measurements" / scope / f"{id}-{optimizer}.json"
+
+
+def verdicts(store: Store, scope: str) -> list[tuple[Verdict, Verdict]]:
+    """For every claim the verdict under the optimiser that decides, and under the other."""
+    pairs = []
+    for claim in load_claims():
+        other = next(name for name in OPTIMIZERS if name != claim.decides)
+        pairs.append((judge(claim, store, scope), judge(claim, store, scope, other)))
+    return pairs
+
+
+def as_dict(verdict: Verdict) -> dict:
+    """A verdict in JSON types: statement, each criterion's measured value and threshold, verdict, reason, n, run ids."""
+    measurement = verdict.measurement or {}
+    return {
+        "id": verdict.claim.id,
+        "statement": verdict.claim.statement,
+        "optimizer": verdict.optimizer,
+        "decides": verdict.optimizer == verdict.claim.decides,
+        "verdict": verdict.status,
+        "reason": verdict.reason,
+        "criteria": [
+            {
+                "name": c.name,
+                "quantity": c.quantity,
+                "measured": measurement.get("values", {}).get(c.name),
+                "direction": c.direction,
+                "threshold": c.threshold,
+                "unit": c.unit,
+            }
+            for c in verdict.claim.criteria
+        ],
+        "interval": measurement.get("interval"),
+        "n": measurement.get("n", {}),
+        "runs": measurement.get("runs", []),
+        "detail": measurement.get("detail", {}),
+        "notebook": verdict.claim.notebook,
+        "figure": verdict.claim.figure,
+        "changes": verdict.claim.changes,
+    }
+
+
+def table(pairs: list[tuple[Verdict, Verdict]]) -> pd.DataFrame:
+    """The ledger as a table: one row per claim and criterion; the claim, what was measured, the threshold, the verdicts."""
+    rows = []
+    for decisive, other in pairs:
+        measured, shown = (v.measurement["values"] if v.measurement else {} for v in (decisive, other))
+        for i, criterion in enumerate(decisive.claim.criteria):
+            sign = "≥" if criterion.direction == "at least" else "≤"
+            rows.append(
+                {
+                    "claim": decisive.claim.id if i == 0 else "",
+                    "measured quantity": criterion.name.replace("_", " "),
+                    f"measured ({decisive.optimizer})": _number(measured.get(criterion.name)),
+                    "needed": f"{sign} {criterion.threshold:g}",
+                    "unit": criterion.unit,
+                    "verdict": decisive.status if i == 0 else "",
+                    f"measured ({other.optimizer})": _number(shown.get(criterion.name)),
+                    f"verdict ({other.optimizer})": other.status if i == 0 else "",
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def summary(pairs: list[tuple[Verdict, Verdict]]) -> pd.DataFrame:
+    """The ledger in miniature: one row per claim with its statement and both verdicts."""
+    return pd.DataFrame(
+        {
+            "claim": decisive.claim.id,
+            "statement": decisive.claim.statement,
+            f"verdict ({decisive.optimizer} decides)": decisive.status,
+            f"under {other.optimizer}": other.status,
+        }
+        for decisive, other in pairs
+    )
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3g}"

@@ -140,6 +140,34 @@ def _if_it_exists(text):
 
 
 @app.command()
+def claims(
+    profile: Annotated[str, typer.Option(help="Whose measurements: notebooks/profiles/NAME.yaml.")] = "zoo",
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+):
+    """The ledger: every claim with its measured value, threshold and verdict."""
+    import json
+
+    from phantomlib import book as books
+    from phantomlib import claims as ledger
+    from phantomlib import contexts, runner
+    from phantomlib.trajectories import Store
+
+    root = runner.find_root()
+    common = books.load_profile(root, profile).common
+    source = common["contexts"]
+    found = contexts.load_contexts(source if source == "default" else root / source)
+    store = Store(root / common["store"])
+    pairs = ledger.verdicts(store, ledger.scope_of(common["models"], found, common["dtype"]))
+    if as_json:
+        typer.echo(json.dumps([ledger.as_dict(verdict) for pair in pairs for verdict in pair], indent=1))
+        return
+    for decisive, other in pairs:
+        typer.echo(f"{decisive.claim.id:<4} {decisive.status:<15} {decisive.claim.statement}")
+        typer.echo(f"     {decisive.optimizer}: {decisive.reason}")
+        typer.echo(f"     {other.optimizer}: {other.status} ({other.reason})")
+
+
+@app.command()
 def doctor():
     """Check versions, devices, the store and the shipped weights; exit code 0 if the companion is usable."""
     problems = []

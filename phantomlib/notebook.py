@@ -56,11 +56,17 @@ class Notebook:
         """Record a measurement for the ledger (:func:`phantomlib.claims.record`); ``runs`` as in :meth:`made_by`."""
         from phantomlib import claims
 
-        scope = claims.scope_of(self.models, self.contexts, self.dtype)
         ids = _run_ids(runs)
         claims.record(
-            self.store, claim, value, scope=scope, optimizer=optimizer, n=n, runs=ids, interval=interval, detail=detail
+            self.store, claim, value, scope=self.scope, optimizer=optimizer, n=n, runs=ids, interval=interval, detail=detail
         )
+
+    @property
+    def scope(self) -> str:
+        """What this notebook's measurements are of (:func:`phantomlib.claims.scope_of`)."""
+        from phantomlib import claims
+
+        return claims.scope_of(self.models, self.contexts, self.dtype)
 
     def fitting_contexts(self, model) -> list:
         """The contexts as ids of one model (``phantomlib.contexts.Resolved``), each outranked by its competitor.
@@ -109,7 +115,7 @@ class Notebook:
         display(bundle, raw=True)
 
     def glue(self, key: str, value) -> None:
-        """Name a number or text so that prose can quote it: ``{glue:text}`generated/NAME.ipynb::key:.2f` ``."""
+        """Name a number or text so that prose can quote it, with the role ``glue:text`` (see "Extend it")."""
         from myst_nb import glue
 
         # numpy scalars would be stored as 'np.float64(...)', which no format can be applied to.
@@ -181,9 +187,14 @@ def say(text: str) -> None:
 
 def table(frame, digits: int = 3) -> None:
     """Show a pandas table as a Markdown table, floats with ``digits`` decimals."""
+    say(markdown_table(frame, digits))
+
+
+def markdown_table(frame, digits: int = 3) -> str:
+    """A pandas table as Markdown, floats with ``digits`` decimals."""
     cells = frame.map(lambda value: f"{value:.{digits}f}" if isinstance(value, float) else str(value))
     align = ["right" if column.dtype.kind in "iuf" else "left" for _, column in frame.items()]
-    say(cells.to_markdown(index=False, disable_numparse=True, colalign=align))
+    return cells.to_markdown(index=False, disable_numparse=True, colalign=align)
 
 
 def _check_types(**given) -> None:

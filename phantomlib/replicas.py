@@ -1,8 +1,8 @@
 """Many independent copies of one model in one forward pass.
 
-Replicas sit on the batch axis: row r of every batch is computed with replica r's own weights. Modules that hold trainable
-weights are exchanged for ones that hold ``(R, ...)`` stacks and multiply batched; everything between them (attention,
-activations, residuals) works row by row already and is left alone. Frozen weights are shared by all replicas.
+Replicas sit on the batch axis: row r of every batch is computed with replica r's own weights. Modules that hold
+trainable weights are exchanged for ones that hold ``(R, ...)`` stacks and multiply batched; everything between them
+(attention, activations, residuals) works row by row already and is left alone. All replicas share the frozen weights.
 
 A model whose modules are not known here, or whose stacked copy does not reproduce the plain model, is run by
 ``torch.vmap`` instead: slower, but right for every architecture.
@@ -38,7 +38,8 @@ def stack(module: nn.Module, initial: list[dict[str, Tensor]], engine: str = "au
 
     Args:
         module: a causal language model; it is not changed.
-        initial: for each replica the initial values of the trainable tensors by name. Names not listed stay frozen and shared.
+        initial: for each replica the initial values of the trainable tensors by name. Names not listed stay frozen and
+            shared.
         engine: ``batch axis``, ``vmap``, or ``auto``: the batch axis where it is exact, else vmap.
     """
     parameters = {
@@ -63,9 +64,8 @@ def _agrees(stacked: Stack, module: nn.Module, values: dict[str, Tensor]) -> boo
     ids = (torch.arange(6, device=device) * 7 + 3) % vocabulary
     names = list(values)
     leaves = [values[name].detach().clone().requires_grad_() for name in names]
-    plain = torch.func.functional_call(module, dict(zip(names, leaves)), (ids[None, :5],), {"use_cache": False}).logits[
-        0, -1
-    ]
+    own = dict(zip(names, leaves, strict=True))
+    plain = torch.func.functional_call(module, own, (ids[None, :5],), {"use_cache": False}).logits[0, -1]
     try:
         logits = stacked.logits(ids.repeat(replicas, 1), torch.full((replicas,), 4, device=device))[0]
         ours = torch.autograd.grad(
@@ -74,13 +74,22 @@ def _agrees(stacked: Stack, module: nn.Module, values: dict[str, Tensor]) -> boo
     except (RuntimeError, AttributeError, TypeError):  # a custom module that does not work row by row
         return False
     oracle = torch.autograd.grad(plain.log_softmax(-1)[0], leaves, allow_unused=True)
-    pairs = [(logits, plain)] + [(a[0], b) for a, b in zip(ours, oracle) if a is not None and b is not None]
-    same_use = all((a is None) == (b is None) for a, b in zip(ours, oracle))
+    gradients = list(zip(ours, oracle, strict=True))
+    pairs = [(logits, plain)] + [(a[0], b) for a, b in gradients if a is not None and b is not None]
+    same_use = all((a is None) == (b is None) for a, b in gradients)
     tolerance = 1e-3 if plain.dtype == torch.float32 else 1e-9
     return same_use and all((a - b).norm() <= tolerance * b.norm() + 1e-12 for a, b in pairs)
 
 
 def _by_vmap(module: nn.Module, parameters: dict[str, Tensor]) -> Callable:
+    module = _share_frozen_copy(module)
+    for leaf in module.modules():
+        if (
+            isinstance(leaf, nn.Embedding) and leaf.padding_idx is not None
+        ):  # under vmap it means one replica's row only
+            leaf.register_forward_hook(lambda _, args, rows, idx=leaf.padding_idx: _untrained_at(idx, args[0], rows))
+            leaf.padding_idx = None
+
     def one(values: dict[str, Tensor], ids: Tensor, last: Tensor) -> Tensor:
         logits = torch.func.functional_call(module, values, (ids[None],), {"use_cache": False}).logits[0]
         return logits.index_select(0, last[None])[0]
@@ -90,7 +99,7 @@ def _by_vmap(module: nn.Module, parameters: dict[str, Tensor]) -> Callable:
 
 def _on_batch_axis(module: nn.Module, parameters: dict[str, Tensor]) -> Callable | None:
     """A forward pass over stacked weights, or None if some trainable module is not known here."""
-    module = _share_frozen_copy(module, set(parameters))
+    module = _share_frozen_copy(module)
     by_identity = {id(module.get_parameter(name)): stacked for name, stacked in parameters.items()}
     for path, leaf in list(module.named_modules()):
         own = {name: by_identity.get(id(p)) for name, p in leaf._parameters.items()}
@@ -116,10 +125,17 @@ def _on_batch_axis(module: nn.Module, parameters: dict[str, Tensor]) -> Callable
     return logits
 
 
-def _share_frozen_copy(module: nn.Module, trainable: set[str]) -> nn.Module:
+def _share_frozen_copy(module: nn.Module) -> nn.Module:
     """A copy of the module tree that shares every tensor with the original."""
     tensors = [*module.parameters(), *module.buffers()]
-    return copy.deepcopy(module, {id(t): t for t in tensors})
+    module = copy.deepcopy(module, {id(t): t for t in tensors})
+    module.config.pad_token_id = None  # else some models look for padding in every batch, and wait for the device
+    return module
+
+
+def _untrained_at(padding_idx: int, ids: Tensor, rows: Tensor) -> Tensor:
+    """Embedded ``rows`` (..., d), without gradient where ``ids`` (...) are the padding token, as nn.Embedding does."""
+    return torch.where((ids == padding_idx)[..., None], rows.detach(), rows)
 
 
 def _batched(leaf: nn.Module, own: dict[str, Tensor | None]) -> nn.Module | None:
@@ -132,7 +148,7 @@ def _batched(leaf: nn.Module, own: dict[str, Tensor | None]) -> nn.Module | None
     ):  # transformers' Conv1D is a linear layer with the weight (in, out)
         return _Linear(own["weight"], own.get("bias"), leaf, transposed=kind != "Conv1D")
     if type(leaf) is nn.Embedding:
-        return _Embedding(own["weight"])
+        return _Embedding(own["weight"], leaf.padding_idx)
     if kind == "OPTLearnedPositionalEmbedding":
         return _OPTPositions(own["weight"], leaf.offset)
     if isinstance(leaf, nn.LayerNorm):
@@ -151,22 +167,26 @@ class _Linear(nn.Module):
         self.stacked_bias = bias  # None: no bias, or a frozen one shared by all
         self.bias, self.weight = leaf.bias, leaf.weight  # adapters ask the weight for its dtype
 
-    def forward(self, x: Tensor) -> Tensor:  # (R, L, in) -> (R, L, out)
+    def forward(self, x: Tensor) -> Tensor:  # (R, L, in) -> (R, L, out); OPT gives (R L, in) and takes (R L, out)
         weight = self.stacked.mT if self.transposed else self.stacked
         bias = self.bias if self.stacked_bias is None else self.stacked_bias[:, None]
-        return torch.bmm(x, weight) if bias is None else torch.baddbmm(bias.expand(len(x), 1, -1), x, weight)
+        rows = x.reshape(len(weight), -1, x.shape[-1])
+        y = torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias.expand(len(rows), 1, -1), rows, weight)
+        return y.view(*x.shape[:-1], -1)
 
 
 class _Embedding(nn.Module):
     """Row lookup for each replica; weight (R, V, d)."""
 
-    def __init__(self, weight: Tensor):
+    def __init__(self, weight: Tensor, padding_idx: int | None = None):
         super().__init__()
-        self.stacked = weight
+        self.stacked, self.padding_idx = weight, padding_idx
 
     def forward(self, ids: Tensor) -> Tensor:  # (R or 1, L) -> (R, L, d)
         replicas = len(self.stacked)
-        return self.stacked[torch.arange(replicas, device=ids.device)[:, None], ids.expand(replicas, -1)]
+        ids = ids.expand(replicas, -1)
+        rows = self.stacked[torch.arange(replicas, device=ids.device)[:, None], ids]
+        return rows if self.padding_idx is None else _untrained_at(self.padding_idx, ids, rows)
 
 
 class _OPTPositions(_Embedding):
@@ -187,10 +207,10 @@ class _LayerNorm(nn.Module):
         super().__init__()
         self.shape, self.eps, self.own = leaf.normalized_shape, leaf.eps, own
 
-    def forward(self, x: Tensor) -> Tensor:  # (R, ..., d)
-        y = F.layer_norm(x, self.shape, eps=self.eps)
-        y = y * _broadcast(self.own["weight"], y)
-        return y if self.own.get("bias") is None else y + _broadcast(self.own["bias"], y)
+    def forward(self, x: Tensor) -> Tensor:  # (R, ..., d), or (R L, d) from OPT
+        y = F.layer_norm(x, self.shape, eps=self.eps).reshape(len(self.own["weight"]), -1, x.shape[-1])
+        y = y * self.own["weight"][:, None]
+        return (y if self.own.get("bias") is None else y + self.own["bias"][:, None]).view(x.shape)
 
 
 class _Norm(nn.Module):

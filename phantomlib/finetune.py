@@ -53,6 +53,7 @@ class Recipe:
         beta1, beta2, epsilon: of Adam and AdamW.
         rank, alpha: of LoRA.
         exponent: power of the overlap in Φ.
+        geometry: whose rows give the overlaps, ``readout`` (the unembedding) or ``input`` (the token embedding).
         snapshots: steps at which the spectrum of ρ is recorded.
     """
 
@@ -66,11 +67,17 @@ class Recipe:
     rank: int = 8
     alpha: float = 16.0
     exponent: int = 2
+    geometry: str = "readout"
     snapshots: tuple[int, ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "snapshots", tuple(self.snapshots))
-        known = {"optimizer": ("sgd", "adam", "adamw"), "method": ("full", "lora"), "exponent": (1, 2)}
+        known = {
+            "optimizer": ("sgd", "adam", "adamw"),
+            "method": ("full", "lora"),
+            "exponent": (1, 2),
+            "geometry": ("readout", "input"),
+        }
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ParameterError(
@@ -193,7 +200,7 @@ def finetune(
         parts.append(
             _advance(
                 stack(module, [modules[s][1] for _, _, s in cells], engine),
-                _readout(module),
+                _embedding(module, recipe.geometry),
                 [contexts[c] for c, _, _ in cells],
                 torch.tensor(np.stack([rates[c, r] for c, r, _ in cells]), dtype=model.readout.dtype, device=model.device),
                 recipe,
@@ -211,10 +218,10 @@ def trainable(model: LanguageModel, recipe: Recipe, seed: int) -> tuple[torch.nn
     return module, {name: p for name, p in module.named_parameters() if "lora_" in name}
 
 
-def _readout(module: torch.nn.Module) -> tuple[str, Tensor]:
-    """Name (as in ``named_parameters``) and value of the unembedding matrix."""
-    weight = module.get_output_embeddings().weight
-    return next(name for name, p in module.named_parameters() if p is weight), weight
+def _embedding(module: torch.nn.Module, geometry: str) -> tuple[str, Tensor]:
+    """Name (as in ``named_parameters``) and value of the matrix whose rows give the overlaps."""
+    layer = module.get_output_embeddings() if geometry == "readout" else module.get_input_embeddings()
+    return next(name for name, p in module.named_parameters() if p is layer.weight), layer.weight
 
 
 def chunk_size(n_trainable: int, device: torch.device) -> int:

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,9 +73,10 @@ def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str
         revision: hub branch, tag or commit.
 
     Raises:
-        ModelError: unknown, unreachable, without safetensors, or not a causal language model.
+        ModelError: unknown, unreachable, without safetensors, damaged, incomplete, or not a causal language model.
+        ParameterError: a dtype or device that cannot be used.
     """
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ParameterError(f"dtype '{dtype}' is not known; choose one of {', '.join(DTYPES)}.")
     check_device(device)
     folder = find(ref)
@@ -87,16 +89,30 @@ def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str
     source = str(folder or ref)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        module = AutoModelForCausalLM.from_pretrained(
-            source, use_safetensors=True, dtype=DTYPES[dtype], attn_implementation="eager", **options
+        module, loaded = AutoModelForCausalLM.from_pretrained(
+            source,
+            use_safetensors=True,
+            dtype=DTYPES[dtype],
+            attn_implementation="eager",
+            output_loading_info=True,
+            **options,
         )
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except Exception as error:  # configurations, tokenizers and weights each fail in many ways
         raise ModelError(_why_not(ref, folder, error)) from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise ModelError(f"'{ref}' has no tokenizer vocabulary; save the model's tokenizer beside its weights.")
+    if loaded["missing_keys"]:
+        missing = ", ".join(sorted(loaded["missing_keys"])[:3])
+        raise ModelError(
+            f"'{ref}' lacks weights that its configuration asks for ({missing}, ...); they would start at random. "
+            "Give a complete causal language model."
+        )
     if module.get_output_embeddings() is None:
         raise ModelError(f"'{ref}' has no readout (unembedding) layer; choose a causal language model.")
     module = module.to(device).eval().requires_grad_(False)
+    _check_causal(module, ref)
     return LanguageModel(
-        name=ref.rstrip("/").split("/")[-1].removeprefix("zoo:"),
+        name=Path(os.path.abspath(ref)).name.removeprefix("zoo:"),  # of "." too
         ref=ref,
         module=module,
         tokenizer=tokenizer,
@@ -108,8 +124,8 @@ def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str
 def check_device(device: str) -> None:
     """Raise ParameterError unless torch can compute on ``device`` here."""
     try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=torch.device(device)).item()
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ParameterError(f"device '{device}' cannot be used here ({reason}). Use device 'cpu'.") from None
 
@@ -126,8 +142,8 @@ def find(ref: str) -> Path | None:
         from phantomlib import zoo
 
         return zoo.path(ref.removeprefix("zoo:"))
-    folder = Path(ref).expanduser()
-    if not folder.exists():
+    folder = Path(os.path.expanduser(ref))
+    if not os.path.exists(folder):  # False, too, for text that cannot be a path
         if ref.startswith((".", "/", "~")) or ref.count("/") > 1:
             raise ModelError(
                 f"No model folder at '{ref}'. Check the path, or give a hub id (owner/name) or 'zoo:NAME'."
@@ -137,24 +153,46 @@ def find(ref: str) -> Path | None:
         raise ModelError(f"'{ref}' has no config.json; give a folder saved with transformers' save_pretrained.")
     if not any(folder.glob("*.safetensors")):
         raise ModelError(
-            f"'{ref}' holds no .safetensors weights. Pickled weights are not loaded, because they can run code; convert "
-            "them once with save_pretrained(..., safe_serialization=True)."
+            f"'{ref}' holds no .safetensors weights. Pickled weights are not loaded, because they can run code; "
+            "convert them once with save_pretrained(..., safe_serialization=True)."
         )
     return folder
 
 
 def _why_not(ref: str, folder: Path | None, error: Exception) -> str:
     text = " ".join(str(error).split())
+    if "custom code" in text:
+        return (
+            f"'{ref}' needs its own code, which is never run here; choose a model that transformers itself implements."
+        )
+    if "ignore_mismatched_sizes" in text:
+        return (
+            f"'{ref}' holds weights of other shapes than its config.json asks for; give a folder that belongs together."
+        )
     if folder is None:
         if "safetensors" in text:
-            return f"'{ref}' offers no safetensors weights on the hub. Pickled weights are not loaded; choose another revision or model."
+            return (
+                f"'{ref}' offers no safetensors weights on the hub. Pickled weights are not loaded; choose another "
+                "revision or model."
+            )
         if "gated" in text.lower():
             return f"'{ref}' is gated on the hub; log in with `hf auth login` and accept its terms first."
         return (
-            f"'{ref}' could not be fetched: either there is no connection to the hub, or no such model. Check the name; "
-            "offline, give a local folder or a zoo model ('zoo:gpt2-s')."
+            f"'{ref}' could not be fetched: either there is no connection to the hub, or no such model. Check the "
+            "name; offline, give a local folder or a zoo model ('zoo:gpt2-s')."
         )
     return f"'{ref}' could not be loaded as a causal language model: {text[:300]}"
+
+
+@torch.no_grad()
+def _check_causal(module: nn.Module, ref: str) -> None:
+    """Refuse a model whose logits at a position depend on the next token; padding on the right relies on it."""
+    ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=next(module.parameters()).device)
+    one, other = module(ids, use_cache=False).logits[:, :-1]
+    if not bool(torch.isfinite(one).all()):
+        raise ModelError(f"'{ref}' computes nan or infinite logits; its weights are damaged. Fetch or save it again.")
+    if bool((one - other).norm() > 1e-5 * one.norm()):
+        raise ModelError(f"'{ref}' lets a token see those after it; choose a causal (left-to-right) language model.")
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -164,26 +202,26 @@ def fingerprint(module: nn.Module) -> str:
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 
 def add_lora(module: nn.Module, *, rank: int, alpha: float, seed: int) -> nn.Module:
     """A copy of ``module`` with LoRA adapters (Hu et al. 2021) on every linear layer except the readout.
 
-    Only tensors whose name holds ``lora_`` are trainable. B starts at zero, so the function starts unchanged; A is drawn
-    from ``seed`` without touching the global random state.
+    Only tensors whose name holds ``lora_`` are trainable. B starts at zero, so the function starts unchanged; A is
+    drawn from ``seed`` without touching the global random state.
     """
+    import warnings
+
     from peft import LoraConfig, get_peft_model
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # peft draws on the CPU and then moves to the device
         config = LoraConfig(
             r=rank, lora_alpha=alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
         )
-        # transformers' Conv1D stores its weight transposed; peft warns about it unless told per layer, which it then does itself.
-        import warnings
-
+        # transformers' Conv1D stores its weight transposed; peft warns and then takes care of it layer by layer
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return get_peft_model(copy.deepcopy(module), config, autocast_adapter_dtype=False).eval()

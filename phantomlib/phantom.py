@@ -6,12 +6,14 @@ A jump is one step with
 
     |\Delta\Phi| > 0.1 \sqrt{1 - g_{ck}^2} \quad\text{and}\quad |\Delta\Phi| > 10\,\mathrm{median}_t |\Delta\Phi_t| .
 
-Spontaneous symmetry breaking would show a geometry that rearranges at the jump, two branches at one learning rate, a time that
-diverges at the critical rate, a double well, and a discontinuity that stays when steps are made smaller. Each function here
-measures one of these and returns numbers; the thresholds are in ``claims.yaml`` under C5, and :func:`passed` compares.
+Spontaneous symmetry breaking would show a geometry that rearranges at the jump, two branches at one learning rate, a
+time that diverges at the critical rate, a double well, and a discontinuity that stays when steps are made smaller.
+Each function here measures one of these and returns numbers; the thresholds are in ``claims.yaml`` under C5, and
+:func:`passed` compares.
 
-All experiments are fine-tuning runs through :meth:`phantomlib.trajectories.Store.run`. A replica is put "just before the
-jump" by a schedule that repeats the run up to there and then changes the learning rate, so the optimiser keeps its state.
+All experiments are fine-tuning runs through :meth:`phantomlib.trajectories.Store.run`. A replica is put "just before
+the jump" by a schedule that repeats the run up to there and then changes the learning rate, so the optimiser keeps
+its state.
 """
 
 import math
@@ -23,12 +25,16 @@ import pandas as pd
 import xarray as xr
 
 from phantomlib.claims import Claim, Criterion
-from phantomlib.contexts import Resolved
+from phantomlib.contexts import Context, Resolved
 from phantomlib.critical import crossing_step
 from phantomlib.errors import ParameterError
-from phantomlib.finetune import Recipe
+from phantomlib.finetune import Recipe, check_learning_rates
 from phantomlib.models import LanguageModel
 
+JUMP_COLUMNS = (
+    "context rate seed learning_rate step size share_of_bound readout_part geometry_part readout_share overlap_change "
+    "drift gap_before gap_after"
+).split()
 NEAR = 1.5  # learning rates up to here, in units of the critical one, tell how the crossing time approaches criticality
 
 
@@ -41,7 +47,7 @@ def bound(dataset: xr.Dataset) -> xr.DataArray:
 
 
 def step_sizes(dataset: xr.Dataset) -> xr.DataArray:
-    """``|Φ_t - Φ_(t-1)|`` as a share of the bound before the step, (..., step) with step = 1..T; nan from a divergence on."""
+    """``|Φ_t - Φ_(t-1)|`` in units of the bound before the step (..., step), step = 1..T; nan from a divergence on."""
     return abs(dataset.phi.diff("step")) / bound(dataset).shift(step=1).isel(step=slice(1, None))
 
 
@@ -54,17 +60,18 @@ def jumps(dataset: xr.Dataset, *, size_factor: float = 0.1, median_factor: float
         median_factor: smallest ``|ΔΦ|`` in units of the run's median ``|ΔΦ|``.
 
     Returns:
-        One row per jump, in the order context, rate, seed, step: ``context``, ``rate`` (its index), ``seed``, ``learning_rate``,
-        ``step`` (the jump is from ``step - 1`` to ``step``), ``size`` (ΔΦ, signed), ``share_of_bound``, ``readout_part`` and
-        ``geometry_part`` (they add to ``size``), ``readout_share``, ``overlap_change`` (of g_ck), ``drift`` (change of E relative to
-        ``|E_0|`` since the start, after the step minus before), ``gap_before`` and ``gap_after`` (nats).
+        One row per jump, in the order context, rate, seed, step: ``context``, ``rate`` (its index), ``seed``,
+        ``learning_rate``, ``step`` (the jump is from ``step - 1`` to ``step``), ``size`` (ΔΦ, signed),
+        ``share_of_bound``, ``readout_part`` and ``geometry_part`` (they add to ``size``), ``readout_share``,
+        ``overlap_change`` (of g_ck), ``drift`` (change of E relative to ``|E_0|`` since the start, after the step minus before),
+        ``gap_before`` and ``gap_after`` (nats).
     """
     change = dataset.phi.diff("step")
     shares = step_sizes(dataset)
     is_jump = (shares > size_factor) & (abs(change) > median_factor * abs(change).median("step"))
     rows = []
     for index in np.argwhere(is_jump.transpose("context", "rate", "seed", "step").values):
-        at = dict(zip(("context", "rate", "seed"), map(int, index[:3])))
+        at = dict(zip(("context", "rate", "seed"), map(int, index[:3]), strict=True))
         run, t = dataset.isel(at), int(index[3]) + 1
         size = float(run.phi[t] - run.phi[t - 1])
         rows.append(
@@ -85,9 +92,7 @@ def jumps(dataset: xr.Dataset, *, size_factor: float = 0.1, median_factor: float
                 "gap_after": float(run.logit_gap[t]),
             }
         )
-    columns = ["context", "rate", "seed", "learning_rate", "step", "size", "share_of_bound", "readout_part", "geometry_part"]
-    columns += ["readout_share", "overlap_change", "drift", "gap_before", "gap_after"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=JUMP_COLUMNS)
 
 
 def first_jumps(table: pd.DataFrame, rate: int) -> pd.DataFrame:
@@ -150,8 +155,9 @@ def branches(
         brake: the reduced learning rate, in units of the run's.
 
     Returns:
-        The run (2T steps), its dimension ``rate`` named ``start`` with values ``before`` and ``after``, and with ``same_branch``
-        (context) and ``difference`` (context): ``|Φ_before - Φ_after|`` at the end as a share of the bound. None without jumps.
+        The run (2T steps), its dimension ``rate`` named ``start`` with values ``before`` and ``after``, and with
+        ``same_branch`` (context) and ``difference`` (context): ``|Φ_before - Φ_after|`` at the end as a share of the
+        bound. None without jumps.
     """
     chosen = [c for c in contexts if c.id in first.index]
     if not chosen:
@@ -166,7 +172,9 @@ def branches(
     run = run.assign_coords(start=["before", "after"], jump_step=("context", first.loc[[c.id for c in chosen], "step"]))
     end = run.isel(step=-1)
     run["same_branch"] = (end.logit_gap > 0).all("start") | (end.logit_gap < 0).all("start")
-    run["difference"] = abs(end.phi.diff("start").isel(start=0, drop=True)) / bound(run).isel(step=0, start=0, drop=True)
+    run["difference"] = abs(end.phi.diff("start").isel(start=0, drop=True)) / bound(run).isel(
+        step=0, start=0, drop=True
+    )
     return run
 
 
@@ -182,16 +190,17 @@ def ramps(
 ) -> xr.Dataset:
     """The same learning rates once in rising and once in falling order.
 
-    Training on a fixed loss has no way back, so Φ against the learning rate proves nothing. What can be asked is whether the
-    state depends on the order of the rates or only on their sum ``s = Σ η``: with hysteresis the two paths Φ(s) enclose an area.
+    Training on a fixed loss has no way back, so Φ against the learning rate proves nothing. What can be asked is
+    whether the state depends on the order of the rates or only on their sum ``s = Σ η``: with hysteresis the two
+    paths Φ(s) enclose an area.
 
     Args:
         critical_rates: (C,) learning rates that ``low`` and ``high`` multiply.
 
     Returns:
-        The run, its dimension ``rate`` named ``order`` with values ``up`` and ``down``, and with ``consumed`` (context, order, step),
-        the sum of the rates so far in units of the critical rate, ``area`` (context), the mean of ``|Φ_up(s) - Φ_down(s)|`` over s as a
-        share of the bound, and ``same_branch`` (context).
+        The run, its dimension ``rate`` named ``order`` with values ``up`` and ``down``, and with ``consumed``
+        (context, order, step), the sum of the rates so far in units of the critical rate, ``area`` (context), the
+        mean of ``|Φ_up(s) - Φ_down(s)|`` over s as a share of the bound, and ``same_branch`` (context).
     """
     factors = np.geomspace(low, high, recipe.steps)
     schedules = np.asarray(critical_rates)[:, None, None] * np.stack([factors, factors[::-1]])
@@ -202,7 +211,7 @@ def ramps(
     grid = np.linspace(0, consumed[0, -1], 2001)
     up, down = (
         np.stack([np.interp(grid, s, phi) for phi in run.phi.sel(order=order).values])
-        for s, order in zip(consumed, ("up", "down"))
+        for s, order in zip(consumed, ("up", "down"), strict=True)
     )
     top = bound(run).isel(step=0, order=0, drop=True)
     run["area"] = ("context", np.abs(up - down).mean(1) / top.values)
@@ -220,21 +229,22 @@ def crossing_times(
     contexts: list[Resolved],
     critical_rates: np.ndarray,
     recipe: Recipe,
-    multiples: tuple[float, ...] = (0.25, 0.5, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 4.0, 10.0),
+    multiples: tuple[float, ...] = (0.25, 1.02, 1.06, 1.2, 1.5, 3.0, 10.0),
 ) -> xr.Dataset:
     """When the token overtakes, at learning rates around the critical one.
 
-    The critical rate belongs to the budget of ``recipe.steps``; below it the budget is extended, so that a finite time can show.
+    The critical rate belongs to the budget of ``recipe.steps`` = T. Multiples m from 1 to 1.2 run for T steps, every
+    other for a third more than T / m, so that below the critical rate a finite time can show.
 
     Returns:
-        Dataset over (context, multiple): ``step`` (fractional t*, nan if it never crosses), ``consumed`` (η t* / (η_c T), dimensionless).
-        Attribute ``run_ids``.
+        Dataset over (context, multiple): ``step`` (fractional t*, nan if it never crosses), ``consumed`` (η t* /
+        (η_c T), dimensionless). Attribute ``run_ids``.
     """
     critical_rates = np.asarray(critical_rates)
-    inside = [m for m in multiples if m >= 1]
-    groups = [([m], math.ceil(1.3 * recipe.steps / m)) for m in multiples if m < 1] + [(inside, recipe.steps)] * bool(inside)
+    budgets = {m: recipe.steps if 1 <= m <= 1.2 else math.ceil(recipe.steps / m * 4 / 3) + 1 for m in multiples}
     times, ids = {}, []
-    for factors, steps in groups:
+    for steps in sorted(set(budgets.values())):
+        factors = [m for m in multiples if budgets[m] == steps]
         run = store.run(model, contexts, critical_rates[:, None] * factors, replace(recipe, steps=steps)).isel(seed=0)
         ids.append(run.attrs["run_id"])
         for i, factor in enumerate(factors):
@@ -257,8 +267,8 @@ class Slowing:
 
     Attributes:
         slope: of log t* against log η over all rates; -1 if only the consumed ``η t*`` counts.
-        exponent: ν of ``t* ~ (η/η_c - 1)^-ν`` fitted up to ``η/η_c = 1.5``; 1/2 or 1 at ordinary critical points, towards 0 if nothing
-            diverges.
+        exponent: ν of ``t* ~ (η/η_c - 1)^-ν`` fitted up to ``η/η_c = 1.5``; 1/2 or 1 at ordinary critical points,
+            towards 0 if nothing diverges.
         spread: largest over smallest ``η t*``.
     """
 
@@ -274,7 +284,8 @@ def slowing(times: xr.Dataset) -> Slowing:
     return Slowing(
         slope=_slopes(np.log(multiple), np.log(step)),
         exponent=-_slopes(np.log(multiple[near] - 1), np.log(step[:, near])),
-        spread=times.consumed.max("multiple", skipna=False).values / times.consumed.min("multiple", skipna=False).values,
+        spread=times.consumed.max("multiple", skipna=False).values
+        / times.consumed.min("multiple", skipna=False).values,
     )
 
 
@@ -293,23 +304,25 @@ def profile(
     contexts: list[Resolved],
     first: pd.DataFrame,
     recipe: Recipe,
-    fractions: tuple[float, ...] = tuple(np.round(np.linspace(0.05, 1.5, 30), 4).tolist()),
+    fractions: tuple[float, ...] = tuple(np.round(np.linspace(0.1, 1.5, 15), 4).tolist()),
 ) -> xr.Dataset | None:
-    """The loss along the straight line of a jump's own update, from the state before it (0) to the state after it (1) and beyond.
+    """The loss along the line of a jump's own update, from the state before it (0) to the one after it (1) and beyond.
 
-    An update is linear in its learning rate, so a point of the line is a run whose last rate is reduced.
+    An update is linear in its learning rate, so a point of the line is a run whose last rate is multiplied by the
+    fraction. Fractions are equidistant and start one distance above 0.
 
     Returns:
-        Dataset over (context, fraction), fraction 0 first: ``cross_entropy`` and ``logit_gap`` (nats), ``phi``; and over context
-        ``wells`` (local minima of the cross-entropy), ``barrier`` (largest rise above the running minimum between fractions 0 and
-        1, nats) and ``convex`` (share of the line with positive curvature). Attribute ``run_ids``. None without jumps.
+        Dataset over (context, fraction), fraction 0 first: ``cross_entropy`` and ``logit_gap`` (nats), ``phi``; and
+        over context ``wells`` (local minima of the cross-entropy), ``barrier`` (largest rise above the running
+        minimum between fractions 0 and 1, nats) and ``convex`` (share of the line without negative curvature).
+        Attribute ``run_ids``. None without jumps.
     """
     chosen = [c for c in contexts if c.id in first.index]
     if not chosen:
         return None
     parts, ids = {}, []
     steps_of = {c.id: int(first.loc[c.id, "step"]) for c in chosen}
-    for steps in sorted(set(steps_of.values())):  # the line is the last step of a run, so runs of one length go together
+    for steps in sorted(set(steps_of.values())):  # the line is the last step of a run: one length at a time
         group = [c for c in chosen if steps_of[c.id] == steps]
         rates = first.loc[[c.id for c in group], "learning_rate"].to_numpy()
         schedules = np.tile(rates[:, None, None], (1, len(fractions), steps))
@@ -322,7 +335,10 @@ def profile(
             parts[context.id] = {n: np.append(start[n].values[0], end[n].values) for n in names}
     order = [c.id for c in chosen]
     x = np.append(0.0, fractions)
-    lines = {n: (("context", "fraction"), np.stack([parts[c][n] for c in order])) for n in ("cross_entropy", "logit_gap", "phi")}
+    lines = {
+        n: (("context", "fraction"), np.stack([parts[c][n] for c in order]))
+        for n in ("cross_entropy", "logit_gap", "phi")
+    }
     shapes = [_shape(x, loss) for loss in lines["cross_entropy"][1]]
     for i, name in enumerate(("wells", "barrier", "convex")):
         lines[name] = ("context", np.array([shape[i] for shape in shapes]))
@@ -330,20 +346,18 @@ def profile(
 
 
 def _shape(x: np.ndarray, loss: np.ndarray, noise: float = 1e-3) -> tuple[int, float, float]:
-    """Local minima, barrier (nats) and convex share of a loss (n,) on a line x (n,); rises below ``noise`` nats do not count."""
-    wells, low, high = 1, loss[0], loss[0]  # `low`: minimum of the present well; `high`: top of the rise since then
-    rise = 0.0
-    for position, value in zip(x[1:], loss[1:]):
+    """Local minima, barrier (nats) and convex share of a loss (n,) on a line x (n,); below ``noise`` nats is flat."""
+    wells, low, high = 1, loss[0], loss[0]  # of the well we are in: its minimum, and the top of the rise that followed
+    for value in loss[1:]:
         if value < low:
             low = high = value
         high = max(high, value)
         if high - low > noise and high - value > noise:  # over a ridge and down again: another well
             wells, low, high = wells + 1, value, value
-        if position <= 1:
-            rise = max(rise, value - loss[: np.searchsorted(x, position) + 1].min())
-    slopes = np.diff(loss) / np.diff(x)
-    bends = np.diff(slopes)
-    return wells, float(rise), float((bends > 0).mean())
+    inside = loss[x <= 1]
+    barrier = (inside - np.minimum.accumulate(inside)).max()
+    bends = np.diff(loss, 2)  # second differences; x is equidistant
+    return wells, float(barrier), float((bends > -noise).mean())
 
 
 def force(dataset: xr.Dataset) -> xr.Dataset:
@@ -353,8 +367,9 @@ def force(dataset: xr.Dataset) -> xr.Dataset:
         dataset: runs (..., step) at a learning rate so small that differences are derivatives.
 
     Returns:
-        Dataset with ``gap`` and ``force`` (..., step) at the middles of the steps (nats, nats per unit rate), ``weakest`` (...): the
-        smallest force before the crossing relative to the first one (near 0 or negative at a well's edge), and ``crossed``.
+        Dataset with ``gap`` and ``force`` (..., step) at the middles of the steps (nats, nats per unit rate),
+        ``weakest`` (...): the smallest force before the crossing relative to the first one (near 0 or negative at a
+        well's edge), and ``crossed``.
     """
     force = dataset.logit_gap.diff("step") / dataset.learning_rate
     middle = dataset.logit_gap.rolling(step=2).mean().isel(step=slice(1, None))
@@ -379,7 +394,7 @@ def refine(
     contexts: list[Resolved],
     learning_rates: np.ndarray,
     recipe: Recipe,
-    factors: tuple[int, ...] = (1, 2, 4, 8, 16, 32),
+    factors: tuple[int, ...] = (1, 8, 16, 32),
 ) -> dict[int, xr.Dataset]:
     """The same training in n times as many steps of 1/n the learning rate, for each n of ``factors``.
 
@@ -394,7 +409,9 @@ def refine(
 def largest_steps(refined: Mapping[int, xr.Dataset]) -> xr.DataArray:
     """Largest single-step ``|ΔΦ|`` as a share of the bound, (context, refinement), from :func:`refine`."""
     largest = [step_sizes(run).max("step").isel(rate=0, seed=0, drop=True) for run in refined.values()]
-    return xr.concat([x.drop_vars("learning_rate", errors="ignore") for x in largest], pd.Index(refined, name="refinement")).T
+    return xr.concat(
+        [x.drop_vars("learning_rate", errors="ignore") for x in largest], pd.Index(refined, name="refinement")
+    ).T
 
 
 def refinement_slopes(largest: xr.DataArray, last: int = 3) -> xr.DataArray:
@@ -403,20 +420,152 @@ def refinement_slopes(largest: xr.DataArray, last: int = 3) -> xr.DataArray:
     0 for a true discontinuity, -1 for a smooth path.
     """
     if largest.sizes["refinement"] < last or last < 2:
-        raise ParameterError(f"A slope over {last} refinements needs at least as many, and two; got {largest.sizes['refinement']}.")
+        raise ParameterError(
+            f"A slope over {last} refinements needs at least as many, and two; got {largest.sizes['refinement']}."
+        )
     tail = largest.isel(refinement=slice(-last, None))
-    return xr.DataArray(_slopes(np.log(tail.refinement.values), np.log(tail.values)), {"context": tail.context}, ["context"])
+    return xr.DataArray(
+        _slopes(np.log(tail.refinement.values), np.log(tail.values)), {"context": tail.context}, ["context"]
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------- (vi) LoRA
+# ------------------------------------------------------------------------------------------------------------ (vi) LoRA
 
 
 def changed_steps(dataset: xr.Dataset) -> int:
-    """Steps, over all runs, at which the readout differs in any bit from its initial value; steps after a divergence do not count."""
+    """Steps, over all runs, at which any bit of the readout differs from its initial value; none after a divergence."""
     return int(((dataset.readout_unchanged == 0) & dataset.phi.notnull()).sum())
 
 
-# --------------------------------------------------------------------------------------------------------------- verdicts
+# ------------------------------------------------------------------------------------------ all of it, and the verdicts
+
+
+@dataclass(frozen=True)
+class Examination:
+    """The five tests on one model under one optimiser.
+
+    Attributes:
+        name: of the model.
+        runs: (context, rate, seed, step) at the ``multiples`` of the critical rate.
+        jumps: all jumps at the multiples that count, from :func:`jumps`.
+        first: the first jump of each context at the largest multiple.
+        branches, ramps, times, profile, refined: results of the functions of these names; None (refined: empty)
+            without jumps.
+    """
+
+    name: str
+    runs: xr.Dataset
+    jumps: pd.DataFrame
+    first: pd.DataFrame
+    branches: xr.Dataset | None
+    ramps: xr.Dataset
+    times: xr.Dataset
+    profile: xr.Dataset | None
+    refined: dict[int, xr.Dataset]
+
+    @property
+    def run_ids(self) -> list[str]:
+        """Ids of all runs behind this, each once."""
+        datasets = [self.runs, self.ramps, self.times, self.branches, self.profile, *self.refined.values()]
+        found = [d.attrs.get("run_ids") or d.attrs["run_id"] for d in datasets if d is not None]
+        return list(dict.fromkeys(" ".join(found).split()))
+
+
+def examine(
+    store,
+    model: LanguageModel,
+    contexts: list[Resolved],
+    critical_rates: np.ndarray,
+    recipe: Recipe,
+    *,
+    multiples: tuple[float, ...] = (0.3, 0.7, 1.5, 3.0, 10.0, 30.0),
+    counted: tuple[float, ...] = (10.0, 30.0),
+) -> Examination:
+    """Run the experiments of tests (i) to (v).
+
+    Args:
+        store: a :class:`phantomlib.trajectories.Store`, or something with its ``run``.
+        critical_rates: (C,).
+        recipe: optimiser, and the number of steps T that the critical rates belong to.
+        multiples: learning rates of ``runs``, in units of the critical ones.
+        counted: those whose jumps are examined; the experiments start from the largest.
+    """
+    critical_rates = np.asarray(critical_rates)
+    runs = store.run(model, contexts, critical_rates[:, None] * multiples, recipe)
+    indices = [list(multiples).index(m) for m in counted]
+    table = jumps(runs)
+    table = table[table["rate"].isin(indices)].reset_index(drop=True)
+    first = first_jumps(table, indices[-1])
+    return Examination(
+        name=getattr(model, "name", "control"),
+        runs=runs,
+        jumps=table,
+        first=first,
+        branches=branches(store, model, contexts, first, recipe),
+        ramps=ramps(store, model, contexts, critical_rates, recipe, high=counted[-1]),
+        times=crossing_times(store, model, contexts, critical_rates, recipe),
+        profile=profile(store, model, contexts, first, recipe),
+        refined=_refine_first(store, model, contexts, runs.isel(rate=indices[-1]), first, recipe),
+    )
+
+
+def _refine_first(store, model, contexts, runs, first, recipe) -> dict[int, xr.Dataset]:
+    """Refine the jumping contexts, up to the last of their largest steps."""
+    chosen = [c for c in contexts if c.id in first.index]
+    if not chosen:
+        return {}
+    ids = [c.id for c in chosen]
+    largest = step_sizes(runs).isel(seed=0).sel(context=ids).fillna(0).argmax("step") + 1
+    rates = first.loc[ids, "learning_rate"].to_numpy()
+    return refine(store, model, chosen, rates, replace(recipe, steps=int(largest.max())))
+
+
+def summarise(examinations: list[Examination]) -> dict[str, dict[str, float]]:
+    """The quantities of the tests (i) to (v), by test and criterion as in the ledger, over all models together.
+
+    A quantity of jumps is nan where there is no jump.
+    """
+    pooled = geometry(pd.concat([e.jumps for e in examinations], ignore_index=True))
+    found = [e for e in examinations if len(e.first)]
+
+    def values(pick) -> np.ndarray:
+        parts = [np.ravel(pick(e)) for e in found]
+        return np.concatenate(parts).astype(float) if parts else np.array([np.nan])
+
+    ramp_sides = np.concatenate([e.ramps.same_branch.values for e in examinations]).astype(float)
+    areas = np.concatenate([e.ramps.area.values for e in examinations])
+    slow = [slowing(e.times) for e in examinations]
+    slopes = values(lambda e: refinement_slopes(largest_steps(e.refined)))
+    spreads = np.concatenate([s.spread for s in slow])
+    numbers = {
+        "geometry": {
+            "median_geometry_share": pooled.median_share,
+            "high_overlap_change": pooled.high_overlap_change,
+            "high_drift": pooled.high_drift,
+        },
+        "bistability": {
+            "same_branch_share": values(lambda e: e.branches.same_branch).mean(),
+            "branch_difference": np.median(values(lambda e: e.branches.difference)),
+            "ramp_same_branch_share": ramp_sides.mean(),
+            "loop_area": np.median(areas),
+        },
+        "slowing": {
+            "crossing_share": np.isfinite(spreads).mean(),
+            "exponent": np.median(np.concatenate([s.exponent for s in slow])),
+            "spread": np.median(spreads),
+        },
+        "potential": {
+            "single_well_share": values(lambda e: e.profile.wells == 1).mean(),
+            "convex_share": np.median(values(lambda e: e.profile.convex)),
+            "weakest_force": np.median(values(lambda e: force(e.refined[max(e.refined)]).weakest)),
+            "smooth_crossing_share": values(lambda e: force(e.refined[max(e.refined)]).crossed).mean(),
+        },
+        "refinement": {
+            "median_slope": np.median(slopes),
+            "shrinking_share": (slopes < -0.5).mean() if found else np.nan,
+        },
+    }
+    return {test: {name: float(value) for name, value in entries.items()} for test, entries in numbers.items()}
 
 
 def passed(claim: Claim, measured: Mapping[str, Mapping[str, float]]) -> dict[str, bool]:
@@ -424,7 +573,7 @@ def passed(claim: Claim, measured: Mapping[str, Mapping[str, float]]) -> dict[st
 
     Args:
         claim: with ``tests``: test name -> criterion name -> quantity, direction, threshold, unit.
-        measured: test name -> criterion name -> value.
+        measured: test name -> criterion name -> value, as from :func:`summarise`.
 
     Raises:
         ParameterError: a criterion was not measured. A value that is nan fails.
@@ -437,3 +586,69 @@ def passed(claim: Claim, measured: Mapping[str, Mapping[str, float]]) -> dict[st
             raise ParameterError(f"Test '{test}' of claim {claim.id} needs {missing[0]}, which was not measured.")
         verdicts[test] = all(c.holds(measured[test][c.name]) for c in criteria)
     return verdicts
+
+
+# ------------------------------------------------------------------------------------------------- a control that fails
+
+
+@dataclass(frozen=True)
+class DoubleWell:
+    """Something that does have two branches, to see that the tests can fail: gradient descent in a double well.
+
+    The "loss" is ``U(Δ) = (Δ² - 1)² / 4``, minima at ±1. A replica starts on the outer slope at ``Δ_0 < -1``. Small
+    steps roll into the left well and stay; from the learning rate ``1 / (Δ_0² - 1)`` on, the first step throws it
+    over the barrier. Probabilities are a softmax over the two tokens, with a fixed overlap 0.6.
+
+    Attributes:
+        starts: Δ_0 of each context, by id.
+    """
+
+    starts: Mapping[str, float]
+
+    def critical_rates(self) -> np.ndarray:
+        """The exact critical learning rates (C,)."""
+        return 1 / (np.array(list(self.starts.values())) ** 2 - 1)
+
+    @staticmethod
+    def energy(gap: np.ndarray) -> np.ndarray:
+        return (gap**2 - 1) ** 2 / 4
+
+    @staticmethod
+    def slope(gap: np.ndarray) -> np.ndarray:
+        return gap**3 - gap
+
+    def contexts(self) -> list[Resolved]:
+        return [Resolved(Context(name, "a double well", "right", "left"), (0,), 0, 1) for name in self.starts]
+
+    def run(self, model, contexts: list[Resolved], learning_rates, recipe: Recipe) -> xr.Dataset:
+        """As :meth:`phantomlib.trajectories.Store.run`, with SGD whatever the recipe's optimiser."""
+        rates = check_learning_rates(learning_rates, len(contexts), recipe.steps)
+        each = np.broadcast_to(rates if rates.ndim == 3 else rates[..., None], (*rates.shape[:2], recipe.steps))
+        gap = np.empty((*rates.shape[:2], recipe.steps + 1))
+        gap[..., 0] = np.array([self.starts[c.id] for c in contexts])[:, None]
+        for t in range(recipe.steps):
+            x = np.clip(gap[..., t], -1e6, 1e6)
+            gap[..., t + 1] = x - each[..., t] * self.slope(x)
+        overlap = 0.6
+        phi = np.tanh(gap / 2) * (1 - overlap**2)
+        dims = ("context", "rate", "seed", "step")
+        fields = {
+            "logit_gap": gap,
+            "cross_entropy": self.energy(gap),
+            "phi": phi,
+            "phi_readout_part": np.diff(phi, prepend=np.nan),
+            "phi_geometry_part": np.diff(np.zeros_like(phi), prepend=np.nan),
+            "overlap": np.full_like(phi, overlap),
+            "readout_drift": np.zeros_like(phi),
+            "readout_unchanged": np.ones_like(phi, dtype=int),
+        }
+        return xr.Dataset(
+            {name: (dims, values[:, :, None]) for name, values in fields.items()},
+            {
+                "context": [c.id for c in contexts],
+                "seed": [0],
+                "step": np.arange(recipe.steps + 1),
+                "learning_rate": (("context", "rate"), each.max(-1)),
+            },
+            {"run_id": "double-well"},
+        )

@@ -31,10 +31,10 @@ from phantomlib.errors import ParameterError
 from phantomlib.finetune import Recipe, check_learning_rates
 from phantomlib.models import LanguageModel
 
-JUMP_COLUMNS = (
-    "context rate seed learning_rate step size share_of_bound readout_part geometry_part readout_share overlap_change "
-    "drift gap_before gap_after"
-).split()
+JUMP_COLUMNS = [
+    "context", "rate", "seed", "learning_rate", "step", "size", "share_of_bound", "readout_part",
+    "geometry_part", "readout_share", "overlap_change", "drift", "gap_before", "gap_after",
+]  # fmt: skip
 NEAR = 1.5  # learning rates up to here, in units of the critical one, tell how the crossing time approaches criticality
 
 
@@ -63,8 +63,8 @@ def jumps(dataset: xr.Dataset, *, size_factor: float = 0.1, median_factor: float
         One row per jump, in the order context, rate, seed, step: ``context``, ``rate`` (its index), ``seed``,
         ``learning_rate``, ``step`` (the jump is from ``step - 1`` to ``step``), ``size`` (ΔΦ, signed),
         ``share_of_bound``, ``readout_part`` and ``geometry_part`` (they add to ``size``), ``readout_share``,
-        ``overlap_change`` (of g_ck), ``drift`` (change of E relative to ``|E_0|`` since the start, after the step minus before),
-        ``gap_before`` and ``gap_after`` (nats).
+        ``overlap_change`` (of g_ck), ``drift`` (change of E relative to ``|E_0|`` since the start, after the step
+        minus before), ``gap_before`` and ``gap_after`` (nats).
     """
     change = dataset.phi.diff("step")
     shares = step_sizes(dataset)
@@ -104,6 +104,42 @@ def first_jumps(table: pd.DataFrame, rate: int) -> pd.DataFrame:
 def jumping_contexts(table: pd.DataFrame, rates: int) -> list[int]:
     """How many contexts have a jump at each of ``rates`` rate indices, from :func:`jumps`."""
     return [int(table[table["rate"] == r]["context"].nunique()) for r in range(rates)]
+
+
+def onset(table: pd.DataFrame, runs: xr.Dataset, multiples, sharpness: pd.Series) -> pd.DataFrame:
+    """Every run beside the edge of stability of the untrained model.
+
+    Args:
+        table: jumps of ``runs``, from :func:`jumps`.
+        runs: (context, rate, seed, step), first seed used.
+        multiples: the rates in units of the critical one.
+        sharpness: λ_max of the contexts to include, by context id.
+
+    Returns:
+        One row per context and rate: ``context``, ``multiple``, ``edge`` (η λ_max / 2, 1 at the edge of stability),
+            ``largest``
+        (largest step of Φ over its bound) and ``jumped``.
+    """
+    largest = step_sizes(runs).max("step").isel(seed=0)
+    jumped = set(zip(table["context"], table["rate"], strict=True))
+    return pd.DataFrame(
+        [
+            {
+                "context": context,
+                "multiple": multiple,
+                "edge": float(runs.learning_rate.sel(context=context)[rate]) * curvature / 2,
+                "largest": float(largest.sel(context=context)[rate]),
+                "jumped": (context, rate) in jumped,
+            }
+            for context, curvature in sharpness.items()
+            for rate, multiple in enumerate(multiples)
+        ]
+    )
+
+
+def clearest(table: pd.DataFrame) -> str | None:
+    """The context of the largest jump, from :func:`jumps`; None without jumps."""
+    return None if table.empty else str(table.loc[table["share_of_bound"].idxmax(), "context"])
 
 
 # ------------------------------------------------------------------------------------------- (i) geometry at the jump

@@ -25,6 +25,7 @@ from phantomlib import errors, notebook, parameters, progress
 from phantomlib.errors import BookError, ParameterError, PhantomError
 
 LABEL_LENGTH = 40  # characters of a heading shown while its cells run
+PARAMETER_CELLS = {"parameters": "Parameters and their defaults", "injected-parameters": "Parameters of this run"}
 
 
 @dataclass(frozen=True)
@@ -380,8 +381,10 @@ def _tidy(executed, job: Job) -> None:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
         tags = set(cell.metadata.get("tags", ()))
-        if tags & {"parameters", "injected-parameters"}:
-            tags.add("hide-input")
+        for tag, title in PARAMETER_CELLS.items():
+            if tag in tags:
+                tags.add("hide-input")
+                cell.metadata["mystnb"] = {"code_prompt_show": title, "code_prompt_hide": title}
         if re.fullmatch(r"\w+\.made_by\(.*\)", cell.source.strip(), re.DOTALL):
             tags.add("remove-input")
         if tags:

@@ -1,0 +1,216 @@
+"""The command line: what it refuses and how it says so."""
+
+import re
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from phantomlib.cli import app, pins
+from phantomlib.errors import ParameterError
+
+ROOT = Path(__file__).parents[1]
+
+
+def phantom(*arguments, cwd=None, monkeypatch=None):
+    if monkeypatch:
+        monkeypatch.chdir(cwd)
+    return CliRunner().invoke(app, list(arguments))
+
+
+def refused(result, *words):
+    """Exit code 1, one message that holds ``words``, no traceback."""
+    assert result.exit_code == 1
+    assert result.stderr.count("error: ") == 1 and "Traceback" not in result.output
+    for word in words:
+        assert word in result.stderr
+    return result
+
+
+def test_help_answers_without_heavy_imports():
+    code = (
+        "import sys, phantomlib.cli; print(sorted({'torch', 'transformers', 'papermill', 'xarray'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
+
+
+@pytest.mark.parametrize("arguments", [["nothing"], ["run"], ["book", "--jobs", "two"], ["run", "01", "-p"]])
+def test_usage_errors_exit_with_2(arguments):
+    result = phantom(*arguments)
+    assert result.exit_code == 2 and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["run", "01", "-p", "step", "4"], ["'step'", "nearest: 'steps'", "rates"]),
+        (["run", "01", "-p", "steps", "x"], ["steps", "'x'", "int"]),
+        (["run", "01", "-p", "steps", "true"], ["steps", "True", "int"]),
+        (["run", "01", "-p", "steps", "2.5"], ["steps", "2.5", "int"]),
+        (["run", "01", "-p", "rates", "0.1"], ["rates", "list[float]", "'[0.1]'"]),
+        (["run", "01", "-p", "rates", '["a"]'], ["rates", "'a'", "list[float]"]),
+        (["run", "01", "-p", "rates", "[1, 2"], ["not valid YAML"]),
+        (["run", "01", "-p", "rates="], ["rates", "None"]),
+        (["run", "7"], ["'7'", "01_toy"]),
+        (["run", "01_tod"], ["nearest: '01_toy'"]),
+        (["run", "01", "-f", "absent.yaml"], ["absent.yaml", "No such file"]),
+        (["run", "01", "--profile", "zo"], ["'zo'", "nearest: 'zoo'"]),
+        (["book", "--profile", "paper"], ["'paper'", "zoo"]),
+        (["book", "--only", "09"], ["'09'", "01_toy"]),
+        (["book", "--jobs", "0"], ["jobs is 0"]),
+    ],
+)
+def test_refusals(toy_book, monkeypatch, arguments, words):
+    before = sorted(toy_book.rglob("*"))
+    refused(phantom(*arguments, cwd=toy_book, monkeypatch=monkeypatch), *words)
+    assert sorted(toy_book.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("steps: [1", ["not valid YAML", "line 1"]),
+        ("- steps", ["mapping"]),
+        ("steps: 1\nsteps: 2", ["given twice", "line 2"]),
+        ("stesp: 1", ["nearest: 'steps'"]),
+    ],
+)
+def test_refused_parameter_files(toy_book, monkeypatch, text, words):
+    (toy_book / "mine.yaml").write_text(text)
+    refused(phantom("run", "01", "-f", "mine.yaml", cwd=toy_book, monkeypatch=monkeypatch), *words)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ('"77": {steps: 1}', ["'77'"]),
+        ("01: {steps: 1}", ["mapping of names"]),
+        ("common: 3", ["'common'", "3"]),
+        ('"01": {stesp: 1}', ["nearest: 'steps'"]),
+    ],
+)
+def test_refused_profiles(toy_book, monkeypatch, text, words):
+    (toy_book / "notebooks/profiles/bad.yaml").write_text(text)
+    refused(phantom("book", "--profile", "bad", cwd=toy_book, monkeypatch=monkeypatch), *words)
+
+
+def test_outside_a_book(tmp_path, monkeypatch):
+    # an editable installation knows its own checkout, so only the case without one can fail
+    monkeypatch.setattr("phantomlib.__file__", str(tmp_path / "site-packages" / "phantomlib" / "__init__.py"))
+    refused(phantom("run", "01", cwd=tmp_path, monkeypatch=monkeypatch), "_toc.yml", "clone")
+
+
+def test_debug_shows_where_an_error_came_from(toy_book, monkeypatch):
+    result = phantom("--debug", "run", "7", cwd=toy_book, monkeypatch=monkeypatch)
+    assert isinstance(result.exception, ParameterError)
+
+
+def test_run_writes_where_it_is_told(toy_book, monkeypatch):
+    arguments = ["run", "1", "-p", "label", "1e5", "-p", "rates", "[1, 2e-3]", "-o", "out/mine.ipynb"]
+    result = phantom(*arguments, cwd=toy_book, monkeypatch=monkeypatch)
+    assert result.exit_code == 0, result.output
+    text = (toy_book / "out/mine.ipynb").read_text()
+    assert "3 [1.0, 0.002] 1e5" in text  # text stays text, whole numbers become floats
+    assert sorted(p.name for p in (toy_book / "out").iterdir()) == ["mine.ipynb"]
+
+
+def test_paths_are_those_of_the_user(tmp_path, monkeypatch):
+    from phantomlib.cli import absolute_paths, relative_paths
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "mine.yaml").touch()
+    given = {"models": ["model", "zoo:gpt2-s", "owner/name"], "contexts": "mine.yaml", "store": "new", "steps": 3}
+    found = absolute_paths(given)
+    assert found["models"] == [str(tmp_path / "model"), "zoo:gpt2-s", "owner/name"]
+    assert found["contexts"] == str(tmp_path / "mine.yaml") and found["store"] == str(tmp_path / "new")
+    assert absolute_paths({"contexts": "default"}) == {"contexts": "default"}
+    assert relative_paths(found["models"], tmp_path / "root") == ["../model", "zoo:gpt2-s", "owner/name"]
+
+
+def test_doctor_names_what_is_wrong(toy_book, monkeypatch):
+    from phantomlib import zoo
+
+    monkeypatch.setattr(zoo, "verify", lambda: [])
+    assert phantom("doctor", cwd=toy_book, monkeypatch=monkeypatch).exit_code == 0
+    monkeypatch.setattr(zoo, "verify", lambda: ["gpt2-s/model.safetensors is missing; run `phantom zoo train`."])
+    (toy_book / "requirements.txt").write_text("no-such-package==1.0\n")
+    result = phantom("doctor", cwd=toy_book, monkeypatch=monkeypatch)
+    assert result.exit_code == 1
+    assert "no-such-package" in result.stdout and "model.safetensors is missing" in result.stdout
+    assert "Packages, Zoo" in result.stderr
+
+
+def test_zoo_refuses_unknown_names():
+    refused(phantom("zoo", "train", "--model", "gpt2-x"), "nearest: 'gpt2-", "neox-s")
+    refused(phantom("zoo", "train", "--model", "gpt2-s", "--device", "abacus"), "abacus")
+
+
+def test_zoo_verify_fails_on_a_changed_file(monkeypatch):
+    from phantomlib import zoo
+
+    monkeypatch.setattr(zoo, "verify", lambda: ["gpt2-s/config.json has changed."])
+    refused(phantom("zoo", "verify"), "config.json has changed")
+
+
+# ------------------------------------------------------------------------------------------- what the texts promise
+
+
+def commands(path: Path) -> list[str]:
+    """Lines of the bash blocks of a Markdown file, without comments."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+TEXTS = [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md"))]
+PROMISED = sorted({line for path in TEXTS for line in commands(path)})
+
+
+@pytest.mark.parametrize("line", [line for line in PROMISED if line.startswith("make ")])
+def test_promised_make_targets_exist(line):
+    dry = subprocess.run(["make", "-n", *shlex.split(line)[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert dry.returncode == 0, dry.stderr
+
+
+@pytest.mark.parametrize("line", [line for line in PROMISED if line.startswith("phantom ")])
+def test_promised_commands_are_understood(line):
+    command = typer.main.get_command(app)
+    arguments = shlex.split(line)[1:]
+    while hasattr(command, "commands"):
+        command, arguments = command.commands[arguments[0]], arguments[1:]
+    command.make_context(line, arguments)  # raises on an unknown option or a missing argument
+
+
+def test_the_readme_mentions_what_a_reader_needs():
+    assert {"make book", "make serve", "make test", "phantom doctor"} <= set(commands(ROOT / "README.md"))
+
+
+def test_python_in_the_readme_runs():
+    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    E = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    names = {"p": torch.full((7,), 1 / 7, dtype=torch.float64), "E": E, "c": 1, "k": 2}
+    exec(block, names)
+    parts = names["parts"]
+    assert parts.phi == pytest.approx(parts.signal + parts.drag, abs=1e-12)
+
+
+def test_requirements_pin_everything_the_package_needs():
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    pinned = {
+        canonicalize_name(name): version for name, version in pins((ROOT / "requirements.txt").read_text()).items()
+    }
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.split("#")[0].strip()]
+    assert len(lines) == len(pinned) and not any("+" in version for version in pinned.values())
+    for text in metadata.requires("phantom-companion"):
+        requirement = Requirement(text)
+        name = canonicalize_name(requirement.name)
+        assert pinned.get(name) in requirement.specifier, name

@@ -320,6 +320,29 @@ def jumps_by_model(runs: dict[str, xr.Dataset], tables: dict, colours: dict, rat
     return figure
 
 
+def lora_jumps(runs: dict[str, xr.Dataset], tables: dict, colours: dict) -> Figure:
+    """Φ over its bound for every context and seed at one learning rate of LoRA, jumps ringed; a panel per model.
+
+    Args:
+        runs: (context, rate, seed, step) by model; the first rate is drawn.
+        tables: jumps by model, with columns context, rate, seed and step.
+        colours: by model.
+    """
+    figure, panels = small_multiples(len(runs), height=2.2)
+    for axes, (name, run) in zip(panels, runs.items(), strict=True):
+        share = (run.phi / np.sqrt(1 - run.overlap**2)).isel(rate=0)
+        axes.axhline(0, color=REFERENCE, linewidth=0.8)
+        axes.plot(run.step, share.stack(run=("context", "seed")).transpose("step", "run").values, LINE["lora"], color=colours[name], linewidth=0.8)
+        for _, jump in tables[name][tables[name]["rate"] == 0].iterrows():
+            value = float(share.sel(context=jump.context, seed=jump.seed, step=jump.step))
+            axes.plot(jump.step, value, "o", markersize=4, markerfacecolor="none", color=colours[name], markeredgewidth=0.9)
+        axes.set_title(name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.supxlabel("step", fontsize="medium")
+    figure.supylabel(r"order parameter $\Phi\,/\sqrt{1-g_{ck}^2}$", fontsize="medium")
+    return figure
+
+
 def onset_against_sharpness(tables: dict, colours: dict, size: float, titles: dict[str, str]) -> Figure:
     """Largest single step of Φ of every run against its learning rate in units of the edge of stability, one panel per optimiser.
 

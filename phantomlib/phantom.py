@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+import scipy.stats
 import xarray as xr
 
 from phantomlib.claims import Claim, Criterion
@@ -137,6 +138,22 @@ def onset(table: pd.DataFrame, runs: xr.Dataset, multiples, sharpness: pd.Series
     )
 
 
+def with_critical_rate(contexts: list[Resolved], found: xr.Dataset) -> tuple[list[Resolved], np.ndarray]:
+    """The contexts that have a critical rate in ``found`` (from ``critical_rates``), and these rates (C,)."""
+    rates = found.critical_rate.values
+    return [c for c, rate in zip(contexts, rates, strict=True) if np.isfinite(rate)], rates[np.isfinite(rates)]
+
+
+def nearest(multiples, wanted: float) -> int:
+    """Index of the multiple closest to ``wanted`` on a logarithmic scale."""
+    return int(np.abs(np.log(np.asarray(multiples) / wanted)).argmin())
+
+
+def geometric_mean(rates) -> float:
+    """Of the critical rates of one model's contexts; contexts without one (nan) do not count."""
+    return float(np.exp(np.nanmean(np.log(np.asarray(rates, dtype=float)))))
+
+
 def clearest(table: pd.DataFrame) -> str | None:
     """The context of the largest jump, from :func:`jumps`; None without jumps."""
     return None if table.empty else str(table.loc[table["share_of_bound"].idxmax(), "context"])
@@ -173,6 +190,17 @@ def geometry(table: pd.DataFrame) -> Geometry:
         high_overlap_change=table["overlap_change"].abs().quantile(0.9),
         high_drift=table["drift"].abs().quantile(0.9),
     )
+
+
+def median_interval(values, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Bootstrap interval of the median of ``values`` (n,); degenerate for a single value."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return float(values[0]), float(values[0])
+    found = scipy.stats.bootstrap(
+        (values,), np.median, confidence_level=level, method="percentile", rng=np.random.default_rng(seed)
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 # ------------------------------------------------------------------------------------ (ii) bistability and hysteresis
@@ -325,6 +353,12 @@ def slowing(times: xr.Dataset) -> Slowing:
     )
 
 
+def regular_exponent(multiple: np.ndarray) -> float:
+    """The exponent of :func:`slowing` if ``η t*`` is exactly constant: not 0, since t* falls over the fitted range."""
+    near = multiple[(multiple > 1) & (multiple <= NEAR)]
+    return float(-_slopes(np.log(near - 1), -np.log(near)[None])[0])
+
+
 def _slopes(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Least-squares slope of each row (n,) against x (n,); nan where a row is not finite."""
     centred = x - x.mean()
@@ -473,6 +507,40 @@ def changed_steps(dataset: xr.Dataset) -> int:
     return int(((dataset.readout_unchanged == 0) & dataset.phi.notnull()).sum())
 
 
+@dataclass(frozen=True)
+class FrozenJumps:
+    """Jumps with a readout that does not change.
+
+    Attributes:
+        sentences: ids of the contexts with such a jump in at least one model and seed.
+        changed_steps: steps, over all runs, at which the readout differs from its initial value.
+        runs: their number.
+    """
+
+    sentences: list[str]
+    changed_steps: int
+    runs: int
+
+
+def frozen_jumps(runs: list[xr.Dataset], tables: list[pd.DataFrame]) -> FrozenJumps:
+    """Test (vi) from LoRA runs and their jumps (:func:`jumps`), one of each per model.
+
+    A jump counts if the readout equals its initial value bit for bit at every recorded step of its run.
+    """
+    sentences = set()
+    for dataset, table in zip(runs, tables, strict=True):
+        frozen = ((dataset.readout_unchanged == 1) | dataset.phi.isnull()).all("step")
+        for row in table.itertuples():
+            if bool(frozen.sel(context=row.context, seed=row.seed).isel(rate=row.rate)):
+                sentences.add(row.context)
+    return FrozenJumps(sorted(sentences), sum(map(changed_steps, runs)), sum(d.diverged_step.size for d in runs))
+
+
+def contexts_by_seed(table: pd.DataFrame, seeds) -> list[int]:
+    """How many contexts jump under each seed, from :func:`jumps`."""
+    return [int(table[table["seed"] == seed]["context"].nunique()) for seed in seeds]
+
+
 # ------------------------------------------------------------------------------------------ all of it, and the verdicts
 
 
@@ -604,6 +672,32 @@ def summarise(examinations: list[Examination]) -> dict[str, dict[str, float]]:
     return {test: {name: float(value) for name, value in entries.items()} for test, entries in numbers.items()}
 
 
+def join_jumps(examinations: Mapping[str, Examination]) -> pd.DataFrame:
+    """The jumps of several models in one table, with a column ``model``."""
+    return pd.concat([e.jumps.assign(model=name) for name, e in examinations.items()], ignore_index=True)
+
+
+def criteria_of(claim: Claim) -> list[tuple[str, Criterion, str]]:
+    """The criteria behind a claim's tests in order: test, criterion, and the criterion's name as words."""
+    return [
+        (test, Criterion(name, **fields), name.replace("_", " "))
+        for test, entries in claim.tests.items()
+        for name, fields in entries.items()
+    ]
+
+
+def board(claim: Claim, columns: Mapping[str, Mapping[str, Mapping[str, float]]]) -> pd.DataFrame:
+    """All criteria as a table: test, quantity, threshold, and one column of values per entry of ``columns``."""
+    signs = {"at least": "≥", "at most": "≤"}
+    return pd.DataFrame(
+        [
+            {"test": test, "quantity": c.quantity, "threshold": f"{signs[c.direction]} {c.threshold:g}"}
+            | {name: f"{measured[test][c.name]:.3g}" for name, measured in columns.items()}
+            for test, c, _ in criteria_of(claim)
+        ]
+    )
+
+
 def passed(claim: Claim, measured: Mapping[str, Mapping[str, float]]) -> dict[str, bool]:
     """Which tests of a claim its measurements pass, by the thresholds of the ledger.
 
@@ -614,13 +708,11 @@ def passed(claim: Claim, measured: Mapping[str, Mapping[str, float]]) -> dict[st
     Raises:
         ParameterError: a criterion was not measured. A value that is nan fails.
     """
-    verdicts = {}
-    for test, entries in claim.tests.items():
-        criteria = [Criterion(name, **fields) for name, fields in entries.items()]
-        missing = [c.name for c in criteria if c.name not in measured.get(test, {})]
-        if missing:
-            raise ParameterError(f"Test '{test}' of claim {claim.id} needs {missing[0]}, which was not measured.")
-        verdicts[test] = all(c.holds(measured[test][c.name]) for c in criteria)
+    verdicts = dict.fromkeys(claim.tests, True)
+    for test, criterion, _ in criteria_of(claim):
+        if criterion.name not in measured.get(test, {}):
+            raise ParameterError(f"Test '{test}' of claim {claim.id} needs {criterion.name}, which was not measured.")
+        verdicts[test] &= criterion.holds(measured[test][criterion.name])
     return verdicts
 
 
@@ -640,6 +732,15 @@ class DoubleWell:
     """
 
     starts: Mapping[str, float]
+
+    @classmethod
+    def examined(cls, steps: int, starts: int = 10, multiple: float = 1.5) -> Examination:
+        """Tests (i) to (v) on replicas started evenly between -2.4 and -1.6, jumping at ``multiple`` critical rates."""
+        toy = cls({f"well-{i}": float(x) for i, x in enumerate(np.linspace(-2.4, -1.6, starts))})
+        recipe, multiples = Recipe(optimizer="sgd", steps=steps), (0.3, 0.7, multiple)
+        return examine(
+            toy, None, toy.contexts(), toy.critical_rates(), recipe, multiples=multiples, counted=multiples[-1:]
+        )
 
     def critical_rates(self) -> np.ndarray:
         """The exact critical learning rates (C,)."""

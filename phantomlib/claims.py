@@ -62,6 +62,11 @@ class Claim:
     changes: list
 
 
+    def holds(self, values: Mapping[str, float]) -> bool:
+        """Whether every criterion's value keeps its bound; an undefined value does not."""
+        return all(criterion.holds(values[criterion.name]) for criterion in self.criteria)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What the data say of one claim under one optimiser.

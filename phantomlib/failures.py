@@ -36,12 +36,12 @@ def drag_fall(runs: xr.Dataset) -> xr.DataArray:
     return runs.drag.isel(step=0) - runs.drag.isel(step=-1)
 
 
-def mode(runs: xr.Dataset) -> xr.DataArray:
+def mode(runs: xr.Dataset, drag_worsens: float = DRAG_WORSENS) -> xr.DataArray:
     """``kinematic``, ``structural``, ``overtakes``, ``diverged`` or ``other`` for each run; strings (context, rate, seed).
 
-    Kinematic: silent, and the drag does not worsen by more than ``DRAG_WORSENS``. Structural: silent, and it does.
+    Kinematic: silent, and the drag does not fall by more than ``drag_worsens``. Structural: silent, and it does.
     """
-    structural = drag_fall(runs) > DRAG_WORSENS
+    structural = drag_fall(runs) > drag_worsens
     silently = xr.where(structural, "structural", "kinematic")
     rest = xr.where(overtakes(runs), "overtakes", "other")
     return xr.where(runs.diverged_step >= 0, "diverged", xr.where(silent(runs), silently, rest))
@@ -55,7 +55,12 @@ def clearest(runs: xr.Dataset, failed: xr.DataArray) -> xr.Dataset:
     return runs.isel(chosen)
 
 
-def table(runs: xr.Dataset) -> pd.DataFrame:
+def fewest_silent_contexts(grids: list[xr.Dataset], least_fall: float) -> int:
+    """Over the models' grids of runs: the smallest number of contexts that fail silently at one or more rates."""
+    return min(int(silent(runs, least_fall).any(["rate", "seed"]).sum()) for runs in grids)
+
+
+def table(runs: xr.Dataset, drag_worsens: float = DRAG_WORSENS) -> pd.DataFrame:
     """One row per run: context, learning_rate, mode, final signal, fall of the drag, and the drag's two factors.
 
     The factors are the bulk mass ``1 - p_c - p_k`` and the mean bulk contrast ``drag / bulk mass``, at start and end.
@@ -63,7 +68,7 @@ def table(runs: xr.Dataset) -> pd.DataFrame:
     bulk = 1 - runs.p_correct - runs.p_competitor
     contrast = runs.drag / bulk.where(bulk > 0)
     columns = {
-        "mode": mode(runs),
+        "mode": mode(runs, drag_worsens),
         "signal": runs.signal.isel(step=-1, drop=True),
         "drag_fall": drag_fall(runs),
         "overlap": runs.overlap.isel(step=0, drop=True),

@@ -578,3 +578,30 @@ def criteria_board(criteria: list, measured: dict[str, dict], control: dict) -> 
     handles.append(mpl.lines.Line2D([], [], linestyle="", color=CONTROL, marker="x", label="double well (control)"))
     figure.legend(handles=handles, loc="upper center", ncols=len(handles), fontsize="small")
     return figure
+
+
+def controls(table, colours: dict) -> Figure:
+    """Critical kinematic number by kind of pair, one panel per optimiser; dots are contexts, bars a model's geometric mean.
+
+    Args:
+        table: pandas table with columns optimizer, model, kind and N (positive).
+        colours: by model.
+    """
+    kinds, names = list(dict.fromkeys(table.kind)), list(dict.fromkeys(table.model))
+    figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 3.0), sharey=True, layout="constrained")
+    for axes, (optimizer, label) in zip(panels, (("adam", "Adam"), ("sgd", "SGD")), strict=True):
+        axes.axhline(1, color=REFERENCE, linewidth=0.8)
+        for i, kind in enumerate(kinds):
+            for j, name in enumerate(names):
+                chosen = table[(table.optimizer == optimizer) & (table.kind == kind) & (table.model == name)].N
+                x = i + (j - (len(names) - 1) / 2) * 0.8 / len(names)
+                axes.plot(np.full(len(chosen), x), chosen, "o", markersize=3, color=colours[name], alpha=0.8)
+                if len(chosen):
+                    mean = np.exp(np.log(chosen).mean())
+                    axes.plot([x - 0.06, x + 0.06], [mean, mean], color="black", linewidth=1.6)
+        axes.set(yscale="log", title=label, xticks=range(len(kinds)), xticklabels=kinds)
+        axes.tick_params(axis="x", rotation=15)
+    panels[0].set_ylabel("critical kinematic number $N_c$")
+    handles = [mpl.lines.Line2D([], [], marker="o", linestyle="", color=colours[n], label=n) for n in names]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(names), fontsize="small")
+    return figure

@@ -87,6 +87,9 @@ def build_book(profile: str = "zoo", only: str | None = None, jobs: int = 2, roo
     chosen = plan if only is None else [job for job in plan if job.source == runner.find_notebook(root, only)]
     if not chosen:
         raise ParameterError(f"Notebook '{only}' is not part of the book (_toc.yml); run it with 'phantom run {only}'.")
+    for path in runner.notebooks(root).values():
+        if path not in [job.source for job in plan]:
+            print(f"Note: {path.name} is not in _toc.yml, so it is not part of the book.")
     (root / GENERATED).mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(root / GENERATED / ".lock", timeout=0):

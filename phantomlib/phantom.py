@@ -118,8 +118,7 @@ def onset(table: pd.DataFrame, runs: xr.Dataset, multiples, sharpness: pd.Series
 
     Returns:
         One row per context and rate: ``context``, ``multiple``, ``edge`` (η λ_max / 2, 1 at the edge of stability),
-            ``largest``
-        (largest step of Φ over its bound) and ``jumped``.
+        ``largest`` (largest step of Φ over its bound) and ``jumped``.
     """
     largest = step_sizes(runs).max("step").isel(seed=0)
     jumped = set(zip(table["context"], table["rate"], strict=True))

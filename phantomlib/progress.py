@@ -102,7 +102,8 @@ class Display:
         if self.bars:
             self.bars.console.print(text, highlight=False, markup=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            sys.stderr.write(text + "\n")  # in one piece: several threads speak
+            sys.stderr.flush()
 
     def started(self, name: str) -> None:
         self.begun[name] = self.spoken[name] = time.monotonic()

@@ -20,6 +20,7 @@ from phantomlib.errors import ContextError, ParameterError
 from phantomlib.models import LanguageModel, add_lora, next_token_logits
 from phantomlib.replicas import stack
 
+REAL = int | float | np.integer | np.floating
 ENGINE_VERSION = 1  # raised whenever the numbers of a run could change
 
 # what is recorded at every step: name -> (unit, meaning)
@@ -71,6 +72,8 @@ class Recipe:
     snapshots: tuple[int, ...] = ()
 
     def __post_init__(self):
+        if not isinstance(self.snapshots, list | tuple):
+            raise ParameterError(f"snapshots is {self.snapshots!r}; give a list of steps, such as [0, 15, 30].")
         object.__setattr__(self, "snapshots", tuple(self.snapshots))
         known = {
             "optimizer": ("sgd", "adam", "adamw"),
@@ -102,13 +105,15 @@ class Recipe:
             raise ParameterError(f"weight_decay {self.weight_decay} needs optimizer 'adamw', not '{self.optimizer}'.")
         if any(isinstance(s, bool) or not isinstance(s, int) or not 0 <= s <= self.steps for s in self.snapshots):
             raise ParameterError(f"snapshots {self.snapshots} must be steps from 0 to {self.steps}.")
+        if len(set(self.snapshots)) < len(self.snapshots):
+            raise ParameterError(f"snapshots {self.snapshots} name a step twice; give each once.")
 
 
 def check_learning_rates(learning_rates, contexts: int, steps: int | None = None) -> np.ndarray:
     """Learning rates as an array (C, rates), or (C, rates, steps) if each replica has a schedule.
 
     Args:
-        learning_rates: (rates,), the same for all contexts; (C, rates); or (C, rates, steps), one rate for every update.
+        learning_rates: (rates,), the same for all contexts; (C, rates); or (C, rates, steps), one rate per update.
         contexts: their number C.
         steps: the number of updates, to check schedules against.
 
@@ -119,11 +124,11 @@ def check_learning_rates(learning_rates, contexts: int, steps: int | None = None
         f"learning rates {learning_rates!r} must be a non-empty list of positive, finite numbers, such as [1e-4, 3e-4]."
     )
     flat = np.ravel(np.asarray(learning_rates, dtype=object))
-    if not len(flat) or any(isinstance(v, bool | str) or not isinstance(v, int | float | np.number) for v in flat):
+    if not len(flat) or any(isinstance(v, bool | str) or not isinstance(v, REAL) for v in flat):
         raise ParameterError(advice)
     try:
         rates = np.asarray(learning_rates, dtype=float)
-    except ValueError:  # rows of different lengths
+    except (ValueError, OverflowError):  # rows of different lengths; a whole number beyond the largest float
         raise ParameterError(advice) from None
     if rates.ndim == 0 or not np.isfinite(rates).all() or (rates <= 0).any():
         raise ParameterError(advice)
@@ -131,28 +136,49 @@ def check_learning_rates(learning_rates, contexts: int, steps: int | None = None
         rates = np.tile(rates, (contexts, 1))
     if rates.ndim not in (2, 3) or len(rates) != contexts:
         raise ParameterError(
-            f"learning rates of shape {rates.shape} do not fit {contexts} contexts; give (rates,) or (contexts, rates), or "
-            "(contexts, rates, steps) for schedules."
+            f"learning rates of shape {rates.shape} do not fit {contexts} contexts; give (rates,) or "
+            "(contexts, rates), or (contexts, rates, steps) for schedules."
         )
     if rates.ndim == 3 and steps is not None and rates.shape[2] != steps:
-        raise ParameterError(f"schedules of {rates.shape[2]} learning rates do not fit {steps} steps; give one per step.")
+        raise ParameterError(f"schedules of {rates.shape[2]} learning rates do not fit {steps} steps; give one a step.")
     return rates
 
 
+def check_seeds(seeds) -> None:
+    """Raise ParameterError unless ``seeds`` is a non-empty list or tuple of whole numbers, none negative."""
+    if not isinstance(seeds, list | tuple) or not seeds or any(type(s) is not int or s < 0 for s in seeds):
+        raise ParameterError(f"seeds is {seeds!r}; give a list of whole numbers of at least 0, such as [0, 1].")
+
+
 def check_contexts(model: LanguageModel, contexts: list[Resolved]) -> None:
-    """Refuse contexts whose correct word already outranks the competitor, before any training.
+    """Refuse contexts that do not fit the model, or whose correct word already outranks the competitor.
 
     Raises:
-        ContextError: naming the context and both logits.
+        ContextError: naming the context and what does not fit: ids, length, or the logit gap.
     """
-    for context, z in zip(contexts, next_token_logits(model, contexts)):
+    if not contexts:
+        raise ContextError("There is no context to learn; give at least one.")
+    vocabulary = len(model.readout)
+    positions = getattr(model.module.config, "max_position_embeddings", None) or math.inf
+    for context in contexts:
+        if max(*context.prompt_ids, context.correct_id, context.competitor_id) >= vocabulary:
+            raise ContextError(
+                f"Context '{context.id}' has token ids beyond the {vocabulary} of the vocabulary of '{model.name}'; "
+                "resolve it with the model's own tokenizer."
+            )
+        if len(context.prompt_ids) > positions:
+            raise ContextError(
+                f"The prompt of context '{context.id}' has {len(context.prompt_ids)} tokens, but '{model.name}' reads "
+                f"no more than {positions}; shorten it."
+            )
+    for context, z in zip(contexts, next_token_logits(model, contexts), strict=True):
         gap = float(z[context.correct_id] - z[context.competitor_id])
         if not gap < 0:
             words = context.context
             raise ContextError(
-                f"Context '{context.id}': '{model.name}' already prefers '{words.correct}' to '{words.competitor}' before "
-                f"training (logit gap {gap:+.2f} nats), so there is nothing to overtake. Choose a competitor that the model "
-                "prefers, or exchange the two words."
+                f"Context '{context.id}': '{model.name}' already prefers '{words.correct}' to '{words.competitor}' "
+                f"before training (logit gap {gap:+.2f} nats), so there is nothing to overtake. Choose a competitor "
+                "that the model prefers, or exchange the two words."
             )
 
 
@@ -181,13 +207,18 @@ def finetune(
 
     Returns:
         Dataset with dimensions (context, rate, seed, step), step = 0..T, the variables of ``RECORDED``,
-        ``learning_rate`` (context, rate) and ``diverged_step`` (-1 if finite throughout). Of a schedule ``learning_rate`` is
-        the largest value, and ``schedule`` (context, rate, step) holds all (nan at step T). From the step of divergence on,
-        values are nan (``rank_correct`` 0). With snapshots also ``spectrum`` (..., snapshot, component), eigenvalues of ρ,
-        and ``phi_trace`` (..., snapshot), Φ computed from ρ by the trace formula.
+        ``learning_rate`` (context, rate) and ``diverged_step`` (-1 if finite throughout). Of a schedule
+        ``learning_rate`` is the largest value, and ``schedule`` (context, rate, step) holds all (nan at step T). From
+        the step of divergence on, values are nan (``rank_correct`` 0). With snapshots also ``spectrum`` (..., snapshot,
+        component), eigenvalues of ρ, and ``phi_trace`` (..., snapshot), Φ computed from ρ by the trace formula.
     """
-    rates = check_learning_rates(learning_rates, len(contexts), recipe.steps)
     check_contexts(model, contexts)
+    rates = check_learning_rates(learning_rates, len(contexts), recipe.steps)
+    check_seeds(seeds)
+    if engine not in ("auto", "batch axis", "vmap"):
+        raise ParameterError(f"engine {engine!r} is not known; choose 'auto', 'batch axis' or 'vmap'.")
+    if chunk is not None and (type(chunk) is not int or chunk < 1):
+        raise ParameterError(f"chunk is {chunk!r}; give a number of replicas of at least 1, or None.")
     shape = (len(contexts), rates.shape[1], len(seeds))
     grid = list(np.ndindex(shape))
     modules = {s: trainable(model, recipe, seed) for s, seed in enumerate(seeds)}
@@ -202,7 +233,7 @@ def finetune(
                 stack(module, [modules[s][1] for _, _, s in cells], engine),
                 _embedding(module, recipe.geometry),
                 [contexts[c] for c, _, _ in cells],
-                torch.tensor(np.stack([rates[c, r] for c, r, _ in cells]), dtype=model.readout.dtype, device=model.device),
+                torch.tensor(np.stack([rates[c, r] for c, r, _ in cells])).to(model.readout),
                 recipe,
                 progress,
             )
@@ -262,7 +293,7 @@ def _advance(stacked, readout, contexts, rates, recipe, progress) -> dict[str, T
 
 
 class _Optimizer:
-    """SGD, Adam or AdamW with one learning rate per replica, applied to each parameter as soon as its gradient is known.
+    """SGD, Adam or AdamW with one learning rate per replica, applied to a parameter as soon as its gradient is known.
 
     Updating inside the backward pass means that no more than one parameter's gradient exists at a time.
     """

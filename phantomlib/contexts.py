@@ -3,6 +3,7 @@
 import difflib
 import os
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,7 +115,17 @@ def resolve(context: Context, tokenizer) -> Resolved:
     Raises:
         ContextError: no way of joining makes both words single tokens; nearest single-token words are proposed.
     """
-    prompt, words = context.prompt.strip(), (context.correct.strip(), context.competitor.strip())
+    words = (context.correct.strip(), context.competitor.strip())
+    found = single_tokens(context.prompt, words, tokenizer)
+    if found is None or found[1][0] == found[1][1]:
+        raise ContextError(_why_not(context, tokenizer))
+    prompt_ids, (correct_id, competitor_id) = found
+    return Resolved(context, prompt_ids, correct_id, competitor_id)
+
+
+def single_tokens(prompt: str, words: Sequence[str], tokenizer) -> tuple[tuple[int, ...], list[int]] | None:
+    """Ids of the prompt, and of each word as the one token after it; None if no way of joining them gives such ids."""
+    prompt = prompt.strip()
     spaced = prompt + " "
     joins = (  # (text to encode as the prompt, text of the prompt with each word)
         (prompt, [f"{spaced}{word}" for word in words]),
@@ -124,16 +135,12 @@ def resolve(context: Context, tokenizer) -> Resolved:
     for head, texts in joins:
         prompt_ids = list(tokenizer(head)["input_ids"])
         extended = [list(tokenizer(text)["input_ids"]) for text in texts]
-        if (
-            prompt_ids
-            and extended[0] != extended[1]
-            and all(
-                ids[:-1] == prompt_ids and _plain(tokenizer.decode(ids[-1:])) == _plain(word)
-                for ids, word in zip(extended, words, strict=True)
-            )
+        if prompt_ids and all(
+            ids[:-1] == prompt_ids and _plain(tokenizer.decode(ids[-1:])) == _plain(word)
+            for ids, word in zip(extended, words, strict=True)
         ):
-            return Resolved(context, tuple(prompt_ids), extended[0][-1], extended[1][-1])
-    raise ContextError(_why_not(context, tokenizer))
+            return tuple(prompt_ids), [ids[-1] for ids in extended]
+    return None
 
 
 def _plain(text: str) -> str:

@@ -192,7 +192,7 @@ nb.made_by(runs)
 # %% tags=["hide-input"]
 for optimizer, edge in edges.items():
     first = edge[edge.jumped].sort_values("multiple").drop_duplicates(["model", "context"]).edge
-    at_critical = (edge.edge / edge.multiple).drop_duplicates()
+    at_critical = edge.drop_duplicates(["model", "context"]).critical_edge
     notebook.say(
         f"**{titles[optimizer]}**: at the critical rate $\\eta_c\\lambda_{{\\max}}/2$ has the median {at_critical.median():.2g} "
         f"(from {at_critical.min():.2g} to {at_critical.max():.2g}, {len(at_critical)} contexts). "
@@ -214,4 +214,5 @@ for optimizer, edge in edges.items():
 #
 # The two factors in the definition of a jump, a tenth and ten, are our reconstruction; the chapter on sensitivity varies them. A jump that takes two steps counts as
 # two. Learning rates are multiples of a critical rate that belongs to a budget of steps, so "30 times critical" is not a universal number. The sharpness is that
-# of the untrained model, on a few contexts; it changes during training.
+# of the untrained model, on a few contexts; it changes during training. For Adam, dividing by the size of the first update makes directions with tiny gradients look very
+# sharp, so Adam's edge at step 0 is a weak guide.

@@ -275,7 +275,7 @@ def jump_trajectories(runs: dict[str, xr.Dataset], marks: dict, multiples, title
     """
     figure, rows = plt.subplots(len(runs), 3, figsize=(WIDTH, 2.3 * len(runs) + 0.5), squeeze=False, sharex=True, sharey="col", layout="constrained")
     panels = {"cross_entropy": "cross-entropy (nat)", "logit_gap": r"logit gap $\Delta$ (nat)", "phi": r"order parameter $\Phi$"}
-    for axes_row, (optimizer, run) in zip(rows, runs.items(), strict=True):
+    for number, (axes_row, (optimizer, run)) in enumerate(zip(rows, runs.items(), strict=True)):
         for axes, (name, label) in zip(axes_row, panels.items(), strict=True):
             if name != "cross_entropy":
                 axes.axhline(0, color=REFERENCE, linewidth=0.8)
@@ -286,12 +286,13 @@ def jump_trajectories(runs: dict[str, xr.Dataset], marks: dict, multiples, title
                 if name == "phi":
                     axes.plot(steps, one.sel(step=steps.to_list()), "o", markersize=6, markerfacecolor="none", color=colour)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            if axes_row is rows[0]:
+            if number == 0:
                 axes.set_title(label)
+            if number == len(rows) - 1:
+                axes.set_xlabel("step")
         axes_row[0].set_ylabel(titles[optimizer])
     handles, labels = rows[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small", title=r"learning rate in units of the critical one, $\eta/\eta_c$")
-    figure.supxlabel("step", fontsize="medium")
     return figure
 
 
@@ -356,12 +357,14 @@ def onset_against_sharpness(tables: dict, colours: dict, size: float, titles: di
     for axes, (optimizer, table) in zip(panels[0], tables.items(), strict=True):
         axes.axhline(size, color=REFERENCE, linewidth=1, linestyle=":")
         axes.axvline(1, color=REFERENCE, linewidth=1)
-        axes.annotate("edge of\nstability", (1, 0.03), xycoords=("data", "axes fraction"), xytext=(3, 0), textcoords="offset points", fontsize="small", color=REFERENCE)
+        axes.annotate("edge of stability", (1, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize="small", color=REFERENCE)
         for name, rows in table.groupby("model", sort=False):
             for jumped, face in ((False, "none"), (True, colours[name])):
                 chosen = rows[rows.jumped == jumped]
                 axes.plot(chosen.edge, chosen.largest, "o", markersize=4, markerfacecolor=face, color=colours[name], label=name if jumped else None)
-        axes.set(xscale="log", yscale="log", title=titles[optimizer], xlabel=r"$\eta\,\lambda_{\max}/2$ at step 0")
+        axes.set(xscale="log", yscale="log", xlabel=rf"$\eta\,\lambda_{{\max}}/2$ at step 0, {titles[optimizer]}")
+        axes.set_yticks([0.01, 0.03, 0.1, 0.3, 1], ["0.01", "0.03", "0.1", "0.3", "1"])
+        axes.minorticks_off()
     panels[0][0].set_ylabel(r"largest $|\Delta\Phi|\,/\sqrt{1-g_{ck}^2}$")
     names = list(dict.fromkeys(name for table in tables.values() for name in table.model))
     handles = [mpl.lines.Line2D([], [], marker="o", linestyle="", color=colours[n], label=n) for n in names]
@@ -410,7 +413,7 @@ def branch_panels(example: xr.Dataset, ends: dict, control: xr.Dataset, colours:
     left.plot(example.step, example.phi.sel(start="after"), color=PHI, label="slowed down just after the jump")
     left.plot(example.step, example.phi.sel(start="before"), color=COMPETITOR, linestyle="--", label="slowed down just before it")
     left.set(xlabel="step", ylabel=r"order parameter $\Phi$")
-    left.legend(fontsize="small", loc="lower right")
+    left.legend(fontsize="small", loc="center right")
     right.plot([-1, 1], [-1, 1], color=REFERENCE, linewidth=0.8)
     for name, end in ends.items():
         right.plot(end.sel(start="after"), end.sel(start="before"), "o", markersize=4, color=colours[name], label=name)
@@ -463,13 +466,16 @@ def crossing_panels(times: dict[str, xr.Dataset], exponents: dict, threshold: fl
     grid = np.geomspace(multiples.min(), multiples.max(), 200)
     above = 1 + np.geomspace(1e-3, multiples.max() - 1, 200)
     left.plot(grid, budget / grid, color=REFERENCE)
-    label_line(left, grid[60], budget / grid[60], r"$\eta\,t^*$ constant", REFERENCE, xytext=(6, 8))
+    label_line(left, grid[20], budget / grid[20], r"$\eta\,t^*$ constant", REFERENCE, xytext=(0, -14), ha="right")
     left.plot(above, budget * (1.5 - 1) ** 0.5 / 1.5 * (above - 1) ** -0.5, color=REFERENCE, linestyle=":")
     label_line(left, 1.0035, budget * 4.0, r"critical point, $\nu = 1/2$", REFERENCE, xytext=(6, 6))
     for name, data in times.items():
         left.plot(data.multiple, data.step.values.T, "o", markersize=3, alpha=0.7, color=colours[name])
     left.set(xscale="log", yscale="log", xlabel=r"learning rate $\eta/\eta_c$", ylabel="step at which the token overtakes, $t^*$")
     left.set_ylim(1, budget * 9)
+    left.set_xlim(multiples.min() / 2.2, multiples.max() * 1.3)
+    left.set_xticks([0.25, 0.5, 1, 2, 5, 10], ["0.25", "0.5", "1", "2", "5", "10"])
+    left.minorticks_off()
     right.axvline(0.5, color=REFERENCE, linestyle=":")
     right.axvline(threshold, color=REFERENCE)
     for row, (name, values) in enumerate(exponents.items()):
@@ -493,8 +499,9 @@ def potential_panels(profiles: dict[str, xr.Dataset], control: xr.Dataset, force
     for name, data in {**profiles, "double well": control}.items():
         loss = data.cross_entropy
         scaled = (loss - loss.min("fraction")) / (loss.isel(fraction=0) - loss.min("fraction"))
-        style = {"color": CONTROL, "linestyle": "--", "linewidth": 1} if data is control else {"color": colours[name], "linewidth": 0.8}
+        style = {"color": CONTROL, "linestyle": "--", "linewidth": 0.6} if data is control else {"color": colours[name], "linewidth": 0.8}
         left.plot(data.fraction, scaled.values.T, alpha=0.8, **style)
+    label_line(left, 1.36, 1.3, "double well", CONTROL, ha="right", xytext=(-6, 0))
     left.axvline(1, color=REFERENCE, linewidth=0.8, linestyle=":")
     left.set(xlabel="fraction of the jump's own update", ylabel="cross-entropy, scaled to its range", ylim=(-0.05, 1.6))
     right.axhline(0, color=REFERENCE)
@@ -526,10 +533,10 @@ def refinement_panels(largest: dict[str, dict[str, xr.DataArray]], colours: dict
     figure, panels = plt.subplots(1, len(largest), figsize=(WIDTH, 3.0), sharex=True, sharey=True, squeeze=False, layout="constrained")
     for axes, (optimizer, models) in zip(panels[0], largest.items(), strict=True):
         finest = max((int(data.refinement.max()) for data in models.values()), default=32)
-        axes.plot([1, finest], [1, 1 / finest], color=REFERENCE)
-        label_line(axes, finest, 1 / finest, "smooth", REFERENCE, xytext=(-2, 10), ha="right")
-        axes.plot([1, finest], [0.8, 0.8], color=REFERENCE, linestyle=":")
-        label_line(axes, finest, 0.8, "discontinuous", REFERENCE, xytext=(-2, 6), ha="right")
+        axes.plot([1, finest], [2.5, 2.5 / finest], color=REFERENCE)  # guides, above the data
+        label_line(axes, finest / 4, 10 / finest, "smooth", REFERENCE, xytext=(6, 8))
+        axes.plot([1, finest], [3, 3], color=REFERENCE, linestyle=":")
+        label_line(axes, finest, 3, "discontinuous", REFERENCE, xytext=(-2, -7), ha="right")
         for name, data in models.items():
             axes.plot(data.refinement, data.values.T, "o-", markersize=2.5, linewidth=0.8, alpha=0.8, color=colours[name])
         axes.set(xscale="log", yscale="log", title=titles[optimizer])

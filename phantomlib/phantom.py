@@ -118,6 +118,7 @@ def onset(table: pd.DataFrame, runs: xr.Dataset, multiples, sharpness: pd.Series
 
     Returns:
         One row per context and rate: ``context``, ``multiple``, ``edge`` (η λ_max / 2, 1 at the edge of stability),
+        ``critical_edge`` (the same at the critical rate),
         ``largest`` (largest step of Φ over its bound) and ``jumped``.
     """
     largest = step_sizes(runs).max("step").isel(seed=0)
@@ -128,6 +129,7 @@ def onset(table: pd.DataFrame, runs: xr.Dataset, multiples, sharpness: pd.Series
                 "context": context,
                 "multiple": multiple,
                 "edge": float(runs.learning_rate.sel(context=context)[rate]) * curvature / 2,
+                "critical_edge": float(runs.learning_rate.sel(context=context)[rate]) / multiple * curvature / 2,
                 "largest": float(largest.sel(context=context)[rate]),
                 "jumped": (context, rate) in jumped,
             }

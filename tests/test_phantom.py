@@ -3,6 +3,7 @@
 import copy
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -148,6 +149,13 @@ def test_shape_of_a_loss_on_a_line(loss, wells, barrier, convex):
     assert convex is None or found[2] == convex
 
 
+def test_regular_exponent_is_that_of_a_constant_product():
+    multiple = np.array([0.25, 1.02, 1.06, 1.2, 1.5, 3.0])
+    times = xr.Dataset({n: (("context", "multiple"), (20 / multiple)[None]) for n in ("step", "consumed")})
+    found = phantom.slowing(times.assign_coords(multiple=multiple))
+    assert phantom.regular_exponent(multiple) == pytest.approx(found.exponent[0])
+
+
 @pytest.mark.parametrize("slope", [-1.0, 0.0, -0.5])
 def test_refinement_slope_of_a_power_law(slope):
     n = np.array([1, 8, 16, 32])
@@ -170,6 +178,49 @@ def test_force_is_the_derivative_of_the_gap():
     assert found.weakest.item() == pytest.approx(1) and found.crossed.item()
     run["logit_gap"] = run.logit_gap - 100
     assert not phantom.force(run).crossed.item()
+
+
+def test_onset_places_runs_on_the_edge_of_stability():
+    phi = np.zeros((2, 2, 12))
+    phi[0, 1, 3:] = 0.2
+    run = recorded(phi, contexts=("a", "b"))  # learning rates 1 and 2
+    table = phantom.onset(phantom.jumps(run), run, [0.5, 1.0], pd.Series({"a": 3.0}))
+    assert table.edge.tolist() == [1.5, 3.0] and table.critical_edge.tolist() == [3.0, 3.0]
+    assert table.jumped.tolist() == [False, True] and table.largest.tolist() == pytest.approx([0, 0.2 / 0.8])
+
+
+def test_contexts_without_critical_rate_are_left_out():
+    found = xr.Dataset({"critical_rate": ("context", [0.1, np.nan, 0.4])})
+    contexts, rates = phantom.with_critical_rate(["a", "b", "c"], found)
+    assert contexts == ["a", "c"] and rates.tolist() == [0.1, 0.4]
+    assert phantom.geometric_mean(found.critical_rate) == pytest.approx(0.2)
+
+
+def test_nearest_multiple_and_clearest_context():
+    assert phantom.nearest([0.7, 3, 30], 1.5) == 1
+    phi = np.zeros((2, 1, 12))
+    phi[0, 0, 3:], phi[1, 0, 3:] = 0.2, -0.4
+    assert phantom.clearest(phantom.jumps(recorded(phi, contexts=("a", "b")))) == "b"
+    assert phantom.clearest(phantom.jumps(recorded(phi[:, :, :2], contexts=("a", "b")))) is None
+
+
+def test_interval_of_a_median_covers_it():
+    values = np.random.default_rng(1).normal(size=200)
+    low, high = phantom.median_interval(values)
+    assert low < np.median(values) < high and high - low == pytest.approx(2 * 1.96 * np.sqrt(np.pi / 2 / 200), rel=0.4)
+    assert phantom.median_interval([0.5]) == (0.5, 0.5)
+
+
+def test_jumps_count_as_frozen_only_if_every_step_is_unchanged():
+    phi = np.zeros((2, 1, 12))
+    phi[:, 0, 3:] = 0.2
+    run = recorded(phi, contexts=("a", "b"), readout_unchanged=np.ones((2, 1, 12)))
+    run["diverged_step"] = run.phi.isel(step=0, drop=True) - 1
+    run["readout_unchanged"][1, 0, 0, 9] = 0
+    table = phantom.jumps(run)
+    found = phantom.frozen_jumps([run], [table])
+    assert found.sentences == ["a"] and found.changed_steps == 1 and found.runs == 2
+    assert phantom.contexts_by_seed(table, [0, 1]) == [2, 0]
 
 
 # ------------------------------------------------------------------------------------------- the tests as a whole
@@ -215,6 +266,12 @@ def test_without_jumps_quantities_of_jumps_are_nan_and_fail():
 def test_a_quantity_that_was_not_measured_is_an_error():
     with pytest.raises(ParameterError, match="median_geometry_share"):
         phantom.passed(C5, {"geometry": {}})
+
+
+def test_the_board_shows_every_criterion():
+    measured = phantom.summarise([examined(phantom.DoubleWell(STARTS), 1.5)])
+    table = phantom.board(C5, {"control": measured})
+    assert len(table) == sum(map(len, C5.tests.values())) and table.iloc[0].threshold == "≤ 0.1"
 
 
 def test_a_changed_threshold_changes_a_verdict():

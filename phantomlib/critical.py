@@ -1,12 +1,13 @@
 """Critical learning rates: the smallest learning rate at which the correct token overtakes within T steps.
 
-The search runs all contexts of a model together. A run tells not only whether the token overtakes but when: with ``t*`` the
-(fractional) step at which the logit gap passes zero, ``η t*`` is nearly constant, so ``η t*/T`` is a far better guess than
-halving. Two guesses fix the local slope; two probes 0.44 % apart then close the bracket.
+The search runs all contexts of a model together. A run tells not only whether the token overtakes but when: with ``t*``
+the (fractional) step at which the logit gap passes zero, ``η t*`` is nearly constant, so ``η t*/T`` is a far better guess
+than halving. Two guesses fix the local slope; two probes 0.44 % apart then close the bracket.
 """
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import xarray as xr
@@ -28,8 +29,8 @@ def crossing_step(gap: np.ndarray) -> tuple[bool, float]:
         gap: Δ at steps 0..T (T + 1,), nan from a divergence on.
 
     Returns:
-        Whether some step has Δ > 0, and the fractional step of the first passage by linear interpolation; without a passage,
-        the last two finite values are extrapolated, and the step is ``inf`` if the gap does not close.
+        Whether some step has Δ > 0, and the fractional step of the first passage by linear interpolation; without a
+        passage, the last two finite values are extrapolated, and the step is ``inf`` if the gap does not close.
     """
     finite = gap[np.isfinite(gap)]  # a diverged run is nan to its end
     above = np.flatnonzero(finite > 0)
@@ -51,61 +52,92 @@ class _Search:
     lower: float = -math.inf  # largest rate below ``upper`` that does not cross
     upper: float = math.inf  # smallest rate that crosses
     ceiling: float = math.inf  # smallest rate that diverged without crossing: look below it
-    seen: list = field(default_factory=list)  # (log rate, crossed, log(t*/T), gap at T, diverged)
+    seen: list = field(default_factory=list)  # of _Seen
 
     def add(self, rate: float, gap: np.ndarray) -> None:
+        """Take in one run: its learning rate and its logit gap at steps 0..T."""
         crossed, step = crossing_step(gap)
-        diverged = not np.isfinite(gap).all()
-        x = math.log(rate)
-        self.seen.append((x, crossed, math.log(max(step, 1e-3) / self.steps), float(gap[-1]), diverged))
+        seen = _Seen(math.log(rate), crossed, math.log(max(step, 1e-3) / self.steps), float(gap[-1]))
+        self.seen.append(seen)
         if crossed:
-            self.upper = min(self.upper, x)
-        elif diverged:
-            self.ceiling = min(self.ceiling, x)
-        self.lower = max(
-            (s[0] for s in self.seen if not s[1] and not s[4] and s[0] < min(self.upper, self.ceiling)),
-            default=-math.inf,
-        )
+            self.upper = min(self.upper, seen.rate)
+        elif seen.diverged:
+            self.ceiling = min(self.ceiling, seen.rate)
+        below = [s.rate for s in self.seen if not s.crossed and not s.diverged and s.rate < self.top]
+        self.lower = max(below, default=-math.inf)
+
+    @property
+    def top(self) -> float:
+        return min(self.upper, self.ceiling)
 
     @property
     def width(self) -> float:
         """Relative width of the bracket."""
-        return math.expm1(self.upper - self.lower)
+        return _width(self.lower, self.upper)
 
     @property
     def done(self) -> bool:
-        return self.width <= self.tolerance or len(self.seen) >= 2 * ROUNDS
+        return _width(self.lower, self.top) <= self.tolerance
 
     @property
     def reentries(self) -> int:
         """How often a larger rate fails to cross although the next smaller one seen does."""
-        crossed = [s[1] for s in sorted(self.seen)]
-        return sum(a and not b for a, b in zip(crossed, crossed[1:]))
+        crossed = [s.crossed for s in sorted(self.seen, key=lambda s: s.rate)]
+        return sum(a and not b for a, b in pairwise(crossed))
 
-    def guess(self) -> float:
+    def next(self, number: int) -> list[float]:
+        """Log rates of round ``number``: one guess in the first two rounds, then two that enclose it."""
+        if number == 0:
+            return [self.start]
+        guess = self._guess()
+        if number == 1:
+            return [guess]
+        half = 0.44 * math.log1p(self.tolerance) * 3 ** min(number - 2, 6)  # misses widen the next attempt
+        low, high = max(self.lower, guess - half), min(self.top, guess + half)
+        if low == self.lower and high == self.top:
+            return [low + (high - low) / 3, low + 2 * (high - low) / 3]
+        if low == self.lower:
+            return [(low + high) / 2, high]
+        if high == self.top:
+            return [low, (low + high) / 2]
+        return [low, high]
+
+    def _guess(self) -> float:
         """Best estimate of the boundary from what was seen, kept inside the bracket."""
-        if not self.seen:
-            return self.start
         x = self._extrapolate()
-        top = min(self.upper, self.ceiling)
-        if self.lower < x < top:
+        if self.lower < x < self.top:
             return x
         if math.isinf(self.lower):
-            return min(x, top - math.log(4)) if math.isfinite(top) else x
-        return (self.lower + top) / 2 if math.isfinite(top) else self.lower + math.log(4)
+            return min(x, self.top - math.log(4))
+        return (self.lower + self.top) / 2 if math.isfinite(self.top) else self.lower + math.log(4)
 
     def _extrapolate(self) -> float:
-        usable = sorted((s for s in self.seen if math.isfinite(s[2])), key=lambda s: abs(s[2]))
+        usable = sorted((s for s in self.seen if math.isfinite(s.lateness)), key=lambda s: abs(s.lateness))
         if not usable:  # the gap never closed: go up, unless that diverged
-            return max(s[0] for s in self.seen) + math.log(4)
-        (x, _, y, gap, _), *others = usable
-        y = min(max(y, -math.log(30)), math.log(30))
-        near = [s for s in others if abs(s[2]) < 0.3 and s[0] != x]
-        if abs(y) < 0.3 and near and all(math.isfinite(s[3]) for s in (usable[0], near[0])):
-            slope = (near[0][3] - gap) / (near[0][0] - x)  # the gap at step T is smooth in log η near its zero
+            return max(s.rate for s in self.seen) + math.log(4)
+        nearest = usable[0]
+        # near its zero the gap at step T is smooth in log η; of two points too close together rounding errors remain
+        near = [s for s in usable if abs(s.lateness) < 0.3 and s.crossed == (s.gap > 0)]
+        near = [s for s in near if s is near[0] or abs(s.rate - near[0].rate) > 1e-4]
+        if len(near) > 1:
+            slope = (near[1].gap - near[0].gap) / (near[1].rate - near[0].rate)
             if slope > 0:
-                return x - gap / slope
-        return x + y  # η t* is nearly constant
+                return near[0].rate - near[0].gap / slope
+        return nearest.rate + min(max(nearest.lateness, -math.log(30)), math.log(30))  # η t* is nearly constant
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One run of a search: log rate, whether it crossed, ``log(t*/T)``, and the gap at step T (nan after divergence)."""
+
+    rate: float
+    crossed: bool
+    lateness: float
+    gap: float
+
+    @property
+    def diverged(self) -> bool:
+        return not math.isfinite(self.gap)
 
 
 def critical_rates(
@@ -128,10 +160,11 @@ def critical_rates(
         seeds: of the LoRA initialisation; each has a search of its own.
 
     Returns:
-        Dataset over ``context`` (and ``seed`` if several): ``critical_rate`` (geometric middle of the bracket), ``lower`` (does not
-        cross), ``upper`` (crosses), ``crossed`` (some run crossed), ``converged`` (bracket within tolerance), ``velocity`` (v_0, nats per
-        unit rate), ``gap`` (Δ_0, nats), ``predicted_start`` (False where v_0 gave no start), ``n_runs``, ``diverged`` (runs),
-        ``reentries`` and ``replica_steps``. Without a crossing, ``critical_rate`` is nan. Attribute ``run_ids``: the runs, joined by spaces.
+        Dataset over ``context`` (and ``seed`` if several): ``critical_rate`` (geometric middle of the bracket; nan if no
+        run crossed), ``lower`` (does not cross), ``upper`` (crosses), ``converged`` (bracket within tolerance), ``crossed``
+        (some run crossed), ``velocity`` (v_0, nats per unit rate), ``gap`` (Δ_0, nats), ``predicted_start`` (False where
+        v_0 gave no start), ``n_runs``, ``diverged`` (runs), ``reentries`` (see :func:`scan`) and ``replica_steps``.
+        Attribute ``run_ids``: the runs, joined by spaces.
     """
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 1e-5 <= tolerance < 1:
         raise ParameterError(f"tolerance is {tolerance!r}; give a relative width between 1e-5 and 1, such as 0.005.")
@@ -160,18 +193,16 @@ def _search(store, model, contexts, recipe, tolerance, seed) -> xr.Dataset:
     predicted = np.isfinite(start) & (start > 0)
     start = np.where(predicted, start, DEFAULT_START[recipe.optimizer])
     searches = [_Search(math.log(s), recipe.steps, tolerance) for s in start]
-    probe = np.array([-0.44, 0.44]) * math.log1p(tolerance)  # two rates whose distance is 0.88 of the tolerance
     run_ids = []
     for number in range(ROUNDS):
         active = [c for c, search in enumerate(searches) if not search.done]
         if not active:
             break
-        around = probe if number >= 2 else np.zeros(1)
-        rates = np.array([[_rounded(searches[c].guess() + shift) for shift in around] for c in active])
+        rates = np.array([[_rounded(x) for x in searches[c].next(number)] for c in active])
         runs = store.run(model, [contexts[c] for c in active], rates, recipe, seeds=(seed,))
         run_ids.append(runs.attrs["run_id"])
-        for c, gaps, used in zip(active, runs.logit_gap.values[:, :, 0], rates):
-            for rate, trajectory in zip(used, gaps):
+        for c, gaps, used in zip(active, runs.logit_gap.values[:, :, 0], rates, strict=True):
+            for rate, trajectory in zip(used, gaps, strict=True):
                 searches[c].add(float(rate), trajectory)
     crossed = np.array([math.isfinite(s.upper) for s in searches])
     lower, upper = (np.exp([getattr(s, side) for s in searches]) for side in ("lower", "upper"))
@@ -185,7 +216,7 @@ def _search(store, model, contexts, recipe, tolerance, seed) -> xr.Dataset:
         "gap": gap,
         "predicted_start": predicted,
         "n_runs": [len(s.seen) for s in searches],
-        "diverged": [sum(x[4] for x in s.seen) for s in searches],
+        "diverged": [sum(x.diverged for x in s.seen) for s in searches],
         "reentries": [s.reentries for s in searches],
         "replica_steps": [len(s.seen) * recipe.steps for s in searches],
     }
@@ -196,6 +227,10 @@ def _search(store, model, contexts, recipe, tolerance, seed) -> xr.Dataset:
     )
 
 
+def _width(low: float, high: float) -> float:
+    return math.expm1(min(high - low, 100.0))
+
+
 def _rounded(log_rate: float) -> float:
-    """A learning rate with six digits, so that rounding errors of the last bit do not give every machine its own runs."""
+    """A learning rate with six digits, so that the last bit of a sum does not give every machine its own runs."""
     return float(f"{math.exp(min(max(log_rate, -60.0), 60.0)):.6g}")

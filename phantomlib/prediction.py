@@ -1,0 +1,324 @@
+r"""Predict critical learning rates from step-0 quantities of a model; no run of the model is used.
+
+The ladder. All rungs ask for which η the logit gap is zero after T steps.
+
+``velocity``
+    The gap closes at its first speed: :math:`\eta = |\Delta_0| / (T v_0)`, so the kinematic number is 1.
+``straight_line``
+    With the second derivative of the gap along the first update.
+``three_gradients``
+    The three logits (z_c, z_k, rest) move with their gradients at step 0, the optimiser is followed for T steps, and the
+    probabilities change as they go. For SGD this is a recursion with the 3×3 tangent kernel.
+``second_order``
+    The same, with gradients that change linearly along the first update (three Hessian-vector products).
+``third_order``
+    The same with two derivatives, taken along the displacement that ``second_order`` predicts.
+
+Nothing in them is fitted. A calibration can be fitted on other architectures: a common factor, or one that depends on Δ_0.
+"""
+
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from filelock import FileLock
+from scipy import stats
+from torch import Tensor
+
+from phantomlib.contexts import Resolved
+from phantomlib.critical import critical_rates
+from phantomlib.curvature import Problem, derivatives, first_update
+from phantomlib.errors import ParameterError
+from phantomlib.finetune import Recipe
+from phantomlib.models import LanguageModel
+from phantomlib.trajectories import Store, describe
+
+STEP_0 = ("velocity", "straight_line", "three_gradients", "second_order", "third_order")
+FIRST_STEPS = 3
+CALIBRATIONS = ("none", "constant", "gap")
+VERSION = 1  # raised whenever a prediction could change
+SAMPLE = 65_536  # coordinates on which Adam is followed; more are sampled, see _sample
+
+
+def predict(store: Store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe) -> xr.Dataset:
+    """Critical learning rates predicted at step 0, kept in the store.
+
+    Args:
+        store: where predictions are kept, in ``predictors``; no run is read or made.
+        model: the checkpoint.
+        contexts: C resolved contexts.
+        recipe: optimiser (``sgd`` or ``adam``), full fine-tuning, number of steps T.
+
+    Returns:
+        Dataset over ``context``: one variable per rung of the ladder (``STEP_0``; nan where it has no solution), and ``gap``
+        (Δ_0, nats).
+
+    Raises:
+        ParameterError: the recipe is not one that the ladder can follow.
+    """
+    if recipe.optimizer == "adamw" or recipe.method != "full":
+        raise ParameterError(
+            f"Predictions follow full fine-tuning with sgd or adam, not {recipe.method} with {recipe.optimizer}; "
+            "measure this one with critical_rates."
+        )
+    spec = describe(model, contexts, np.zeros((len(contexts), 0)), recipe, ())
+    key = hashlib.sha256(json.dumps([VERSION, SAMPLE, spec], sort_keys=True).encode()).hexdigest()[:12]
+    path = store.root / "predictors" / f"{model.name}-{recipe.optimizer}-{key}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if not path.is_file():
+            columns = [_ladder(Problem(model, context, recipe), recipe) for context in contexts]
+            write_json(path, {name: [column[name] for column in columns] for name in columns[0]})
+        table = json.loads(path.read_text(encoding="utf-8"))
+    values = {name: ("context", np.array(column, dtype=float)) for name, column in table.items()}
+    return xr.Dataset(values, {"context": [c.id for c in contexts]}, {"model": model.name, "optimizer": recipe.optimizer})
+
+
+def first_steps(store: Store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe) -> xr.DataArray:
+    """Critical rates (C,) from the velocity over a few real steps; this one runs the model, so it is no blind prediction."""
+    start = predict(store, model, contexts, recipe).velocity.values[:, None]
+    few = Recipe(**{**recipe.__dict__, "steps": min(FIRST_STEPS, recipe.steps), "snapshots": ()})
+    gap = store.run(model, contexts, start, few).logit_gap[:, 0, 0].values
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rate = start[:, 0] * -gap[:, 0] / (gap[:, -1] - gap[:, 0]) * few.steps / recipe.steps
+    return xr.DataArray(np.where(rate > 0, rate, np.nan), {"context": [c.id for c in contexts]}, "context")
+
+
+def _ladder(problem: Problem, recipe: Recipe) -> dict[str, float]:
+    with torch.no_grad():
+        z = problem.three(problem.logits(problem.values))
+    residual = z.softmax(0)
+    residual[0] -= 1  # the gradient of the loss with respect to the three logits
+    G = derivatives(problem, torch.zeros_like(problem.flat(problem.values.values())), 1)
+    u = first_update(residual @ G[0], recipe)
+    del G
+    D = derivatives(problem, u, 2)
+    gap = float(z[0] - z[1])
+    change = D[:, 0] - D[:, 1]  # (2, P): gradient of the gap and its derivative along u
+    v, curvature = (float((row.double() @ u.double())) for row in change)
+    velocity = -gap / (recipe.steps * v) if v > 0 else math.nan
+    found = {"velocity": velocity, "straight_line": _quadratic(gap, v, curvature) / recipe.steps, "gap": gap}
+    start = velocity if v > 0 else abs(gap) / (recipe.steps * float(change[0].norm() * u.norm()))
+
+    first = _Path(z, D[:1], u, u, recipe)
+    found["three_gradients"] = first.critical_rate(start)
+    second = _Path(z, D, u, u, recipe)
+    found["second_order"] = rate = second.critical_rate(start)
+    if math.isfinite(rate):
+        displacement = second.displacement(rate, D)
+        direction = displacement / displacement.norm()
+        third = _Path(z, derivatives(problem, direction, 3), direction, displacement, recipe)
+        found["third_order"] = third.critical_rate(rate)
+    else:
+        found["third_order"] = math.nan
+    return found
+
+
+def _quadratic(gap: float, v: float, curvature: float) -> float:
+    """Smallest positive x with ``gap + v x + curvature x²/2 = 0``, or nan."""
+    roots = np.roots([curvature / 2, v, gap]) if curvature else np.array([-gap / v if v else np.nan])
+    positive = [r.real for r in roots if abs(r.imag) < 1e-12 * max(abs(r), 1e-300) and r.real > 0]
+    return min(positive, default=math.nan)
+
+
+class _Path:
+    """T steps of an optimiser on logits that are polynomials along one direction.
+
+    Args:
+        z: the three logits at step 0 (3,).
+        D: derivatives (n, 3, P) of their gradients along ``direction``.
+        direction: d (P,).
+        expected: a displacement (P,) near those to come, up to scale; it tells which coordinates matter.
+        recipe: optimiser and number of steps.
+    """
+
+    def __init__(self, z: Tensor, D: Tensor, direction: Tensor, expected: Tensor, recipe: Recipe):
+        self.z, self.order, self.recipe, self.factors = z.double().cpu(), len(D), recipe, []
+        rows = torch.cat([D.flatten(0, 1), direction[None] / direction.dot(direction)])  # (3n + 1, P)
+        if recipe.optimizer == "sgd":  # all gradients lie in the span of the rows, and SGD does not mind a rotation
+            gram = (rows.double() @ rows.double().T).cpu()
+            size, axes = torch.linalg.eigh(gram)
+            self.rows = axes * size.clamp_min(0).sqrt()
+            self.weights = torch.ones(len(rows), dtype=torch.float64)
+        else:  # Adam acts on every coordinate by itself
+            chosen, self.weights = _sample(rows, expected, SAMPLE)
+            self.rows = rows[:, chosen]
+        self.weighted = self.rows * self.weights
+
+    def critical_rate(self, start: float) -> float:
+        """The learning rate near ``start`` at which the gap is zero after T steps, by secants in log η; or nan."""
+        x, y = math.log(start), self._final_gap(start)
+        following = x + (0.05 if y < 0 else -0.05)
+        for _ in range(12):
+            value = self._final_gap(math.exp(following))
+            slope = (value - y) / (following - x)
+            x, y = following, value
+            if not (math.isfinite(value) and slope > 0):
+                return math.nan
+            following = x - min(max(y / slope, -0.7), 0.7)
+            if abs(following - x) < 3e-4:
+                return math.exp(following)
+        return math.nan
+
+    def displacement(self, rate: float, D: Tensor) -> Tensor:
+        """Where the path of the last ``rate`` ends, in all coordinates (P,): the same updates with the same residuals."""
+        self._final_gap(rate)
+        steps = [factors[:-1].to(D) for factors in self.factors]
+        blocks = []
+        for block in D.flatten(0, 1).split(SAMPLE, dim=1):
+            optimizer = _Optimizer(block[0], rate, self.recipe)
+            for factors in steps:
+                optimizer.step(factors @ block)
+            blocks.append(optimizer.position)
+        return torch.cat(blocks)
+
+    def _final_gap(self, rate: float) -> float:
+        inverse = [1 / math.factorial(o) for o in range(self.order + 1)]
+        optimizer, z, along = _Optimizer(self.rows[0], rate, self.recipe), self.z, 0.0
+        self.factors = []
+        for _ in range(self.recipe.steps):
+            residual = z.softmax(0)
+            residual[0] -= 1
+            powers = [residual * along**o * inverse[o] for o in range(self.order)]
+            self.factors.append(torch.cat([*powers, torch.zeros(1, dtype=z.dtype)]))
+            optimizer.step(self.factors[-1].to(self.rows) @ self.rows)
+            moved = (self.weighted @ optimizer.position).double().cpu()
+            along = float(moved[-1])
+            change = moved[:-1].view(self.order, 3)
+            z = self.z + sum(change[o] * along**o * inverse[o + 1] for o in range(self.order))
+        return float(z[0] - z[1])
+
+
+class _Optimizer:
+    """SGD or Adam on one vector, from zero."""
+
+    def __init__(self, like: Tensor, rate: float, recipe: Recipe):
+        self.position, self.rate, self.recipe, self.steps = torch.zeros_like(like), rate, recipe, 0
+        if recipe.optimizer != "sgd":
+            self.m, self.v = torch.zeros_like(like), torch.zeros_like(like)
+
+    def step(self, gradient: Tensor) -> None:
+        self.steps += 1
+        recipe = self.recipe
+        if recipe.optimizer == "sgd":
+            self.position.sub_(gradient, alpha=self.rate)
+            return
+        self.m.lerp_(gradient, 1 - recipe.beta1)
+        self.v.mul_(recipe.beta2).addcmul_(gradient, gradient, value=1 - recipe.beta2)
+        scale = self.v.sqrt().div_(math.sqrt(1 - recipe.beta2**self.steps)).add_(recipe.epsilon)
+        self.position.addcdiv_(self.m, scale, value=-self.rate / (1 - recipe.beta1**self.steps))
+
+
+def _sample(rows: Tensor, expected: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Coordinates and weights with which ``rows @ displacement`` (n,) can be estimated for displacements near ``expected``.
+
+    Coordinates are drawn in proportion to what they contribute, in one systematic pass with a fixed seed; the weights are then
+    corrected so that the expected displacement itself gives exact sums (a regression estimator).
+    """
+    parts = rows * expected  # (n, P)
+    active = (rows[:3] != 0).any(0).nonzero()[:, 0]
+    if len(active) <= count:
+        return active, torch.ones(len(active), dtype=rows.dtype, device=rows.device)
+    share = parts[:3].abs().sum(0)[active].double()
+    share = share + 0.05 * share.mean()
+    chance = (share * (count / share.sum())).clamp(max=1.0)
+    order = torch.randperm(len(active), generator=torch.Generator().manual_seed(0)).to(active.device)
+    passed = (chance[order].cumsum(0) + 0.5).floor()
+    hit = order[torch.diff(passed, prepend=passed.new_zeros(1)) > 0].sort().values
+    weights = 1 / chance[hit]
+    seen = parts[:, active[hit]].double()
+    scale = parts.double().abs().sum(1, keepdim=True).clamp_min(1e-300)
+    seen, target = seen / scale, parts.double().sum(1) / scale[:, 0]
+    missing = target - (seen * weights).sum(1)
+    correction = torch.linalg.lstsq((seen * weights) @ seen.T, missing[:, None], driver="gelsd").solution[:, 0]
+    weights = weights * (1 + correction @ seen)
+    return active[hit], weights.to(rows.dtype)
+
+
+def results(store: Store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe, **options) -> pd.DataFrame:
+    """Measured critical rates of one model beside everything predicted: one row per context, learning rates as they are.
+
+    Columns: ``model``, ``context``, ``gap``, ``measured``, the rungs of ``STEP_0``, ``first_steps``. The attribute ``run_ids`` lists
+    the runs. ``options`` go to :func:`phantomlib.critical.critical_rates`.
+    """
+    measured = critical_rates(store, model, contexts, recipe, **options)
+    table = predict(store, model, contexts, recipe).to_dataframe().reset_index()
+    table.insert(0, "model", model.name)
+    table["measured"] = measured.critical_rate.values
+    table["first_steps"] = first_steps(store, model, contexts, recipe).values
+    table.attrs["run_ids"] = measured.attrs["run_ids"].split()
+    return table
+
+
+def fit(table: pd.DataFrame, predictor: str, calibration: str) -> tuple[float, float]:
+    """Intercept and slope on ``|Δ_0|`` of ``log(measured / predicted)``, from the architectures in ``table``."""
+    rows = table[["gap", "measured", predictor]].dropna()
+    if calibration == "none":
+        return 0.0, 0.0
+    residual = np.log(rows.measured / rows[predictor])
+    if calibration == "constant":
+        return float(residual.mean()), 0.0
+    line = stats.linregress(rows.gap.abs(), residual)
+    return float(line.intercept), float(line.slope)
+
+
+def apply(table: pd.DataFrame, predictor: str, coefficients: tuple[float, float]) -> pd.Series:
+    """Calibrated prediction for every row."""
+    return table[predictor] * np.exp(coefficients[0] + coefficients[1] * table.gap.abs())
+
+
+def leave_one_out(table: pd.DataFrame, predictors=(*STEP_0, "first_steps")) -> pd.DataFrame:
+    """Every predictor and calibration, each architecture predicted from the others.
+
+    Args:
+        table: rows of several models, from :func:`results`.
+
+    Returns:
+        One row per predictor, calibration, model and context: ``error`` = log(predicted / measured).
+    """
+    rows = []
+    for predictor in predictors:
+        for calibration in CALIBRATIONS:
+            for name, left_out in table.groupby("model", sort=False):
+                coefficients = fit(table[table.model != name], predictor, calibration)
+                error = np.log(apply(left_out, predictor, coefficients) / left_out.measured)
+                rows.append(left_out[["model", "context"]].assign(predictor=predictor, calibration=calibration, error=error))
+    return pd.concat(rows, ignore_index=True)
+
+
+def ranking(errors: pd.DataFrame) -> pd.DataFrame:
+    """Predictors and calibrations by their leave-one-out errors (shares, not per cent), best first.
+
+    ``rms`` over contexts decides the order. ``context_median``: median absolute error of a context. ``architecture_median`` and
+    ``architecture_worst``: absolute error of the geometric mean over a model's contexts. ``missing``: contexts without a
+    prediction; a candidate with any ranks behind all that have none.
+    """
+    rows = []
+    for (predictor, calibration), group in errors.groupby(["predictor", "calibration"], sort=False):
+        by_model = group.groupby("model").error.mean().abs()
+        rows.append(
+            {
+                "predictor": predictor,
+                "calibration": calibration,
+                "rms": math.sqrt((group.error**2).mean()),
+                "context_median": group.error.abs().median(),
+                "architecture_median": by_model.median(),
+                "architecture_worst": by_model.max(),
+                "missing": int(group.error.isna().sum()),
+            }
+        )
+    table = pd.DataFrame(rows)
+    return table.assign(partial=table.missing > 0).sort_values(["partial", "rms"]).drop(columns="partial").reset_index(drop=True)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a file that is complete once it has its name."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    os.replace(temporary, path)

@@ -140,6 +140,18 @@ class _Seen:
         return not math.isfinite(self.gap)
 
 
+def kinematic_number(rate, steps: int, velocity, gap):
+    """``N = η T v_0 / |Δ_0|``: the way the gap would travel at its first velocity, over the way to go; dimensionless.
+
+    Args:
+        rate: learning rate η; this and the next are numbers or arrays that broadcast.
+        steps: budget T.
+        velocity: ``v_0``, nats per unit learning rate (:func:`phantomlib.curvature.velocity`).
+        gap: ``Δ_0``, nats.
+    """
+    return rate * steps * velocity / abs(gap)
+
+
 def critical_rates(
     store,
     model: LanguageModel,

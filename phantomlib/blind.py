@@ -1,10 +1,11 @@
-"""The blind protocol: a prediction is on disk before the model it is about is fine-tuned, or there is no blind prediction.
+"""The blind protocol: a prediction is on disk before the model it is about is fine-tuned, or it is not blind.
 
-1. :func:`predict_held_out` reads the results of other architectures and step-0 quantities of the held-out one, and writes a
-   file. It refuses if the store already holds a run of that model.
-2. :func:`sweep_held_out` measures. It refuses until that file exists and is about this model, these contexts, this recipe.
+1. :func:`predict_held_out` reads the results of other architectures and step-0 quantities of the held-out one, and
+   writes a file. It refuses if the store already holds a run of that model.
+2. :func:`sweep_held_out` measures. It refuses until that file exists and is about this model, these contexts and this
+   recipe.
 
-When a book is built again, the file is older than every run of the held-out model, and both steps take up what is there.
+When a book is built again, the file is older than every run of the held-out model, and both take up what is there.
 """
 
 import hashlib
@@ -67,8 +68,8 @@ def predict_held_out(
 ) -> Prediction:
     """Predict the critical rates of a model that was never fine-tuned, and write them to ``<store>/predictions``.
 
-    The predictor and its calibration are those with the smallest leave-one-out error among the architectures in ``table``;
-    only predictors that do not run the model take part. The interval comes from the same leave-one-out errors.
+    The predictor and its calibration are those with the smallest leave-one-out error among the architectures in
+    ``table``; only predictors that do not run the model take part. The interval comes from the same errors.
 
     Args:
         store: the store.
@@ -83,7 +84,7 @@ def predict_held_out(
     if model.name in set(table.model):
         raise PhantomError(f"The results given for fitting hold the held-out model '{model.name}'; leave it out.")
     if table.model.nunique() < 3:
-        raise PhantomError(f"A prediction needs at least 3 other architectures to be fitted on, not {table.model.nunique()}.")
+        raise PhantomError(f"A prediction is fitted on at least 3 other architectures, not on {table.model.nunique()}.")
     path = _path(store, model, recipe)
     evidence, subject = _evidence(table), _subject(model, contexts, recipe)
     if path.is_file():
@@ -94,8 +95,8 @@ def predict_held_out(
     runs = runs_of(store, model)
     if runs:
         raise PhantomError(
-            f"A prediction for '{model.name}' would not be blind: the store '{store.root}' already holds {len(runs)} of its runs "
-            f"(such as {runs[0].name}) and no matching prediction. Delete them, or use an empty store."
+            f"A prediction for '{model.name}' would not be blind: the store '{store.root}' already holds {len(runs)} of "
+            f"its runs (such as {runs[0].name}) and no matching prediction. Delete them, or use an empty store."
         )
     errors = leave_one_out(table, STEP_0)
     best = ranking(errors).iloc[0]
@@ -104,7 +105,8 @@ def predict_held_out(
     step_0 = predict(store, model, contexts, recipe).to_dataframe().reset_index()
     rates = apply(step_0, predictor, coefficients)
     if rates.isna().any():
-        raise PhantomError(f"The predictor '{predictor}' has no value for {list(step_0.context[rates.isna()])} of '{model.name}'.")
+        missing = ", ".join(step_0.context[rates.isna()])
+        raise PhantomError(f"'{predictor}' predicts nothing for {missing} of '{model.name}'; leave these contexts out.")
     value = float(np.exp(np.log(rates).mean()))
     chosen = errors[(errors.predictor == predictor) & (errors.calibration == calibration)]
     spread = math.sqrt((chosen.groupby("model").error.mean() ** 2).mean())
@@ -133,7 +135,9 @@ def predict_held_out(
 def sweep_held_out(
     store: Store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe, **options
 ) -> xr.Dataset:
-    """Measure the critical rates of the held-out model (:func:`phantomlib.critical.critical_rates`), once they were predicted.
+    """Measure the critical rates of the held-out model, once they were predicted.
+
+    Arguments and result as in :func:`phantomlib.critical.critical_rates`.
 
     Raises:
         PhantomError: no prediction is on disk, or it is about other weights, contexts or another recipe.
@@ -141,14 +145,14 @@ def sweep_held_out(
     path = _path(store, model, recipe)
     if not path.is_file():
         raise PhantomError(
-            f"'{model.name}' is held out and has no prediction yet for {recipe.optimizer} and {recipe.steps} steps. Call "
-            "predict_held_out first; afterwards it would not be blind."
+            f"'{model.name}' is held out and has no prediction yet for {recipe.optimizer} and {recipe.steps} steps. "
+            "Call predict_held_out first; afterwards it would not be blind."
         )
     found = read(path)
     if found.subject != _subject(model, contexts, recipe):
         raise PhantomError(
-            f"The prediction {path.name} is about other weights, contexts or another recipe than this sweep of '{model.name}'. "
-            "Predict again in an empty store."
+            f"The prediction {path.name} is about other weights, contexts or another recipe than this sweep of "
+            f"'{model.name}'. Predict again in an empty store."
         )
     _refuse_older_runs(store, model, found)
     return critical_rates(store, model, contexts, recipe, **options)
@@ -162,7 +166,8 @@ def read(path: Path) -> Prediction:
             content[name] = tuple(content[name])
         return Prediction(**content, path=path)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise PhantomError(f"The prediction '{path}' cannot be read ({error}). Delete it and the runs of its model.") from None
+        reason = f"The prediction '{path}' cannot be read ({error}). Delete it and the runs of its model."
+        raise PhantomError(reason) from None
 
 
 def runs_of(store: Store, model: LanguageModel) -> list[Path]:

@@ -1,8 +1,8 @@
 """Critical learning rates: the smallest learning rate at which the correct token overtakes within T steps.
 
 The search runs all contexts of a model together. A run tells not only whether the token overtakes but when: with ``t*``
-the (fractional) step at which the logit gap passes zero, ``η t*`` is nearly constant, so ``η t*/T`` is a far better guess
-than halving. Two guesses fix the local slope; two probes 0.44 % apart then close the bracket.
+the (fractional) step at which the logit gap passes zero, ``η t*`` is nearly constant, so ``η t*/T`` is a far better
+guess than halving. Two guesses fix the local slope; two probes 0.44 % apart then close the bracket.
 """
 
 import math
@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import xarray as xr
+from scipy import stats
 
 from phantomlib.contexts import Resolved
 from phantomlib.curvature import velocity
@@ -128,7 +130,7 @@ class _Search:
 
 @dataclass(frozen=True)
 class _Seen:
-    """One run of a search: log rate, whether it crossed, ``log(t*/T)``, and the gap at step T (nan after divergence)."""
+    """One run: log rate, whether it crossed, ``log(t*/T)``, and the gap at step T (nan after divergence)."""
 
     rate: float
     crossed: bool
@@ -172,11 +174,11 @@ def critical_rates(
         seeds: of the LoRA initialisation; each has a search of its own.
 
     Returns:
-        Dataset over ``context`` (and ``seed`` if several): ``critical_rate`` (geometric middle of the bracket; nan if no
-        run crossed), ``lower`` (does not cross), ``upper`` (crosses), ``converged`` (bracket within tolerance), ``crossed``
-        (some run crossed), ``velocity`` (v_0, nats per unit rate), ``gap`` (Δ_0, nats), ``predicted_start`` (False where
-        v_0 gave no start), ``n_runs``, ``diverged`` (runs), ``reentries`` (see :func:`scan`) and ``replica_steps``.
-        Attribute ``run_ids``: the runs, joined by spaces.
+        Dataset over ``context`` (and ``seed`` if several): ``critical_rate`` (geometric middle of the bracket; nan if
+        no run crossed), ``lower`` (does not cross), ``upper`` (crosses), ``converged`` (bracket within tolerance),
+        ``crossed`` (some run crossed), ``velocity`` (v_0, nats per unit rate), ``gap`` (Δ_0, nats), ``predicted_start``
+        (False where v_0 gave no start), ``n_runs``, ``diverged`` (runs), ``reentries`` (see :func:`scan`) and
+        ``replica_steps``. Attribute ``run_ids``: the runs, joined by spaces.
     """
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 1e-5 <= tolerance < 1:
         raise ParameterError(f"tolerance is {tolerance!r}; give a relative width between 1e-5 and 1, such as 0.005.")
@@ -196,6 +198,84 @@ def critical_rates(
         "run_ids": " ".join(s.attrs["run_ids"] for s in searches),
     }
     return joined.squeeze("seed") if len(seeds) == 1 else joined
+
+
+def scan(
+    store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe, centres, *, decades=(-1, 2), per_decade: int
+    = 12
+) -> xr.Dataset:
+    """Look for a second boundary: which learning rates cross, over decades around the critical ones.
+
+    Args:
+        store: the store.
+        model, contexts, recipe: as in :func:`critical_rates`.
+        centres: critical rates (C,).
+        decades: lowest and highest power of ten, in units of the critical rate.
+        per_decade: rates in each decade.
+
+    Returns:
+        Dataset over (context, multiple): ``crossed`` and ``diverged``; over context: ``reentries``, how often a rate
+        fails to cross although the next smaller one does. Attribute ``run_id``.
+    """
+    multiples = np.logspace(*decades, round((decades[1] - decades[0]) * per_decade) + 1)
+    runs = store.run(model, contexts, np.asarray(centres)[:, None] * multiples, recipe).isel(seed=0)
+    crossed = (runs.logit_gap > 0).any("step").rename(rate="multiple").drop_vars("learning_rate")
+    data = {
+        "crossed": crossed,
+        "diverged": (runs.diverged_step >= 0).rename(rate="multiple").drop_vars("learning_rate"),
+        "reentries": (crossed.astype(int).diff("multiple") < 0).sum("multiple"),
+    }
+    return xr.Dataset(data, attrs={"run_id": runs.attrs["run_id"]}).assign_coords(multiple=multiples)
+
+
+def architecture_numbers(table: pd.DataFrame, *, column: str = "number", seed: int = 0) -> pd.DataFrame:
+    """Geometric mean of a positive quantity over the contexts of each model, with its scatter and interval.
+
+    Args:
+        table: one row per model and context, columns ``model`` and ``column``.
+        column: the quantity; not defined where it is nan or not positive (the kinematic number where v_0 ≤ 0).
+        seed: of the bootstrap.
+
+    Returns:
+        One row per model: ``mean`` (geometric), ``log_sd`` over contexts, ``low`` and ``high`` (95 % bootstrap interval
+        of the mean over contexts), ``n``, and ``undefined``, the contexts left out because the quantity is not defined
+        there.
+    """
+    rows = []
+    for name, group in table.groupby("model", sort=False):
+        logs = np.log(group[column].where(group[column] > 0).to_numpy(dtype=float))
+        defined = logs[np.isfinite(logs)]
+        low, high = interval(defined, np.mean, seed=seed)
+        row = {"mean": np.exp(defined.mean()), "log_sd": defined.std(ddof=1) if len(defined) > 1 else np.nan}
+        row |= {"low": np.exp(low), "high": np.exp(high), "n": len(defined), "undefined": len(logs) - len(defined)}
+        rows.append({"model": name} | row)
+    return pd.DataFrame(rows)
+
+
+def interval(values: np.ndarray, statistic, *, seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval (percentile) of a statistic of independent values; nan for fewer than two."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    found = stats.bootstrap((values,), statistic, method="percentile", rng=np.random.default_rng(seed))
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def variation(numbers) -> float:
+    """Coefficient of variation: sample standard deviation over mean."""
+    numbers = np.asarray(numbers, dtype=float)
+    return float(numbers.std(ddof=1) / numbers.mean())
+
+
+def variation_interval(table: pd.DataFrame, *, column: str = "number", seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the variation over models, contexts resampled (the same ones for all models)."""
+    positive = table.assign(**{column: table[column].where(table[column] > 0)})
+    logs = np.log(positive.pivot(index="context", columns="model", values=column).dropna())  # (contexts, models)
+
+    def statistic(chosen, axis=-1):
+        means = np.exp(logs.to_numpy()[chosen.astype(int)].mean(axis=-2))  # (..., models)
+        return means.std(-1, ddof=1) / means.mean(-1)
+
+    return interval(np.arange(len(logs)), statistic, seed=seed)
 
 
 def _search(store, model, contexts, recipe, tolerance, seed) -> xr.Dataset:

@@ -1,4 +1,5 @@
-r"""Step-0 quantities of a fine-tuning problem: how fast the logit gap starts to close, and how the logits and the loss curve.
+r"""Step-0 quantities of a fine-tuning problem: how fast the logit gap starts to close, and how the logits and the loss
+curve.
 
 With :math:`u` the direction of an optimiser's first update per unit learning rate,
 
@@ -9,8 +10,9 @@ With :math:`u` the direction of an optimiser's first update per unit learning ra
 
 Adam's first update has this form exactly, because the bias corrections of both moments cancel at step 1.
 
-The loss of one context depends on three numbers only: :math:`z_c`, :math:`z_k`, and the rest of the vocabulary lumped into
-:math:`z_r = \log \sum_{i \ne c,k} e^{z_i}`, whose gradient is the probability-weighted mean of the others' gradients.
+The loss of one context depends on three numbers only: :math:`z_c`, :math:`z_k`, and the rest of the vocabulary lumped
+into :math:`z_r = \log \sum_{i \ne c,k} e^{z_i}`, whose gradient is the probability-weighted mean of the others'
+gradients.
 """
 
 from dataclasses import dataclass
@@ -154,8 +156,8 @@ def derivatives(problem: Problem, direction: Tensor, order: int) -> Tensor:
         order: how many; 1 needs three backward passes, each further order about twice as much.
 
     Returns:
-        D (order, 3, P), with ``D[o, j]`` the o-th derivative along d of the gradient of logit j: so up to an error of the
-        next order :math:`\nabla z_j(\alpha d) = \sum_o \alpha^o D_{oj} / o!`.
+        D (order, 3, P), with ``D[o, j]`` the o-th derivative along d of the gradient of logit j: so up to an error of
+        the next order :math:`\nabla z_j(\alpha d) = \sum_o \alpha^o D_{oj} / o!`.
     """
     leaves = problem.leaves()
     pieces = problem.split(direction)

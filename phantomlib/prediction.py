@@ -7,14 +7,15 @@ The ladder. All rungs ask for which η the logit gap is zero after T steps.
 ``straight_line``
     With the second derivative of the gap along the first update.
 ``three_gradients``
-    The three logits (z_c, z_k, rest) move with their gradients at step 0, the optimiser is followed for T steps, and the
-    probabilities change as they go. For SGD this is a recursion with the 3×3 tangent kernel.
+    The three logits (z_c, z_k, rest) move with their gradients at step 0, the optimiser is followed for T steps, and
+    the probabilities change as they go. For SGD this is a recursion with the 3×3 tangent kernel.
 ``second_order``
     The same, with gradients that change linearly along the first update (three Hessian-vector products).
 ``third_order``
     The same with two derivatives, taken along the displacement that ``second_order`` predicts.
 
-Nothing in them is fitted. A calibration can be fitted on other architectures: a common factor, or one that depends on Δ_0.
+Nothing in them is fitted. A calibration can be fitted on other architectures: a common factor, or one that depends on
+Δ_0.
 """
 
 import hashlib
@@ -56,8 +57,8 @@ def predict(store: Store, model: LanguageModel, contexts: list[Resolved], recipe
         recipe: optimiser (``sgd`` or ``adam``), full fine-tuning, number of steps T.
 
     Returns:
-        Dataset over ``context``: one variable per rung of the ladder (``STEP_0``; nan where it has no solution), and ``gap``
-        (Δ_0, nats).
+        Dataset over ``context``: one variable per rung of the ladder (``STEP_0``; nan where it has no solution), and
+        ``gap`` (Δ_0, nats).
 
     Raises:
         ParameterError: the recipe is not one that the ladder can follow.
@@ -77,11 +78,11 @@ def predict(store: Store, model: LanguageModel, contexts: list[Resolved], recipe
             write_json(path, {name: [column[name] for column in columns] for name in columns[0]})
         table = json.loads(path.read_text(encoding="utf-8"))
     values = {name: ("context", np.array(column, dtype=float)) for name, column in table.items()}
-    return xr.Dataset(values, {"context": [c.id for c in contexts]}, {"model": model.name, "optimizer": recipe.optimizer})
+    return xr.Dataset(values, {"context": [c.id for c in contexts]}, {"model": model.name})
 
 
 def first_steps(store: Store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe) -> xr.DataArray:
-    """Critical rates (C,) from the velocity over a few real steps; this one runs the model, so it is no blind prediction."""
+    """Critical rates (C,) from the velocity over a few real steps. This runs the model, so it is not blind."""
     start = predict(store, model, contexts, recipe).velocity.values[:, None]
     few = Recipe(**{**recipe.__dict__, "steps": min(FIRST_STEPS, recipe.steps), "snapshots": ()})
     gap = store.run(model, contexts, start, few).logit_gap[:, 0, 0].values
@@ -101,7 +102,7 @@ def _ladder(problem: Problem, recipe: Recipe) -> dict[str, float]:
     D = derivatives(problem, u, 2)
     gap = float(z[0] - z[1])
     change = D[:, 0] - D[:, 1]  # (2, P): gradient of the gap and its derivative along u
-    v, curvature = (float((row.double() @ u.double())) for row in change)
+    v, curvature = (float(row.double() @ u.double()) for row in change)
     velocity = -gap / (recipe.steps * v) if v > 0 else math.nan
     found = {"velocity": velocity, "straight_line": _quadratic(gap, v, curvature) / recipe.steps, "gap": gap}
     start = velocity if v > 0 else abs(gap) / (recipe.steps * float(change[0].norm() * u.norm()))
@@ -167,7 +168,7 @@ class _Path:
         return math.nan
 
     def displacement(self, rate: float, D: Tensor) -> Tensor:
-        """Where the path of the last ``rate`` ends, in all coordinates (P,): the same updates with the same residuals."""
+        """Where the path at ``rate`` ends, in all coordinates (P,); ``D`` as given to the path."""
         self._final_gap(rate)
         steps = [factors[:-1].to(D) for factors in self.factors]
         blocks = []
@@ -216,10 +217,11 @@ class _Optimizer:
 
 
 def _sample(rows: Tensor, expected: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Coordinates and weights with which ``rows @ displacement`` (n,) can be estimated for displacements near ``expected``.
+    """Coordinates and weights with which ``rows @ displacement`` (n,) can be estimated for displacements near
+    ``expected``.
 
-    Coordinates are drawn in proportion to what they contribute, in one systematic pass with a fixed seed; the weights are then
-    corrected so that the expected displacement itself gives exact sums (a regression estimator).
+    Coordinates are drawn in proportion to what they contribute, in one systematic pass with a fixed seed; the weights
+    are then corrected so that the expected displacement itself gives exact sums (a regression estimator).
     """
     parts = rows * expected  # (n, P)
     active = (rows[:3] != 0).any(0).nonzero()[:, 0]
@@ -242,10 +244,11 @@ def _sample(rows: Tensor, expected: Tensor, count: int) -> tuple[Tensor, Tensor]
 
 
 def results(store: Store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe, **options) -> pd.DataFrame:
-    """Measured critical rates of one model beside everything predicted: one row per context, learning rates as they are.
+    """Measured critical rates of one model beside everything predicted: one row per context, learning rates as they
+    are.
 
-    Columns: ``model``, ``context``, ``gap``, ``measured``, the rungs of ``STEP_0``, ``first_steps``. The attribute ``run_ids`` lists
-    the runs. ``options`` go to :func:`phantomlib.critical.critical_rates`.
+    Columns: ``model``, ``context``, ``gap``, ``measured``, the rungs of ``STEP_0``, ``first_steps``. The attribute
+    ``run_ids`` lists the runs. ``options`` go to :func:`phantomlib.critical.critical_rates`.
     """
     measured = critical_rates(store, model, contexts, recipe, **options)
     table = predict(store, model, contexts, recipe).to_dataframe().reset_index()
@@ -288,16 +291,18 @@ def leave_one_out(table: pd.DataFrame, predictors=(*STEP_0, "first_steps")) -> p
             for name, left_out in table.groupby("model", sort=False):
                 coefficients = fit(table[table.model != name], predictor, calibration)
                 error = np.log(apply(left_out, predictor, coefficients) / left_out.measured)
-                rows.append(left_out[["model", "context"]].assign(predictor=predictor, calibration=calibration, error=error))
+                named = {"predictor": predictor, "calibration": calibration, "error": error}
+                rows.append(left_out[["model", "context"]].assign(**named))
     return pd.concat(rows, ignore_index=True)
 
 
 def ranking(errors: pd.DataFrame) -> pd.DataFrame:
     """Predictors and calibrations by their leave-one-out errors (shares, not per cent), best first.
 
-    ``rms`` over contexts decides the order. ``context_median``: median absolute error of a context. ``architecture_median`` and
-    ``architecture_worst``: absolute error of the geometric mean over a model's contexts. ``missing``: contexts without a
-    prediction; a candidate with any ranks behind all that have none.
+    ``rms`` over contexts decides the order. ``context_median``: median absolute error of a context.
+    ``architecture_median`` and
+    ``architecture_worst``: absolute error of the geometric mean over a model's contexts. ``missing``: contexts without
+    a prediction; a candidate with any ranks behind all that have none.
     """
     rows = []
     for (predictor, calibration), group in errors.groupby(["predictor", "calibration"], sort=False):
@@ -314,7 +319,8 @@ def ranking(errors: pd.DataFrame) -> pd.DataFrame:
             }
         )
     table = pd.DataFrame(rows)
-    return table.assign(partial=table.missing > 0).sort_values(["partial", "rms"]).drop(columns="partial").reset_index(drop=True)
+    order = table.assign(partial=table.missing > 0).sort_values(["partial", "rms"]).index
+    return table.loc[order].reset_index(drop=True)
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -347,6 +347,7 @@ def _execute(job: Job, report: Callable) -> None:
         kernel_name="python3",
         language="python",
         progress_bar=False,
+        start_timeout=300,  # a busy machine may need minutes to start a kernel
         cwd=job.root,
         extra_arguments=["--log-level=40"],
         on_cell_start=on_cell_start,

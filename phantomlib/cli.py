@@ -140,6 +140,81 @@ def _if_it_exists(text):
 
 
 @app.command()
+def diagnose(
+    model: Annotated[str, typer.Option("--model", "-m", help="zoo:NAME, a folder or a hub id.")],
+    context: Annotated[str | None, typer.Option(metavar="ID", help="One of the contexts, by its id.")] = None,
+    contexts: Annotated[str, typer.Option(metavar="FILE", help="Where --context is looked up.")] = "default",
+    prompt: Annotated[str | None, typer.Option(help="A prompt of your own, instead of --context.")] = None,
+    correct: Annotated[str | None, typer.Option(metavar="WORD", help="The word to be learnt.")] = None,
+    competitor: Annotated[
+        str | None, typer.Option(metavar="WORD", help="The word to overtake [default: proposed by the model].")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The learning rate to judge.")] = None,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 20,
+    optimizer: Annotated[str, typer.Option(help="adam or sgd.")] = "adam",
+    method: Annotated[str, typer.Option(help="full or lora.")] = "full",
+    check: Annotated[bool, typer.Option("--check", help="Then run the fine-tune, and compare.")] = False,
+    store: Annotated[Path | None, typer.Option(help="Keep the runs of --check here.")] = None,
+    device: Annotated[str, typer.Option(help="A torch device, e.g. cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a figure, e.g. out.png.")] = None,
+):
+    """Before training: will this fine-tune ever prefer the right word, and from which learning rate on?"""
+    import json
+    import tempfile
+
+    import torch
+
+    from phantomlib import diagnose as diagnosis
+    from phantomlib import models
+    from phantomlib.contexts import Context, load_contexts, resolve
+    from phantomlib.finetune import Recipe, check_learning_rates
+    from phantomlib.parameters import nearest
+    from phantomlib.trajectories import Store
+
+    recipe = Recipe(optimizer=optimizer, method=method, steps=steps)
+    if learning_rate is not None:
+        check_learning_rates([learning_rate], 1)
+    if context is not None:
+        if prompt or correct or competitor:
+            raise ParameterError("Give either --context, or --prompt with --correct (and --competitor), not both.")
+        found = {c.id: c for c in load_contexts(contexts)}
+        if context not in found:
+            near = nearest(context, found)
+            raise ParameterError(f"'{contexts}' has no context '{context}'{near}. It has {', '.join(found)}.")
+        chosen = found[context]
+    elif not (prompt and prompt.strip() and correct and correct.strip()):
+        raise ParameterError("Say what is to be learnt: --context ID, or --prompt TEXT with --correct WORD.")
+    else:
+        chosen = Context("given", prompt, correct, competitor or "")
+        if correct.strip() == (competitor or "").strip():
+            raise ParameterError(f"correct and competitor are both '{correct}'; choose two different words.")
+    if plot is not None:
+        diagnosis.check_plot(plot)
+    kept = None if store is None else Store(store)
+
+    torch.set_num_threads(1)
+    loaded = models.load(model, dtype=dtype, device=device, revision=revision)
+    proposals = []
+    if not chosen.competitor:
+        proposals = diagnosis.propose(loaded, chosen.prompt, chosen.correct)
+        chosen = Context("given", chosen.prompt, chosen.correct, proposals[0].word)
+    resolved = resolve(chosen, loaded.tokenizer)
+    result, outcome = diagnosis.diagnose(loaded, resolved, recipe, learning_rate), None
+    if check:
+        with tempfile.TemporaryDirectory(prefix="phantom-") as scratch:
+            outcome = diagnosis.check(loaded, resolved, recipe, result, kept or Store(scratch))
+    if plot is not None:
+        diagnosis.write_plot(plot, result, outcome)
+    if as_json:
+        typer.echo(json.dumps(diagnosis.as_dict(result, outcome, proposals), indent=1, ensure_ascii=False))
+    else:
+        typer.echo(diagnosis.as_text(result, outcome, proposals))
+
+
+@app.command()
 def claims(
     profile: Annotated[str, typer.Option(help="Whose measurements: notebooks/profiles/NAME.yaml.")] = "zoo",
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
@@ -284,6 +359,23 @@ def train(
     check_device(device)
     for name in model or zoo.ALL:
         typer.echo(f"{name}: {zoo.train(name, device=device)}")
+
+
+@zoo_app.command()
+def constants(
+    store: Annotated[Path | None, typer.Option(help="Where runs are kept [default: the book's own].")] = None,
+):
+    """Measure again how far predictions are off on the zoo, the numbers behind 'phantom diagnose'."""
+    from phantomlib import contexts, models, rehearsal, runner, zoo
+    from phantomlib.trajectories import Store, commit
+
+    loaded = [models.load(f"zoo:{name}") for name in zoo.NAMES]
+    kept = Store(store or runner.find_root() / "runs")
+
+    def fitting(model):
+        return [contexts.resolve(context, model.tokenizer) for context in contexts.load_contexts()]
+
+    typer.echo(f"Written: {rehearsal.write_constants(rehearsal.measure(loaded, fitting, kept, commit=commit()))}")
 
 
 @zoo_app.command()

@@ -159,6 +159,8 @@ def _why_not(context: Context, tokenizer) -> str:
             words[text] = None
     reasons = []
     for role, word in (("correct", context.correct), ("competitor", context.competitor)):
+        if not word:  # not chosen yet
+            continue
         texts = (f" {word.strip()}", f"{word.strip()} ")
         encoded = min((tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts), key=len)
         if len(encoded) != 1 or word.strip() not in words:
@@ -168,9 +170,8 @@ def _why_not(context: Context, tokenizer) -> str:
                 f"the {role} word '{word}' is {f'{len(encoded)} tokens' if known else 'unknown'}"
                 + (f" (nearest single tokens: {', '.join(near)})" if near else "")
             )
-    reasons = reasons or [
-        f"'{context.correct}' and '{context.competitor}' do not both follow this prompt as one token each"
-    ]
+    words = " and ".join(f"'{word}'" for word in (context.correct, context.competitor) if word)
+    reasons = reasons or [f"{words} cannot follow this prompt as one token each"]
     return (
         f"Context '{context.id}' does not fit the tokenizer: {'; '.join(reasons)}. "
         "Choose words that are one token after the prompt, or reword the prompt."

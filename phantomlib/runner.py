@@ -189,7 +189,8 @@ def execute(job: Job, on_progress: Callable[[dict], None] | None = None, stop: t
             "OMP_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONUNBUFFERED": "1",
+            # ipywidgets is left out on purpose (see requirements.txt), and tqdm would complain in every notebook
+            "PYTHONWARNINGS": ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"])),
             progress.ENVIRONMENT: watched,
             notebook.ENVIRONMENT: json.dumps({"command": job.command, "parameters": _all_values(job)}),
         }

@@ -45,6 +45,7 @@ def report(name: str) -> dict:
 
     Among others: `recipe` (dict), `seconds`, `n_parameters`, `validation_cross_entropy` beside `language_entropy`
     (nats per token, same sentences), `bulk_coherence` (list of step and B), `training_loss` (list of step and loss).
+    Seconds are wall-clock; other work shared the two cores while the shipped models were trained.
     """
     return json.loads((path(name) / "report.json").read_text())
 

@@ -17,13 +17,14 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+import h5py
 import torch
 import xarray as xr
 from filelock import FileLock
 
 from phantomlib.contexts import Resolved
 from phantomlib.errors import StoreError
-from phantomlib.finetune import ENGINE_VERSION, Recipe, check_learning_rates, finetune
+from phantomlib.finetune import ENGINE_VERSION, Recipe, check_contexts, check_learning_rates, check_seeds, finetune
 from phantomlib.models import LanguageModel
 from phantomlib.progress import track
 
@@ -48,7 +49,8 @@ class Store:
                 pass
         except OSError as error:
             raise StoreError(
-                f"The store folder '{root}' cannot be written to ({error.strerror}). Choose another with the parameter 'store'."
+                f"The store folder '{root}' cannot be written to ({error.strerror}). Choose another with the parameter "
+                "'store'."
             ) from None
 
     def run(
@@ -66,8 +68,11 @@ class Store:
         seconds and peak memory (bytes).
         """
         rates = check_learning_rates(learning_rates, len(contexts), recipe.steps)
+        check_seeds(seeds)
         spec = describe(model, contexts, rates, recipe, seeds)
         path = self.root / f"{model.name}-{recipe.method}-{recipe.optimizer}-{run_id(spec)}.nc"
+        if not path.exists():
+            check_contexts(model, contexts)  # before anything is left on the disk
         with FileLock(path.with_suffix(".lock")):
             dataset = self._read(path)
             if dataset is None:
@@ -109,15 +114,14 @@ class Store:
             "commit": commit(),
             "versions": json.dumps({name: version(name) for name in PACKAGES}),
         }
+        dataset.attrs["checksum"] = checksum(dataset)
         self._write(path, dataset)
         return dataset
 
     def _write(self, path: Path, dataset: xr.Dataset) -> None:
-        # checksums inside the file let a reader notice a flipped bit
-        encoding = {name: {"fletcher32": True} for name in dataset.data_vars if dataset[name].size}
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary = path.with_suffix(".tmp")  # one writer at a time: the run is locked
         try:
-            dataset.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
+            temporary.write_bytes(dataset.to_netcdf(engine="h5netcdf"))  # HDF5 itself may crash on a full disk
             os.replace(temporary, path)
         except OSError as error:
             raise StoreError(
@@ -132,8 +136,9 @@ class Store:
         if not path.exists():
             return None
         try:
+            h5py.File(path).close()  # refuses most damage, without h5netcdf's noise
             dataset = xr.load_dataset(path, engine="h5netcdf")
-            if path.stem.endswith(dataset.attrs["run_id"]):
+            if path.stem.endswith(dataset.attrs["run_id"]) and dataset.attrs["checksum"] == checksum(dataset):
                 return dataset
         except Exception:  # the reader raises many kinds for a damaged file
             pass
@@ -172,6 +177,19 @@ def describe(model: LanguageModel, contexts: list[Resolved], rates, recipe: Reci
 def run_id(specification: dict) -> str:
     """Twelve hex digits of the SHA-256 of a specification."""
     return hashlib.sha256(json.dumps(specification, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def checksum(dataset: xr.Dataset) -> str:
+    """SHA-256 of all names, values and attributes but ``checksum``; the same for a dataset and for its file."""
+    digest = hashlib.sha256()
+    for name, variable in [("", dataset), *sorted(dataset.variables.items())]:
+        attributes = {key: value for key, value in variable.attrs.items() if key != "checksum"}
+        label = [name, *map(str, variable.dims), attributes]
+        digest.update(json.dumps(label, sort_keys=True, default=lambda number: number.item()).encode())
+        if name:
+            text = variable.dtype.kind not in "biuf"
+            digest.update(json.dumps(variable.values.tolist()).encode() if text else variable.values.tobytes())
+    return digest.hexdigest()
 
 
 def commit() -> str:

@@ -143,10 +143,13 @@ for optimizer in grids:
         runs=[runs[optimizer, m.name] for m in loaded],
         detail={"contexts failing at some rate": failing},
     )
+    tally = failures.tally([runs[optimizer, m.name] for m in loaded], least_fall)
     notebook.say(
-        f"**{optimizer.upper() if optimizer == 'sgd' else 'Adam'}**: contexts that fail silently at one or more of the declared rates: "
+        f"**{'SGD' if optimizer == 'sgd' else 'Adam'}**: contexts that fail silently at one or more of the declared rates: "
         + ", ".join(f"{name} {count}" for name, count in failing.items())
-        + f", of {len(nb.contexts)}."
+        + f", of {len(nb.contexts)}. All {sum(tally.values())} runs: "
+        + ", ".join(f"{count} {outcome}" for outcome, count in tally.items())
+        + "."
     )
 
 # %% [markdown]

@@ -60,6 +60,17 @@ def fewest_silent_contexts(grids: list[xr.Dataset], least_fall: float) -> int:
     return min(int(silent(runs, least_fall).any(["rate", "seed"]).sum()) for runs in grids)
 
 
+def tally(grids: list[xr.Dataset], least_fall: float) -> dict[str, int]:
+    """Over the models' grids of runs: how many failed silently, overtook, fell by too little to count, or did anything else."""
+    counts = dict.fromkeys(("failed silently", "overtook", "fell by too little to count", "rose at some step or diverged"), 0)
+    for runs in grids:
+        failed, quiet, won = silent(runs, least_fall), silent(runs), overtakes(runs)
+        kinds = (failed, won, quiet & ~failed, ~won & ~quiet)
+        for name, kind in zip(counts, kinds, strict=True):
+            counts[name] += int(kind.sum())
+    return counts
+
+
 def table(runs: xr.Dataset, drag_worsens: float = DRAG_WORSENS) -> pd.DataFrame:
     """One row per run: context, learning_rate, mode, final signal, fall of the drag, and the drag's two factors.
 

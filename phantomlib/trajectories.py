@@ -42,15 +42,15 @@ class Store:
     """
 
     def __init__(self, root: str | Path):
-        self.root = Path(root).expanduser()
+        self.root = Path(os.path.expanduser(root))
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
                 pass
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: text that cannot be a path
             raise StoreError(
-                f"The store folder '{root}' cannot be written to ({error.strerror}). Choose another with the parameter "
-                "'store'."
+                f"The store folder '{root}' cannot be written to ({getattr(error, 'strerror', error)}). Choose another "
+                "with the parameter 'store'."
             ) from None
 
     def run(

@@ -612,3 +612,23 @@ def controls(table, colours: dict) -> Figure:
     handles = [mpl.lines.Line2D([], [], marker="o", linestyle="", color=colours[n], label=n) for n in names]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(names), fontsize="small")
     return figure
+
+
+def watched_trainings(runs: dict) -> Figure:
+    """Loss and logit gap of trainings watched by :class:`phantomlib.callback.PhantomCallback`.
+
+    Args:
+        runs: by label, the Trainer's log (columns step, loss) and the callback's frame (columns step, gap).
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.8), layout="constrained")
+    right.axhline(0, color=REFERENCE, linewidth=1)
+    for (label, (log, seen)), colour in zip(runs.items(), (COMPETITOR, CORRECT), strict=False):
+        losses = log.dropna(subset=["loss"])
+        left.plot(losses.step, losses.loss, "o-", markersize=3, color=colour, label=label)
+        right.plot(seen.step, seen.gap, "o-", markersize=3, color=colour)
+    left.set(xlabel="step", ylabel="loss (nat)")
+    left.set_title("What the Trainer logs")
+    left.legend(title="learning rate", fontsize="small", title_fontsize="small")
+    right.set(xlabel="step", ylabel="logit gap $\\Delta$ (nat)")
+    right.set_title("What the callback adds")
+    return figure

@@ -1,0 +1,180 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Watch a training run
+#
+# **Question.** The other chapters train with an engine of our own. Can a silent failure be seen in an ordinary Hugging Face `Trainer`, while it happens?
+#
+# **Answer.** Yes, with one more line. The callback below logs the order parameter beside the loss, and warns as soon as the loss falls and the right word is not on its
+# way to win.
+
+# %% tags=["parameters"]
+models: list[str] = ["zoo:gpt2-s", "zoo:neox-s"]  # model references, zoo:NAME, a folder or a hub id
+contexts: str = "default"  # 'default' for the book's ten contexts, or a YAML file
+device: str = "cpu"  # torch device, cpu or cuda
+dtype: str = "float32"  # float32 or float64
+store: str = "runs"  # folder of finished runs
+seed: int = 0  # base seed
+steps: int = 40  # optimiser steps of each training
+every: int = 4  # steps between two measurements
+too_small: float = 0.6  # learning rate of the failing trainings, in units of the predicted critical one
+large_enough: float = 1.4  # learning rate of the successful trainings, in the same units
+
+# %% tags=["hide-cell"]
+import copy
+import tempfile
+import warnings
+
+import pandas as pd
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from phantomlib import figures, notebook
+from phantomlib.callback import PhantomCallback, SilentFailureWarning
+from phantomlib.finetune import Recipe
+from phantomlib.models import add_lora
+from phantomlib.rehearsal import predict
+
+nb = notebook.start("11_watch_training", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
+loaded = [nb.load(ref) for ref in nb.models]
+
+# %% [markdown]
+# ## A real Trainer
+#
+# The data set is one sentence, the first context, over and over. The labels are set for its last token only. Nothing here is special to this book, but for the last line:
+# `attach` adds the callback to the Trainer and lets it log there, so that TensorBoard and other reporters get the values as well.
+
+
+# %%
+def train(model, context, rate, method="full", batch=1, watched=None, interval=every):
+    """One training with Adam; returns the Trainer, the callback and the warnings it gave."""
+    module = copy.deepcopy(model.module).requires_grad_(method == "full")
+    if method == "lora":
+        module = add_lora(module, rank=8, alpha=16.0, seed=seed)
+    sentence = [*context.prompt_ids, context.correct_id]
+    row = {"input_ids": sentence, "labels": [-100] * len(context.prompt_ids) + sentence[-1:]}
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        arguments = TrainingArguments(
+            folder, max_steps=steps, per_device_train_batch_size=batch, learning_rate=rate, lr_scheduler_type="constant", max_grad_norm=0.0,
+            logging_steps=every, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=device == "cpu", seed=seed,
+        )  # fmt: skip
+        trainer = Trainer(module, arguments, train_dataset=[row] * batch * steps)
+        trainer.remove_callback(PrinterCallback)
+        watch = PhantomCallback(watched or [context], every=interval).attach(trainer)
+        trainer.train()
+    return trainer, watch, [str(w.message) for w in caught if w.category is SilentFailureWarning]
+
+
+# %% [markdown]
+# ## A failure, caught
+#
+# First we predict the critical learning rate of this sentence for this many steps of Adam, as `phantom diagnose` does. Then we train below it.
+
+# %% tags=["hide-input"]
+model = loaded[0]
+context = nb.fitting_contexts(model)[0]
+critical = predict(model, [context], Recipe(steps=steps))[0]
+failing, failing_watch, said = train(model, context, too_small * critical.rate)
+winning, winning_watch, _ = train(model, context, large_enough * critical.rate)
+words = context.context
+notebook.say(
+    f"Predicted for {model.name}, “{words.correct}” against “{words.competitor}”, {steps} steps: {critical.rate:.3g} (between {critical.low:.3g} and {critical.high:.3g}). "
+    f"We train at {too_small:g} times that rate. The callback says:"
+)
+for message in said:
+    notebook.say(f"> {message}")
+if not said:
+    notebook.say("> (nothing)")
+
+# %% [markdown]
+# This is the Trainer's own log at the end of that run, as a reporter would get it:
+
+# %% tags=["hide-input"]
+log = pd.DataFrame(failing.state.log_history)
+name = f"phantom/{context.id}"
+losses = log.dropna(subset=["loss"])[["step", "loss"]]
+measured = log.dropna(subset=[f"{name}/gap"])[["step", *[f"{name}/{q}" for q in ("phi", "signal", "drag", "rank", "gap", "overlap", "kinematic_number")]]]
+table = measured.merge(losses, on="step", how="left").rename(columns=lambda column: column.removeprefix(f"{name}/"))
+table["rank"] = table["rank"].astype(int)
+table["loss"] = [f"{value:.3f}" if value == value else "" for value in table.loss]
+notebook.table(table.rename(columns={"kinematic_number": "kinematic number"}))
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-watch", "caption": "Two trainings of the first model with a Hugging Face Trainer (Adam, constant learning rate, deterministic), below and above the predicted critical learning rate. Left: the loss that the Trainer logs, with a point wherever it logs. Right: the logit gap that the callback logs; the word is preferred above the grey line."}, "image": {"alt": "Left, two falling loss curves. Right, the logit gaps of the two runs; one crosses zero, the other does not.", "width": "100%"}}
+figure = figures.watched_trainings(
+    {
+        f"{too_small:g} of critical": (pd.DataFrame(failing.state.log_history), failing_watch.frame()),
+        f"{large_enough:g} of critical": (pd.DataFrame(winning.state.log_history), winning_watch.frame()),
+    }
+)
+
+# %% tags=["hide-input"]
+nb.made_by()
+
+# %% [markdown]
+# ## Every model, full and LoRA
+#
+# The same for each model, and for LoRA adapters (rank 8, alpha 16) trained through peft: each once below and once above its predicted critical learning rate. The warning should come
+# in the first case only.
+
+# %% tags=["hide-input"]
+rows = []
+for model in loaded:
+    context = nb.fitting_contexts(model)[0]
+    for method in ("full", "lora"):
+        rate = predict(model, [context], Recipe(steps=steps, method=method))[0].rate
+        for factor in (too_small, large_enough):
+            _, watch, said = train(model, context, factor * rate, method)
+            seen = watch.frame()
+            rows.append(
+                {
+                    "model": model.name,
+                    "method": method,
+                    "rate / critical": factor,
+                    "loss falls by": seen.cross_entropy.iloc[0] - seen.cross_entropy.iloc[-1],
+                    "gap at the end": seen.gap.iloc[-1],
+                    "warned": "yes" if said else "no",
+                    "right": bool(said) == (seen.gap.iloc[-1] <= 0),
+                }
+            )
+outcomes = pd.DataFrame(rows)
+notebook.table(outcomes.drop(columns="right"))
+notebook.say(f"The warning agrees with the outcome in {int(outcomes.right.sum())} of {len(outcomes)} trainings.")
+
+# %% tags=["hide-input"]
+nb.made_by()
+
+# %% [markdown]
+# ## What it costs
+#
+# A measurement is one forward pass over the prompts that are watched, and their overlaps with the readout. The table gives the time spent in the callback as a share of the
+# time spent training, for batches of eight sentences.
+
+# %% tags=["hide-input"]
+model = loaded[0]
+fitting = nb.fitting_contexts(model)
+rows = []
+for interval in (1, 10):
+    trainer, watch, _ = train(model, fitting[0], critical.rate, batch=8, watched=fitting, interval=interval)
+    runtime = next(row["train_runtime"] for row in trainer.state.log_history if "train_runtime" in row)
+    rows.append({"steps between measurements": interval, "contexts watched": len(fitting), "share of the training time": f"{100 * watch.seconds / (runtime - watch.seconds):.1f} %"})
+notebook.table(pd.DataFrame(rows))
+
+# %% tags=["hide-input"]
+nb.made_by()
+
+# %% [markdown]
+# ## What could be wrong
+#
+# The forecast extrapolates the gap as a straight line in the learning rate that is left to spend. A gap that closes ever faster, as LoRA's does, may be warned about too early: the warning says “at
+# this pace”. With other sentences in the batch, the kinematic number counts a budget that is not spent on this context alone. Sharded weights (FSDP, DeepSpeed) cannot be watched.

@@ -285,7 +285,7 @@ def jump_trajectories(runs: dict[str, xr.Dataset], marks: dict, multiples, title
                 steps = marks[optimizer].loc[marks[optimizer]["rate"] == index, "step"]
                 if name == "phi":
                     axes.plot(steps, one.sel(step=steps.to_list()), "o", markersize=6, markerfacecolor="none", color=colour)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
             if number == 0:
                 axes.set_title(label)
             if number == len(rows) - 1:
@@ -315,7 +315,7 @@ def jumps_by_model(runs: dict[str, xr.Dataset], tables: dict, colours: dict, rat
             value = float(share.isel(rate=rate).sel(context=jump.context, step=jump.step))
             axes.plot(jump.step, value, "o", markersize=4, markerfacecolor="none", color=colours[name], markeredgewidth=0.9)
         axes.set_title(name)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     figure.supxlabel("step", fontsize="medium")
     figure.supylabel(r"order parameter $\Phi\,/\sqrt{1-g_{ck}^2}$", fontsize="medium")
     return figure
@@ -338,7 +338,7 @@ def lora_jumps(runs: dict[str, xr.Dataset], tables: dict, colours: dict) -> Figu
             value = float(share.sel(context=jump.context, seed=jump.seed, step=jump.step))
             axes.plot(jump.step, value, "o", markersize=4, markerfacecolor="none", color=colours[name], markeredgewidth=0.9)
         axes.set_title(name)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     figure.supxlabel("step", fontsize="medium")
     figure.supylabel(r"order parameter $\Phi\,/\sqrt{1-g_{ck}^2}$", fontsize="medium")
     return figure

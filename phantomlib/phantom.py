@@ -34,7 +34,7 @@ from phantomlib.models import LanguageModel
 
 JUMP_COLUMNS = [
     "context", "rate", "seed", "learning_rate", "step", "size", "share_of_bound", "readout_part",
-    "geometry_part", "readout_share", "overlap_change", "drift", "gap_before", "gap_after",
+    "geometry_part", "readout_share", "overlap_change", "drift", "gap_before", "gap_after", "loss_change",
 ]  # fmt: skip
 NEAR = 1.5  # learning rates up to here, in units of the critical one, tell how the crossing time approaches criticality
 
@@ -65,7 +65,7 @@ def jumps(dataset: xr.Dataset, *, size_factor: float = 0.1, median_factor: float
         ``learning_rate``, ``step`` (the jump is from ``step - 1`` to ``step``), ``size`` (ΔΦ, signed),
         ``share_of_bound``, ``readout_part`` and ``geometry_part`` (they add to ``size``), ``readout_share``,
         ``overlap_change`` (of g_ck), ``drift`` (change of E relative to ``|E_0|`` since the start, after the step
-        minus before), ``gap_before`` and ``gap_after`` (nats).
+        minus before), ``gap_before``, ``gap_after`` and ``loss_change`` (nats).
     """
     change = dataset.phi.diff("step")
     shares = step_sizes(dataset)
@@ -91,6 +91,7 @@ def jumps(dataset: xr.Dataset, *, size_factor: float = 0.1, median_factor: float
                 "drift": float(run.readout_drift[t] - run.readout_drift[t - 1]),
                 "gap_before": float(run.logit_gap[t - 1]),
                 "gap_after": float(run.logit_gap[t]),
+                "loss_change": float(run.cross_entropy[t] - run.cross_entropy[t - 1]),
             }
         )
     return pd.DataFrame(rows, columns=JUMP_COLUMNS)

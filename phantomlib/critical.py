@@ -92,9 +92,10 @@ class _Search:
         if number == 0:
             return [self.start]
         guess = self._guess()
+        half = 0.44 * math.log1p(self.tolerance) * 3 ** min(max(number - 2, 0), 6)  # misses widen the next attempt
         if number == 1:
-            return [guess]
-        half = 0.44 * math.log1p(self.tolerance) * 3 ** min(number - 2, 6)  # misses widen the next attempt
+            known = any(abs(guess - s.rate) < 1e-6 for s in self.seen)  # the start was right: look just beside it
+            return [guess + (half if self.lower == guess else -half) if known else guess]
         low, high = max(self.lower, guess - half), min(self.top, guess + half)
         if low == self.lower and high == self.top:
             return [low + (high - low) / 3, low + 2 * (high - low) / 3]
@@ -109,9 +110,10 @@ class _Search:
         x = self._extrapolate()
         if self.lower < x < self.top:
             return x
-        if math.isinf(self.lower):
-            return min(x, self.top - math.log(4))
-        return (self.lower + self.top) / 2 if math.isfinite(self.top) else self.lower + math.log(4)
+        if math.isfinite(self.lower) and math.isfinite(self.top):
+            return (self.lower + self.top) / 2
+        edge, outward = (self.top, -1) if math.isinf(self.lower) else (self.lower, 1)
+        return edge if abs(x - edge) < 0.1 else edge + outward * math.log(4)
 
     def _extrapolate(self) -> float:
         usable = sorted((s for s in self.seen if math.isfinite(s.lateness)), key=lambda s: abs(s.lateness))

@@ -85,9 +85,11 @@ class Problem:
         readout = self.module.get_output_embeddings().weight
         self.readout = next((name for name, p in values.items() if p is readout), None)
 
-    def leaves(self) -> dict[str, Tensor]:
-        """The trainable tensors, recording gradients; they share the model's memory."""
-        return {name: value.detach().requires_grad_() for name, value in self.values.items()}
+    def leaves(self, offset: Tensor | None = None) -> dict[str, Tensor]:
+        """The trainable tensors, moved by a vector ``offset`` (P,) if given, recording gradients."""
+        pieces = self.split(offset) if offset is not None else [0.0] * len(self.values)
+        pairs = zip(self.values.items(), pieces, strict=True)
+        return {name: (value + piece).detach().requires_grad_() for (name, value), piece in pairs}
 
     def logits(self, values: dict[str, Tensor]) -> Tensor:
         """Next-token logits (V,) with the trainable tensors set to ``values``."""
@@ -147,19 +149,32 @@ def velocity(model: LanguageModel, contexts: list[Resolved], recipe: Recipe = PL
     return Velocity(*table.T)
 
 
-def derivatives(problem: Problem, direction: Tensor, order: int) -> Tensor:
+def derivatives(problem: Problem, direction: Tensor, order: int, *, reach: float = 1.0) -> Tensor:
     r"""Derivatives of the three logits at step 0: gradients, and how they change along a direction.
+
+    The first two orders are exact; the third is a central difference of the second, because the third derivative of a
+    layer norm is wrong in torch 2.13.
 
     Args:
         problem: the context.
         direction: d (P,).
-        order: how many; 1 needs three backward passes, each further order about twice as much.
+        order: 1, 2 or 3.
+        reach: distance along d over which the third derivative matters; its difference spans a fifth of it.
 
     Returns:
         D (order, 3, P), with ``D[o, j]`` the o-th derivative along d of the gradient of logit j: so up to an error of
         the next order :math:`\nabla z_j(\alpha d) = \sum_o \alpha^o D_{oj} / o!`.
     """
-    leaves = problem.leaves()
+    exact = _derivatives(problem, direction, min(order, 2), None)
+    if order < 3:
+        return exact
+    h = 0.1 * reach
+    before, after = (_derivatives(problem, direction, 2, step * direction)[1] for step in (-h, h))
+    return torch.cat([exact, (after - before)[None] / (2 * h)])
+
+
+def _derivatives(problem: Problem, direction: Tensor, order: int, offset: Tensor | None) -> Tensor:
+    leaves = problem.leaves(offset)
     pieces = problem.split(direction)
     found = []
     for value in problem.three(problem.logits(leaves)):

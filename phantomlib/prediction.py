@@ -113,8 +113,10 @@ def _ladder(problem: Problem, recipe: Recipe) -> dict[str, float]:
     found["second_order"] = rate = second.critical_rate(start)
     if math.isfinite(rate):
         displacement = second.displacement(rate, D)
-        direction = displacement / displacement.norm()
-        third = _Path(z, derivatives(problem, direction, 3), direction, displacement, recipe)
+        reach = float(displacement.norm())
+        direction = displacement / reach
+        D = derivatives(problem, direction, 3, reach=reach)
+        third = _Path(z, D, direction, displacement, recipe)
         found["third_order"] = third.critical_rate(rate)
     else:
         found["third_order"] = math.nan

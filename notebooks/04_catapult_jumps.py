@@ -154,12 +154,13 @@ for optimizer in titles:
         runs=[[runs[optimizer, m.name] for m in loaded], [critical[optimizer, m.name].attrs["run_ids"].split() for m in loaded]],
         detail={"contexts with a jump": jumping, "by multiple": counts[optimizer].to_dict("index")},
     )
-    sizes = pd.concat([jumps[optimizer, m.name] for m in loaded]).share_of_bound
+    pooled = pd.concat([jumps[optimizer, m.name] for m in loaded])
+    sizes = pooled.share_of_bound
     notebook.say(
         f"**{titles[optimizer]}**: contexts with a jump at {' or '.join(f'{x:g}' for x in counted)} times the critical rate: "
         + ", ".join(f"{name} {count}" for name, count in jumping.items())
         + f", of {len(nb.contexts)}. "
-        + (f"There are {len(sizes)} jumps in all; the median one is {100 * sizes.median():.0f} % of the bound, the largest {100 * sizes.max():.0f} %." if len(sizes) else "There is no jump.")
+        + (f"There are {len(sizes)} jumps in all; the median one is {100 * sizes.median():.0f} % of the bound, the largest {100 * sizes.max():.0f} %. The loss rises in {int((pooled.loss_change > 0).sum())} of them." if len(sizes) else "There is no jump.")
     )
 
 # %% [markdown]
@@ -169,7 +170,7 @@ for optimizer in titles:
 # loss. Beyond this edge of stability the quadratic approximation of the loss says that steps overshoot. For Adam the Hessian is first rescaled by the size of
 # its first update. So $\eta\lambda_{\max}/2 = 1$ marks the edge for both.
 #
-# Are our jumps such catapults? If they were, they would start at the grey vertical line.
+# Are our jumps such catapults? If they were, they would start at the grey vertical line, and the loss would rise as they begin.
 
 # %% tags=["hide-input"]
 edges = {}

@@ -47,6 +47,7 @@ def recorded(phi, *, overlap=0.6, contexts=("a",), **fields) -> xr.Dataset:
         "overlap": np.full_like(phi, overlap),
         "readout_drift": np.zeros_like(phi),
         "logit_gap": np.zeros_like(phi),
+        "cross_entropy": -phi,
     } | {name: np.asarray(v, dtype=float)[:, :, None] for name, v in fields.items()}
     coords = {"context": list(contexts), "seed": [0], "step": np.arange(phi.shape[-1])}
     rates = (("context", "rate"), np.tile(np.arange(1.0, phi.shape[1] + 1), (len(phi), 1)))
@@ -72,6 +73,7 @@ def test_a_jump_is_large_against_the_bound_and_against_the_median(step, factors,
     assert len(table) == expected
     if expected:
         row = table.iloc[0]
+        assert row.loss_change == pytest.approx(-step)
         assert (
             row.step == 7
             and row["size"] == pytest.approx(step)

@@ -657,8 +657,8 @@ def summarise(examinations: list[Examination]) -> dict[str, dict[str, float]]:
         },
         "slowing": {
             "crossing_share": np.isfinite(spreads).mean(),
-            "exponent": np.median(np.concatenate([s.exponent for s in slow])),
-            "spread": np.median(spreads),
+            "exponent": _median(np.concatenate([s.exponent for s in slow])),
+            "spread": _median(spreads),
         },
         "potential": {
             "single_well_share": values(lambda e: e.profile.wells == 1).mean(),
@@ -672,6 +672,12 @@ def summarise(examinations: list[Examination]) -> dict[str, dict[str, float]]:
         },
     }
     return {test: {name: float(value) for name, value in entries.items()} for test, entries in numbers.items()}
+
+
+def _median(values: np.ndarray) -> float:
+    """Median of the finite values; nan without any."""
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else math.nan
 
 
 def join_jumps(examinations: Mapping[str, Examination]) -> pd.DataFrame:

@@ -107,9 +107,8 @@ def _ladder(problem: Problem, recipe: Recipe) -> dict[str, float]:
     found = {"velocity": velocity, "straight_line": _quadratic(gap, v, curvature) / recipe.steps, "gap": gap}
     start = velocity if v > 0 else abs(gap) / (recipe.steps * float(change[0].norm() * u.norm()))
 
-    first = _Path(z, D[:1], u, u, recipe)
-    found["three_gradients"] = first.critical_rate(start)
     second = _Path(z, D, u, u, recipe)
+    found["three_gradients"] = second.critical_rate(start, order=1)
     found["second_order"] = rate = second.critical_rate(start)
     if math.isfinite(rate):
         displacement = second.displacement(rate, D)
@@ -135,7 +134,7 @@ class _Path:
 
     Args:
         z: the three logits at step 0 (3,).
-        D: derivatives (n, 3, P) of their gradients along ``direction``.
+        D: derivatives (order, 3, P) of their gradients along ``direction``.
         direction: d (P,).
         expected: a displacement (P,) near those to come, up to scale; it tells which coordinates matter.
         recipe: optimiser and number of steps.
@@ -154,12 +153,16 @@ class _Path:
             self.rows = rows[:, chosen]
         self.weighted = self.rows * self.weights
 
-    def critical_rate(self, start: float) -> float:
-        """The learning rate near ``start`` at which the gap is zero after T steps, by secants in log η; or nan."""
-        x, y = math.log(start), self._final_gap(start)
+    def critical_rate(self, start: float, order: int | None = None) -> float:
+        """The learning rate near ``start`` at which the gap is zero after T steps, by secants in log η; or nan.
+
+        A smaller ``order`` than that of ``D`` leaves out its higher derivatives.
+        """
+        order = order or self.order
+        x, y = math.log(start), self._final_gap(start, order)
         following = x + (0.05 if y < 0 else -0.05)
         for _ in range(12):
-            value = self._final_gap(math.exp(following))
+            value = self._final_gap(math.exp(following), order)
             slope = (value - y) / (following - x)
             x, y = following, value
             if not (math.isfinite(value) and slope > 0):
@@ -171,8 +174,8 @@ class _Path:
 
     def displacement(self, rate: float, D: Tensor) -> Tensor:
         """Where the path at ``rate`` ends, in all coordinates (P,); ``D`` as given to the path."""
-        self._final_gap(rate)
-        steps = [factors[:-1].to(D) for factors in self.factors]
+        self._final_gap(rate, self.order)
+        steps = [factors.to(D) for factors in self.factors]
         blocks = []
         for block in D.flatten(0, 1).split(SAMPLE, dim=1):
             optimizer = _Optimizer(block[0], rate, self.recipe)
@@ -181,20 +184,20 @@ class _Path:
             blocks.append(optimizer.position)
         return torch.cat(blocks)
 
-    def _final_gap(self, rate: float) -> float:
-        inverse = [1 / math.factorial(o) for o in range(self.order + 1)]
+    def _final_gap(self, rate: float, order: int) -> float:
+        inverse = [1 / math.factorial(o) for o in range(order + 1)]
+        rows, weighted = self.rows[: 3 * order], torch.cat([self.weighted[: 3 * order], self.weighted[-1:]])
         optimizer, z, along = _Optimizer(self.rows[0], rate, self.recipe), self.z, 0.0
         self.factors = []
         for _ in range(self.recipe.steps):
             residual = z.softmax(0)
             residual[0] -= 1
-            powers = [residual * along**o * inverse[o] for o in range(self.order)]
-            self.factors.append(torch.cat([*powers, torch.zeros(1, dtype=z.dtype)]))
-            optimizer.step(self.factors[-1].to(self.rows) @ self.rows)
-            moved = (self.weighted @ optimizer.position).double().cpu()
+            self.factors.append(torch.cat([residual * along**o * inverse[o] for o in range(order)]))
+            optimizer.step(self.factors[-1].to(rows) @ rows)
+            moved = (weighted @ optimizer.position).double().cpu()
             along = float(moved[-1])
-            change = moved[:-1].view(self.order, 3)
-            z = self.z + sum(change[o] * along**o * inverse[o + 1] for o in range(self.order))
+            change = moved[:-1].view(order, 3)
+            z = self.z + sum(change[o] * along**o * inverse[o + 1] for o in range(order))
         return float(z[0] - z[1])
 
 
@@ -237,8 +240,8 @@ def _sample(rows: Tensor, expected: Tensor, count: int) -> tuple[Tensor, Tensor]
     hit = order[torch.diff(passed, prepend=passed.new_zeros(1)) > 0].sort().values
     weights = 1 / chance[hit]
     seen = parts[:, active[hit]].double()
-    scale = parts.double().abs().sum(1, keepdim=True).clamp_min(1e-300)
-    seen, target = seen / scale, parts.double().sum(1) / scale[:, 0]
+    scale = parts.abs().sum(1, dtype=torch.float64).clamp_min(1e-300)
+    seen, target = seen / scale[:, None], parts.sum(1, dtype=torch.float64) / scale
     missing = target - (seen * weights).sum(1)
     correction = torch.linalg.lstsq((seen * weights) @ seen.T, missing[:, None], driver="gelsd").solution[:, 0]
     weights = weights * (1 + correction @ seen)

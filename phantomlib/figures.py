@@ -632,3 +632,102 @@ def watched_trainings(runs: dict) -> Figure:
     right.set(xlabel="step", ylabel="logit gap $\\Delta$ (nat)")
     right.set_title("What the callback adds")
     return figure
+
+
+def numbers_by_model(numbers, summaries: dict, colours: dict, titles: dict[str, str]) -> Figure:
+    """Critical kinematic numbers, one panel per optimiser; dots are contexts, bars the geometric mean with its interval.
+
+    Args:
+        numbers: pandas table with columns optimizer, model and number.
+        summaries: for each optimiser the table of :func:`phantomlib.critical.architecture_numbers`.
+        colours: by model.
+        titles: of the panels, by optimiser.
+    """
+    figure, panels = plt.subplots(1, len(titles), figsize=(WIDTH, 3.2), sharey=True, layout="constrained")
+    for axes, (optimizer, title) in zip(panels, titles.items(), strict=True):
+        summary = summaries[optimizer]
+        axes.axhline(1, color=REFERENCE, linewidth=0.8)
+        for i, row in enumerate(summary.itertuples()):
+            chosen = numbers[(numbers.optimizer == optimizer) & (numbers.model == row.model)].number
+            offsets = np.linspace(-0.28, -0.08, len(chosen))
+            axes.plot(i + offsets, chosen.sort_values(), "o", markersize=3, color=colours[row.model], alpha=0.7)
+            errors = [[row.mean - row.low], [row.high - row.mean]]
+            axes.errorbar(i + 0.15, row.mean, yerr=errors, fmt="s", color=colours[row.model], markersize=5, capsize=3)
+        axes.set(title=title, xticks=range(len(summary)), xticklabels=summary.model)
+        axes.tick_params(axis="x", rotation=30)
+    panels[0].set_ylabel("critical kinematic number $N_c$")
+    return figure
+
+
+def prediction_errors(results: dict, predictors: list[str], colours: dict, titles: dict[str, str]) -> Figure:
+    """Relative error of predicted critical rates against the initial gap; the first predictor open, the last filled.
+
+    Args:
+        results: for each optimiser the rows of :func:`phantomlib.prediction.results`.
+        predictors: names of columns.
+        colours: by model.
+        titles: of the panels, by optimiser.
+    """
+    figure, panels = plt.subplots(1, len(titles), figsize=(WIDTH, 3.0), sharey=True, layout="constrained")
+    for axes, (optimizer, title) in zip(panels, titles.items(), strict=True):
+        axes.axhline(0, color=REFERENCE, linewidth=0.8)
+        for name, rows in results[optimizer].groupby("model", sort=False):
+            for predictor in predictors:
+                filled = colours[name] if predictor == predictors[-1] else "none"
+                error = 100 * (rows[predictor] / rows.measured - 1)
+                axes.plot(rows.gap.abs(), error, "o", markersize=4, color=colours[name], markerfacecolor=filled, alpha=0.8)
+        axes.set(title=title, xlabel=r"initial logit gap $|\Delta_0|$ (nat)")
+    panels[0].set_ylabel("predicted over measured, error (%)")
+    dot = {"marker": "o", "linestyle": "", "color": OTHER_FAMILY}
+    handles = [
+        mpl.lines.Line2D([], [], label=p.replace("_", " "), **dot, **({} if p == predictors[-1] else {"markerfacecolor": "none"}))
+        for p in predictors
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize="small")
+    return figure
+
+
+def coherence_histories(histories: dict, final, boundary: float, colours: dict) -> Figure:
+    """Bulk coherence along pretraining, one line per model, with the boundary between the classes.
+
+    Args:
+        histories: for each model pairs of (step, B).
+        final: B by model (pandas series), for models without a history too.
+        boundary: between the two classes.
+        colours: by model.
+    """
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.0), layout="constrained")
+    axes.axhline(boundary, color=REFERENCE, linewidth=1)
+    axes.axhline(1, color=REFERENCE, linewidth=0.8, linestyle=":")
+    for name, value in final.items():
+        steps, values = np.array(histories.get(name, [(0, value)]), dtype=float).T
+        axes.plot(steps, values, "-" if len(steps) > 1 else "o", marker="o", markersize=3, color=colours[name], label=name)
+    axes.set(yscale="log", xlabel="pretraining step", ylabel="bulk coherence $B$")
+    axes.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
+    axes.minorticks_off()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+    return figure
+
+
+def blind_errors(comparison: dict, band: float, titles: dict[str, str]) -> Figure:
+    """Error of a blind prediction by context, one panel per optimiser.
+
+    Args:
+        comparison: for each optimiser a table with columns gap, predicted and measured.
+        band: in per cent, shaded around zero.
+        titles: of the panels, by optimiser.
+    """
+    figure, panels = plt.subplots(1, len(comparison), figsize=(WIDTH, 3.0), sharey=True, layout="constrained")
+    for axes, (optimizer, table) in zip(panels, comparison.items(), strict=True):
+        axes.axhspan(-band, band, color="#E6E6E6", zorder=0)
+        axes.axhline(0, color=REFERENCE, linewidth=0.8)
+        error = 100 * (table.predicted / table.measured - 1)
+        axes.plot(table.gap.abs(), error, "o", color=FAMILIES["llama"], markersize=5)
+        for x, y, name in zip(table.gap.abs(), error, table.context, strict=True):
+            label_line(axes, x, y, name, "#4D4D4D", fontsize="x-small")
+        mean = 100 * np.expm1(np.log(table.predicted / table.measured).mean())
+        axes.axhline(mean, color=FAMILIES["llama"], linestyle="--", linewidth=1)
+        axes.set(title=titles[optimizer], xlabel=r"initial logit gap $|\Delta_0|$ (nat)")
+        axes.margins(x=0.15)
+    panels[0].set_ylabel("predicted over measured, error (%)")
+    return figure

@@ -269,6 +269,8 @@ def fit(table: pd.DataFrame, predictor: str, calibration: str) -> tuple[float, f
     rows = table[["gap", "measured", predictor]].dropna()
     if calibration == "none":
         return 0.0, 0.0
+    if len(rows) < 3:
+        return math.nan, math.nan
     residual = np.log(rows.measured / rows[predictor])
     if calibration == "constant":
         return float(residual.mean()), 0.0

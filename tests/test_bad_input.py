@@ -1,0 +1,225 @@
+"""Bad input over the whole command line: exit code not 0, one clear message, no traceback, no file left behind."""
+
+import os
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from phantomlib.cli import app
+
+ROOT = Path(__file__).parents[1]
+LIE = "After the lie, Anna felt a deep sense of"
+CONTEXT = "- {id: a, prompt: 'She felt a deep sense of', correct: shame, competitor: guilt}\n"
+
+FILES = {  # what lies in the folder from which the commands are given
+    "not-yaml.yaml": b"- id: [a\n  prompt: x",
+    "text.yaml": b"just a sentence\n",
+    "mapping.yaml": b"id: a\nprompt: x\ncorrect: y\ncompetitor: z\n",
+    "empty.yaml": b"",
+    "binary.yaml": bytes(range(256)),
+    "twice.yaml": (CONTEXT * 2).encode(),
+    "no-prompt.yaml": b"- {id: a, correct: shame, competitor: guilt}\n",
+    "odd-key.yaml": b"- {id: a, prompt: x, correct: shame, competitor: guilt, weight: 2}\n",
+    "yes.yaml": b"- {id: a, prompt: Say, correct: yes, competitor: no}\n",
+    "blank.yaml": b"- {id: a, prompt: '  ', correct: shame, competitor: guilt}\n",
+    "same.yaml": b"- {id: a, prompt: x, correct: shame, competitor: ' shame'}\n",
+    "good.yaml": CONTEXT.encode(),
+    "steps-twice.yaml": b"steps: 3\nsteps: 4\n",
+    "list.yaml": b"- steps\n",
+    "empty/.keep": b"",
+    "pickled/config.json": b'{"model_type": "gpt2"}',
+    "pickled/pytorch_model.bin": b"\x80\x04",
+    "broken/config.json": b"{",
+    "broken/model.safetensors": b"nothing",
+    "foreign/config.json": b'{"model_type": "no-such-model", "auto_map": {"AutoModelForCausalLM": "x.Y"}}',
+    "foreign/model.safetensors": b"nothing",
+    "taken": b"a file where a folder is wanted",
+}
+
+zoo = ["diagnose", "-m", "zoo:neox-s"]
+shame = [*zoo, "--context", "shame"]
+own = [*zoo, "--prompt", LIE, "--correct", "shame", "--competitor", "guilt"]
+
+DIAGNOSE = {
+    "no model": (["diagnose", "--context", "shame"], "--model"),
+    "empty model": (["diagnose", "-m", " ", "--context", "shame"], "A model is named by text"),
+    "unknown zoo model": (["diagnose", "-m", "zoo:gpt3", "--context", "shame"], "gpt2-s"),
+    "absent folder": (["diagnose", "-m", "./nowhere", "--context", "shame"], "No model folder at './nowhere'"),
+    "hub id while offline": (["diagnose", "-m", "nobody/nothing", "--context", "shame"], "no connection"),
+    "folder without a model": (["diagnose", "-m", "empty", "--context", "shame"], "config.json"),
+    "pickled weights": (["diagnose", "-m", "pickled", "--context", "shame"], "safetensors"),
+    "damaged configuration": (["diagnose", "-m", "broken", "--context", "shame"], "broken"),
+    "model with its own code": (["diagnose", "-m", "foreign", "--context", "shame"], "foreign"),
+    "a file as a model": (["diagnose", "-m", "taken", "--context", "shame"], "taken"),
+    "unknown context": ([*zoo, "--context", "shme"], "nearest: 'shame'"),
+    "contexts file missing": ([*shame, "--contexts", "nowhere.yaml"], "nowhere.yaml"),
+    "contexts not YAML": ([*shame, "--contexts", "not-yaml.yaml"], "not valid YAML"),
+    "contexts a sentence": ([*shame, "--contexts", "text.yaml"], "non-empty YAML list"),
+    "contexts a mapping": ([*shame, "--contexts", "mapping.yaml"], "non-empty YAML list"),
+    "contexts empty": ([*shame, "--contexts", "empty.yaml"], "non-empty YAML list"),
+    "contexts not text": ([*shame, "--contexts", "binary.yaml"], "not valid YAML"),
+    "contexts a folder": ([*shame, "--contexts", "empty"], "No contexts file"),
+    "context given twice": ([*shame, "--contexts", "twice.yaml"], "2 times"),
+    "context without prompt": ([*shame, "--contexts", "no-prompt.yaml"], "needs exactly id, prompt"),
+    "context with more": ([*shame, "--contexts", "odd-key.yaml"], "weight"),
+    "words that YAML reads as truth": ([*shame, "--contexts", "yes.yaml"], "quote words"),
+    "blank prompt in a file": ([*shame, "--contexts", "blank.yaml"], "non-empty text"),
+    "one word twice in a file": ([*shame, "--contexts", "same.yaml"], "two different words"),
+    "context of another file": ([*zoo, "--contexts", "good.yaml", "--context", "shame"], "It has a"),
+    "nothing to learn": (zoo, "--context ID"),
+    "context and prompt": ([*shame, "--prompt", "Hello"], "not both"),
+    "prompt without a word": ([*zoo, "--prompt", LIE], "--correct WORD"),
+    "blank prompt": ([*zoo, "--prompt", " ", "--correct", "shame"], "--context ID"),
+    "one word twice": ([*own[:-1], "shame"], "two different words"),
+    "unknown word": ([*zoo, "--prompt", LIE, "--correct", "zyzzyva"], "zyzzyva"),
+    "unknown competitor": ([*own[:-1], "zyzzyva"], "competitor word 'zyzzyva'"),
+    "words the wrong way round": (
+        [*zoo, "--prompt", LIE, "--correct", "guilt", "--competitor", "shame"], "already prefers"
+    ),
+    "learning rate below zero": ([*shame, "--learning-rate", "-1e-4"], "positive, finite"),
+    "learning rate zero": ([*shame, "--learning-rate", "0"], "positive, finite"),
+    "learning rate nan": ([*shame, "--learning-rate", "nan"], "positive, finite"),
+    "learning rate infinite": ([*shame, "--learning-rate", "inf"], "positive, finite"),
+    "learning rate a word": ([*shame, "--learning-rate", "small"], "valid number"),
+    "no steps": ([*shame, "--steps", "0"], "steps is 0"),
+    "fewer than no steps": ([*shame, "--steps", "-5"], "steps is -5"),
+    "half a step": ([*shame, "--steps", "2.5"], "valid integer"),
+    "unknown optimizer": ([*shame, "--optimizer", "adamm"], "choose one of sgd, adam"),
+    "unknown method": ([*shame, "--method", "qlora"], "choose one of full, lora"),
+    "unknown device": ([*shame, "--device", "gpu"], "device 'gpu'"),
+    "absent device": ([*shame, "--device", "cuda:99"], "device 'cuda:99'"),
+    "unknown dtype": ([*shame, "--dtype", "float16"], "float32, float64"),
+    "figure of no kind": ([*shame, "--plot", "out.gif2"], "end it with .png"),
+    "figure in no folder": ([*shame, "--plot", "nowhere/out.png"], "folder that exists"),
+    "figure as a folder": ([*shame, "--plot", "empty"], "end it with .png"),
+    "store where a file is": ([*shame, "--check", "--store", "taken/runs"], "cannot be written"),
+    "unknown option": ([*shame, "--rate", "1"], "--rate"),
+}  # fmt: skip
+
+RUN = {
+    "unknown notebook": (["run", "77"], "There is no notebook '77'"),
+    "misspelt notebook": (["run", "01_silent_failur"], "nearest: '01_silent_failure'"),
+    "unknown parameter": (["run", "01", "-p", "step", "3"], "nearest: 'steps'"),
+    "parameter without value": (["run", "01", "-p", "steps"], "-p"),
+    "steps as text": (["run", "01", "-p", "steps", "many"], "needs int"),
+    "steps as a fraction": (["run", "01", "-p", "steps", "2.5"], "needs int"),
+    "steps true": (["run", "01", "-p", "steps", "true"], "needs int"),
+    "one rate, no list": (["run", "01", "-p", "learning_rates", "1e-4"], "[0.0001]"),
+    "rates of text": (["run", "01", "-p", "learning_rates", '["a"]'], "list[float]"),
+    "models without a list": (["run", "01", "-p", "models", "zoo:gpt2-s"], "list[str]"),
+    "value that is no YAML": (["run", "01", "-p", "learning_rates", "[1, "], "not valid YAML"),
+    "parameter file missing": (["run", "01", "-f", "nowhere.yaml"], "nowhere.yaml"),
+    "parameter file a list": (["run", "01", "-f", "list.yaml"], "mapping"),
+    "parameter file says it twice": (["run", "01", "-f", "steps-twice.yaml"], "twice"),
+    "parameter file not text": (["run", "01", "-f", "binary.yaml"], "not valid YAML"),
+    "unknown profile": (["run", "01", "--profile", "zooo"], "nearest: 'zoo'"),
+    "output a folder": (["run", "01", "-o", "empty"], "is a folder"),
+    "output below a file": (["run", "01", "-o", "taken/out.ipynb"], "Cannot write"),
+}
+
+# These start a kernel: what only the notebook itself can judge.
+IN_THE_KERNEL = {
+    "negative rate": (["-p", "learning_rates", "[-1e-4]"], "positive, finite"),
+    "no models": (["-p", "models", "[]"], "at least one model"),
+    "misspelt model and file": (["-p", "models", '["zoo:gpt-s"]'], "gpt2-s"),
+    "contexts that do not fit": (["-p", "contexts", "good.yaml", "-p", "steps", "0"], "steps"),
+    "store below a file": (["-p", "store", "taken/runs"], "cannot be written"),
+}
+
+PROFILES = {
+    "not-yaml": ("common: [\n", "not valid YAML"),
+    "list": ("- common\n", "mapping"),
+    "unknown-section": ('"77": {steps: 3}\n', "section '77'"),
+    "section-no-mapping": ('"01": 3\n', "Section '01'"),
+    "unknown-parameter": ('"01": {step: 3}\n', "nearest: 'steps'"),
+    "wrong-type": ('"01": {steps: many}\n', "steps is 'many'"),
+    "common-unknown": ("common: {model: x}\n", "no parameter 'model'"),
+    "twice": ('"01": {steps: 3, steps: 4}\n', "twice"),
+}
+
+BOOK = {
+    "unknown profile": (["book", "--profile", "zooo"], "nearest: 'zoo'"),
+    "no jobs": (["book", "--jobs", "0"], "jobs is 0"),
+    "jobs as text": (["book", "--jobs", "two"], "valid integer"),
+    "unknown notebook": (["book", "--only", "77"], "'77'"),
+    "unknown option": (["book", "--profil", "zoo"], "--profil"),
+    "unknown command": (["bok"], "bok"),
+    "unknown ledger": (["claims", "--profile", "zooo"], "nearest: 'zoo'"),
+    "unknown zoo model": (["zoo", "train", "--model", "gpt3-s"], "nearest: 'gpt2-s'"),
+    "zoo on no device": (["zoo", "train", "--device", "gpu"], "device 'gpu'"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with the files above, which is the working folder."""
+    for name, content in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refuse(arguments, words, folder):
+    before = files(folder)
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code in (1, 2), result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    said = " ".join(result.stderr.split())
+    assert words in said or words in said.replace("│ ", "")
+    assert "Traceback" not in result.output and not result.stdout.strip()
+    assert said.lower().count("error: ") == 1 and len(said) < 700
+    assert str(ROOT) not in said or "notebooks" in said  # a message names what was given, not the inside of the package
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize("arguments, words", DIAGNOSE.values(), ids=DIAGNOSE)
+def test_diagnose(arguments, words, folder):
+    refuse(arguments, words, folder)
+
+
+@pytest.mark.parametrize("arguments, words", RUN.values(), ids=RUN)
+def test_run(arguments, words, folder):
+    refuse(arguments, words, folder)
+
+
+@pytest.mark.parametrize("arguments, words", IN_THE_KERNEL.values(), ids=IN_THE_KERNEL)
+def test_run_in_the_kernel(arguments, words, folder):
+    refuse(["run", "01", "-p", "store", "runs", *arguments, "-o", "out.ipynb"], words, folder)
+
+
+@pytest.mark.parametrize("arguments, words", BOOK.values(), ids=BOOK)
+def test_book_and_the_rest(arguments, words, toy_book, folder):
+    refuse(arguments, words, toy_book)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("command", ["book", "run"])
+def test_profiles(name, command, toy_book, monkeypatch):
+    text, words = PROFILES[name]
+    (toy_book / "notebooks" / "profiles" / f"{name}.yaml").write_text(text)
+    monkeypatch.chdir(toy_book)
+    arguments = ["book"] if command == "book" else ["run", "01", "-o", "out.ipynb"]
+    refuse([*arguments, "--profile", name], words, toy_book)
+
+
+def test_contents_that_name_no_notebook(toy_book, monkeypatch):
+    monkeypatch.chdir(toy_book)
+    toc = toy_book / "_toc.yml"
+    toc.write_text(toc.read_text().replace("02_after", "03_gone"))
+    refuse(["book"], "03_gone", toy_book)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written(folder):
+    (folder / "empty").chmod(0o500)
+    refuse([*shame, "--plot", "empty/out.png"], "folder that exists", folder)
+
+
+def test_there_are_enough():
+    assert len(DIAGNOSE) + len(RUN) + len(IN_THE_KERNEL) + len(BOOK) + 2 * len(PROFILES) >= 40

@@ -332,7 +332,8 @@ def build_pages(root: Path) -> Path:
         shutil.rmtree(root / "_build" / folder, ignore_errors=True)
     command = [sys.executable, "-c", BUILDER, "build", str(root), "-W", "-n", "--keep-going"]
     print("Building the pages.", file=sys.stderr, flush=True)
-    built = subprocess.run(command, cwd=root, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    environment = os.environ | {"NO_COLOR": "1"}
+    built = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     index = root / "_build" / "html" / "index.html"
     if built.returncode or not index.is_file():
         complaints = [line for line in built.stderr.splitlines() if "WARNING" in line or "ERROR" in line]

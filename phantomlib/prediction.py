@@ -41,6 +41,7 @@ from phantomlib.models import LanguageModel
 from phantomlib.trajectories import Store, describe
 
 STEP_0 = ("velocity", "straight_line", "three_gradients", "second_order", "third_order")
+PREDICTORS = (*STEP_0, "first_steps")
 FIRST_STEPS = 3
 CALIBRATIONS = ("none", "constant", "gap")
 VERSION = 1  # raised whenever a prediction could change
@@ -283,7 +284,7 @@ def apply(table: pd.DataFrame, predictor: str, coefficients: tuple[float, float]
     return table[predictor] * np.exp(coefficients[0] + coefficients[1] * table.gap.abs())
 
 
-def leave_one_out(table: pd.DataFrame, predictors=(*STEP_0, "first_steps")) -> pd.DataFrame:
+def leave_one_out(table: pd.DataFrame, predictors=PREDICTORS) -> pd.DataFrame:
     """Every predictor and calibration, each architecture predicted from the others.
 
     Args:

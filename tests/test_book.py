@@ -240,7 +240,7 @@ def test_durations():
 
 def test_every_page_of_the_contents_exists():
     generated = book.pages_to_generate(ROOT)
-    assert generated == [path.stem for path in runner.notebooks(ROOT).values() if path.stem in generated]
+    assert set(generated) <= {path.stem for path in runner.notebooks(ROOT).values()}
     listed = re.findall(r"(?:file|root): (\S+)", (ROOT / "_toc.yml").read_text())
     for page in listed:
         assert (ROOT / f"{page}.md").is_file() or Path(page).name in generated, page

@@ -84,11 +84,9 @@ def _agrees(stacked: Stack, module: nn.Module, values: dict[str, Tensor]) -> boo
 def _by_vmap(module: nn.Module, parameters: dict[str, Tensor]) -> Callable:
     module = _share_frozen_copy(module)
     for leaf in module.modules():
-        if (
-            isinstance(leaf, nn.Embedding) and leaf.padding_idx is not None
-        ):  # under vmap it means one replica's row only
+        # vmap heeds padding_idx for the first replica only
+        if isinstance(leaf, nn.Embedding) and leaf.padding_idx is not None:
             leaf.register_forward_hook(lambda _, args, rows, idx=leaf.padding_idx: _untrained_at(idx, args[0], rows))
-            leaf.padding_idx = None
 
     def one(values: dict[str, Tensor], ids: Tensor, last: Tensor) -> Tensor:
         logits = torch.func.functional_call(module, values, (ids[None],), {"use_cache": False}).logits[0]

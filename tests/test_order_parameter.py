@@ -5,15 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from phantomlib import order_parameter as op
 from phantomlib.errors import ParameterError
-
-# the same examples on every machine, no time limit on a busy one, no folder left behind
-settings.register_profile("tests", deadline=None, derandomize=True, database=None)
-settings.load_profile("tests")
 
 
 @st.composite

@@ -172,7 +172,7 @@ notebook.say(
 nb.made_by()
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-bulk-classes", "caption": "Bulk coherence of the zoo's models along their pretraining (one seed each), and the boundary between the two classes found in the final values (grey). For other models only the final value is known, drawn as a dot."}, "image": {"alt": "Bulk coherence against pretraining step, one line per model.", "width": "100%"}}
-histories = {ref.removeprefix("zoo:"): zoo.report(ref.removeprefix("zoo:"))["bulk_coherence"] for ref in nb.models if ref.startswith("zoo:")}
+histories = {ref.removeprefix("zoo:"): [(h["step"], h["B"]) for h in zoo.report(ref.removeprefix("zoo:"))["bulk_coherence"]] for ref in nb.models if ref.startswith("zoo:")}
 figures.coherence_histories(histories, described.coherence, classes.boundary, colours);
 
 # %% tags=["hide-input"]

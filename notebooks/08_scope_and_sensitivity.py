@@ -52,8 +52,8 @@ colours = figures.model_colours(loaded)
 # - **unrelated**: the competitor stays. The correct token is replaced by the one whose logit is nearest, among those whose readout row
 #   overlaps with the competitor's no more than usual. So the gap to close is the same and the relation is gone.
 # - **random pair**: two tokens drawn among the two hundred most probable.
-# - **antonym**: words of opposite meaning, where the tokenizer and vocabulary have them. The generated language of the zoo has no opposites, so
-#   this control counts for public checkpoints only.
+# - **antonym**: words of opposite meaning, where the tokenizer and vocabulary have them. The generated language of the zoo knows few such words, and
+#   does not know that they are opposites; this control counts for public checkpoints.
 #
 # For each we find, under Adam (for the unrelated pairs under SGD too), the critical learning rate and the critical kinematic number $N_c$, as in the chapter on dimensionless numbers.
 

@@ -25,7 +25,7 @@ from phantomlib.critical import critical_rates
 from phantomlib.errors import PhantomError
 from phantomlib.finetune import Recipe
 from phantomlib.models import LanguageModel
-from phantomlib.prediction import STEP_0, apply, fit, leave_one_out, predict, ranking, write_json
+from phantomlib.prediction import CALIBRATIONS, LADDER, STEP_0, apply, fit, leave_one_out, predict, ranking, write_json
 from phantomlib.trajectories import Store, commit, describe
 
 
@@ -40,6 +40,7 @@ class Prediction:
         interval: 95 % prediction interval of ``value``.
         rates: predicted critical rate of each context, by id.
         predictor, calibration, coefficients: how; chosen by leave-one-out among the fitted architectures.
+        tried: what every other predictor and calibration says instead of ``value``, by their names.
         fitted_on: names of these architectures.
         evidence: hash of the table that was fitted.
         subject: hash of the held-out model's weights, the contexts and the recipe.
@@ -55,6 +56,7 @@ class Prediction:
     predictor: str
     calibration: str
     coefficients: tuple[float, float]
+    tried: dict[str, float]
     fitted_on: tuple[str, ...]
     evidence: str
     subject: str
@@ -69,7 +71,8 @@ def predict_held_out(
     """Predict the critical rates of a model that was never fine-tuned, and write them to ``<store>/predictions``.
 
     The predictor and its calibration are those with the smallest leave-one-out error among the architectures in
-    ``table``; only predictors that do not run the model take part. The interval comes from the same errors.
+    ``table``; only predictors that use nothing but step 0 take part. The interval comes from the same errors. What the
+    other predictors say is written down too, so that they can be judged by the same measurement.
 
     Args:
         store: the store.
@@ -104,6 +107,11 @@ def predict_held_out(
     coefficients = fit(table, predictor, calibration)
     step_0 = predict(store, model, contexts, recipe).to_dataframe().reset_index()
     rates = apply(step_0, predictor, coefficients)
+    tried = {
+        f"{name}, {kind}": float(np.exp(np.log(apply(step_0, name, fit(table, name, kind))).mean()))
+        for name in LADDER
+        for kind in CALIBRATIONS
+    }
     if rates.isna().any():
         missing = ", ".join(step_0.context[rates.isna()])
         raise PhantomError(f"'{predictor}' predicts nothing for {missing} of '{model.name}'; leave these contexts out.")
@@ -122,6 +130,7 @@ def predict_held_out(
             "predictor": predictor,
             "calibration": calibration,
             "coefficients": coefficients,
+            "tried": tried,
             "fitted_on": list(dict.fromkeys(table.model)),
             "evidence": evidence,
             "subject": subject,

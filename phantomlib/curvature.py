@@ -149,6 +149,11 @@ def velocity(model: LanguageModel, contexts: list[Resolved], recipe: Recipe = PL
     return Velocity(*table.T)
 
 
+def gradients(problem: Problem, offset: Tensor | None = None) -> Tensor:
+    """Gradients of the three logits (3, P), with the weights moved by ``offset`` (P,); three backward passes."""
+    return _derivatives(problem, torch.zeros(()), 1, offset)[0]
+
+
 def derivatives(problem: Problem, direction: Tensor, order: int, *, reach: float = 1.0) -> Tensor:
     r"""Derivatives of the three logits at step 0: gradients, and how they change along a direction.
 
@@ -175,15 +180,15 @@ def derivatives(problem: Problem, direction: Tensor, order: int, *, reach: float
 
 def _derivatives(problem: Problem, direction: Tensor, order: int, offset: Tensor | None) -> Tensor:
     leaves = problem.leaves(offset)
-    pieces = problem.split(direction)
+    pieces = problem.split(direction) if order > 1 else ()
     found = []
     for value in problem.three(problem.logits(leaves)):
         rows = []
         for remaining in reversed(range(order)):
-            gradients = _gradients(value, leaves, retain_graph=True, create_graph=remaining > 0)
-            rows.append(problem.flat(gradients))
+            slopes = _gradients(value, leaves, retain_graph=True, create_graph=remaining > 0)
+            rows.append(problem.flat(slopes))
             if remaining:
-                value = sum((g * d).sum() for g, d in zip(gradients, pieces, strict=True) if g is not None)
+                value = sum((g * d).sum() for g, d in zip(slopes, pieces, strict=True) if g is not None)
         found.append(torch.stack(rows))
     return torch.stack(found, 1)
 
@@ -193,7 +198,7 @@ def tangent_kernel(problem: Problem, recipe: Recipe = PLAIN) -> Tensor:
 
     For SGD the Gram matrix of their gradients (the neural tangent kernel); for Adam weighted with 1/(\\|∇L\\| + ε).
     """
-    G = derivatives(problem, problem.flat(problem.values.values()), 1)[0].double()
+    G = gradients(problem).double()
     if recipe.optimizer == "sgd":
         return G @ G.T
     with torch.no_grad():
@@ -235,15 +240,15 @@ def sharpness(
 def hessian(problem: Problem, recipe: Recipe = PLAIN) -> tuple[LinearOperator, Tensor]:
     """The Hessian (P, P) of the loss as an operator, rescaled as in :func:`sharpness`, and the loss gradient (P,)."""
     leaves = problem.leaves()
-    gradients = _gradients(problem.loss(problem.logits(leaves)), leaves, create_graph=True)
-    gradient = problem.flat(gradients)
+    slopes = _gradients(problem.loss(problem.logits(leaves)), leaves, create_graph=True)
+    gradient = problem.flat(slopes)
     scale = torch.ones_like(gradient)
     if recipe.optimizer != "sgd":
         scale = (gradient.abs() + recipe.epsilon).rsqrt()
 
     def product(vector: np.ndarray) -> np.ndarray:
         pieces = problem.split(scale * torch.as_tensor(vector.reshape(-1), dtype=scale.dtype, device=scale.device))
-        inner = sum((g * v).sum() for g, v in zip(gradients, pieces, strict=True) if g is not None)
+        inner = sum((g * v).sum() for g, v in zip(slopes, pieces, strict=True) if g is not None)
         return (scale * problem.flat(_gradients(inner, leaves, retain_graph=True))).double().cpu().numpy()
 
     return LinearOperator((len(scale), len(scale)), matvec=product, dtype=np.float64), gradient

@@ -1,6 +1,6 @@
-r"""Predict critical learning rates from step-0 quantities of a model; no run of the model is used.
+r"""Predict critical learning rates without fine-tuning a model.
 
-The ladder. All rungs ask for which η the logit gap is zero after T steps.
+The ladder. All rungs ask for which η the logit gap is zero after T steps, and use only what is known at step 0.
 
 ``velocity``
     The gap closes at its first speed: :math:`\eta = |\Delta_0| / (T v_0)`, so the kinematic number is 1.
@@ -13,6 +13,14 @@ The ladder. All rungs ask for which η the logit gap is zero after T steps.
     The same, with gradients that change linearly along the first update (three Hessian-vector products).
 ``third_order``
     The same with two derivatives, taken along the displacement that ``second_order`` predicts.
+
+Two more leave step 0, for comparison:
+
+``quadrature``
+    Gradients at step 0 and with the weights moved by half and all of the predicted displacement (Simpson's points). The
+    weights are moved by hand; no step of training is made.
+``first_steps``
+    The velocity over three real steps, continued in a straight line.
 
 Nothing in them is fitted. A calibration can be fitted on other architectures: a common factor, or one that depends on
 Δ_0.
@@ -34,22 +42,23 @@ from torch import Tensor
 
 from phantomlib.contexts import Resolved
 from phantomlib.critical import critical_rates
-from phantomlib.curvature import Problem, derivatives, first_update
+from phantomlib.curvature import Problem, derivatives, first_update, gradients
 from phantomlib.errors import ParameterError
 from phantomlib.finetune import Recipe
 from phantomlib.models import LanguageModel
 from phantomlib.trajectories import Store, describe
 
 STEP_0 = ("velocity", "straight_line", "three_gradients", "second_order", "third_order")
-PREDICTORS = (*STEP_0, "first_steps")
+LADDER = (*STEP_0, "quadrature")
+PREDICTORS = (*LADDER, "first_steps")
 FIRST_STEPS = 3
 CALIBRATIONS = ("none", "constant", "gap")
-VERSION = 1  # raised whenever a prediction could change
+VERSION = 2  # raised whenever a prediction could change
 SAMPLE = 65_536  # coordinates on which Adam is followed; more are sampled, see _sample
 
 
 def predict(store: Store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe) -> xr.Dataset:
-    """Critical learning rates predicted at step 0, kept in the store.
+    """Critical learning rates predicted without a step of training, kept in the store.
 
     Args:
         store: where predictions are kept, in ``predictors``; no run is read or made.
@@ -58,7 +67,7 @@ def predict(store: Store, model: LanguageModel, contexts: list[Resolved], recipe
         recipe: optimiser (``sgd`` or ``adam``), full fine-tuning, number of steps T.
 
     Returns:
-        Dataset over ``context``: one variable per rung of the ladder (``STEP_0``; nan where it has no solution), and
+        Dataset over ``context``: one variable per rung of the ladder (``LADDER``; nan where it has no solution), and
         ``gap`` (Δ_0, nats).
 
     Raises:
@@ -97,9 +106,8 @@ def _ladder(problem: Problem, recipe: Recipe) -> dict[str, float]:
         z = problem.three(problem.logits(problem.values))
     residual = z.softmax(0)
     residual[0] -= 1  # the gradient of the loss with respect to the three logits
-    G = derivatives(problem, torch.zeros_like(problem.flat(problem.values.values())), 1)
-    u = first_update(residual @ G[0], recipe)
-    del G
+    G = gradients(problem)
+    u = first_update(residual @ G, recipe)
     D = derivatives(problem, u, 2)
     gap = float(z[0] - z[1])
     change = D[:, 0] - D[:, 1]  # (2, P): gradient of the gap and its derivative along u
@@ -111,15 +119,16 @@ def _ladder(problem: Problem, recipe: Recipe) -> dict[str, float]:
     second = _Path(z, D, u, u, recipe)
     found["three_gradients"] = second.critical_rate(start, order=1)
     found["second_order"] = rate = second.critical_rate(start)
+    found |= {"third_order": math.nan, "quadrature": math.nan}
     if math.isfinite(rate):
         displacement = second.displacement(rate, D)
         reach = float(displacement.norm())
         direction = displacement / reach
         D = derivatives(problem, direction, 3, reach=reach)
-        third = _Path(z, D, direction, displacement, recipe)
-        found["third_order"] = third.critical_rate(rate)
-    else:
-        found["third_order"] = math.nan
+        found["third_order"] = _Path(z, D, direction, displacement, recipe).critical_rate(rate)
+        middle, end = (gradients(problem, share * displacement) for share in (0.5, 1.0))
+        D = torch.stack([G, (4 * middle - end - 3 * G) / reach, 4 * (end - 2 * middle + G) / reach**2])
+        found["quadrature"] = _Path(z, D, direction, displacement, recipe).critical_rate(rate)
     return found
 
 
@@ -253,7 +262,7 @@ def results(store: Store, model: LanguageModel, contexts: list[Resolved], recipe
     """Measured critical rates of one model beside everything predicted: one row per context, learning rates as they
     are.
 
-    Columns: ``model``, ``context``, ``gap``, ``measured``, the rungs of ``STEP_0``, ``first_steps``. The attribute
+    Columns: ``model``, ``context``, ``gap``, ``measured``, and those of ``PREDICTORS``. The attribute
     ``run_ids`` lists the runs. ``options`` go to :func:`phantomlib.critical.critical_rates`.
     """
     measured = critical_rates(store, model, contexts, recipe, **options)

@@ -50,6 +50,7 @@ def test_predict_then_sweep_and_again(case):
     prediction = predict_held_out(*case, RECIPE, planted())
     assert prediction.predictor in blind.STEP_0 and prediction.fitted_on == tuple("abcde")
     assert prediction.interval[0] <= prediction.value <= prediction.interval[1]
+    assert prediction.tried[f"{prediction.predictor}, {prediction.calibration}"] == pytest.approx(prediction.value)
     assert prediction.value == pytest.approx(np.exp(np.mean(np.log(list(prediction.rates.values())))))
     found = sweep_held_out(*case, RECIPE)
     assert found.converged.all() and blind.runs_of(store, case[1])

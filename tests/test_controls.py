@@ -5,7 +5,7 @@ import torch
 
 from phantomlib import models
 from phantomlib.contexts import load_contexts, resolve
-from phantomlib.controls import LIKELY, controls
+from phantomlib.controls import ANTONYMS, LIKELY, controls
 from phantomlib.errors import ContextError
 from phantomlib.order_parameter import overlaps
 
@@ -46,7 +46,13 @@ def test_random_pairs_follow_the_seed_and_are_likely_tokens(setting):
 
 def test_words_a_tokenizer_splits_are_left_out(setting):
     model, contexts, _ = setting
-    assert controls(model, contexts, "antonym") == []  # the zoo's language has no opposites
+    found = controls(model, contexts, "antonym")
+    words = {piece.strip() for piece in map(lambda i: model.tokenizer.decode([i]), range(len(model.readout)))}
+    listed = load_contexts(ANTONYMS)
+    assert [c.id for c in found] == [c.id for c in listed if {c.correct, c.competitor} <= words]
+    for control in found:
+        z = models.next_token_logits(model, [control])[0]
+        assert z[control.correct_id] < z[control.competitor_id]
 
 
 def test_unknown_kind_is_refused(setting):

@@ -6,7 +6,16 @@ import torch
 import transformers
 
 from phantomlib import curvature
-from phantomlib.curvature import Problem, derivatives, first_update, hessian, sharpness, tangent_kernel, velocity
+from phantomlib.curvature import (
+    Problem,
+    derivatives,
+    first_update,
+    gradients,
+    hessian,
+    sharpness,
+    tangent_kernel,
+    velocity,
+)
 from phantomlib.errors import ParameterError
 from phantomlib.finetune import Recipe, finetune
 from phantomlib.models import LanguageModel, fingerprint
@@ -98,6 +107,10 @@ def test_higher_derivatives_are_differences_of_lower_ones(order):
         return derivatives(moved, direction, order - 1)[-1]
 
     torch.testing.assert_close(D[-1], (lower(h) - lower(-h)) / (2 * h), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(gradients(problem), D[0])
+    torch.testing.assert_close(
+        (gradients(problem, h * direction) - gradients(problem, -h * direction)) / (2 * h), D[1], rtol=1e-3, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])

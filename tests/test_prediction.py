@@ -13,7 +13,7 @@ from phantomlib.critical import critical_rates
 from phantomlib.curvature import velocity
 from phantomlib.errors import ParameterError
 from phantomlib.finetune import Recipe
-from phantomlib.prediction import STEP_0, _Path, _sample, predict
+from phantomlib.prediction import LADDER, _Path, _sample, predict
 from phantomlib.trajectories import Store
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
@@ -89,8 +89,9 @@ def test_the_ladder_climbs_towards_real_runs(tmp_path, architecture, optimizer):
     contexts, recipe = tiny.contexts(model, place=3), Recipe(optimizer=optimizer, steps=10)
     truth = critical_rates(store, model, contexts, recipe, tolerance=1e-4).critical_rate.values
     found = predict(store, model, contexts, recipe)
-    error = {name: np.abs(np.log(found[name].values / truth)).max() for name in STEP_0}
+    error = {name: np.abs(np.log(found[name].values / truth)).max() for name in LADDER}
     assert error["third_order"] < 0.03 and error["third_order"] < error["three_gradients"]
+    assert error["quadrature"] < 0.03
     assert error["second_order"] < max(error["three_gradients"], 0.03)
     first = velocity(model, contexts, recipe)
     np.testing.assert_allclose(found.velocity, (-first.gap / first.velocity / 10).numpy(), rtol=1e-6)
@@ -128,7 +129,7 @@ def planted(intercept=0.1, slope=0.2, seed=0):
     measured = guess * np.exp(intercept + slope * np.abs(gap))
     exact = measured * np.exp(rng.normal(scale=1e-4, size=50))
     names = np.repeat(list("abcde"), 10)
-    columns = {name: guess for name in STEP_0} | {"third_order": exact, "first_steps": np.full(50, np.nan)}
+    columns = {name: guess for name in LADDER} | {"third_order": exact, "first_steps": np.full(50, np.nan)}
     return pd.DataFrame({"model": names, "context": np.tile(range(10), 5), "gap": gap, "measured": measured} | columns)
 
 

@@ -61,7 +61,6 @@ class Claim:
     tests: dict
     changes: list
 
-
     def holds(self, values: Mapping[str, float]) -> bool:
         """Whether every criterion's value keeps its bound; an undefined value does not."""
         return all(criterion.holds(values[criterion.name]) for criterion in self.criteria)
@@ -99,7 +98,9 @@ def load_claims(path: Path = LEDGER) -> list[Claim]:
             raise ParameterError(f"Claim {entry.get('id', '?')} in {path.name} is incomplete: {error}.") from None
         known = all(c.direction in ("at least", "at most") for c in criteria) and claim.decides in OPTIMIZERS
         if not criteria or not known:
-            raise ParameterError(f"Claim {claim.id} in {path.name} needs criteria 'at least' or 'at most', and decides adam or sgd.")
+            raise ParameterError(
+                f"Claim {claim.id} in {path.name} needs criteria 'at least' or 'at most', and decides adam or sgd."
+            )
         claims.append(claim)
     return claims
 
@@ -138,7 +139,9 @@ def record(
     names = [c.name for c in claim.criteria]
     values = dict(value) if isinstance(value, Mapping) else {names[0]: value}
     if set(values) != set(names) or not set(claim.needs) <= set(n):
-        raise ParameterError(f"Claim {id} needs values for {names} and n for {list(claim.needs)}; got {list(values)} and {list(n)}.")
+        raise ParameterError(
+            f"Claim {id} needs values for {names} and n for {list(claim.needs)}; got {list(values)} and {list(n)}."
+        )
     measurement = {
         "values": {name: float(v) for name, v in values.items()},
         "interval": None if interval is None else [float(bound) for bound in interval],
@@ -185,7 +188,9 @@ def judge(claim: Claim, store: Store, scope: str, optimizer: str | None = None) 
     if unknown:
         return verdict(NOT_TESTED, f"{unknown[0]} could not be measured")
     failed = [c for c in claim.criteria if not c.holds(values[c.name])]
-    parts = "; ".join(f"{c.name} is {values[c.name]:.4g}, needs {c.direction} {c.threshold:g}" for c in failed or claim.criteria)
+    parts = "; ".join(
+        f"{c.name} is {values[c.name]:.4g}, needs {c.direction} {c.threshold:g}" for c in failed or claim.criteria
+    )
     return verdict(NOT_REPRODUCED if failed else REPRODUCED, parts)
 
 

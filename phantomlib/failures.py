@@ -62,7 +62,9 @@ def fewest_silent_contexts(grids: list[xr.Dataset], least_fall: float) -> int:
 
 def tally(grids: list[xr.Dataset], least_fall: float) -> dict[str, int]:
     """Over the models' grids of runs: how many failed silently, overtook, fell by too little to count, or did anything else."""
-    counts = dict.fromkeys(("failed silently", "overtook", "fell by too little to count", "rose at some step or diverged"), 0)
+    counts = dict.fromkeys(
+        ("failed silently", "overtook", "fell by too little to count", "rose at some step or diverged"), 0
+    )
     for runs in grids:
         failed, quiet, won = silent(runs, least_fall), silent(runs), overtakes(runs)
         kinds = (failed, won, quiet & ~failed, ~won & ~quiet)

@@ -16,7 +16,12 @@ from matplotlib.ticker import MaxNLocator
 CORRECT, COMPETITOR = "#0072B2", "#D55E00"
 SIGNAL, DRAG, PHI = "#009E73", "#CC79A7", "#000000"
 LOSS, REFERENCE = "#56B4E9", "#7F7F7F"
-FAMILIES = {"gpt2": "#0072B2", "gpt_neox": "#D55E00", "llama": "#009E73", "opt": "#CC79A7"}  # by transformers' model type
+FAMILIES = {
+    "gpt2": "#0072B2",
+    "gpt_neox": "#D55E00",
+    "llama": "#009E73",
+    "opt": "#CC79A7",
+}  # by transformers' model type
 OTHER_FAMILY = "#4D4D4D"
 LINE = {"full": "-", "lora": "--"}
 WIDTH = 7.2  # inches: the width of the text column
@@ -95,7 +100,15 @@ def overlap_histograms(samples: dict[str, np.ndarray], pairs: dict[str, np.ndarr
         axes.axvline(values.mean(), color=REFERENCE, linewidth=1)
         axes.plot(pairs[name], np.zeros_like(pairs[name]), "|", color=COMPETITOR, markersize=12, markeredgewidth=1.4)
         axes.set_title(name)
-        axes.text(values.mean() + 0.03, 0.96, f"mean {values.mean():.2f}", transform=axes.get_xaxis_transform(), va="top", color=REFERENCE, fontsize="small")
+        axes.text(
+            values.mean() + 0.03,
+            0.96,
+            f"mean {values.mean():.2f}",
+            transform=axes.get_xaxis_transform(),
+            va="top",
+            color=REFERENCE,
+            fontsize="small",
+        )
     figure.supxlabel("overlap $g_{ij}$ of two readout rows (cosine)", fontsize="medium")
     figure.supylabel("density", fontsize="medium")
     return figure
@@ -132,7 +145,9 @@ def gap_trajectories(runs: dict[str, xr.Dataset], colours: dict, is_silent: dict
         for index in np.ndindex(ds.diverged_step.shape):
             cell = dict(zip(ds.diverged_step.dims, index, strict=True))
             one, failed = ds.isel(cell), bool(is_silent[name].isel(cell))
-            style = {"color": colours[name], "alpha": 0.8, "zorder": 3} if failed else {"color": "#BBBBBB", "alpha": 0.6}
+            style = (
+                {"color": colours[name], "alpha": 0.8, "zorder": 3} if failed else {"color": "#BBBBBB", "alpha": 0.6}
+            )
             axes.plot(one.cross_entropy, one.logit_gap, linewidth=0.9, **style)
         axes.set_title(name)
         axes.set_ylim(-5, 5)
@@ -152,7 +167,17 @@ def count_map(counts, title: str, unit: str, largest: int) -> Axes:
         largest: upper end of the colour scale, so that panels compare.
     """
     figure, axes = plt.subplots(figsize=(WIDTH, 0.42 * len(counts) + 1.2), layout="constrained")
-    sns.heatmap(counts, annot=True, fmt="d", cmap="cividis", vmin=0, vmax=largest, cbar_kws={"label": unit}, ax=axes, linewidths=0.5)
+    sns.heatmap(
+        counts,
+        annot=True,
+        fmt="d",
+        cmap="cividis",
+        vmin=0,
+        vmax=largest,
+        cbar_kws={"label": unit},
+        ax=axes,
+        linewidths=0.5,
+    )
     axes.set_title(title)
     axes.tick_params(axis="y", rotation=0)
     axes.set_ylabel("")
@@ -173,7 +198,11 @@ def decomposition(runs: xr.Dataset, titles: list[str]) -> Figure:
         bound = float(np.sqrt(1 - one.overlap[0] ** 2))
         for sign in (-1, 1):
             axes.axhline(sign * bound, color=REFERENCE, linewidth=0.8, linestyle=":")
-        for name, colour, label in (("signal", SIGNAL, "signal $S$"), ("drag", DRAG, "drag $D$"), ("phi", PHI, "$\\Phi = S + D$")):
+        for name, colour, label in (
+            ("signal", SIGNAL, "signal $S$"),
+            ("drag", DRAG, "drag $D$"),
+            ("phi", PHI, "$\\Phi = S + D$"),
+        ):
             axes.plot(one.step, one[name], color=colour, label=label, linestyle="--" if name == "phi" else "-")
         axes.set_title(title)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -204,7 +233,13 @@ def spectra(spectrum: xr.DataArray, colours: dict, shown: int = 30) -> Figure:
     return figure
 
 
-MODES = {"kinematic": "#0072B2", "structural": "#D55E00", "overtakes": "#BBBBBB", "other": "#E6C200", "diverged": "#000000"}
+MODES = {
+    "kinematic": "#0072B2",
+    "structural": "#D55E00",
+    "overtakes": "#BBBBBB",
+    "other": "#E6C200",
+    "diverged": "#000000",
+}
 
 
 def failure_modes(table, threshold: float) -> Figure:
@@ -250,7 +285,12 @@ def phase_diagram(table, boundary: float, band: tuple[float, float]) -> Figure:
     dots = panels[0].scatter(table.overlap, table.number, c=table.order, cmap="coolwarm", vmin=-1, vmax=1, **style)
     figure.colorbar(dots, ax=panels[0], label=r"final $\Phi\,/\sqrt{1-g_{ck}^2}$", location="top", shrink=0.9)
     ranks = panels[1].scatter(
-        table.overlap, table.number, c=table["rank"], cmap="viridis_r", norm=mpl.colors.LogNorm(1, 10, clip=True), **style
+        table.overlap,
+        table.number,
+        c=table["rank"],
+        cmap="viridis_r",
+        norm=mpl.colors.LogNorm(1, 10, clip=True),
+        **style,
     )
     bar = figure.colorbar(ranks, ax=panels[1], label="final rank of the correct token", location="top", shrink=0.9)
     bar.set_ticks([1, 2, 5, 10], labels=["1", "2", "5", "10+"])
@@ -273,8 +313,20 @@ def jump_trajectories(runs: dict[str, xr.Dataset], marks: dict, multiples, title
         multiples: the rates in units of the critical one.
         titles: label of each row, by optimiser.
     """
-    figure, rows = plt.subplots(len(runs), 3, figsize=(WIDTH, 2.3 * len(runs) + 0.5), squeeze=False, sharex=True, sharey="col", layout="constrained")
-    panels = {"cross_entropy": "cross-entropy (nat)", "logit_gap": r"logit gap $\Delta$ (nat)", "phi": r"order parameter $\Phi$"}
+    figure, rows = plt.subplots(
+        len(runs),
+        3,
+        figsize=(WIDTH, 2.3 * len(runs) + 0.5),
+        squeeze=False,
+        sharex=True,
+        sharey="col",
+        layout="constrained",
+    )
+    panels = {
+        "cross_entropy": "cross-entropy (nat)",
+        "logit_gap": r"logit gap $\Delta$ (nat)",
+        "phi": r"order parameter $\Phi$",
+    }
     for number, (axes_row, (optimizer, run)) in enumerate(zip(rows, runs.items(), strict=True)):
         for axes, (name, label) in zip(axes_row, panels.items(), strict=True):
             if name != "cross_entropy":
@@ -284,7 +336,9 @@ def jump_trajectories(runs: dict[str, xr.Dataset], marks: dict, multiples, title
                 axes.plot(run.step, one, color=colour, label=f"{multiples[index]:g}")
                 steps = marks[optimizer].loc[marks[optimizer]["rate"] == index, "step"]
                 if name == "phi":
-                    axes.plot(steps, one.sel(step=steps.to_list()), "o", markersize=6, markerfacecolor="none", color=colour)
+                    axes.plot(
+                        steps, one.sel(step=steps.to_list()), "o", markersize=6, markerfacecolor="none", color=colour
+                    )
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
             if number == 0:
                 axes.set_title(label)
@@ -292,7 +346,14 @@ def jump_trajectories(runs: dict[str, xr.Dataset], marks: dict, multiples, title
                 axes.set_xlabel("step")
         axes_row[0].set_ylabel(titles[optimizer])
     handles, labels = rows[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small", title=r"learning rate in units of the critical one, $\eta/\eta_c$")
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=len(labels),
+        fontsize="small",
+        title=r"learning rate in units of the critical one, $\eta/\eta_c$",
+    )
     return figure
 
 
@@ -313,7 +374,9 @@ def jumps_by_model(runs: dict[str, xr.Dataset], tables: dict, colours: dict, rat
         axes.plot(run.step, share.isel(rate=rate).values.T, color=colours[name], linewidth=0.9)
         for _, jump in tables[name][tables[name]["rate"] == rate].iterrows():
             value = float(share.isel(rate=rate).sel(context=jump.context, step=jump.step))
-            axes.plot(jump.step, value, "o", markersize=4, markerfacecolor="none", color=colours[name], markeredgewidth=0.9)
+            axes.plot(
+                jump.step, value, "o", markersize=4, markerfacecolor="none", color=colours[name], markeredgewidth=0.9
+            )
         axes.set_title(name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     figure.supxlabel("step", fontsize="medium")
@@ -333,10 +396,18 @@ def lora_jumps(runs: dict[str, xr.Dataset], tables: dict, colours: dict) -> Figu
     for axes, (name, run) in zip(panels, runs.items(), strict=True):
         share = (run.phi / np.sqrt(1 - run.overlap**2)).isel(rate=0)
         axes.axhline(0, color=REFERENCE, linewidth=0.8)
-        axes.plot(run.step, share.stack(run=("context", "seed")).transpose("step", "run").values, LINE["lora"], color=colours[name], linewidth=0.8)
+        axes.plot(
+            run.step,
+            share.stack(run=("context", "seed")).transpose("step", "run").values,
+            LINE["lora"],
+            color=colours[name],
+            linewidth=0.8,
+        )
         for _, jump in tables[name][tables[name]["rate"] == 0].iterrows():
             value = float(share.sel(context=jump.context, seed=jump.seed, step=jump.step))
-            axes.plot(jump.step, value, "o", markersize=4, markerfacecolor="none", color=colours[name], markeredgewidth=0.9)
+            axes.plot(
+                jump.step, value, "o", markersize=4, markerfacecolor="none", color=colours[name], markeredgewidth=0.9
+            )
         axes.set_title(name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     figure.supxlabel("step", fontsize="medium")
@@ -353,15 +424,33 @@ def onset_against_sharpness(tables: dict, colours: dict, size: float, titles: di
         size: smallest step of a jump over the bound.
         titles: by optimiser.
     """
-    figure, panels = plt.subplots(1, len(tables), figsize=(WIDTH, 3.1), sharey=True, squeeze=False, layout="constrained")
+    figure, panels = plt.subplots(
+        1, len(tables), figsize=(WIDTH, 3.1), sharey=True, squeeze=False, layout="constrained"
+    )
     for axes, (optimizer, table) in zip(panels[0], tables.items(), strict=True):
         axes.axhline(size, color=REFERENCE, linewidth=1, linestyle=":")
         axes.axvline(1, color=REFERENCE, linewidth=1)
-        axes.annotate("edge of stability", (1, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize="small", color=REFERENCE)
+        axes.annotate(
+            "edge of stability",
+            (1, 1.0),
+            xycoords=("data", "axes fraction"),
+            ha="center",
+            va="bottom",
+            fontsize="small",
+            color=REFERENCE,
+        )
         for name, rows in table.groupby("model", sort=False):
             for jumped, face in ((False, "none"), (True, colours[name])):
                 chosen = rows[rows.jumped == jumped]
-                axes.plot(chosen.edge, chosen.largest, "o", markersize=4, markerfacecolor=face, color=colours[name], label=name if jumped else None)
+                axes.plot(
+                    chosen.edge,
+                    chosen.largest,
+                    "o",
+                    markersize=4,
+                    markerfacecolor=face,
+                    color=colours[name],
+                    label=name if jumped else None,
+                )
         axes.set(xscale="log", yscale="log", xlabel=rf"$\eta\,\lambda_{{\max}}/2$ at step 0, {titles[optimizer]}")
         axes.set_yticks([0.01, 0.03, 0.1, 0.3, 1], ["0.01", "0.03", "0.1", "0.3", "1"])
         axes.minorticks_off()
@@ -381,12 +470,23 @@ def readout_shares(tables: dict, colours: dict, threshold: float, titles: dict[s
         threshold: smallest median readout share.
         titles: by optimiser.
     """
-    figure, panels = plt.subplots(1, len(tables), figsize=(WIDTH, 2.9), sharex=True, sharey=True, squeeze=False, layout="constrained")
+    figure, panels = plt.subplots(
+        1, len(tables), figsize=(WIDTH, 2.9), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
     for axes, (optimizer, table) in zip(panels[0], tables.items(), strict=True):
         axes.axhline(threshold, color=REFERENCE, linewidth=1)
         axes.axhline(1, color=REFERENCE, linewidth=0.8, linestyle=":")
         for name, rows in table.groupby("model", sort=False):
-            axes.plot(rows.share_of_bound, rows.readout_share, "o", markersize=4, alpha=0.8, markeredgewidth=0, color=colours[name], label=name)
+            axes.plot(
+                rows.share_of_bound,
+                rows.readout_share,
+                "o",
+                markersize=4,
+                alpha=0.8,
+                markeredgewidth=0,
+                color=colours[name],
+                label=name,
+            )
         axes.set_title(titles[optimizer])
     handles, labels = max((axes.get_legend_handles_labels() for axes in panels[0]), key=lambda pair: len(pair[0]))
     figure.legend(handles, labels, loc="outside upper center", ncols=max(len(labels), 1), fontsize="small")
@@ -411,7 +511,13 @@ def branch_panels(example: xr.Dataset, ends: dict, control: xr.Dataset, colours:
     left.axhline(0, color=REFERENCE, linewidth=0.8)
     left.axvline(float(example.jump_step), color=REFERENCE, linewidth=0.8, linestyle=":")
     left.plot(example.step, example.phi.sel(start="after"), color=PHI, label="slowed down just after the jump")
-    left.plot(example.step, example.phi.sel(start="before"), color=COMPETITOR, linestyle="--", label="slowed down just before it")
+    left.plot(
+        example.step,
+        example.phi.sel(start="before"),
+        color=COMPETITOR,
+        linestyle="--",
+        label="slowed down just before it",
+    )
     left.set(xlabel="step", ylabel=r"order parameter $\Phi$")
     left.legend(fontsize="small", loc="center right")
     right.plot([-1, 1], [-1, 1], color=REFERENCE, linewidth=0.8)
@@ -419,7 +525,12 @@ def branch_panels(example: xr.Dataset, ends: dict, control: xr.Dataset, colours:
         right.plot(end.sel(start="after"), end.sel(start="before"), "o", markersize=4, color=colours[name], label=name)
     end = (control.phi / np.sqrt(1 - control.overlap**2)).isel(step=-1)
     right.plot(end.sel(start="after"), end.sel(start="before"), "x", color=CONTROL, label="double well")
-    right.set(xlabel="final $\\Phi$ / bound, from after the jump", ylabel="the same, from before it", xlim=(-1, 1), ylim=(-1, 1))
+    right.set(
+        xlabel="final $\\Phi$ / bound, from after the jump",
+        ylabel="the same, from before it",
+        xlim=(-1, 1),
+        ylim=(-1, 1),
+    )
     right.legend(fontsize="small", loc="upper left")
     return figure
 
@@ -471,7 +582,12 @@ def crossing_panels(times: dict[str, xr.Dataset], exponents: dict, threshold: fl
     label_line(left, 1.0035, budget * 4.0, r"critical point, $\nu = 1/2$", REFERENCE, xytext=(6, 6))
     for name, data in times.items():
         left.plot(data.multiple, data.step.values.T, "o", markersize=3, alpha=0.7, color=colours[name])
-    left.set(xscale="log", yscale="log", xlabel=r"learning rate $\eta/\eta_c$", ylabel="step at which the token overtakes, $t^*$")
+    left.set(
+        xscale="log",
+        yscale="log",
+        xlabel=r"learning rate $\eta/\eta_c$",
+        ylabel="step at which the token overtakes, $t^*$",
+    )
     left.set_ylim(1, budget * 9)
     left.set_xlim(multiples.min() / 2.2, multiples.max() * 1.3)
     left.set_xticks([0.25, 0.5, 1, 2, 5, 10], ["0.25", "0.5", "1", "2", "5", "10"])
@@ -486,7 +602,9 @@ def crossing_panels(times: dict[str, xr.Dataset], exponents: dict, threshold: fl
     return figure
 
 
-def potential_panels(profiles: dict[str, xr.Dataset], control: xr.Dataset, forces: dict[str, xr.Dataset], colours: dict) -> Figure:
+def potential_panels(
+    profiles: dict[str, xr.Dataset], control: xr.Dataset, forces: dict[str, xr.Dataset], colours: dict
+) -> Figure:
     """Left: loss along the update of each jump, from its start to its minimum. Right: force on the gap until the crossing.
 
     Args:
@@ -499,7 +617,11 @@ def potential_panels(profiles: dict[str, xr.Dataset], control: xr.Dataset, force
     for name, data in {**profiles, "double well": control}.items():
         loss = data.cross_entropy
         scaled = (loss - loss.min("fraction")) / (loss.isel(fraction=0) - loss.min("fraction"))
-        style = {"color": CONTROL, "linestyle": "--", "linewidth": 0.6} if data is control else {"color": colours[name], "linewidth": 0.8}
+        style = (
+            {"color": CONTROL, "linestyle": "--", "linewidth": 0.6}
+            if data is control
+            else {"color": colours[name], "linewidth": 0.8}
+        )
         left.plot(data.fraction, scaled.values.T, alpha=0.8, **style)
     label_line(left, 1.36, 1.3, "double well", CONTROL, ha="right", xytext=(-6, 0))
     left.axvline(1, color=REFERENCE, linewidth=0.8, linestyle=":")
@@ -518,7 +640,11 @@ def potential_panels(profiles: dict[str, xr.Dataset], control: xr.Dataset, force
                 linewidth=0.8,
                 alpha=0.8,
             )
-    right.set(xlabel="way to the crossing, from start (0) to $\\Delta = 0$ (1)", ylabel="force, relative to the first", ylim=(-0.2, None))
+    right.set(
+        xlabel="way to the crossing, from start (0) to $\\Delta = 0$ (1)",
+        ylabel="force, relative to the first",
+        ylim=(-0.2, None),
+    )
     return figure
 
 
@@ -530,7 +656,9 @@ def refinement_panels(largest: dict[str, dict[str, xr.DataArray]], colours: dict
         colours: by model.
         titles: by optimiser.
     """
-    figure, panels = plt.subplots(1, len(largest), figsize=(WIDTH, 3.0), sharex=True, sharey=True, squeeze=False, layout="constrained")
+    figure, panels = plt.subplots(
+        1, len(largest), figsize=(WIDTH, 3.0), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
     for axes, (optimizer, models) in zip(panels[0], largest.items(), strict=True):
         finest = max((int(data.refinement.max()) for data in models.values()), default=32)
         axes.plot([1, finest], [2.5, 2.5 / finest], color=REFERENCE)  # guides, above the data
@@ -538,7 +666,9 @@ def refinement_panels(largest: dict[str, dict[str, xr.DataArray]], colours: dict
         axes.plot([1, finest], [3, 3], color=REFERENCE, linestyle=":")
         label_line(axes, finest, 3, "discontinuous", REFERENCE, xytext=(-2, -7), ha="right")
         for name, data in models.items():
-            axes.plot(data.refinement, data.values.T, "o-", markersize=2.5, linewidth=0.8, alpha=0.8, color=colours[name])
+            axes.plot(
+                data.refinement, data.values.T, "o-", markersize=2.5, linewidth=0.8, alpha=0.8, color=colours[name]
+            )
         axes.set(xscale="log", yscale="log", title=titles[optimizer])
         axes.set_xticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
         axes.minorticks_off()
@@ -557,20 +687,38 @@ def criteria_board(criteria: list, measured: dict[str, dict], control: dict) -> 
     """
     figure, rows = plt.subplots(len(criteria), 1, figsize=(WIDTH, 0.36 * len(criteria) + 0.6), squeeze=False)
     figure.subplots_adjust(left=0.5, right=0.98, top=0.93, bottom=0.02, hspace=0.75)
-    markers = {label: style for label, style in zip(measured, ({"marker": "o"}, {"marker": "o", "markerfacecolor": "white"}), strict=False)}
+    markers = {
+        label: style
+        for label, style in zip(measured, ({"marker": "o"}, {"marker": "o", "markerfacecolor": "white"}), strict=False)
+    }
     previous = None
     for axes, (test, criterion, label) in zip(rows[:, 0], criteria, strict=True):
-        values = {name: numbers[test][criterion.name] for name, numbers in measured.items()} | {"double well": control[test][criterion.name]}
+        values = {name: numbers[test][criterion.name] for name, numbers in measured.items()} | {
+            "double well": control[test][criterion.name]
+        }
         finite = [v for v in [*values.values(), criterion.threshold] if np.isfinite(v)]
         low, high = min([0.0, *finite]), max(finite)
         margin = 0.06 * (high - low)
         axes.set_xlim(low - margin, high + margin)
-        good = (criterion.threshold, high + margin) if criterion.direction == "at least" else (low - margin, criterion.threshold)
+        good = (
+            (criterion.threshold, high + margin)
+            if criterion.direction == "at least"
+            else (low - margin, criterion.threshold)
+        )
         axes.axvspan(*good, color="#D9EFE6", zorder=0)
         axes.axvline(criterion.threshold, color=REFERENCE, linewidth=1.2)
         for name, value in values.items():
             style = {"marker": "x"} if name == "double well" else markers[name]
-            axes.plot(value, 0, color=CONTROL if name == "double well" else CORRECT, linestyle="", markersize=6, clip_on=False, zorder=3, **style)
+            axes.plot(
+                value,
+                0,
+                color=CONTROL if name == "double well" else CORRECT,
+                linestyle="",
+                markersize=6,
+                clip_on=False,
+                zorder=3,
+                **style,
+            )
         axes.set_yticks([])
         axes.set_ylim(-1, 1)
         axes.grid(False)
@@ -579,9 +727,13 @@ def criteria_board(criteria: list, measured: dict[str, dict], control: dict) -> 
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.text(-0.02, 0.5, label, transform=axes.transAxes, ha="right", va="center", fontsize="small")
         if test != previous:
-            axes.text(-1.0, 0.5, test, transform=axes.transAxes, ha="left", va="center", fontsize="small", fontweight="bold")
+            axes.text(
+                -1.0, 0.5, test, transform=axes.transAxes, ha="left", va="center", fontsize="small", fontweight="bold"
+            )
         previous = test
-    handles = [mpl.lines.Line2D([], [], linestyle="", color=CORRECT, label=label, **style) for label, style in markers.items()]
+    handles = [
+        mpl.lines.Line2D([], [], linestyle="", color=CORRECT, label=label, **style) for label, style in markers.items()
+    ]
     handles.append(mpl.lines.Line2D([], [], linestyle="", color=CONTROL, marker="x", label="double well (control)"))
     figure.legend(handles=handles, loc="upper center", ncols=len(handles), fontsize="small")
     return figure
@@ -675,12 +827,16 @@ def prediction_errors(results: dict, predictors: list[str], colours: dict, title
             for predictor in predictors:
                 filled = colours[name] if predictor == predictors[-1] else "none"
                 error = 100 * (rows[predictor] / rows.measured - 1)
-                axes.plot(rows.gap.abs(), error, "o", markersize=4, color=colours[name], markerfacecolor=filled, alpha=0.8)
+                axes.plot(
+                    rows.gap.abs(), error, "o", markersize=4, color=colours[name], markerfacecolor=filled, alpha=0.8
+                )
         axes.set(title=title, xlabel=r"initial logit gap $|\Delta_0|$ (nat)")
     panels[0].set_ylabel("predicted over measured, error (%)")
     dot = {"marker": "o", "linestyle": "", "color": OTHER_FAMILY}
     handles = [
-        mpl.lines.Line2D([], [], label=p.replace("_", " "), **dot, **({} if p == predictors[-1] else {"markerfacecolor": "none"}))
+        mpl.lines.Line2D(
+            [], [], label=p.replace("_", " "), **dot, **({} if p == predictors[-1] else {"markerfacecolor": "none"})
+        )
         for p in predictors
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize="small")
@@ -701,7 +857,9 @@ def coherence_histories(histories: dict, final, boundary: float, colours: dict) 
     axes.axhline(1, color=REFERENCE, linewidth=0.8, linestyle=":")
     for name, value in final.items():
         steps, values = np.array(histories.get(name, [(0, value)]), dtype=float).T
-        axes.plot(steps, values, "-" if len(steps) > 1 else "o", marker="o", markersize=3, color=colours[name], label=name)
+        axes.plot(
+            steps, values, "-" if len(steps) > 1 else "o", marker="o", markersize=3, color=colours[name], label=name
+        )
     axes.set(yscale="log", xlabel="pretraining step", ylabel="bulk coherence $B$")
     axes.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
     axes.minorticks_off()

@@ -58,7 +58,15 @@ class Notebook:
 
         ids = _run_ids(runs)
         claims.record(
-            self.store, claim, value, scope=self.scope, optimizer=optimizer, n=n, runs=ids, interval=interval, detail=detail
+            self.store,
+            claim,
+            value,
+            scope=self.scope,
+            optimizer=optimizer,
+            n=n,
+            runs=ids,
+            interval=interval,
+            detail=detail,
         )
 
     @property

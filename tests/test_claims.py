@@ -45,7 +45,9 @@ def test_thresholds_stated_in_advance():
     assert claim("C10").criteria[0].threshold == 0.021
 
 
-@pytest.mark.parametrize("value, status", [(0.049, claims.REPRODUCED), (0.05, claims.REPRODUCED), (0.051, claims.NOT_REPRODUCED)])
+@pytest.mark.parametrize(
+    "value, status", [(0.049, claims.REPRODUCED), (0.05, claims.REPRODUCED), (0.051, claims.NOT_REPRODUCED)]
+)
 def test_verdict_is_the_comparison_with_the_threshold(store, value, status):
     measure(store, value)
     assert claims.judge(claim(), store, SCOPE).status == status
@@ -81,7 +83,9 @@ def test_undefined_value_withholds_the_verdict(store):
     assert claims.judge(claim(), store, SCOPE).status == claims.NOT_TESTED
 
 
-@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("{"), lambda path: path.write_text("")])
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.unlink(), lambda path: path.write_text("{"), lambda path: path.write_text("")]
+)
 def test_missing_or_damaged_measurement_withholds_the_verdict(store, damage):
     measure(store, 0.04)
     damage(next((store.root / "measurements" / SCOPE).glob("C8-adam.json")))
@@ -95,7 +99,9 @@ def test_optimisers_and_scopes_do_not_mix(store):
     assert claims.judge(claim(), store, "another", "sgd").status == claims.NOT_TESTED
 
 
-@pytest.mark.parametrize("values, status", [((3, 0), claims.REPRODUCED), ((2, 0), claims.NOT_REPRODUCED), ((3, 1), claims.NOT_REPRODUCED)])
+@pytest.mark.parametrize(
+    "values, status", [((3, 0), claims.REPRODUCED), ((2, 0), claims.NOT_REPRODUCED), ((3, 1), claims.NOT_REPRODUCED)]
+)
 def test_every_criterion_must_hold(store, values, status):
     names = [c.name for c in claim("C6").criteria]
     measure(store, dict(zip(names, values, strict=True)), "C6")

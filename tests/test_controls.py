@@ -23,7 +23,11 @@ def test_unrelated_keeps_prompt_and_competitor_and_nearly_the_gap(setting):
         assert (control.prompt_ids, control.competitor_id) == (context.prompt_ids, context.competitor_id)
         g = overlaps(model.readout, torch.tensor([context.competitor_id]))[:, 0]
         assert control.correct_id != context.correct_id and g[control.correct_id] <= g.median()
-        others = [i for i in range(len(z)) if g[i] <= g.median() and z[i] < z[context.competitor_id] and i != context.correct_id]
+        others = [
+            i
+            for i in range(len(z))
+            if g[i] <= g.median() and z[i] < z[context.competitor_id] and i != context.correct_id
+        ]
         best = min(abs(float(z[i] - z[context.correct_id])) for i in others)
         assert abs(float(z[control.correct_id] - z[context.correct_id])) == pytest.approx(best)
 
@@ -38,7 +42,9 @@ def test_competitor_outranks(setting, kind):
 
 def test_random_pairs_follow_the_seed_and_are_likely_tokens(setting):
     model, contexts, logits = setting
-    pairs = [[(c.correct_id, c.competitor_id) for c in controls(model, contexts, "random pair", seed)] for seed in (0, 0, 1)]
+    pairs = [
+        [(c.correct_id, c.competitor_id) for c in controls(model, contexts, "random pair", seed)] for seed in (0, 0, 1)
+    ]
     assert pairs[0] == pairs[1] != pairs[2]
     for control, z in zip(controls(model, contexts, "random pair"), logits, strict=True):
         assert int((z > z[control.correct_id]).sum()) < LIKELY

@@ -160,5 +160,6 @@ for optimizer in grids:
 #
 # ## What could be wrong
 #
-# The count depends on the grid of learning rates and on the number of steps, which are ours. At a large enough learning rate every context here
+# The count depends on the grid of learning rates and on the number of steps, which are ours. Where a whole grid lies above the critical learning rates, every run of it overtakes and none can fail
+# silently; the tally above says when that is so. The grids were declared before the runs and were not moved afterwards. At a large enough learning rate every context here
 # overtakes. The failure is one of budget, and the point of the book is that the budget can be known beforehand.

@@ -140,6 +140,12 @@ def trace_residual(p: Tensor, E: Tensor, c: int, k: int) -> float:
     return abs(decompose(p, E, c, k).phi - float(by_trace))
 
 
+def largest_residual(runs) -> float:
+    """Largest difference between Φ from ρ and ``signal + drag`` at the snapshots of recorded runs."""
+    phi = runs.phi.sel(step=runs.snapshot.values).values
+    return float(abs(runs.phi_trace.values - phi).max())
+
+
 def spectrum(rho: Tensor) -> Tensor:
     """Eigenvalues of ρ (..., d), largest first; they are non-negative and sum to one."""
     return torch.linalg.eigvalsh(rho).flip(-1).clamp_min(0.0)

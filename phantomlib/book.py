@@ -96,6 +96,7 @@ def build_book(profile: str = "zoo", only: str | None = None, jobs: int = 2, roo
             run_jobs([job for job in chosen if not is_current(job)], jobs, root, profile)
             check_complete(plan, profile)
             write_times(root, plan)
+            write_glued(root, plan)
             return build_pages(root)
     except Timeout:
         raise BookError(f"Another 'phantom book' is at work in '{root}'. Wait until it ends, then run again.") from None
@@ -311,6 +312,21 @@ def write_times(root: Path, plan: list[Job]) -> None:
         took = "not recorded" if seconds is None else duration(seconds)
         rows.append(f"| `{job.name}` | `{job.profile}` | {took} |")
     _write(root / GENERATED / "run_times.md", "\n".join(rows) + "\n")
+
+
+GLUED = {"image/svg+xml": "svg", "text/markdown": "md"}  # kinds of glued output that other pages include as files
+
+
+def write_glued(root: Path, plan: list[Job]) -> None:
+    """Write glued figures and tables to ``glued_KEY.svg`` or ``.md``: pages outside the notebook include them from there."""
+    for job in plan:
+        cells = json.loads(job.output.read_text(encoding="utf-8"))["cells"]
+        for output in (output for cell in cells for output in cell.get("outputs", ())):
+            name = output.get("metadata", {}).get("scrapbook", {}).get("name")
+            for kind, text in output.get("data", {}).items():
+                ending = GLUED.get(kind.removeprefix("application/papermill.record/"))
+                if name and ending:
+                    _write(root / GENERATED / f"glued_{name}.{ending}", "".join(text) + "\n")
 
 
 def _write(path: Path, text: str) -> None:

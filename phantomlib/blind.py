@@ -98,8 +98,8 @@ def predict_held_out(
     runs = runs_of(store, model)
     if runs:
         raise PhantomError(
-            f"A prediction for '{model.name}' would not be blind: the store '{store.root}' already holds {len(runs)} of "
-            f"its runs (such as {runs[0].name}) and no matching prediction. Delete them, or use an empty store."
+            f"A prediction for '{model.name}' would not be blind: the store '{store.root}' holds {len(runs)} of its runs "
+            f"already (such as {runs[0].name}) and no matching prediction. Delete them, or use an empty store."
         )
     errors = leave_one_out(table, STEP_0)
     best = ranking(errors).iloc[0]

@@ -26,6 +26,12 @@ def sample_overlaps(E: Tensor, pairs: int, seed: int = 0) -> np.ndarray:
     return (e[i[keep]] * e[j[keep]]).sum(-1).cpu().numpy()
 
 
+def pair_overlaps(E: Tensor, contexts: list[Resolved]) -> np.ndarray:
+    """Overlap g_ck (C,) of the two tokens of each context, from a readout ``E`` (V, d)."""
+    e = normalise(E.detach().double())
+    return np.array([float(e[c.correct_id] @ e[c.competitor_id]) for c in contexts])
+
+
 def coherence(E: Tensor) -> float:
     """``B = d ⟨g_ij²⟩`` over all pairs i ≠ j of rows of a readout ``E`` (V, d): 1 for isotropic directions."""
     e = normalise(E.detach().double())
@@ -150,6 +156,30 @@ def balanced_accuracy(outcome: pd.Series, predicted: pd.Series) -> float:
     if outcome.nunique() < 2:
         return 0.5
     return float((outcome == predicted).groupby(outcome).mean().mean())
+
+
+def rival_classes(quantities: pd.DataFrame, outcome: pd.Series) -> pd.DataFrame:
+    """Split the architectures by each of several positive quantities, and score every split as a predictor of an outcome.
+
+    Args:
+        quantities: one row per architecture, one column per quantity; a quantity that is not positive is left undefined.
+        outcome: True or False by architecture.
+
+    Returns:
+        Columns ``quantity``, ``low`` and ``high`` (names), ``separation`` (see :class:`Classes`) and ``accuracy`` (balanced, each
+        architecture predicted from the others).
+    """
+    rows = []
+    for name, values in quantities.items():
+        if not (values > 0).all():
+            rows.append({"quantity": name, "low": "", "high": "", "separation": np.nan, "accuracy": np.nan})
+            continue
+        found = two_classes(values)
+        labels = values.map(found.of)
+        accuracy = balanced_accuracy(outcome, leave_one_out(labels, outcome))
+        names = {"low": ", ".join(found.low), "high": ", ".join(found.high)}
+        rows.append({"quantity": name} | names | {"separation": found.separation, "accuracy": accuracy})
+    return pd.DataFrame(rows)
 
 
 def explain(table: pd.DataFrame, response: str, explanations: list[str]) -> pd.DataFrame:

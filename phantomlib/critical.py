@@ -203,8 +203,14 @@ def critical_rates(
 
 
 def scan(
-    store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe, centres, *, decades=(-1, 2), per_decade: int
-    = 12
+    store,
+    model: LanguageModel,
+    contexts: list[Resolved],
+    recipe: Recipe,
+    centres,
+    *,
+    decades=(-1, 2),
+    per_decade: int = 12,
 ) -> xr.Dataset:
     """Look for a second boundary: which learning rates cross, over decades around the critical ones.
 

@@ -990,3 +990,34 @@ def blind_errors(comparison: dict, band: float, titles: dict[str, str]) -> Figur
         axes.margins(x=0.15)
     panels[0].set_ylabel("predicted over measured, error (%)")
     return figure
+
+
+def left_out_errors(errors: dict, band: float, colours: dict, titles: dict[str, str]) -> Figure:
+    """Leave-one-out errors by architecture: contexts as dots, geometric means as squares.
+
+    Args:
+        errors: for each optimiser rows of :func:`phantomlib.prediction.leave_one_out` of one predictor and calibration.
+        band: in per cent, shaded around zero.
+        colours: by model.
+        titles: of the panels, by optimiser.
+    """
+    figure, panels = plt.subplots(1, len(errors), figsize=(WIDTH, 3.1), sharey=True, layout="constrained")
+    for axes, (optimizer, table) in zip(panels, errors.items(), strict=True):
+        axes.axhspan(-band, band, color="#E6E6E6", zorder=0)
+        axes.axhline(0, color=REFERENCE, linewidth=0.8)
+        names = list(dict.fromkeys(table.model))
+        for place, name in enumerate(names):
+            error = table[table.model == name].error
+            axes.plot(
+                place + np.linspace(-0.28, -0.08, len(error)),
+                100 * np.expm1(error.sort_values()),
+                "o",
+                markersize=3,
+                color=colours[name],
+                alpha=0.7,
+            )
+            axes.plot(place + 0.15, 100 * np.expm1(error.mean()), "s", markersize=5, color=colours[name])
+        axes.set(title=titles[optimizer], xticks=range(len(names)), xticklabels=names)
+        axes.tick_params(axis="x", rotation=30)
+    panels[0].set_ylabel("predicted over measured, error (%)")
+    return figure

@@ -340,6 +340,13 @@ def ranking(errors: pd.DataFrame) -> pd.DataFrame:
     return table.loc[order].reset_index(drop=True)
 
 
+def in_words(ranked: pd.DataFrame) -> pd.DataFrame:
+    """A :func:`ranking` as a reader wants it: errors in per cent, words for names."""
+    shares = ("rms", "context_median", "architecture_median", "architecture_worst")
+    table = ranked.assign(**{c: 100 * ranked[c] for c in shares}, predictor=ranked.predictor.str.replace("_", " "))
+    return table.rename(columns=lambda c: c.replace("_", " ") + (" (%)" if c in shares else ""))
+
+
 def write_json(path: Path, content: dict) -> None:
     """Write a file that is complete once it has its name."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")

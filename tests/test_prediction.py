@@ -155,3 +155,6 @@ def test_the_best_predictor_ranks_first_and_partial_ones_last():
     assert ranked.predictor[0] == "third_order" or ranked.calibration[0] == "gap"
     assert ranked.rms.iloc[0] < 1e-3
     assert set(ranked.predictor.tail(3)) == {"first_steps"} and (ranked.missing.tail(3) == 50).all()
+    words = prediction.in_words(ranked)
+    np.testing.assert_allclose(words["rms (%)"], 100 * ranked.rms)
+    assert "third order" in set(words.predictor)

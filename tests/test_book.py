@@ -203,7 +203,14 @@ def test_interruption_leaves_no_process_and_what_is_finished(toy_book, how):
     header = (toy_book / "notebooks/02_after.py").read_text().replace("after: all", "after: []")
     (toy_book / "notebooks/02_after.py").write_text(header)
     command = [sys.executable, "-m", "phantomlib.cli", "book", "--profile", "slow"]
-    running = subprocess.Popen(command, cwd=toy_book, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    running = subprocess.Popen(
+        command,
+        cwd=toy_book,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
+    )
     for line in running.stderr:
         if line.startswith("02_after: done"):
             break

@@ -124,7 +124,7 @@ def test_words_the_tokenizer_does_not_hold_are_refused(habit, correct, competito
 
 @pytest.mark.parametrize("habit", ["leading", "bare", "trailing", "metaspace"])
 def test_two_spellings_of_one_token_are_refused(habit):
-    with pytest.raises(ContextError, match="do not both follow"):
+    with pytest.raises(ContextError, match="cannot follow this prompt as one token each"):
         resolve(Context("a", "she felt deep", "shame", " shame"), tiny.TOKENIZERS[habit]())
 
 

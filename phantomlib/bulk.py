@@ -86,7 +86,9 @@ class Classes:
 
 
 def two_classes(values: pd.Series) -> Classes:
-    """Split positive values (by name) at the largest gap of their logarithms; at least two values."""
+    """Split positive values (by name) at the largest gap of their logarithms; a single value is a class of its own."""
+    if len(values) < 2:
+        return Classes(tuple(values.index), (), np.inf, np.nan, np.nan)
     ordered = np.log(values.astype(float).sort_values())
     gaps = np.diff(ordered)
     cut = int(gaps.argmax()) + 1

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 import phantomlib
 from phantomlib import parameters, runner
 from phantomlib.errors import BookError, ParameterError, PhantomError
+from phantomlib.notebook import FITTING
 from phantomlib.progress import Display, duration
 from phantomlib.runner import Job
 
@@ -177,7 +178,7 @@ def hash_inputs(source: Path, values: dict, profile: str, package: str, root: Pa
     """Hash of everything an executed notebook depends on."""
     files = {}  # contexts by content; folders of weights, which may be large, by size and time
     for text in _texts(values):
-        path = root / text
+        path = root / text.removeprefix(FITTING)
         if path.is_file():
             files[text] = hashlib.sha256(path.read_bytes()).hexdigest()
         elif text != values.get("store") and path.is_dir():

@@ -116,6 +116,7 @@ def record(
     runs: list[str],
     interval: tuple[float, float] | None = None,
     detail: Mapping | None = None,
+    ledger: Path = LEDGER,
 ) -> None:
     """Write a measurement; notebooks call it through ``Notebook.record``, which knows the scope.
 
@@ -129,11 +130,12 @@ def record(
         runs: ids of all runs behind the measurement.
         interval: uncertainty of the first criterion, with its kind and level given in ``detail``.
         detail: anything else worth keeping, in JSON types.
+        ledger: the file that holds the claim.
 
     Raises:
         ParameterError: unknown claim, optimiser, or criteria and sample kinds that are not the claim's.
     """
-    claim = {c.id: c for c in load_claims()}.get(id)
+    claim = {c.id: c for c in load_claims(ledger)}.get(id)
     if claim is None or optimizer not in OPTIMIZERS:
         raise ParameterError(f"There is no claim '{id}' with optimiser '{optimizer}' in the ledger.")
     names = [c.name for c in claim.criteria]

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from phantomlib.errors import ParameterError, PhantomError
+from phantomlib.notebook import FITTING
 
 
 class _Group(TyperGroup):
@@ -26,6 +27,20 @@ class _Group(TyperGroup):
                 raise
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from None
+
+
+class _ManyModels(TyperCommand):
+    """Lets ``--models`` take several words: ``--models A B`` is read as ``--models A --models B``."""
+
+    def parse_args(self, ctx, args):
+        spread, inside = [], False
+        for word in args:
+            if inside and not word.startswith("-"):
+                spread += ([] if spread[-1] == "--models" else ["--models"]) + [word]
+            else:
+                spread.append(word)
+                inside = word == "--models"
+        return super().parse_args(ctx, spread)
 
 
 class _WithParameters(TyperCommand):
@@ -55,16 +70,35 @@ def phantom(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks
     """Phantom transitions: run the notebooks, build the book, check the installation."""
 
 
-@app.command()
+@app.command(cls=_ManyModels)
 def book(
     profile: Annotated[str, typer.Option(help="Parameters for all notebooks: notebooks/profiles/NAME.yaml.")] = "zoo",
     only: Annotated[str | None, typer.Option(metavar="NN", help="Run only this notebook, then build.")] = None,
     jobs: Annotated[int, typer.Option(help="Notebooks run at once.")] = 2,
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--models", metavar="ID...", help="A book for these models instead, in a folder of its own."),
+    ] = None,
+    contexts: Annotated[str, typer.Option(metavar="FILE", help="With --models: your sentences.")] = "default",
+    held_out: Annotated[str, typer.Option(metavar="ID", help="With --models: one to be predicted blindly.")] = "",
+    device: Annotated[str, typer.Option(help="With --models: a torch device, e.g. cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="With --models: float32 or float64.")] = "float32",
+    output: Annotated[Path | None, typer.Option(help="With --models: the folder [default: books/NAMES].")] = None,
 ):
     """Run the notebooks whose inputs changed, build the book and print the page to open."""
     from phantomlib.book import build_book
 
-    typer.echo(f"The book is ready. Open {build_book(profile, only, jobs)}")
+    if models:
+        from phantomlib.ownbook import build_own_book
+
+        typed = absolute_paths({"models": models, "contexts": contexts, "held_out": held_out})
+        options = {"device": device, "dtype": dtype, "profile": profile, "output": output, "only": only, "jobs": jobs}
+        index = build_own_book(**typed, **options)
+    elif contexts != "default" or held_out or output or device != "cpu" or dtype != "float32":
+        raise ParameterError("--contexts, --held-out, --device, --dtype and --output go with --models.")
+    else:
+        index = build_book(profile, only, jobs)
+    typer.echo(f"The book is ready. Open {index}")
 
 
 @app.command(cls=_WithParameters)
@@ -115,7 +149,7 @@ def run(
 def absolute_paths(given: dict) -> dict:
     """Paths the user typed are relative to the user's folder; the notebook runs in the project's root."""
     changed = dict(given)
-    for key in ("models", "contexts"):
+    for key in ("models", "contexts", "held_out"):
         if isinstance(given.get(key), list):
             changed[key] = [_if_it_exists(item) for item in given[key]]
         elif key in given:
@@ -129,14 +163,19 @@ def relative_paths(value, root: Path):
     """The same value as typed in the project's root, so that a page names no machine's folders."""
     if isinstance(value, list):
         return [relative_paths(item, root) for item in value]
-    return os.path.relpath(value, root) if isinstance(value, str) and os.path.isabs(value) else value
+    if not isinstance(value, str):
+        return value
+    prefix = FITTING if value.startswith(FITTING) else ""
+    path = value.removeprefix(prefix)
+    return prefix + os.path.relpath(path, root) if os.path.isabs(path) else value
 
 
 def _if_it_exists(text):
     if not isinstance(text, str) or not text.strip() or text == "default" or text.startswith("zoo:"):
         return text
-    path = Path(text).expanduser()
-    return str(path.resolve()) if path.exists() else text
+    prefix = FITTING if text.startswith(FITTING) else ""
+    path = Path(text.removeprefix(prefix)).expanduser()
+    return prefix + str(path.resolve()) if path.exists() else text
 
 
 @app.command()
@@ -229,7 +268,7 @@ def claims(
 
     root = runner.find_root()
     common = books.load_profile(root, profile).common
-    source = common["contexts"]
+    source = common["contexts"].removeprefix(FITTING)
     found = contexts.load_contexts(source if source == "default" else root / source)
     store = Store(root / common["store"])
     pairs = ledger.verdicts(store, ledger.scope_of(common["models"], found, common["dtype"]))

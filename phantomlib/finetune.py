@@ -5,7 +5,7 @@ recording is the state *before* update t, so row 0 is the untouched model and ro
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -191,6 +191,7 @@ def finetune(
     seeds: tuple[int, ...] = (0,),
     engine: str = "auto",
     chunk: int | None = None,
+    extra: Mapping[str, Callable] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> xr.Dataset:
     """Fine-tune one replica per context, learning rate and seed, and record everything.
@@ -203,6 +204,8 @@ def finetune(
         seeds: of the LoRA initialisation. Full fine-tuning of a checkpoint has no randomness.
         engine: see :func:`phantomlib.replicas.stack`.
         chunk: replicas advanced together; by default from the size of the model.
+        extra: further quantities to record, by name: functions of probabilities p (R, V), readout E (R, V, d), and ids
+            c (R,) and k (R,) that return one number per replica (R,). The first line of the docstring is the meaning.
         progress: called with the number of replica-steps just done.
 
     Returns:
@@ -219,6 +222,7 @@ def finetune(
         raise ParameterError(f"engine {engine!r} is not known; choose 'auto', 'batch axis' or 'vmap'.")
     if chunk is not None and (type(chunk) is not int or chunk < 1):
         raise ParameterError(f"chunk is {chunk!r}; give a number of replicas of at least 1, or None.")
+    extra = check_extra(extra)
     shape = (len(contexts), rates.shape[1], len(seeds))
     grid = list(np.ndindex(shape))
     modules = {s: trainable(model, recipe, seed) for s, seed in enumerate(seeds)}
@@ -235,10 +239,23 @@ def finetune(
                 [contexts[c] for c, _, _ in cells],
                 torch.tensor(np.stack([rates[c, r] for c, r, _ in cells])).to(model.readout),
                 recipe,
+                extra,
                 progress,
             )
         )
-    return _label(parts, shape, contexts, rates, seeds, recipe)
+    return _label(parts, shape, contexts, rates, seeds, recipe, extra)
+
+
+def check_extra(extra: Mapping[str, Callable] | None) -> dict[str, Callable]:
+    """Further quantities by name; ParameterError unless the names are new and the values are functions."""
+    extra = dict(extra or {})
+    for name, function in extra.items():
+        if not isinstance(name, str) or not name.isidentifier() or name in RECORDED or not callable(function):
+            raise ParameterError(
+                f"extra holds {name!r}: {function!r}; give functions of (p, E, c, k) under names that are not recorded "
+                "already, such as {'entropy': entropy}."
+            )
+    return extra
 
 
 def trainable(model: LanguageModel, recipe: Recipe, seed: int) -> tuple[torch.nn.Module, dict[str, Tensor]]:
@@ -263,7 +280,7 @@ def chunk_size(n_trainable: int, device: torch.device) -> int:
     return max(4, min(64, 24_000_000 // max(n_trainable, 1)))
 
 
-def _advance(stacked, readout, contexts, rates, recipe, progress) -> dict[str, Tensor]:
+def _advance(stacked, readout, contexts, rates, recipe, extra, progress) -> dict[str, Tensor]:
     """Run one chunk of R replicas for T steps; returns recorded tensors (R, T + 1) and snapshots."""
     readout_name, readout_0 = readout
     replicas, device = len(contexts), rates.device
@@ -277,7 +294,7 @@ def _advance(stacked, readout, contexts, rates, recipe, progress) -> dict[str, T
     E = stacked.parameters.get(
         readout_name, readout_0
     ).detach()  # (R, V, d) if trained, else (V, d) for all; same memory
-    recorder = _Recorder(E_0, E, c, k, recipe, replicas)
+    recorder = _Recorder(E_0, E, c, k, recipe, replicas, extra)
     optimizer = _Optimizer(stacked.parameters, rates, recipe)
     for step in range(recipe.steps + 1):
         with torch.set_grad_enabled(step < recipe.steps):
@@ -338,12 +355,12 @@ class _Optimizer:
 class _Recorder:
     """Writes each step's measurements into tensors (R, T + 1) on the device; nothing is read back before the end."""
 
-    def __init__(self, E_0: Tensor, E: Tensor, c: Tensor, k: Tensor, recipe: Recipe, replicas: int):
-        self.E_0, self.E, self.c, self.k, self.recipe = E_0, E, c, k, recipe
+    def __init__(self, E_0: Tensor, E: Tensor, c: Tensor, k: Tensor, recipe: Recipe, replicas: int, extra: dict):
+        self.E_0, self.E, self.c, self.k, self.recipe, self.extra = E_0, E, c, k, recipe, extra
         self.pair = torch.stack([c, k], -1)  # (R, 2)
         self.trained = E.dim() == 3
         self.norm_0 = E_0.norm()
-        self.fields = {name: E_0.new_full((replicas, recipe.steps + 1), math.nan) for name in RECORDED}
+        self.fields = {name: E_0.new_full((replicas, recipe.steps + 1), math.nan) for name in [*RECORDED, *extra]}
         self.h = self.g_ck = self.previous = None
         d, n = E_0.shape[1], len(recipe.snapshots)
         self.snapshots = (
@@ -375,14 +392,19 @@ class _Recorder:
             values["phi_readout_part"] = ((p - p_0) * (self.h + h_0)).sum(1) / 2
             values["phi_geometry_part"] = ((self.h - h_0) * (p + p_0)).sum(1) / 2
         self.previous = p, self.h
+        for name, function in self.extra.items():
+            values[name] = function(p, self._rows(), self.c, self.k)
         for name, value in values.items():
             self.fields[name][:, step] = value
         if step in self.recipe.snapshots:
             self._snapshot(self.recipe.snapshots.index(step), p)
 
+    def _rows(self) -> Tensor:
+        """E (R, V, d); a frozen readout is the same memory for all."""
+        return self.E if self.trained else self.E.expand(len(self.c), -1, -1)
+
     def _measure_geometry(self) -> None:
-        E = self.E if self.trained else self.E.expand(len(self.c), -1, -1)
-        g = op.overlaps(E, self.pair)  # (R, V, 2)
+        g = op.overlaps(self._rows(), self.pair)  # (R, V, 2)
         self.h = op.contrast(g, self.recipe.exponent)
         self.g_ck = g[torch.arange(len(g), device=g.device), self.k, 0]
 
@@ -394,7 +416,7 @@ class _Recorder:
 
     def _snapshot(self, index: int, p: Tensor) -> None:
         """Eigenvalues of ρ, and Φ from ρ itself: a path that shares nothing with signal and drag."""
-        E = self.E if self.trained else self.E.expand(len(self.c), -1, -1)
+        E = self._rows()
         finite = torch.isfinite(p).all(1) & torch.isfinite(E).flatten(1).all(1)  # eigenvalue routines refuse nan
         rho = op.density_matrix(p.nan_to_num(0.0), E.nan_to_num(0.0, 0.0, 0.0))
         e = op.normalise(torch.take_along_dim(E, self.pair[..., None], 1))
@@ -403,15 +425,16 @@ class _Recorder:
         self.snapshots["phi_trace"][:, index] = op.order_parameter_by_trace(rho, e[:, 0], e[:, 1]) + gone
 
 
-def _label(parts, shape, contexts, rates, seeds, recipe) -> xr.Dataset:
+def _label(parts, shape, contexts, rates, seeds, recipe, extra) -> xr.Dataset:
+    recorded = RECORDED | {name: ("1", _meaning(function)) for name, function in extra.items()}
     joined = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
-    fields = {name: joined[name].reshape(*shape, -1) for name in RECORDED}
+    fields = {name: joined[name].reshape(*shape, -1) for name in recorded}
     finite = np.isfinite(fields["cross_entropy"]) & np.isfinite(fields["logit_gap"]) & np.isfinite(fields["phi"])
     alive = np.logical_and.accumulate(finite, axis=-1)  # once diverged, always diverged
     diverged = np.where(alive.all(-1), -1, alive.argmin(-1))
     dims = ("context", "rate", "seed", "step")
     data = {}
-    for name, (unit, meaning) in RECORDED.items():
+    for name, (unit, meaning) in recorded.items():
         values = np.where(alive, fields[name], np.nan)
         if name in ("rank_correct", "readout_unchanged"):
             values = np.nan_to_num(values).astype("int32" if name == "rank_correct" else "int8")
@@ -447,3 +470,7 @@ def _label(parts, shape, contexts, rates, seeds, recipe) -> xr.Dataset:
         coords["snapshot"] = list(recipe.snapshots)
     attrs = {f"recipe_{key}": value for key, value in asdict(recipe).items() if key != "snapshots"}
     return xr.Dataset(data, coords, attrs)
+
+
+def _meaning(function: Callable) -> str:
+    return (function.__doc__ or "").strip().partition("\n")[0]

@@ -9,14 +9,16 @@ A notebook needs two lines of it, and one below each figure or table::
     nb.made_by(runs)   # in a cell of its own; the runner hides the call and keeps the line it prints
 """
 
+import base64
 import html
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from phantomlib.errors import ParameterError
+from phantomlib.errors import ContextError, ParameterError
 
+FITTING = "fitting:"  # before the name of a contexts file: leave out what does not fit a model
 ENVIRONMENT = "PHANTOM_NOTEBOOK"  # set by the runner: a JSON mapping with the command and parameters of this notebook
 
 
@@ -43,6 +45,7 @@ class Notebook:
     dtype: str
     seed: int
     parameters: dict = field(default_factory=dict)
+    left_out: set = field(default_factory=set)
 
     def load(self, ref: str, **options):
         """Load one model with this notebook's device and dtype (``phantomlib.models.load``)."""
@@ -51,7 +54,7 @@ class Notebook:
         return models.load(ref, **{"dtype": self.dtype, "device": self.device} | options)
 
     def record(
-        self, claim: str, value, *, optimizer: str, n: Mapping[str, int], runs, interval=None, detail=None
+        self, claim: str, value, *, optimizer: str, n: Mapping[str, int], runs, interval=None, detail=None, **options
     ) -> None:
         """Record a measurement for the ledger (:func:`phantomlib.claims.record`); ``runs`` as in :meth:`made_by`."""
         from phantomlib import claims
@@ -67,6 +70,7 @@ class Notebook:
             runs=ids,
             interval=interval,
             detail=detail,
+            **options,
         )
 
     @property
@@ -79,14 +83,28 @@ class Notebook:
     def fitting_contexts(self, model) -> list:
         """The contexts as ids of one model (``phantomlib.contexts.Resolved``), each outranked by its competitor.
 
+        If the parameter ``contexts`` starts with ``fitting:``, those that do not fit are left out, and the page says so.
+
         Raises:
             ContextError: a word is not a single token, or the model prefers the correct word already.
         """
         from phantomlib.contexts import resolve
         from phantomlib.finetune import check_contexts
 
-        found = [resolve(context, model.tokenizer) for context in self.contexts]
-        check_contexts(model, found)
+        found = []
+        for context in self.contexts:
+            try:
+                one = resolve(context, model.tokenizer)
+                check_contexts(model, [one])
+                found.append(one)
+            except ContextError as error:
+                if not self.parameters.get("contexts", "").startswith(FITTING):
+                    raise
+                if (model.name, context.id) not in self.left_out:
+                    self.left_out.add((model.name, context.id))
+                    say(f"> Left out for {model.name}: {error}")
+        if not found:
+            raise ContextError(f"None of the {len(self.contexts)} contexts fits '{model.name}'; write some that do.")
         return found
 
     @property
@@ -99,7 +117,9 @@ class Notebook:
         return f"phantom run {self.name.split('_')[0]} {values}".strip()
 
     def made_by(self, *runs) -> None:
-        """Display one folded line, "How this was made": command, parameters, run ids and commit.
+        """Display one folded line, "How this was made": command, parameters, run ids, commit, and data to download.
+
+        The data are those of the figures and tables shown since the last such line.
 
         Args:
             runs: datasets of the store, run ids, or lists and mappings of these; none at all for what needs no run.
@@ -114,6 +134,9 @@ class Notebook:
             "Runs": _runs(list(dict.fromkeys(_run_ids(runs)))),
             "Commit": _commit(),
         }
+        links = [_download(f"{self.name}-{number}.csv", frame) for number, frame in _shown.take()]
+        if links:
+            rows["Data"] = ", ".join(links)
         page = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in rows.items())
         text = f"How this was made: {self.command}"
         bundle = {
@@ -146,7 +169,7 @@ def start(
     Args:
         name: the notebook's file name without its ending.
         models: model references (``zoo:NAME``, a folder, a hub id), at least one, none twice.
-        contexts: ``default`` or the path of a contexts file.
+        contexts: ``default`` or the path of a contexts file; after ``fitting:``, only those that fit each model are used.
         device: a torch device, e.g. ``cpu`` or ``cuda``.
         dtype: ``float32`` or ``float64``.
         store: folder of runs.
@@ -173,11 +196,12 @@ def start(
     for ref in models:
         checkpoints.find(ref)  # a misspelt zoo name or folder is refused here, before anything runs
     figures.use_style()
+    _shown.watch()
     common = {"models": models, "contexts": contexts, "device": device, "dtype": dtype, "store": store, "seed": seed}
     return Notebook(
         name=name,
         models=list(models),
-        contexts=load_contexts(contexts),
+        contexts=load_contexts(contexts.removeprefix(FITTING)),
         store=Store(store),
         device=device,
         dtype=dtype,
@@ -195,6 +219,7 @@ def say(text: str) -> None:
 
 def table(frame, digits: int = 3) -> None:
     """Show a pandas table as a Markdown table, floats with ``digits`` decimals."""
+    _shown.add(frame)
     say(markdown_table(frame, digits))
 
 
@@ -203,6 +228,47 @@ def markdown_table(frame, digits: int = 3) -> str:
     cells = frame.map(lambda value: f"{value:.{digits}f}" if isinstance(value, float) else str(value))
     align = ["right" if column.dtype.kind in "iuf" else "left" for _, column in frame.items()]
     return cells.to_markdown(index=False, disable_numparse=True, colalign=align)
+
+
+class _Shown:
+    """Tables and figures shown since the last line "How this was made", which offers their numbers."""
+
+    def __init__(self):
+        self.items, self.taken = [], 0
+
+    def watch(self) -> None:
+        """From now on see every figure that IPython displays."""
+        from IPython import get_ipython
+        from matplotlib.figure import Figure
+
+        self.__init__()
+        shell = get_ipython()
+        if shell is not None:  # asked for a format of its own, every displayed object comes by
+            see = lambda shown: self.add(shown) if isinstance(shown, Figure) else None  # noqa: E731
+            shell.display_formatter.formatters["application/x-phantom-seen"] = see
+
+    def add(self, shown) -> None:
+        if not any(shown is item for item in self.items):  # a figure may be glued as well
+            self.items.append(shown)
+
+    def take(self) -> list:
+        """Numbered tables, each once."""
+        from phantomlib.figuredata import drawn
+
+        frames = [drawn(item) if hasattr(item, "savefig") else item for item in self.items]
+        numbered = list(enumerate(frames, self.taken + 1))
+        self.items, self.taken = [], self.taken + len(frames)
+        return numbered
+
+
+_shown = _Shown()
+
+
+def _download(name: str, frame) -> str:
+    """A link that holds the table itself, so that it works offline and in a notebook that is passed on."""
+    text = frame.to_csv(index=False, float_format="%.7g").encode()
+    address = f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text).decode()}"
+    return f'<a download="{name}" href="{address}">{name}</a> ({len(text) / 1000:.0f} kB)'
 
 
 def _check_types(**given) -> None:
@@ -245,8 +311,10 @@ def _runs(ids: list[str]) -> str:
 
 def _short(value) -> str:
     """A parameter as one would type it; paths relative to the working folder, so no page names a machine's folders."""
-    if isinstance(value, str) and os.path.isabs(value):
-        value = os.path.relpath(value)
+    if isinstance(value, str):
+        prefix = FITTING if value.startswith(FITTING) else ""
+        path = value.removeprefix(prefix)
+        value = prefix + os.path.relpath(path) if os.path.isabs(path) else value
     if isinstance(value, list):
         return f"[{', '.join(_short(item) for item in value)}]"
     return str(value)

@@ -5,14 +5,17 @@ temporary name, then renamed, so a file that has its name is complete. Several p
 """
 
 import hashlib
+import inspect
 import json
 import os
 import platform
 import resource
 import subprocess
 import tempfile
+import textwrap
 import time
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -23,8 +26,16 @@ import xarray as xr
 from filelock import FileLock
 
 from phantomlib.contexts import Resolved
-from phantomlib.errors import StoreError
-from phantomlib.finetune import ENGINE_VERSION, Recipe, check_contexts, check_learning_rates, check_seeds, finetune
+from phantomlib.errors import ParameterError, StoreError
+from phantomlib.finetune import (
+    ENGINE_VERSION,
+    Recipe,
+    check_contexts,
+    check_extra,
+    check_learning_rates,
+    check_seeds,
+    finetune,
+)
 from phantomlib.models import LanguageModel
 from phantomlib.progress import track
 
@@ -61,22 +72,25 @@ class Store:
         recipe: Recipe = Recipe(),
         *,
         seeds: tuple[int, ...] = (0,),
+        extra: Mapping[str, Callable] | None = None,
     ) -> xr.Dataset:
         """The dataset of :func:`phantomlib.finetune.finetune`, from disk if it was computed before.
+
+        Functions in ``extra`` are part of the run's key by their source text; what they use from outside is not.
 
         The attributes hold the ``run_id``, the model's fingerprint, all parameters, commit, package versions, device,
         seconds and peak memory (bytes).
         """
         rates = check_learning_rates(learning_rates, len(contexts), recipe.steps)
         check_seeds(seeds)
-        spec = describe(model, contexts, rates, recipe, seeds)
+        spec = describe(model, contexts, rates, recipe, seeds, extra)
         path = self.root / f"{model.name}-{recipe.method}-{recipe.optimizer}-{run_id(spec)}.nc"
         if not path.exists():
             check_contexts(model, contexts)  # before anything is left on the disk
         with FileLock(path.with_suffix(".lock")):
             dataset = self._read(path)
             if dataset is None:
-                dataset = self._compute(path, spec, model, contexts, rates, recipe, seeds)
+                dataset = self._compute(path, spec, model, contexts, rates, recipe, seeds, extra)
         return dataset
 
     def open(self, identifier: str) -> xr.Dataset:
@@ -95,11 +109,11 @@ class Store:
         """Whether a finished run with this ``run_id`` is there."""
         return any(self.root.glob(f"*-{identifier}.nc"))
 
-    def _compute(self, path, spec, model, contexts, rates, recipe, seeds) -> xr.Dataset:
+    def _compute(self, path, spec, model, contexts, rates, recipe, seeds, extra) -> xr.Dataset:
         label = f"{model.name}, {recipe.method}, {recipe.optimizer}"
         started = time.perf_counter()
         with track(label, rates.size * len(seeds) * recipe.steps) as advance:
-            dataset = finetune(model, contexts, rates, recipe, seeds=seeds, progress=advance)
+            dataset = finetune(model, contexts, rates, recipe, seeds=seeds, extra=extra, progress=advance)
         dataset.attrs |= {
             "run_id": run_id(spec),
             "specification": json.dumps(spec),
@@ -148,9 +162,10 @@ class Store:
         return None
 
 
-def describe(model: LanguageModel, contexts: list[Resolved], rates, recipe: Recipe, seeds) -> dict:
+def describe(model: LanguageModel, contexts: list[Resolved], rates, recipe: Recipe, seeds, extra=None) -> dict:
     """Everything that determines a run's numbers and labels, as plain JSON types."""
-    return {
+    extras = {"extra": {name: _source(function) for name, function in check_extra(extra).items()}} if extra else {}
+    return extras | {
         "engine": ENGINE_VERSION,
         "model": model.fingerprint,
         "name": model.name,
@@ -172,6 +187,15 @@ def describe(model: LanguageModel, contexts: list[Resolved], rates, recipe: Reci
         "recipe": json.loads(json.dumps(asdict(recipe))),
         "seeds": list(seeds),
     }
+
+
+def _source(function: Callable) -> str:
+    try:
+        return textwrap.dedent(inspect.getsource(function))
+    except (OSError, TypeError):
+        raise ParameterError(
+            f"{function!r} has no source text to name the run by; define it with def, in a file or a cell."
+        ) from None
 
 
 def run_id(specification: dict) -> str:

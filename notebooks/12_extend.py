@@ -1,0 +1,185 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Extend the companion
+#
+# **Question.** How do I record something new, bring sentences of my own, and put a claim of mine to the test?
+#
+# **Answer.** In a few lines each. This page is a notebook like the others: it is run with the book, so what it shows works.
+
+# %% tags=["parameters"]
+models: list[str] = ["zoo:gpt2-s", "zoo:neox-s"]  # model references, zoo:NAME, a folder or a hub id
+contexts: str = "default"  # 'default' for the book's ten contexts, or a YAML file
+device: str = "cpu"  # torch device, cpu or cuda
+dtype: str = "float32"  # float32 or float64
+store: str = "runs"  # folder of finished runs
+seed: int = 0  # base seed
+learning_rates: list[float] = [1.0e-5, 3.0e-5, 1.0e-4]  # learning rates of Adam
+steps: int = 20  # optimiser steps of each run
+
+# %% tags=["hide-cell"]
+from phantomlib import notebook
+from phantomlib.finetune import Recipe
+
+nb = notebook.start("12_extend", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
+recipe = Recipe(steps=steps)
+
+# %% [markdown]
+# ## A new recorded quantity
+#
+# A quantity is a function of the next-token probabilities `p`, the readout `E` and the two ids, for all replicas of a run at once. Here: how undecided the model is. Give
+# it to the store under a name, and it is recorded at every step beside the others. The run's name depends on the text of the function, so a change of it gives a new run.
+
+
+# %%
+def entropy(p, E, c, k):  # (R, V), (R, V, d), (R,), (R,) -> (R,)
+    """Shannon entropy of the next-token distribution, in nats"""
+    return -(p * p.clamp_min(1e-30).log()).sum(1)
+
+
+model = nb.load(nb.models[0])
+fitting = nb.fitting_contexts(model)
+run = nb.store.run(model, fitting, learning_rates, recipe, extra={"entropy": entropy})
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-extend-entropy", "caption": "A quantity of one's own: entropy of the next-token distribution of the first model while it is fine-tuned with Adam at three learning rates (mean over the contexts, band from the least to the greatest; deterministic)."}, "image": {"alt": "Entropy against step for three learning rates.", "width": "70%"}}
+import matplotlib.pyplot as plt
+import seaborn as sns
+
+figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
+for rate, colour in zip(range(run.sizes["rate"]), sns.color_palette("viridis", run.sizes["rate"]), strict=True):
+    one = run.entropy.isel(rate=rate, seed=0)
+    axes.plot(run.step, one.mean("context"), color=colour, label=f"{float(run.learning_rate[0, rate]):.0e}")
+    axes.fill_between(run.step, one.min("context"), one.max("context"), color=colour, alpha=0.15, linewidth=0)
+axes.set(xlabel="step", ylabel="entropy (nat)")
+axes.set_title("Undecidedness")
+legend = axes.legend(title="learning rate", fontsize="small")
+
+# %% tags=["hide-input"]
+nb.made_by(run)
+
+# %% [markdown]
+# ## A new context set
+#
+# Contexts are a YAML file. Prompts have no space at their end, words are plain. `resolve` finds their tokens; a word that your tokenizer splits is refused, with
+# similar words that it does not split. In the book, give the file as the parameter `contexts` of any notebook.
+
+# %%
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from phantomlib.contexts import load_contexts, resolve
+from phantomlib.errors import ContextError
+from phantomlib.finetune import check_contexts
+
+my_contexts = """
+- id: teacher-shame
+  prompt: "After the lie, the teacher felt a deep sense of"
+  correct: shame
+  competitor: guilt
+- id: quiet-road
+  prompt: "Peter walked slowly down the busy"
+  correct: road
+  competitor: street
+- id: split
+  prompt: "After the lie, the teacher felt a deep sense of"
+  correct: shamefulness
+  competitor: guilt
+"""
+
+with TemporaryDirectory() as folder:
+    file = Path(folder) / "my_contexts.yaml"
+    file.write_text(my_contexts)
+    loaded = load_contexts(file)
+
+mine = []
+for context in loaded:
+    try:
+        found = resolve(context, model.tokenizer)
+        check_contexts(model, [found])  # the model must prefer the competitor before training
+        mine.append(found)
+    except ContextError as error:
+        print(error)
+
+# %%
+own = nb.store.run(model, mine, learning_rates, recipe) if mine else None
+(own.logit_gap > 0).any("step").isel(seed=0).to_pandas() if mine else "none fits this model"  # which rates are enough?
+
+# %% tags=["hide-input"]
+nb.made_by(own)
+
+# %% [markdown]
+# ## A new claim
+#
+# A claim says beforehand what will be measured and what would count: a quantity, a threshold, a direction. It goes into `phantomlib/claims.yaml`, or, as here, into a file of one's own. The
+# notebook records the measured value and the runs behind it. The verdict is computed from the two; nobody types it.
+
+# %%
+from phantomlib import claims
+
+my_claim = """
+- id: X1
+  statement: Fine-tuning on one word makes the model more decided.
+  notebook: "12"
+  figure: fig-extend-entropy
+  decides: adam
+  needs: {contexts: 2}
+  criteria:
+    share_of_runs:
+      quantity: Share of runs whose entropy ends below its start.
+      direction: at least
+      threshold: 0.9
+      unit: "1"
+  changes: []
+"""
+
+with TemporaryDirectory() as folder:
+    ledger = Path(folder) / "my_claims.yaml"
+    ledger.write_text(my_claim)
+    share = float((run.entropy.isel(step=-1) < run.entropy.isel(step=0)).mean())
+    nb.record("X1", share, optimizer="adam", n={"contexts": run.sizes["context"]}, runs=run, ledger=ledger)
+    [claim] = claims.load_claims(ledger)
+
+verdict = claims.judge(claim, nb.store, nb.scope)
+print(f"{claim.statement} {verdict.status}: {verdict.reason}")
+
+# %% [markdown]
+# ## The results, in any tool
+#
+# A run is a netCDF file in the store. Any netCDF reader opens it; so does xarray. From there to tables in parquet or CSV is one line. The numbers of every figure and table of this
+# book can also be taken from its page, under “How this was made”.
+
+# %%
+import pandas as pd
+import xarray as xr
+
+[path] = nb.store.root.glob(f"*-{run.attrs['run_id']}.nc")
+with xr.open_dataset(path) as opened:
+    table = opened.drop_dims([d for d in ("snapshot", "component") if d in opened.dims]).to_dataframe().reset_index()
+
+with TemporaryDirectory() as folder:
+    table.to_parquet(f"{folder}/run.parquet")
+    table.to_csv(f"{folder}/run.csv", index=False)
+    same = pd.read_parquet(f"{folder}/run.parquet").equals(table)
+
+print(f"{path.name}: {len(table)} rows, {len(table.columns)} columns; parquet gives the same table: {same}")
+table[["context", "learning_rate", "step", "cross_entropy", "logit_gap", "phi", "entropy"]].head()
+
+# %% tags=["hide-input"]
+nb.made_by(run)
+
+# %% [markdown]
+# ## What could be wrong
+#
+# A function is named by its text. If it uses something from outside, a constant say, and that changes, the run keeps its name: put such constants inside. A quantity that needs more
+# than `p` and `E`, gradients for example, belongs into the engine (`phantomlib/finetune.py`).

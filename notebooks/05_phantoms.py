@@ -177,7 +177,7 @@ slow = {name: phantom.slowing(e.times) for name, e in adam.items()}
 figures.crossing_panels({name: e.times for name, e in adam.items()}, {name: s.exponent for name, s in slow.items()}, claim.tests["slowing"]["exponent"]["threshold"], colours);
 
 # %% tags=["hide-input"]
-nb.made_by([e.times.attrs["run_ids"].split() for e in adam.values()])
+nb.made_by([phantom.run_ids(e.times) for e in adam.values()])
 
 # %% tags=["hide-input"]
 for optimizer, found in examined.items():
@@ -207,7 +207,7 @@ if shown:
     )
 
 # %% tags=["hide-input"]
-nb.made_by([[e.profile.attrs["run_ids"].split(), e.refined] for e in adam.values() if e.profile is not None])
+nb.made_by([phantom.run_ids(e.profile, *e.refined.values()) for e in adam.values()])
 
 # %% tags=["hide-input"]
 for optimizer, found in examined.items():
@@ -230,7 +230,7 @@ largest = {o: {name: phantom.largest_steps(e.refined) for name, e in found.items
 figures.refinement_panels(largest, colours, titles);
 
 # %% tags=["hide-input"]
-nb.made_by([e.refined for found in examined.values() for e in found.values()])
+nb.made_by([phantom.run_ids(*e.refined.values()) for found in examined.values() for e in found.values()])
 
 # %% tags=["hide-input"]
 for optimizer, models_of in largest.items():

@@ -296,27 +296,33 @@ def crossing_times(
     critical_rates: np.ndarray,
     recipe: Recipe,
     multiples: tuple[float, ...] = (0.25, 1.02, 1.06, 1.2, 1.5, 3.0, 10.0),
+    recorded: Mapping[float, xr.Dataset] | None = None,
 ) -> xr.Dataset:
     """When the token overtakes, at learning rates around the critical one.
 
-    The critical rate belongs to the budget of ``recipe.steps`` = T. Multiples m from 1 to 1.2 run for T steps, every
-    other for a third more than T / m, so that below the critical rate a finite time can show.
+    The critical rate belongs to the budget of ``recipe.steps`` = T. A multiple m below 1 gets a tenth more than T / m
+    steps, so that a finite time can show; from 1 on the budget is T.
+
+    Args:
+        recorded: runs (context, seed, step) of T steps at some of the multiples, which then need not run again.
 
     Returns:
         Dataset over (context, multiple): ``step`` (fractional t*, nan if it never crosses), ``consumed`` (η t* /
         (η_c T), dimensionless). Attribute ``run_ids``.
     """
-    critical_rates = np.asarray(critical_rates)
-    budgets = {m: recipe.steps if 1 <= m <= 1.2 else math.ceil(recipe.steps / m * 4 / 3) + 1 for m in multiples}
-    times, ids = {}, []
+    critical_rates, recorded = np.asarray(critical_rates), dict(recorded or {})
+    missing = [m for m in multiples if m not in recorded]
+    budgets = {m: max(recipe.steps, math.ceil(1.1 * recipe.steps / m) + 1 if m < 1 else 0) for m in missing}
     for steps in sorted(set(budgets.values())):
-        factors = [m for m in multiples if budgets[m] == steps]
-        run = store.run(model, contexts, critical_rates[:, None] * factors, replace(recipe, steps=steps)).isel(seed=0)
-        ids.append(run.attrs["run_id"])
-        for i, factor in enumerate(factors):
-            found = [crossing_step(gap) for gap in run.logit_gap.isel(rate=i).values]
-            times[factor] = [step if crossed else np.nan for crossed, step in found]
-    step = np.array([times[m] for m in multiples]).T  # (C, multiples)
+        factors = [m for m in missing if budgets[m] == steps]
+        run = store.run(model, contexts, critical_rates[:, None] * factors, replace(recipe, steps=steps))
+        recorded |= {factor: run.isel(rate=i) for i, factor in enumerate(factors)}
+    step = np.full((len(contexts), len(multiples)), np.nan)
+    for column, multiple in enumerate(multiples):
+        for row, gap in enumerate(recorded[multiple].logit_gap.isel(seed=0).values):
+            crossed, when = crossing_step(gap)
+            step[row, column] = when if crossed else np.nan
+    ids = dict.fromkeys(recorded[m].attrs["run_id"] for m in multiples)
     return xr.Dataset(
         {
             "step": (("context", "multiple"), step, {"units": "steps"}),
@@ -387,34 +393,27 @@ def profile(
         Dataset over (context, fraction), fraction 0 first: ``cross_entropy`` and ``logit_gap`` (nats), ``phi``; and
         over context ``wells`` (local minima of the cross-entropy), ``barrier`` (largest rise above the running
         minimum between fractions 0 and 1, nats) and ``convex`` (share of the line without negative curvature).
-        Attribute ``run_ids``. None without jumps.
+        Attribute ``run_id``. None without jumps.
     """
     chosen = [c for c in contexts if c.id in first.index]
     if not chosen:
         return None
-    parts, ids = {}, []
-    steps_of = {c.id: int(first.loc[c.id, "step"]) for c in chosen}
-    for steps in sorted(set(steps_of.values())):  # the line is the last step of a run: one length at a time
-        group = [c for c in chosen if steps_of[c.id] == steps]
-        rates = first.loc[[c.id for c in group], "learning_rate"].to_numpy()
-        schedules = np.tile(rates[:, None, None], (1, len(fractions), steps))
-        schedules[:, :, -1] *= fractions
-        run = store.run(model, group, schedules, replace(recipe, steps=steps)).isel(seed=0)
-        ids.append(run.attrs["run_id"])
-        for i, context in enumerate(group):
-            names = ("cross_entropy", "logit_gap", "phi")
-            start, end = run[[*names]].isel(context=i, step=-2), run[[*names]].isel(context=i, step=-1)
-            parts[context.id] = {n: np.append(start[n].values[0], end[n].values) for n in names}
-    order = [c.id for c in chosen]
-    x = np.append(0.0, fractions)
-    lines = {
-        n: (("context", "fraction"), np.stack([parts[c][n] for c in order]))
-        for n in ("cross_entropy", "logit_gap", "phi")
-    }
+    jump_steps = first.loc[[c.id for c in chosen], "step"].to_numpy()
+    rates = first.loc[[c.id for c in chosen], "learning_rate"].to_numpy()
+    last = int(jump_steps.max())
+    schedules = np.tile(rates[:, None, None], (1, len(fractions), last))
+    for schedule, step in zip(schedules, jump_steps, strict=True):
+        schedule[:, step - 1] *= fractions  # what follows the jump's own update is not looked at
+    run = store.run(model, chosen, schedules, replace(recipe, steps=last)).isel(seed=0)
+    x, lines = np.append(0.0, fractions), {}
+    for name in ("cross_entropy", "logit_gap", "phi"):
+        values = run[name].values  # (C, fractions, last + 1)
+        rows = [np.append(v[0, step - 1], v[:, step]) for v, step in zip(values, jump_steps, strict=True)]
+        lines[name] = (("context", "fraction"), np.stack(rows))
     shapes = [_shape(x, loss) for loss in lines["cross_entropy"][1]]
     for i, name in enumerate(("wells", "barrier", "convex")):
         lines[name] = ("context", np.array([shape[i] for shape in shapes]))
-    return xr.Dataset(lines, {"context": order, "fraction": x}, {"run_ids": " ".join(ids)})
+    return xr.Dataset(lines, {"context": [c.id for c in chosen], "fraction": x}, {"run_id": run.attrs["run_id"]})
 
 
 def _shape(x: np.ndarray, loss: np.ndarray, noise: float = 1e-3) -> tuple[int, float, float]:
@@ -466,7 +465,7 @@ def refine(
     contexts: list[Resolved],
     learning_rates: np.ndarray,
     recipe: Recipe,
-    factors: tuple[int, ...] = (1, 8, 16, 32),
+    factors: tuple[int, ...] = (8, 16, 32),
 ) -> dict[int, xr.Dataset]:
     """The same training in n times as many steps of 1/n the learning rate, for each n of ``factors``.
 
@@ -546,6 +545,12 @@ def contexts_by_seed(table: pd.DataFrame, seeds) -> list[int]:
 # ------------------------------------------------------------------------------------------ all of it, and the verdicts
 
 
+def run_ids(*datasets: xr.Dataset | None) -> list[str]:
+    """Ids of all runs behind results of this module, each once; None is skipped."""
+    found = [d.attrs.get("run_ids") or d.attrs["run_id"] for d in datasets if d is not None]
+    return list(dict.fromkeys(" ".join(found).split()))
+
+
 @dataclass(frozen=True)
 class Examination:
     """The five tests on one model under one optimiser.
@@ -572,9 +577,7 @@ class Examination:
     @property
     def run_ids(self) -> list[str]:
         """Ids of all runs behind this, each once."""
-        datasets = [self.runs, self.ramps, self.times, self.branches, self.profile, *self.refined.values()]
-        found = [d.attrs.get("run_ids") or d.attrs["run_id"] for d in datasets if d is not None]
-        return list(dict.fromkeys(" ".join(found).split()))
+        return run_ids(self.runs, self.ramps, self.times, self.branches, self.profile, *self.refined.values())
 
 
 def examine(
@@ -602,6 +605,7 @@ def examine(
     table = jumps(runs)
     table = table[table["rate"].isin(indices)].reset_index(drop=True)
     first = first_jumps(table, indices[-1])
+    recorded = {m: runs.isel(rate=i) for i, m in enumerate(multiples) if m >= 1}
     return Examination(
         name=getattr(model, "name", "control"),
         runs=runs,
@@ -609,21 +613,28 @@ def examine(
         first=first,
         branches=branches(store, model, contexts, first, recipe),
         ramps=ramps(store, model, contexts, critical_rates, recipe, high=counted[-1]),
-        times=crossing_times(store, model, contexts, critical_rates, recipe),
+        times=crossing_times(store, model, contexts, critical_rates, recipe, recorded=recorded),
         profile=profile(store, model, contexts, first, recipe),
-        refined=_refine_first(store, model, contexts, runs.isel(rate=indices[-1]), first, recipe),
+        refined=_refine_first(store, model, contexts, runs.isel(rate=indices[-1:]), first, recipe),
     )
 
 
 def _refine_first(store, model, contexts, runs, first, recipe) -> dict[int, xr.Dataset]:
-    """Refine the jumping contexts, up to the last of their largest steps."""
+    """Refine the jumping contexts of ``runs`` (context, one rate, seed, step), each up to its largest step."""
     chosen = [c for c in contexts if c.id in first.index]
     if not chosen:
         return {}
-    ids = [c.id for c in chosen]
-    largest = step_sizes(runs).isel(seed=0).sel(context=ids).fillna(0).argmax("step") + 1
-    rates = first.loc[ids, "learning_rate"].to_numpy()
-    return refine(store, model, chosen, rates, replace(recipe, steps=int(largest.max())))
+    coarse = runs.sel(context=[c.id for c in chosen])
+    largest = step_sizes(coarse).isel(rate=0, seed=0).fillna(0).argmax("step").values + 1
+    rates = first.loc[[c.id for c in chosen], "learning_rate"].to_numpy()
+    parts = []
+    for steps in sorted(set(largest.tolist())):
+        group = [c for c, s in zip(chosen, largest, strict=True) if s == steps]
+        parts.append(refine(store, model, group, rates[largest == steps], replace(recipe, steps=steps)))
+    ids = {n: " ".join(part[n].attrs["run_id"] for part in parts) for n in parts[0]}
+    options = {"join": "outer", "data_vars": "all", "coords": "minimal", "compat": "override", "combine_attrs": "drop"}
+    refined = {n: xr.concat([part[n] for part in parts], "context", **options) for n in parts[0]}
+    return {1: coarse} | {n: d.assign_attrs(run_ids=ids[n]) for n, d in refined.items()}
 
 
 def summarise(examinations: list[Examination]) -> dict[str, dict[str, float]]:

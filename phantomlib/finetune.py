@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import psutil
 import torch
 import torch.nn.functional as F
 import xarray as xr
@@ -18,10 +19,11 @@ from phantomlib import order_parameter as op
 from phantomlib.contexts import Resolved
 from phantomlib.errors import ContextError, ParameterError
 from phantomlib.models import LanguageModel, add_lora, next_token_logits
-from phantomlib.replicas import stack
+from phantomlib.replicas import Stack, multiply_out, stack
 
 REAL = int | float | np.integer | np.floating
-ENGINE_VERSION = 1  # raised whenever the numbers of a run could change
+IN_CACHE = 2**19  # numbers of a matrix that a CPU updates at a time: see the page on speed
+ENGINE_VERSION = 2  # raised whenever the numbers of a run could change
 
 # what is recorded at every step: name -> (unit, meaning)
 RECORDED = {
@@ -193,6 +195,7 @@ def finetune(
     chunk: int | None = None,
     extra: Mapping[str, Callable] | None = None,
     progress: Callable[[int], None] | None = None,
+    run: Callable | None = None,
 ) -> xr.Dataset:
     """Fine-tune one replica per context, learning rate and seed, and record everything.
 
@@ -207,6 +210,8 @@ def finetune(
         extra: further quantities to record, by name: functions of probabilities p (R, V), readout E (R, V, d), and ids
             c (R,) and k (R,) that return one number per replica (R,). The first line of the docstring is the meaning.
         progress: called with the number of replica-steps just done.
+        run: computes all chunks, as :func:`run_here` does, which is the default; or elsewhere
+            (:func:`phantomlib.cluster.run_there`).
 
     Returns:
         Dataset with dimensions (context, rate, seed, step), step = 0..T, the variables of ``RECORDED``,
@@ -225,25 +230,26 @@ def finetune(
     extra = check_extra(extra)
     shape = (len(contexts), rates.shape[1], len(seeds))
     grid = list(np.ndindex(shape))
-    modules = {s: trainable(model, recipe, seed) for s, seed in enumerate(seeds)}
-    n_trainable = sum(v.numel() for v in modules[0][1].values())
-    chunk = chunk or chunk_size(n_trainable, model.device)
-    parts = []
-    for start in range(0, len(grid), chunk):
-        cells = grid[start : start + chunk]
-        module = modules[cells[0][2]][0]  # frozen tensors are the same for every seed
-        parts.append(
-            _advance(
-                stack(module, [modules[s][1] for _, _, s in cells], engine),
-                _embedding(module, recipe.geometry),
-                [contexts[c] for c, _, _ in cells],
-                torch.tensor(np.stack([rates[c, r] for c, r, _ in cells])).to(model.readout),
-                recipe,
-                extra,
-                progress,
-            )
-        )
+    _, values = trainable(model, recipe, seeds[0])
+    chunk = chunk or chunk_size(sum(v.numel() for v in values.values()), model.device)
+    replicas = [Replica(contexts[c], rates[c, r], seeds[s]) for c, r, s in grid]
+    chunks = [replicas[start : start + chunk] for start in range(0, len(grid), chunk)]
+    parts = (run or run_here)(model, chunks, recipe, engine, extra, progress or (lambda done: None))
     return _label(parts, shape, contexts, rates, seeds, recipe, extra)
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One run of a sweep: a context, a learning rate (or one for each step, (T,)), and the seed of the LoRA start."""
+
+    context: Resolved
+    rate: np.ndarray
+    seed: int
+
+
+def run_here(model, chunks: list[list[Replica]], recipe, engine, extra, progress) -> list[dict[str, np.ndarray]]:
+    """One chunk after the other, in this process."""
+    return [advance(model, chunk, recipe, engine, extra, progress) for chunk in chunks]
 
 
 def check_extra(extra: Mapping[str, Callable] | None) -> dict[str, Callable]:
@@ -273,17 +279,22 @@ def _embedding(module: torch.nn.Module, geometry: str) -> tuple[str, Tensor]:
 
 
 def chunk_size(n_trainable: int, device: torch.device) -> int:
-    """Replicas advanced together: enough to fill the machine, few enough to stay near its caches or in its memory."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return max(1, min(512, int(free * 0.6 / (24 * n_trainable))))
-    return max(4, min(64, 24_000_000 // max(n_trainable, 1)))
+    """Replicas advanced together: on a CPU as many as pay (see the page on speed), if memory allows."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    fitting = max(
+        1, int(free * 0.6 / (24 * n_trainable))
+    )  # weights, two moments, activations; in float64, half as much again
+    return min(fitting, 512 if device.type == "cuda" else max(4, min(64, 64_000_000 // n_trainable)))
 
 
-def _advance(stacked, readout, contexts, rates, recipe, extra, progress) -> dict[str, Tensor]:
-    """Run one chunk of R replicas for T steps; returns recorded tensors (R, T + 1) and snapshots."""
-    readout_name, readout_0 = readout
-    replicas, device = len(contexts), rates.device
+def advance(model, chunk: list[Replica], recipe, engine, extra, progress) -> dict[str, np.ndarray]:
+    """Run R replicas together for T steps; returns what was recorded, (R, T + 1) each, and snapshots."""
+    seeds = {seed: trainable(model, recipe, seed) for seed in {replica.seed for replica in chunk}}
+    module = seeds[chunk[0].seed][0]  # frozen tensors are the same for every seed
+    stacked = stack(module, [seeds[replica.seed][1] for replica in chunk], engine)
+    readout_name, readout_0 = _embedding(module, recipe.geometry)
+    contexts, device = [replica.context for replica in chunk], model.device
+    rates = torch.tensor(np.stack([replica.rate for replica in chunk])).to(model.readout)
     longest = max(len(c.prompt_ids) for c in contexts)
     ids = torch.tensor([[*c.prompt_ids, *[0] * (longest - len(c.prompt_ids))] for c in contexts], device=device)
     last = torch.tensor([len(c.prompt_ids) - 1 for c in contexts], device=device)
@@ -294,8 +305,8 @@ def _advance(stacked, readout, contexts, rates, recipe, extra, progress) -> dict
     E = stacked.parameters.get(
         readout_name, readout_0
     ).detach()  # (R, V, d) if trained, else (V, d) for all; same memory
-    recorder = _Recorder(E_0, E, c, k, recipe, replicas, extra)
-    optimizer = _Optimizer(stacked.parameters, rates, recipe)
+    recorder = Recorder(E_0, E, c, k, recipe, extra)
+    optimizer = _Optimizer(stacked, rates, recipe)
     for step in range(recipe.steps + 1):
         with torch.set_grad_enabled(step < recipe.steps):
             logits = stacked.logits(ids, last)  # (R, V)
@@ -303,63 +314,97 @@ def _advance(stacked, readout, contexts, rates, recipe, extra, progress) -> dict
         recorder.record(step, logits.detach(), loss.detach())
         if step < recipe.steps:
             recorder.fields["gradient_norm"][:, step] = optimizer.step(loss)
-            if progress:
-                progress(replicas)
+            progress(len(chunk))
     optimizer.close()
-    return recorder.fields | recorder.snapshots
+    return {name: field.cpu().numpy() for name, field in (recorder.fields | recorder.snapshots).items()}
 
 
 class _Optimizer:
     """SGD, Adam or AdamW with one learning rate per replica, applied to a parameter as soon as its gradient is known.
 
-    Updating inside the backward pass means that no more than one parameter's gradient exists at a time.
+    Updating inside the backward pass means that no more than one parameter's gradient exists at a time. That of a
+    matrix comes as factors and is multiplied out for as many replicas as fit a cache, into memory used over and over.
     """
 
-    def __init__(self, parameters: dict[str, Tensor], rates: Tensor, recipe: Recipe):
+    def __init__(self, stacked: Stack, rates: Tensor, recipe: Recipe):
         self.recipe, self.rates, self.steps = recipe, rates, 0  # rates (R,), or schedules (R, T)
-        self.moments = {}
-        self.handles = [p.register_post_accumulate_grad_hook(self._update) for p in parameters.values()]
+        self.moments, self.factors = {}, stacked.factors
+        parameters = list(stacked.parameters.values())
+        most = max(self._block(p) * p[0].numel() for p in parameters)
+        self.gradient, self.change = parameters[0].new_empty((2, most))
+        self.handles = [p.register_post_accumulate_grad_hook(self._update) for p in parameters]
+        self.factors.wanted = True
 
     def step(self, loss: Tensor) -> Tensor:
         """Update all replicas from their losses (R,); returns the norms of their gradients (R,)."""
         self.steps += 1
         self.rate = self.rates[:, self.steps - 1] if self.rates.dim() == 2 else self.rates
+        self.count = torch.tensor(float(self.steps), device=self.rate.device)
         self.squared_norm = torch.zeros_like(self.rate)
         loss.sum().backward()  # replicas do not interact, so the gradient of the sum is each replica's own
         return self.squared_norm.sqrt()
 
+    def _block(self, p: Tensor) -> int:
+        """How many replicas of a parameter are updated at a time."""
+        return len(p) if p.is_cuda else min(len(p), max(1, IN_CACHE // p[0].numel()))
+
     @torch.no_grad()
     def _update(self, p: Tensor) -> None:
-        g, recipe = p.grad, self.recipe
-        p.grad = None
-        self.squared_norm += g.flatten(1).square().sum(1)
-        rate = self.rate.view(-1, *[1] * (p.dim() - 1))
+        """Called in the backward pass when all parts of p's gradient are there."""
+        whole, p.grad = p.grad, None
+        products = self.factors.products.pop(p, [])
+        if self.recipe.optimizer != "sgd" and p not in self.moments:
+            self.moments[p] = torch.zeros_like(p), torch.zeros_like(p)
+        block = self._block(p)
+        for start in range(0, len(p), block):
+            rows = slice(start, start + block)
+            gradient = None if whole is None else whole[rows]
+            factors = [(a[rows], b[rows]) for a, b in products]
+            moments = [m[rows] for m in self.moments.get(p, ())]
+            self._update_rows(p[rows], gradient, factors, moments, self.rate[rows], self.squared_norm[rows])
+
+    def _update_rows(self, p, gradient, factors, moments, rate, squared_norm) -> None:
+        recipe = self.recipe
+        rate = rate.view(-1, *[1] * (p.dim() - 1))
+        one_product = len(factors) == 1 and factors[0][0].dim() == 3
+        if one_product:
+            a, b = factors[0]
+            squared_norm += ((a @ a.mT) * (b @ b.mT)).sum((1, 2)).clamp_min(0)  # |aᵀb|² from products L x L
+            if recipe.optimizer == "sgd":  # the gradient itself is never needed
+                p.baddbmm_((a * -rate).mT, b)
+                return
+        if gradient is None:
+            gradient = multiply_out(factors, self.gradient[: p.numel()].view_as(p))
+        if not one_product:
+            squared_norm += torch.linalg.vector_norm(gradient.flatten(1), dim=1).square()
         if recipe.optimizer == "sgd":
-            p.addcmul_(g, rate, value=-1)
+            p.addcmul_(gradient, rate, value=-1)
             return
-        m, v = self.moments.setdefault(p, (torch.zeros_like(p), torch.zeros_like(p)))
-        m.lerp_(g, 1 - recipe.beta1)
-        v.mul_(recipe.beta2).addcmul_(g, g, value=1 - recipe.beta2)
         if recipe.weight_decay:
             p.mul_(1 - rate * recipe.weight_decay)
-        torch.sqrt(v, out=g)  # the gradient is spent; its memory serves as scratch
-        g.div_(math.sqrt(1 - recipe.beta2**self.steps)).add_(recipe.epsilon)
-        torch.div(m, g, out=g)
-        p.addcmul_(g, rate, value=-1 / (1 - recipe.beta1**self.steps))
+        change = self.change[: p.numel()].view_as(p).zero_()
+        torch._fused_adam_(  # what torch.optim.Adam(fused=True) calls; it knows one learning rate only, so 1 here
+            [change], [gradient], moments[:1], moments[1:], [], [self.count], amsgrad=False, maximize=False,
+            beta1=recipe.beta1, beta2=recipe.beta2, eps=recipe.epsilon, lr=1.0, weight_decay=0.0,
+        )  # fmt: skip
+        p.addcmul_(change, rate)
 
     def close(self) -> None:
+        self.factors.wanted = False
         for handle in self.handles:
             handle.remove()
 
 
-class _Recorder:
+class Recorder:
     """Writes each step's measurements into tensors (R, T + 1) on the device; nothing is read back before the end."""
 
-    def __init__(self, E_0: Tensor, E: Tensor, c: Tensor, k: Tensor, recipe: Recipe, replicas: int, extra: dict):
+    def __init__(self, E_0: Tensor, E: Tensor, c: Tensor, k: Tensor, recipe: Recipe, extra: dict):
         self.E_0, self.E, self.c, self.k, self.recipe, self.extra = E_0, E, c, k, recipe, extra
         self.pair = torch.stack([c, k], -1)  # (R, 2)
         self.trained = E.dim() == 3
         self.norm_0 = E_0.norm()
+        self.moved = torch.empty_like(E)  # memory for E - E_0
+        replicas = len(c)
         self.fields = {name: E_0.new_full((replicas, recipe.steps + 1), math.nan) for name in [*RECORDED, *extra]}
         self.h = self.g_ck = self.previous = None
         d, n = E_0.shape[1], len(recipe.snapshots)
@@ -374,6 +419,7 @@ class _Recorder:
         if self.h is None or self.trained:  # a frozen readout keeps its overlaps
             self._measure_geometry()
         signal, drag = op.split(p, self.h, self.c, self.k, self.g_ck, self.recipe.exponent)
+        moved = torch.sub(self.E, self.E_0, out=self.moved)
         values = {
             "cross_entropy": loss,
             "logit_gap": z_pair[:, 0] - z_pair[:, 1],
@@ -384,8 +430,9 @@ class _Recorder:
             "signal": signal,
             "drag": drag,
             "overlap": self.g_ck,
-            "readout_drift": self._drift(),
-            "readout_unchanged": self._unchanged(),
+            "readout_drift": torch.linalg.vector_norm(moved, dim=(-2, -1)) / self.norm_0,
+            "readout_unchanged": torch.linalg.vector_norm(moved, math.inf, dim=(-2, -1))
+            == 0,  # a difference of 0: equal
         }
         if self.previous is not None:  # Φ is bilinear in p and h, so its change splits exactly
             p_0, h_0 = self.previous
@@ -408,12 +455,6 @@ class _Recorder:
         self.h = op.contrast(g, self.recipe.exponent)
         self.g_ck = g[torch.arange(len(g), device=g.device), self.k, 0]
 
-    def _drift(self) -> Tensor:
-        return (self.E - self.E_0).flatten(-2).norm(dim=-1) / self.norm_0
-
-    def _unchanged(self) -> Tensor:
-        return (self.E == self.E_0).flatten(-2).all(-1)
-
     def _snapshot(self, index: int, p: Tensor) -> None:
         """Eigenvalues of ρ, and Φ from ρ itself: a path that shares nothing with signal and drag."""
         E = self._rows()
@@ -427,7 +468,7 @@ class _Recorder:
 
 def _label(parts, shape, contexts, rates, seeds, recipe, extra) -> xr.Dataset:
     recorded = RECORDED | {name: ("1", _meaning(function)) for name, function in extra.items()}
-    joined = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     fields = {name: joined[name].reshape(*shape, -1) for name in recorded}
     finite = np.isfinite(fields["cross_entropy"]) & np.isfinite(fields["logit_gap"]) & np.isfinite(fields["phi"])
     alive = np.logical_and.accumulate(finite, axis=-1)  # once diverged, always diverged

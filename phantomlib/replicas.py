@@ -9,6 +9,7 @@ A model whose modules are not known here, or whose stacked copy does not reprodu
 """
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,11 +27,27 @@ class Stack:
         logits: maps token ids (R, L), padded on the right, and the last position of each row (R,) to next-token logits
             (R, V). Causal attention makes the padding exact.
         engine: ``batch axis`` or ``vmap``.
+        factors: where the matrices among ``parameters`` hand over the factors of their gradients, if somebody takes them.
     """
 
     parameters: dict[str, Tensor]
     logits: Callable[[Tensor, Tensor], Tensor]
     engine: str
+    factors: "Factors"
+
+
+class Factors:
+    """Lets an optimiser have the gradient of a stacked matrix as products, instead of one more tensor of its size.
+
+    Attributes:
+        wanted: whether gradients are left here; if not, they go where autograd puts them.
+        products: for a weight (R, m, n) what its gradient is the sum of: aᵀb for pairs of ``a`` (R, L, m) and ``b``
+            (R, L, n), or with row numbers ``a`` (R, L), the rows ``b`` added there. Complete when the weight's
+            post-accumulate hook is called.
+    """
+
+    def __init__(self):
+        self.wanted, self.products = False, defaultdict(list)
 
 
 def stack(module: nn.Module, initial: list[dict[str, Tensor]], engine: str = "auto") -> Stack:
@@ -45,15 +62,16 @@ def stack(module: nn.Module, initial: list[dict[str, Tensor]], engine: str = "au
     parameters = {
         name: torch.stack([values[name] for values in initial]).detach().requires_grad_() for name in initial[0]
     }
+    factors = Factors()
     if engine != "vmap":
-        on_batch_axis = _on_batch_axis(module, parameters)
+        on_batch_axis = _on_batch_axis(module, parameters, factors)
         if on_batch_axis is not None:
-            stacked = Stack(parameters, on_batch_axis, "batch axis")
+            stacked = Stack(parameters, on_batch_axis, "batch axis", factors)
             if engine == "batch axis" or _agrees(stacked, module, initial[0]):
                 return stacked
         elif engine == "batch axis":
             raise NotImplementedError(f"no stacked version of every trainable module of {type(module).__name__}")
-    return Stack(parameters, _by_vmap(module, parameters), "vmap")
+    return Stack(parameters, _by_vmap(module, parameters), "vmap", factors)
 
 
 def _agrees(stacked: Stack, module: nn.Module, values: dict[str, Tensor]) -> bool:
@@ -95,7 +113,7 @@ def _by_vmap(module: nn.Module, parameters: dict[str, Tensor]) -> Callable:
     return lambda ids, last: torch.vmap(one)(parameters, ids, last)
 
 
-def _on_batch_axis(module: nn.Module, parameters: dict[str, Tensor]) -> Callable | None:
+def _on_batch_axis(module: nn.Module, parameters: dict[str, Tensor], factors: Factors) -> Callable | None:
     """A forward pass over stacked weights, or None if some trainable module is not known here."""
     module = _share_frozen_copy(module)
     by_identity = {id(module.get_parameter(name)): stacked for name, stacked in parameters.items()}
@@ -103,7 +121,7 @@ def _on_batch_axis(module: nn.Module, parameters: dict[str, Tensor]) -> Callable
         own = {name: by_identity.get(id(p)) for name, p in leaf._parameters.items()}
         if not any(stacked is not None for stacked in own.values()):
             continue
-        batched = _batched(leaf, own)
+        batched = _batched(leaf, own, factors)
         if batched is None:
             return None
         parent, _, name = path.rpartition(".")
@@ -136,7 +154,7 @@ def _untrained_at(padding_idx: int, ids: Tensor, rows: Tensor) -> Tensor:
     return torch.where((ids == padding_idx)[..., None], rows.detach(), rows)
 
 
-def _batched(leaf: nn.Module, own: dict[str, Tensor | None]) -> nn.Module | None:
+def _batched(leaf: nn.Module, own: dict[str, Tensor | None], factors: Factors) -> nn.Module | None:
     """The stacked version of one module with trainable tensors ``own`` (R, ...), or None if its kind is not known."""
     kind = type(leaf).__name__
     if own.get("weight") is None:
@@ -144,11 +162,11 @@ def _batched(leaf: nn.Module, own: dict[str, Tensor | None]) -> nn.Module | None
     if (
         isinstance(leaf, nn.Linear) or kind == "Conv1D"
     ):  # transformers' Conv1D is a linear layer with the weight (in, out)
-        return _Linear(own["weight"], own.get("bias"), leaf, transposed=kind != "Conv1D")
+        return _Linear(own["weight"], own.get("bias"), leaf, factors, transposed=kind != "Conv1D")
     if type(leaf) is nn.Embedding:
-        return _Embedding(own["weight"], leaf.padding_idx)
+        return _Embedding(own["weight"], factors, leaf.padding_idx)
     if kind == "OPTLearnedPositionalEmbedding":
-        return _OPTPositions(own["weight"], leaf.offset)
+        return _OPTPositions(own["weight"], factors, leaf.offset)
     if isinstance(leaf, nn.LayerNorm):
         return _LayerNorm(own, leaf)
     if kind.endswith("RMSNorm"):
@@ -159,39 +177,94 @@ def _batched(leaf: nn.Module, own: dict[str, Tensor | None]) -> nn.Module | None
 class _Linear(nn.Module):
     """y = x W + b for each replica; the stacked W is (R, in, out), or (R, out, in) if transposed; b is (R, out)."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, leaf: nn.Module, transposed: bool):
+    def __init__(self, weight: Tensor, bias: Tensor | None, leaf: nn.Module, factors: Factors, transposed: bool):
         super().__init__()
-        self.stacked, self.transposed = weight, transposed
+        self.stacked, self.factors, self.transposed = weight, factors, transposed
         self.stacked_bias = bias  # None: no bias, or a frozen one shared by all
         self.bias, self.weight = leaf.bias, leaf.weight  # adapters ask the weight for its dtype
 
     def forward(self, x: Tensor) -> Tensor:  # (R, L, in) -> (R, L, out); OPT gives (R L, in) and takes (R L, out)
-        weight = self.stacked.mT if self.transposed else self.stacked
         bias = self.bias if self.stacked_bias is None else self.stacked_bias[:, None]
-        rows = x.reshape(len(weight), -1, x.shape[-1])
-        y = torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias.expand(len(rows), 1, -1), rows, weight)
-        return y.view(*x.shape[:-1], -1)
+        rows = x.reshape(len(self.stacked), -1, x.shape[-1])
+        y = _Product.apply(rows, self.stacked, self.factors, self.transposed)
+        return (y if bias is None else y + bias).view(*x.shape[:-1], -1)
+
+
+class _Product(torch.autograd.Function):
+    """x W, or x Wᵀ if transposed; hands over the gradient of W as its two factors if they are asked for."""
+
+    @staticmethod
+    def forward(ctx, x, stacked, factors, transposed):
+        ctx.save_for_backward(x, stacked)
+        ctx.factors, ctx.transposed = factors, transposed
+        return torch.bmm(x, stacked.mT if transposed else stacked)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, stacked = ctx.saved_tensors
+        a, b = (gradient, x) if ctx.transposed else (x, gradient)
+        for_x = torch.bmm(gradient, stacked if ctx.transposed else stacked.mT) if ctx.needs_input_grad[0] else None
+        if not ctx.factors.wanted:
+            return for_x, torch.bmm(a.mT, b), None, None
+        ctx.factors.products[stacked].append((a, b))
+        return for_x, None, None, None
 
 
 class _Embedding(nn.Module):
     """Row lookup for each replica; weight (R, V, d)."""
 
-    def __init__(self, weight: Tensor, padding_idx: int | None = None):
+    def __init__(self, weight: Tensor, factors: Factors, padding_idx: int | None = None):
         super().__init__()
-        self.stacked, self.padding_idx = weight, padding_idx
+        self.stacked, self.factors, self.padding_idx = weight, factors, padding_idx
 
     def forward(self, ids: Tensor) -> Tensor:  # (R or 1, L) -> (R, L, d)
-        replicas = len(self.stacked)
-        ids = ids.expand(replicas, -1)
-        rows = self.stacked[torch.arange(replicas, device=ids.device)[:, None], ids]
+        ids = ids.expand(len(self.stacked), -1)
+        rows = _Rows.apply(self.stacked, ids, self.factors)
         return rows if self.padding_idx is None else _untrained_at(self.padding_idx, ids, rows)
+
+
+class _Rows(torch.autograd.Function):
+    """Rows of a stacked matrix; hands over the row numbers and their gradients if they are asked for."""
+
+    @staticmethod
+    def forward(ctx, stacked, ids, factors):
+        ctx.save_for_backward(stacked, ids)
+        ctx.factors = factors
+        return stacked[torch.arange(len(ids), device=ids.device)[:, None], ids]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        stacked, ids = ctx.saved_tensors
+        if not ctx.factors.wanted:
+            return add_rows(torch.zeros_like(stacked), ids, gradient), None, None
+        ctx.factors.products[stacked].append((ids, gradient))
+        return None, None, None
+
+
+def add_rows(matrix: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
+    """Add ``rows`` (R, L, d) to the rows ``ids`` (R, L) of ``matrix`` (R, V, d), in place; returns it."""
+    return matrix.index_put_((torch.arange(len(ids), device=ids.device)[:, None], ids), rows, accumulate=True)
+
+
+def multiply_out(products: list[tuple[Tensor, Tensor]], out: Tensor) -> Tensor:
+    """The gradient (R, m, n) that is the sum of these products (see :class:`Factors`), written to ``out``."""
+    dense = [(a, b) for a, b in products if a.dim() == 3]
+    if dense:
+        a, b = (torch.cat(parts, 1) for parts in zip(*dense, strict=True)) if len(dense) > 1 else dense[0]
+        torch.bmm(a.mT, b, out=out)
+    else:
+        out.zero_()
+    for ids, rows in products:
+        if ids.dim() == 2:
+            add_rows(out, ids, rows)
+    return out
 
 
 class _OPTPositions(_Embedding):
     """OPT's learned positions, which start at an offset."""
 
-    def __init__(self, weight: Tensor, offset: int):
-        super().__init__(weight)
+    def __init__(self, weight: Tensor, factors: Factors, offset: int):
+        super().__init__(weight, factors)
         self.offset = offset
 
     def forward(self, attention_mask, past_key_values_length: int = 0, position_ids: Tensor | None = None) -> Tensor:

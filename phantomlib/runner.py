@@ -185,15 +185,22 @@ def execute(job: Job, on_progress: Callable[[dict], None] | None = None, stop: t
         raise BookError(f"Cannot write '{job.output}' ({error.strerror}). Choose another output.") from None
     with tempfile.TemporaryDirectory(prefix="phantom-") as scratch:
         watched = os.path.join(scratch, "progress.json")
-        environment = os.environ | {
-            "OMP_NUM_THREADS": "1",
-            "MKL_NUM_THREADS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            # ipywidgets is left out on purpose (see requirements.txt), and tqdm would complain in every notebook
-            "PYTHONWARNINGS": ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"])),
-            progress.ENVIRONMENT: watched,
-            notebook.ENVIRONMENT: json.dumps({"command": job.command, "parameters": _all_values(job)}),
-        }
+        environment = (
+            os.environ
+            | {
+                "OMP_NUM_THREADS": "1",
+                "MKL_NUM_THREADS": "1",
+                "TOKENIZERS_PARALLELISM": "false",
+                "MALLOC_MMAP_MAX_": "0",  # glibc: keep memory that large tensors gave back, instead of fetching it anew each step
+                "MALLOC_TRIM_THRESHOLD_": str(2**33),
+                # ipywidgets is left out on purpose (see requirements.txt), and tqdm would complain in every notebook
+                "PYTHONWARNINGS": ",".join(
+                    filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"])
+                ),
+                progress.ENVIRONMENT: watched,
+                notebook.ENVIRONMENT: json.dumps({"command": job.command, "parameters": _all_values(job)}),
+            }
+        )
         with open(os.path.join(scratch, "stderr"), "w+", encoding="utf-8", errors="replace") as complaints:
             worker = subprocess.Popen(
                 [sys.executable, "-m", "phantomlib.runner"],

@@ -25,7 +25,7 @@ GENERATED = Path("book/generated")  # executed notebooks and what the builder wr
 TIMES = "run_times.json"
 BUILDER = "from jupyter_book.cli.main import main; main()"  # of this Python, wherever its scripts are installed
 # Files of the package that decide how a notebook is started and shown on a terminal, but not what is in it.
-WITHOUT_INFLUENCE = {"cli.py", "book.py", "progress.py"}
+WITHOUT_INFLUENCE = {"cli.py", "book.py", "progress.py", "cluster.py"}
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,9 @@ def book(
     profile: Annotated[str, typer.Option(help="Parameters for all notebooks: notebooks/profiles/NAME.yaml.")] = "zoo",
     only: Annotated[str | None, typer.Option(metavar="NN", help="Run only this notebook, then build.")] = None,
     jobs: Annotated[int, typer.Option(help="Notebooks run at once.")] = 2,
+    scheduler: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="A Dask scheduler that takes the fine-tunings.")
+    ] = "",
     models: Annotated[
         list[str] | None,
         typer.Option("--models", metavar="ID...", help="A book for these models instead, in a folder of its own."),
@@ -88,6 +91,7 @@ def book(
     """Run the notebooks whose inputs changed, build the book and print the page to open."""
     from phantomlib.book import build_book
 
+    use_scheduler(scheduler)
     if models:
         from phantomlib.ownbook import build_own_book
 
@@ -113,12 +117,16 @@ def run(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The executed notebook [default: NN_name.ipynb].")
     ] = None,
+    scheduler: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="A Dask scheduler that takes the fine-tunings.")
+    ] = "",
 ):
     """Run one notebook with your parameters: -p models '["my/model"]' -p contexts my_contexts.yaml."""
     from phantomlib import book as books
     from phantomlib import parameters, runner
     from phantomlib.progress import Display
 
+    use_scheduler(scheduler)
     root = runner.find_root()
     source = runner.find_notebook(root, number)
     known = parameters.declared(runner.read(source))
@@ -144,6 +152,15 @@ def run(
             on_progress=lambda report: display.update(source.stem, report),
         )
     typer.echo(f"Written: {written}")
+
+
+def use_scheduler(address: str) -> None:
+    """Let this process and the notebooks it starts compute there; refuses an address at which nobody answers."""
+    if address:
+        from phantomlib import cluster
+
+        cluster.connect(address).close()
+        os.environ[cluster.ENVIRONMENT] = address
 
 
 def absolute_paths(given: dict) -> dict:

@@ -25,6 +25,7 @@ import torch
 import xarray as xr
 from filelock import FileLock
 
+from phantomlib import cluster
 from phantomlib.contexts import Resolved
 from phantomlib.errors import ParameterError, StoreError
 from phantomlib.finetune import (
@@ -113,7 +114,8 @@ class Store:
         label = f"{model.name}, {recipe.method}, {recipe.optimizer}"
         started = time.perf_counter()
         with track(label, rates.size * len(seeds) * recipe.steps) as advance:
-            dataset = finetune(model, contexts, rates, recipe, seeds=seeds, extra=extra, progress=advance)
+            options = {"seeds": seeds, "extra": extra, "progress": advance, "run": cluster.runner()}
+            dataset = finetune(model, contexts, rates, recipe, **options)
         dataset.attrs |= {
             "run_id": run_id(spec),
             "specification": json.dumps(spec),

@@ -1,8 +1,10 @@
-# make book | test | serve | clean. The first of them makes .venv and installs; later ones reuse it.
+# make book | test | bench | serve | clean. The first of them makes .venv and installs; later ones reuse it.
 PYTHON  ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
              $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PROFILE ?= zoo
 PORT    ?= 8000
+DEVICE  ?= cpu
+SUITES  ?=
 VENV    := .venv
 BIN     := $(VENV)/bin
 # The stamp's name holds a checksum of what was installed, so only a change of requirements installs again.
@@ -11,10 +13,11 @@ STAMP   := $(VENV)/.installed-$(shell cat requirements.txt pyproject.toml | cksu
 # One thread per process: the book runs several processes, and two threads each only get in each other's way.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help book test lint serve clean
+.PHONY: help book test bench lint serve clean
 help:
 	@echo "make book    install, run the notebooks, build the book      (PROFILE=smoke|zoo|paper)"
 	@echo "make test    install, run the tests"
+	@echo "make bench   measure speed, write benchmarks/results/     (DEVICE=cpu|cuda, SUITES='throughput search ...')"
 	@echo "make serve   show the built book at http://localhost:$(PORT)"
 	@echo "make clean   remove built pages and executed notebooks; finished runs stay in runs/"
 
@@ -23,6 +26,9 @@ book: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q
+
+bench: $(STAMP)
+	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/python -m benchmarks --device $(DEVICE) $(SUITES:%=--only %)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

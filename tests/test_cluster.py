@@ -1,6 +1,5 @@
 """Sweeps through a real scheduler and separate worker processes: same numbers, whatever happens to the workers."""
 
-import os
 import threading
 import time
 

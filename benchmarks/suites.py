@@ -1,0 +1,381 @@
+"""What is measured. Each suite returns rows for a table; every ratio comes from contenders run in turn."""
+
+import itertools
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import baseline, measure
+from phantomlib import models
+from phantomlib.contexts import load_contexts, resolve
+from phantomlib.critical import critical_rates
+from phantomlib.curvature import velocity
+from phantomlib.finetune import Recipe, Recorder, chunk_size, finetune, trainable
+from phantomlib.models import LanguageModel
+from phantomlib.prediction import predict
+from phantomlib.trajectories import Store
+
+STEPS = 20
+RATE = {"sgd": 1e-5, "adam": 1e-6}  # small, so that no replica diverges
+BRACKET = 0.005
+DECADES = 2  # of the grid around a critical learning rate of which only the order of magnitude is known
+
+
+def load(name: str, device: str) -> LanguageModel:
+    """A zoo model, or ``gpt2-small`` / ``gpt2-medium``: those sizes with random weights and the zoo's tokenizer."""
+    sizes = {"gpt2-small": (12, 12, 768), "gpt2-medium": (24, 16, 1024)}
+    if name not in sizes:
+        return models.load(f"zoo:{name}", device=device)
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    layers, heads, width = sizes[name]
+    config = GPT2Config(n_layer=layers, n_head=heads, n_embd=width, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = GPT2LMHeadModel._from_config(config, attn_implementation="eager")
+    module = module.to(device).eval().requires_grad_(False)
+    return LanguageModel(name, name, module, models.load("zoo:gpt2-s").tokenizer, f"random-{name}")
+
+
+def contexts_of(model: LanguageModel) -> list:
+    """The ten contexts; in random weights the two words are exchanged where the correct one leads."""
+    found = [resolve(context, model.tokenizer) for context in load_contexts("default")]
+    logits = models.next_token_logits(model, found)
+    return [
+        one if z[one.correct_id] < z[one.competitor_id] else replace(one, correct_id=one.competitor_id, competitor_id=one.correct_id)
+        for one, z in zip(found, logits, strict=True)
+    ]  # fmt: skip
+
+
+def spread(contexts: list, replicas: int) -> tuple[list, int]:
+    """Contexts and rates for each that make about this many replicas: ``contexts * rates``."""
+    used = contexts[: min(len(contexts), replicas)]
+    return used, math.ceil(replicas / len(used))
+
+
+def throughput(name: str, device: str, counts: list[int], repeats: int) -> list[dict]:
+    """Replica-steps per second, of the engine and of both alternatives, over replicas, methods and optimisers."""
+    model = load(name, device)
+    contexts, rows = contexts_of(model), []
+    for method, optimizer in itertools.product(("full", "lora"), ("sgd", "adam")):
+        steps = STEPS if model.n_parameters < 2e7 else 4
+        recipe = Recipe(optimizer=optimizer, method=method, steps=steps)
+        for count in counts:
+            used, rates = spread(contexts, count)
+            learning_rates = [RATE[optimizer] * (1 + i / 100) for i in range(rates)]
+            contenders = {
+                "engine": partial(finetune, model, used, learning_rates, recipe),
+                "plain loop": partial(baseline.plain_loop, model, contexts[0], RATE[optimizer], recipe),
+                "fused loop": partial(baseline.plain_loop, model, contexts[0], RATE[optimizer], recipe, fused=True),
+                "Trainer": partial(baseline.trainer_loop, model, contexts[0], RATE[optimizer], recipe),
+            }
+            seconds = measure.in_turn(contenders, repeats)
+            replicas = len(used) * rates
+            per = {k: [t / (replicas if k == "engine" else 1) / steps for t in v] for k, v in seconds.items()}
+            row = {
+                "model": name,
+                "parameters": model.n_parameters,
+                "method": method,
+                "optimizer": optimizer,
+                "replicas": replicas,
+            }
+            row |= {f"{k} (1/s)": [1 / x for x in measure.middle(v)] for k, v in per.items()}
+            row |= {
+                f"against {k}": measure.ratio(per["engine"], per[k]) for k in ("plain loop", "fused loop", "Trainer")
+            }
+            rows.append(row)
+    return rows
+
+
+def search(name: str, device: str, repeats: int) -> list[dict]:
+    """Time to a bracket of all contexts against a dense grid (a part of it run, the rest by rule of three) and bisection."""
+    model = load(name, device)
+    contexts, rows = contexts_of(model), []
+    points = math.ceil(DECADES * math.log(10) / math.log1p(BRACKET))
+    for optimizer in ("sgd", "adam"):
+        recipe = Recipe(optimizer=optimizer, steps=STEPS)
+        found = {}
+
+        def ours(recipe=recipe, found=found):
+            with tempfile.TemporaryDirectory() as folder:
+                found["ours"] = critical_rates(Store(folder), model, contexts, recipe, tolerance=BRACKET)
+
+        def halving(recipe=recipe, found=found):
+            ends = [float(x) for x in found["ours"].critical_rate]
+            found["bisection"] = [
+                baseline.bisection(model, c, recipe, x * 10 ** (-DECADES / 2), x * 10 ** (DECADES / 2), BRACKET)
+                for c, x in zip(contexts, ends, strict=True)
+            ]
+
+        def part_of_grid(recipe=recipe, found=found):
+            for c, x in zip(contexts, found["ours"].critical_rate.values, strict=True):
+                baseline.plain_loop(model, c, float(x), recipe)
+
+        seconds = measure.in_turn({"search": ours, "bisection": halving, "grid": part_of_grid}, repeats)
+        seconds["grid"] = [t * points for t in seconds["grid"]]
+        runs = found["ours"].n_runs.values
+        halvings = [b[2] for b in found["bisection"]]
+        agree = [
+            abs(math.log(math.sqrt(b[0] * b[1]) / float(x))) <= 1.5 * BRACKET
+            for b, x in zip(found["bisection"], found["ours"].critical_rate.values, strict=True)
+        ]
+        rows.append({
+            "model": name, "optimizer": optimizer, "contexts": len(contexts), "bracket": BRACKET,
+            "converged": int(found["ours"].converged.sum()), "same rate as bisection": sum(agree),
+            "runs each": float(runs.mean()), "grid points": points, "halvings": float(np.mean(halvings)),
+            "replica-steps saved": points / float(runs.mean()),
+            "search (s)": measure.middle(seconds["search"]), "bisection (s)": measure.middle(seconds["bisection"]),
+            "grid (s)": measure.middle(seconds["grid"]),
+            "against grid": measure.ratio(seconds["search"], seconds["grid"]),
+            "against bisection": measure.ratio(seconds["search"], seconds["bisection"]),
+        })  # fmt: skip
+    return rows
+
+
+def recording(name: str, device: str, repeats: int) -> list[dict]:
+    """What recording everything costs: a step with it against the same step that keeps the logit gap only."""
+    model = load(name, device)
+    contexts, rows = contexts_of(model), []
+
+    def gap_only(self, step, logits, loss):
+        z = logits.gather(1, self.pair)
+        self.fields["logit_gap"][:, step] = z[:, 0] - z[:, 1]
+
+    for method, optimizer in itertools.product(("full", "lora"), ("sgd", "adam")):
+        recipe = Recipe(optimizer=optimizer, method=method, steps=STEPS)
+        used, rates = spread(contexts, 32)
+        learning_rates = [RATE[optimizer]] * rates
+
+        def with_all(recipe=recipe, used=used, learning_rates=learning_rates):
+            return finetune(model, used, learning_rates, recipe)
+
+        def without(run=with_all):
+            with patch.object(Recorder, "record", gap_only):
+                return run()
+
+        seconds = measure.in_turn({"without": without, "with": with_all}, repeats)
+        share = [b / a - 1 for a, b in zip(seconds["without"], seconds["with"], strict=True)]
+        row = {"model": name, "method": method, "optimizer": optimizer, "replicas": len(used) * rates}
+        rows.append(row | {"overhead": measure.middle(share)})
+    return rows
+
+
+def predictors(name: str, device: str, repeats: int) -> list[dict]:
+    """Seconds to predict the critical rates of all contexts at step 0, against measuring them."""
+    model = load(name, device)
+    contexts, rows = contexts_of(model), []
+    for optimizer in ("sgd", "adam"):
+        recipe = Recipe(optimizer=optimizer, steps=STEPS)
+
+        def bracket(recipe=recipe):
+            with tempfile.TemporaryDirectory() as folder:
+                critical_rates(Store(folder), model, contexts, recipe, tolerance=BRACKET)
+
+        def ladder(recipe=recipe):
+            with tempfile.TemporaryDirectory() as folder:
+                predict(Store(folder), model, contexts, recipe)
+
+        contenders = {
+            "velocity": lambda r=recipe: velocity(model, contexts, r),
+            "all predictors": ladder,
+            "bracket": bracket,
+        }
+        seconds = measure.in_turn(contenders, repeats)
+        row = {"model": name, "optimizer": optimizer, "contexts": len(contexts)}
+        row |= {f"{k} (s)": measure.middle(v) for k, v in seconds.items()}
+        row |= {
+            f"{k}, times faster": measure.ratio(seconds[k], seconds["bracket"]) for k in ("velocity", "all predictors")
+        }
+        rows.append(row)
+    return rows
+
+
+def growth(device: str, repeats: int = 1) -> list[dict]:
+    """Seconds against the number of replicas, steps, vocabulary and size of the model; everything else fixed."""
+    model = load("gpt2-s", device)
+    contexts, rows = contexts_of(model), []
+
+    def add(what, value, work, function):
+        seconds = measure.middle(measure.in_turn({"it": function}, repeats)["it"])
+        rows.append(
+            {
+                "of": what,
+                "value": value,
+                "replica-steps": work,
+                "seconds": seconds,
+                "ms per replica-step": 1000 * seconds[0] / work,
+            }
+        )
+
+    for replicas in (16, 64, 256, 1024, 4096):
+        used, rates = contexts[:8], replicas // 8
+        grid = [RATE["adam"] * (1 + i / rates) for i in range(rates)]
+        add("replicas", replicas, replicas * 4, lambda u=used, g=grid: finetune(model, u, g, Recipe(steps=4)))
+    for steps in (5, 10, 20, 40, 80):
+        add(
+            "steps",
+            steps,
+            32 * steps,
+            lambda s=steps: finetune(model, contexts[:8], [RATE["adam"]] * 4, Recipe(steps=s)),
+        )
+    for name in ("gpt2-s", "gpt2-m", "gpt2-l"):
+        other = load(name, device)
+        fitting = contexts_of(other)[:8]
+        add(
+            "parameters",
+            other.n_parameters,
+            32 * 5,
+            lambda m=other, f=fitting: finetune(m, f, [RATE["adam"]] * 4, Recipe(steps=5)),
+        )
+    for tokens in (1000, 2000, 4000, 8000, 16000):
+        other = _with_vocabulary(model, tokens)
+        add(
+            "vocabulary", tokens, 32 * 5, lambda m=other: finetune(m, contexts[:8], [RATE["adam"]] * 4, Recipe(steps=5))
+        )
+    return rows
+
+
+def _with_vocabulary(model: LanguageModel, tokens: int) -> LanguageModel:
+    """The same architecture with another number of tokens; further ones repeat rows of the readout."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**(model.module.config.to_dict() | {"vocab_size": tokens}))
+    module = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    E = model.readout.detach()
+    values = model.module.state_dict()
+    rows = torch.arange(tokens) % len(E)
+    shapes = module.state_dict()
+    values = {k: v[rows] if v.shape[0] == len(E) and shapes[k].shape[0] == tokens else v for k, v in values.items()}
+    module.load_state_dict(values)
+    return replace(model, module=module.to(model.device).eval().requires_grad_(False), fingerprint=f"{tokens} tokens")
+
+
+def chunks(name: str, device: str, repeats: int) -> list[dict]:
+    """Milliseconds per replica-step against the number of replicas advanced together."""
+    model = load(name, device)
+    contexts, rows = contexts_of(model), []
+    steps = 5 if model.n_parameters < 2e7 else 2
+    sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if n * model.n_parameters < 5e8]
+    for optimizer in ("sgd", "adam"):
+        recipe = Recipe(optimizer=optimizer, steps=steps)
+        seconds = measure.in_turn(
+            {n: partial(finetune, model, *_sweep(contexts, n, optimizer), recipe, chunk=n) for n in sizes}, repeats
+        )
+        for n in sizes:
+            used, learning_rates = _sweep(contexts, n, optimizer)
+            work = len(used) * len(learning_rates) * steps
+            row = {"model": name, "parameters": model.n_parameters, "optimizer": optimizer, "chunk": n}
+            rows.append(row | {"ms per replica-step": [1000 * t / work for t in measure.middle(seconds[n])]})
+    return rows
+
+
+def _sweep(contexts: list, replicas: int, optimizer: str) -> tuple[list, list[float]]:
+    used, rates = spread(contexts, replicas)
+    return used, [RATE[optimizer] * (1 + i / 100) for i in range(rates)]
+
+
+def cores(repeats: int) -> list[dict]:
+    """One worker process against two, on a local Dask cluster: 256 replicas of the smallest model."""
+    from distributed import LocalCluster
+
+    from phantomlib import cluster
+
+    model = load("gpt2-s", "cpu")
+    contexts = contexts_of(model)[:8]
+    recipe, rates = Recipe(steps=STEPS), [RATE["adam"] * (1 + i / 100) for i in range(32)]
+    contenders, open_clusters = {}, []
+    for workers in (1, 2):
+        local = LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0")
+        open_clusters.append(local)
+
+        def sweep(address=local.scheduler_address):
+            os.environ[cluster.ENVIRONMENT] = address
+            finetune(model, contexts, rates, recipe, chunk=16, run=cluster.run_there)
+
+        contenders[workers] = sweep
+    seconds = measure.in_turn(contenders, repeats)
+    cluster.connect.cache_clear()
+    for local in open_clusters:
+        local.close()
+    row = {
+        "model": "gpt2-s",
+        "replicas": 256,
+        "one worker (s)": measure.middle(seconds[1]),
+        "two workers (s)": measure.middle(seconds[2]),
+    }
+    return [row | {"times faster": measure.ratio(seconds[2], seconds[1])}]
+
+
+def book() -> list[dict]:
+    """The whole book from an empty store, and once more with everything there: seconds of every notebook and of the pages."""
+    root = Path(__file__).resolve().parents[1]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("_toc.yml", "_config.yml", "book", "notebooks", "benchmarks"):
+            ignored = shutil.ignore_patterns("generated", "__pycache__")
+            (shutil.copytree if (root / name).is_dir() else shutil.copy)(
+                root / name, Path(folder) / name, **({"ignore": ignored} if (root / name).is_dir() else {})
+            )
+        for state in ("cold", "warm"):
+            started = time.perf_counter()
+            subprocess.run(
+                [sys.executable, "-m", "phantomlib.cli", "book"], cwd=folder, check=True, stdout=subprocess.DEVNULL
+            )
+            rows.append({"run": state, "notebook": "all, and the pages", "seconds": time.perf_counter() - started})
+        times = json.loads((Path(folder) / "book/generated/run_times.json").read_text(encoding="utf-8"))
+    notebooks = [
+        {"run": "cold", "notebook": name, "seconds": found["zoo"]}
+        for name, found in sorted(times.items())
+        if "zoo" in found
+    ]
+    return rows + notebooks
+
+
+def floor(name: str, device: str, repeats: int) -> list[dict]:
+    """Work of a step, counted, and which share of the machine's measured peak it reaches.
+
+    Operations: of forward and backward pass, by torch's own counter, plus those of the update (2 of SGD, 12 of Adam for every
+    parameter). Bytes: every trainable tensor is read in the forward and in the backward pass; its gradient is written and read;
+    the update reads and writes it and, under Adam, both moments. Activations are left out: the floor is below the truth.
+    """
+    model = load(name, device)
+    contexts, rows = contexts_of(model), []
+    best = measure.peak(model.device)
+    used, rates = spread(contexts, 32)
+    chunk = chunk_size(model.n_parameters, model.device)
+    for optimizer, (touches, operations) in {"sgd": (6, 2), "adam": (10, 12)}.items():
+        recipe = Recipe(optimizer=optimizer, steps=STEPS)
+        module, _ = trainable(model, recipe, 0)
+        ids = torch.tensor([contexts[0].prompt_ids], device=model.device)
+        with FlopCounterMode(display=False) as counter:
+            module.requires_grad_(True)
+            module(ids, use_cache=False, logits_to_keep=1).logits.log_softmax(-1)[0, -1, 0].backward()
+            module.zero_grad()
+            module.requires_grad_(False)
+        flops = counter.get_total_flops() + operations * model.n_parameters
+        traffic = touches * 4 * model.n_parameters
+        seconds = measure.in_turn(
+            {"it": lambda r=recipe: finetune(model, used, [RATE[r.optimizer]] * rates, r)}, repeats
+        )["it"]
+        per_step = measure.middle(seconds)[0] / (len(used) * rates * STEPS)
+        bound = max(flops / best["flops"], traffic / best["bytes"])
+        rows.append({
+            "model": name, "optimizer": optimizer, "replicas": len(used) * rates, "chunk": chunk,
+            "MFLOP": flops / 1e6, "MB": traffic / 1e6, "peak GFLOP/s": best["flops"] / 1e9, "peak GB/s": best["bytes"] / 1e9,
+            "measured (ms)": 1000 * per_step, "floor (ms)": 1000 * bound, "share of floor": bound / per_step,
+            "bound by": "memory" if traffic / best["bytes"] > flops / best["flops"] else "arithmetic",
+        })  # fmt: skip
+    return rows

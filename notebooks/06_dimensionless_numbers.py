@@ -72,7 +72,8 @@ numbers = pd.concat(rows, ignore_index=True)
 summaries = {o: critical.architecture_numbers(numbers[numbers.optimizer == o], seed=nb.seed) for o in optimizers}
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-kinematic-number", "caption": "Critical kinematic number by architecture. Dots: contexts (ten per model, less where the first velocity points the wrong way). Bars: geometric mean over the contexts with its 95 % bootstrap interval. Full fine-tuning; critical rates to a bracket of 0.5 %; deterministic, no seeds. The grey line marks N = 1, where a straight path would overtake."}, "image": {"alt": "Critical kinematic numbers of every context and model under Adam and SGD, close to one.", "width": "100%"}}
-figures.numbers_by_model(numbers, summaries, colours, optimizers)
+figures.numbers_by_model(numbers, summaries, colours, optimizers);
+
 # %% tags=["hide-input"]
 nb.made_by([ds.attrs["run_ids"].split() for ds in full.values()])
 
@@ -154,7 +155,8 @@ results = {
 }
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-predicted", "caption": "Predicted against measured critical learning rate, one dot per context and model. Open: the straight line, N = 1. Filled: the three-gradient prediction. Both use step-0 quantities and no fitted constant. The grey line is equality. Full fine-tuning; measured to a bracket of 0.5 %; deterministic, no seeds."}, "image": {"alt": "Predicted against measured critical learning rates on logarithmic axes, for Adam and SGD; the filled dots lie close to the line of equality.", "width": "100%"}}
-figures.predicted_rates(results, ["velocity", "three_gradients"], colours, optimizers)
+figures.predicted_rates(results, ["velocity", "three_gradients"], colours, optimizers);
+
 # %% tags=["hide-input"]
 nb.made_by(
     [table.attrs.get("run_ids", []) for table in results.values()],
@@ -167,7 +169,8 @@ nb.made_by(
 # predicted to lead (the weights are moved by hand), and `first_steps` makes three real steps.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-ladder", "caption": "Absolute error of every predictor of the critical learning rate, without any fitted constant. One dot per context and model; bars: median over all. The first five use step-0 quantities only. Dotted: half the width of the bracket, below which measurement and prediction cannot be told apart. Full fine-tuning; deterministic, no seeds."}, "image": {"alt": "Errors of seven predictors on a logarithmic axis, falling from several per cent to a tenth of a per cent, for Adam and SGD.", "width": "100%"}}
-figures.ladder(results, list(prediction.PREDICTORS), colours, optimizers, floor=50 * tolerance)
+figures.ladder(results, list(prediction.PREDICTORS), colours, optimizers, floor=50 * tolerance);
+
 # %% tags=["hide-input"]
 nb.made_by(
     [table.attrs.get("run_ids", []) for table in results.values()],
@@ -218,7 +221,8 @@ histories = {
     for ref in nb.models
     if ref.startswith("zoo:")
 }
-figures.coherence_histories(histories, described.coherence, classes.boundary, colours)
+figures.coherence_histories(histories, described.coherence, classes.boundary, colours);
+
 # %% tags=["hide-input"]
 nb.made_by()
 
@@ -341,7 +345,8 @@ law = law[
 ]  # where the first velocity has the wrong sign there is no logarithm
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-lora-law", "caption": "Left: critical learning rate of LoRA over that of full fine-tuning, against the width over alpha; dots are contexts, squares geometric means with 95 % bootstrap intervals over contexts, the grey line is the estimate for the first step. Right: the same ratio against the ratio of the first velocities; the grey line is equality. Adam, rank 8, alpha 16, one seed of the LoRA initialisation, brackets of 0.5 %."}, "image": {"alt": "Two panels of the ratio of critical learning rates, rising with the width; most dots lie below the grey lines.", "width": "100%"}}
-figures.lora_law(law, critical.architecture_numbers(law, column="ratio", seed=nb.seed), colours)
+figures.lora_law(law, critical.architecture_numbers(law, column="ratio", seed=nb.seed), colours);
+
 # %% tags=["hide-input"]
 nb.made_by([ds.attrs["run_ids"].split() for ds in lora.values()])
 

@@ -158,7 +158,8 @@ for optimizer, table in comparison.items():
     )
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-blind", "caption": "Blind prediction of the held-out architecture: relative error of the predicted critical learning rate of every context, placed by its initial logit gap (full fine-tuning; measured to a bracket of 0.5 %, deterministic). Shaded: plus and minus 2.1 %, the error that the paper's abstract reports. Dashed: the error of the geometric mean over the contexts."}, "image": {"alt": "Errors of the blind prediction by context, for Adam and SGD, with the band of 2.1 per cent.", "width": "100%"}}
-figures.blind_errors(comparison, 2.1, labels)
+figures.blind_errors(comparison, 2.1, labels);
+
 # %% tags=["hide-input"]
 nb.made_by([ds.attrs["run_ids"].split() for ds in measured.values()])
 
@@ -196,7 +197,8 @@ for optimizer, recipe in recipes.items():
     again[optimizer] = prediction.ranking(e)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-left-out", "caption": "Each architecture predicted from all others, with the predictor and calibration chosen before the held-out model was measured. Dots: contexts; squares: geometric mean over the contexts, which is what the claim is about. Shaded: plus and minus 2.1 %. Full fine-tuning, brackets of 0.5 %, deterministic."}, "image": {"alt": "Errors of the leave-one-out predictions by architecture, for Adam and SGD.", "width": "100%"}}
-figures.left_out_errors(left_out, 2.1, figures.model_colours([*loaded, subject]), labels)
+figures.left_out_errors(left_out, 2.1, figures.model_colours([*loaded, subject]), labels);
+
 # %% tags=["hide-input"]
 nb.made_by([tables[o].attrs["run_ids"] for o in tables], [ds.attrs["run_ids"].split() for ds in measured.values()])
 

@@ -7,6 +7,7 @@ scheduler gives its chunks to others. Chunks are cut as they are without a clust
 """
 
 import os
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -20,7 +21,7 @@ TIMEOUT = 20  # seconds to find the scheduler
 RETRIES = 3  # further attempts at a chunk whose worker raised; lost workers are counted by the scheduler itself
 
 
-def runner():
+def runner() -> Callable | None:
     """:func:`run_there` if this process was told a scheduler, else None."""
     return run_there if os.environ.get(ENVIRONMENT) else None
 

@@ -53,7 +53,7 @@ LADDER = (*STEP_0, "quadrature")
 PREDICTORS = (*LADDER, "first_steps")
 FIRST_STEPS = 3
 CALIBRATIONS = ("none", "constant", "gap")
-VERSION = 2  # raised whenever a prediction could change
+VERSION = 3  # raised whenever a prediction could change
 SAMPLE = 65_536  # coordinates on which Adam is followed; more are sampled, see _sample
 
 
@@ -154,7 +154,7 @@ class _Path:
         self.z, self.order, self.recipe, self.factors = z.double().cpu(), len(D), recipe, []
         rows = torch.cat([D.flatten(0, 1), direction[None] / direction.dot(direction)])  # (3n + 1, P)
         if recipe.optimizer == "sgd":  # all gradients lie in the span of the rows, and SGD does not mind a rotation
-            gram = (rows.double() @ rows.double().T).cpu()
+            gram = sum(block.double() @ block.double().T for block in rows.split(SAMPLE, dim=1)).cpu()
             size, axes = torch.linalg.eigh(gram)
             self.rows = axes * size.clamp_min(0).sqrt()
             self.weights = torch.ones(len(rows), dtype=torch.float64)
@@ -235,8 +235,8 @@ def _sample(rows: Tensor, expected: Tensor, count: int) -> tuple[Tensor, Tensor]
     """Coordinates and weights with which ``rows @ displacement`` (n,) can be estimated for displacements near
     ``expected``.
 
-    Coordinates are drawn in proportion to what they contribute, in one systematic pass with a fixed seed; the weights
-    are then corrected so that the expected displacement itself gives exact sums (a regression estimator).
+    Coordinates are drawn in proportion to what they contribute, in one systematic pass; the weights are then corrected
+    so that the expected displacement itself gives exact sums (a regression estimator).
     """
     parts = rows * expected  # (n, P)
     active = (rows[:3] != 0).any(0).nonzero()[:, 0]
@@ -245,13 +245,12 @@ def _sample(rows: Tensor, expected: Tensor, count: int) -> tuple[Tensor, Tensor]
     share = parts[:3].abs().sum(0)[active].double()
     share = share + 0.05 * share.mean()
     chance = (share * (count / share.sum())).clamp(max=1.0)
-    order = torch.randperm(len(active), generator=torch.Generator().manual_seed(0)).to(active.device)
-    passed = (chance[order].cumsum(0) + 0.5).floor()
-    hit = order[torch.diff(passed, prepend=passed.new_zeros(1)) > 0].sort().values
+    passed = (chance.cumsum(0) + 0.5).floor()
+    hit = (torch.diff(passed, prepend=passed.new_zeros(1)) > 0).nonzero()[:, 0]
     weights = 1 / chance[hit]
-    seen = parts[:, active[hit]].double()
-    scale = parts.abs().sum(1, dtype=torch.float64).clamp_min(1e-300)
-    seen, target = seen / scale[:, None], parts.sum(1, dtype=torch.float64) / scale
+    scale = parts.norm(dim=1).double().clamp_min(1e-300)
+    seen = parts[:, active[hit]].double() / scale[:, None]
+    target = sum(block.double().sum(1) for block in parts.split(SAMPLE, dim=1)) / scale
     missing = target - (seen * weights).sum(1)
     correction = torch.linalg.lstsq((seen * weights) @ seen.T, missing[:, None], driver="gelsd").solution[:, 0]
     weights = weights * (1 + correction @ seen)

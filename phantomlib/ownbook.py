@@ -4,12 +4,11 @@ The folder is a small project: copies of the pages and notebooks, a profile name
 works in the repository works there too.
 """
 
+import json
 import os
 import re
 import shutil
 from pathlib import Path
-
-import yaml
 
 from phantomlib import runner
 from phantomlib.book import GENERATED, build_book, load_profile
@@ -74,7 +73,7 @@ def build_own_book(
     own = {number: {k: v for k, v in values.items() if k != "models"} for number, values in base.own.items()}
     own.setdefault("07", {})["held_out"] = held_out
     own.setdefault("09", {})["charted"] = models[-1:]  # the boundary comes from the others
-    text = yaml.safe_dump({"common": common} | own, sort_keys=False, allow_unicode=True)
+    text = json.dumps({"common": common} | own, indent=2, ensure_ascii=False)  # JSON is YAML, and quotes the numbers
     folder = output / "notebooks" / "profiles"
     shutil.rmtree(folder)
     folder.mkdir()

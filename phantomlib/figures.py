@@ -837,6 +837,9 @@ def predicted_rates(results: dict, predictors: list[str], colours: dict, titles:
         low, high = results[optimizer].measured.min() / 1.3, results[optimizer].measured.max() * 1.3
         axes.plot([low, high], [low, high], color=REFERENCE, linewidth=0.8, zorder=0)
         axes.set(title=title, xscale="log", yscale="log", xlabel="measured critical learning rate")
+        for axis in (axes.xaxis, axes.yaxis):  # few enough labels that they do not meet
+            axis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 3)))
+            axis.set_minor_locator(mpl.ticker.NullLocator())
     panels[0].set_ylabel("predicted")
     dot = {"marker": "o", "linestyle": "", "color": OTHER_FAMILY}
     handles = [

@@ -23,13 +23,16 @@ def main(
     models: Annotated[
         list[str] | None, typer.Option(help="Zoo names, gpt2-small, gpt2-medium (random weights).")
     ] = None,
+    replicas: Annotated[list[int] | None, typer.Option(help="Numbers of replicas of the suite throughput.")] = None,
 ):
     """Measure the engine side by side with what one would do without it."""
     torch.set_num_threads(1)
     names = models or ([*ZOO, "gpt2-small"] if device == "cpu" else ["gpt2-s", "gpt2-small", "gpt2-medium"])
     small = [name for name in names if name in ZOO]
     known = {
-        "throughput": lambda: [row for name in names for row in suites.throughput(name, device, repeats)],
+        "throughput": lambda: [
+            row for name in names for row in suites.throughput(name, device, replicas or suites.counts(name), repeats)
+        ],
         "recording": lambda: [row for name in names for row in suites.recording(name, device, repeats)],
         "search": lambda: [row for name in small for row in suites.search(name, device, repeats)],
         "predictors": lambda: [row for name in small for row in suites.predictors(name, device, repeats)],

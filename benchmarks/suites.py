@@ -66,6 +66,11 @@ def spread(contexts: list, replicas: int) -> tuple[list, int]:
     return used, math.ceil(replicas / len(used))
 
 
+def counts(name: str) -> list[int]:
+    """Numbers of replicas to measure; a large model is advanced a few at a time, so more of them cost in proportion."""
+    return [1, 4] if name in ("gpt2-small", "gpt2-medium") else [1, 8, 32, 128]
+
+
 def throughput(name: str, device: str, counts: list[int], repeats: int) -> list[dict]:
     """Replica-steps per second, of the engine and of both alternatives, over replicas, methods and optimisers."""
     model = load(name, device)

@@ -39,7 +39,7 @@ def build_own_book(
         models: references (``zoo:NAME``, absolute folders, hub ids).
         contexts: ``default`` or the absolute path of a contexts file. Those that do not fit a model are left out, and its
             pages say so.
-        held_out: a further model, for the chapter on blind prediction; without it that chapter has nothing to predict.
+        held_out: a further model, for the chapter on blind prediction; without it, or with one model only, that chapter is left out.
         device, dtype: where and in which precision.
         profile: whose learning rates and numbers of steps to take.
         output: the book's folder; ``books/NAMES`` in the repository if None.
@@ -71,6 +71,7 @@ def build_own_book(
         "seed": base.common.get("seed", 0),
     }
     own = {number: {k: v for k, v in values.items() if k != "models"} for number, values in base.own.items()}
+    blind = bool(held_out) and len(models) > 1  # errors are calibrated on some models to predict another
     own.setdefault("07", {})["held_out"] = held_out
     own.setdefault("09", {})["charted"] = models[-1:]  # the boundary comes from the others
     text = json.dumps({"common": common} | own, indent=2, ensure_ascii=False)  # JSON is YAML, and quotes the numbers
@@ -78,7 +79,11 @@ def build_own_book(
     shutil.rmtree(folder)
     folder.mkdir()
     (folder / f"{PROFILE}.yaml").write_text(text, encoding="utf-8")
-    _say_which(output / "book" / "intro.md", names, contexts)
+    if not blind:
+        toc = output / "_toc.yml"
+        lines = toc.read_text(encoding="utf-8").splitlines(keepends=True)
+        toc.write_text("".join(line for line in lines if "/07_" not in line), encoding="utf-8")
+    _say_which(output / "book" / "intro.md", names, contexts, blind)
     return build_book(PROFILE, only, jobs, output)
 
 
@@ -107,7 +112,7 @@ def _prepare(root: Path, output: Path) -> None:
         ) from None
 
 
-def _say_which(intro: Path, names: list[str], contexts: str) -> None:
+def _say_which(intro: Path, names: list[str], contexts: str, blind: bool) -> None:
     """Put a note below the title of the front page."""
     sentences = (
         "the ten sentences of the companion" if contexts == "default" else f"the sentences in `{Path(contexts).name}`"
@@ -118,4 +123,6 @@ def _say_which(intro: Path, names: list[str], contexts: str) -> None:
         "speaks of the zoo or of five architectures, it describes the original; the numbers, tables and figures are those "
         "of these models."
     )
+    if not blind:
+        note += " The chapter on blind prediction is left out: it needs a held-out model (`--held-out`) and two others."
     intro.write_text(f"{title}\n\n:::{{note}}\n{note}\n:::\n{rest}", encoding="utf-8")

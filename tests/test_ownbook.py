@@ -15,24 +15,39 @@ ROOT = Path(__file__).parents[1]
 def built(monkeypatch):
     """What would have been built: the arguments of :func:`phantomlib.book.build_book`."""
     calls = []
-    monkeypatch.setattr(ownbook, "build_book", lambda *arguments: calls.append(arguments) or arguments[-1] / "index.html")
+    monkeypatch.setattr(
+        ownbook, "build_book", lambda *arguments: calls.append(arguments) or arguments[-1] / "index.html"
+    )
     return calls
 
 
 def test_a_folder_with_everything_a_book_needs(tmp_path, built):
     output = tmp_path / "mine"
-    index = ownbook.build_own_book(["zoo:gpt2-m"], held_out="zoo:llama-s", output=output, root=ROOT, only="07", jobs=3)
+    index = ownbook.build_own_book(
+        ["zoo:gpt2-m", "zoo:neox-m"], held_out="zoo:llama-s", output=output, root=ROOT, only="07", jobs=3
+    )
     assert built == [("own", "07", 3, output)] and index.parent == output
     for name in ("_toc.yml", "_config.yml", "book/intro.md", "notebooks/01_silent_failure.py"):
         assert (output / name).is_file()
     assert not list(output.rglob("*.ipynb")) and not (output / "runs").exists()
     profile = yaml.safe_load((output / "notebooks/profiles/own.yaml").read_text())
-    assert profile["common"]["models"] == ["zoo:gpt2-m"] and profile["common"]["contexts"] == "fitting:default"
+    assert (
+        profile["common"]["models"] == ["zoo:gpt2-m", "zoo:neox-m"]
+        and profile["common"]["contexts"] == "fitting:default"
+    )
     assert profile["07"]["held_out"] == "zoo:llama-s"
     assert all("models" not in values for number, values in profile.items() if number != "common")
     assert "`gpt2-m`" in (output / "book/intro.md").read_text()
     plan = book.make_plan(output, book.load_profile(output, "own"))  # every notebook takes what the profile gives
     assert len(plan) == len(book.pages_to_generate(ROOT))
+
+
+@pytest.mark.parametrize("models, held_out", [(["zoo:gpt2-s"], "zoo:llama-s"), (["zoo:gpt2-s", "zoo:neox-s"], "")])
+def test_without_what_a_blind_prediction_needs_its_chapter_is_left_out(models, held_out, tmp_path, built):
+    ownbook.build_own_book(models, held_out=held_out, output=tmp_path, root=ROOT)
+    left = [job.name for job in book.make_plan(tmp_path, book.load_profile(tmp_path, "own"))]
+    assert "06_dimensionless_numbers" in left and "07_blind_prediction" not in left
+    assert "is left out" in (tmp_path / "book/intro.md").read_text()
 
 
 def test_it_can_be_made_again(tmp_path, built):

@@ -97,7 +97,7 @@ def throughput(name: str, device: str, counts: list[int], repeats: int) -> list[
                 "optimizer": optimizer,
                 "replicas": replicas,
             }
-            row |= {f"{k} (1/s)": [1 / x for x in measure.middle(v)] for k, v in per.items()}
+            row |= {f"{k} (1/s)": measure.middle([1 / x for x in v]) for k, v in per.items()}
             row |= {
                 f"against {k}": measure.ratio(per["engine"], per[k]) for k in ("plain loop", "fused loop", "Trainer")
             }

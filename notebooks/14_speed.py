@@ -88,7 +88,7 @@ if {"throughput", "chunks"} <= measured.keys():
 # %% tags=["hide-input"]
 if "throughput" in measured:
     columns = ["model", "parameters", "method", "optimizer", "replicas", "engine (1/s)", "against plain loop", "against fused loop", "against Trainer"]
-    notebook.table(speed.for_people(rows[columns]))
+    notebook.table(speed.for_people(measured["throughput"]["rows"][columns]))
 
 # %% tags=["hide-input"]
 nb.made_by()

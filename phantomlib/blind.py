@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import netCDF4
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -184,8 +185,8 @@ def runs_of(store: Store, model: LanguageModel) -> list[Path]:
     found = []
     for path in sorted(store.root.glob("*.nc")):
         try:
-            with xr.open_dataset(path, engine="h5netcdf") as dataset:
-                if json.loads(dataset.attrs["specification"])["model"] == model.fingerprint:
+            with netCDF4.Dataset(path) as file:
+                if json.loads(file.specification)["model"] == model.fingerprint:
                     found.append(path)
         except Exception:  # a damaged file is nobody's run; the store sets it aside when it is asked for
             continue

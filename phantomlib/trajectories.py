@@ -17,10 +17,10 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
-import h5py
 import torch
 import xarray as xr
 from filelock import FileLock
@@ -137,7 +137,7 @@ class Store:
     def _write(self, path: Path, dataset: xr.Dataset) -> None:
         temporary = path.with_suffix(".tmp")  # one writer at a time: the run is locked
         try:
-            temporary.write_bytes(dataset.to_netcdf(engine="h5netcdf"))  # HDF5 itself may crash on a full disk
+            temporary.write_bytes(dataset.to_netcdf(engine="netcdf4"))  # HDF5 itself may crash on a full disk
             os.replace(temporary, path)
         except OSError as error:
             raise StoreError(
@@ -152,8 +152,7 @@ class Store:
         if not path.exists():
             return None
         try:
-            h5py.File(path).close()  # refuses most damage, without h5netcdf's noise
-            dataset = xr.load_dataset(path, engine="h5netcdf")
+            dataset = xr.load_dataset(path, engine="netcdf4")
             if path.stem.endswith(dataset.attrs["run_id"]) and dataset.attrs["checksum"] == checksum(dataset):
                 return dataset
         except Exception:  # the reader raises many kinds for a damaged file
@@ -218,6 +217,7 @@ def checksum(dataset: xr.Dataset) -> str:
     return digest.hexdigest()
 
 
+@lru_cache(maxsize=1)  # what this process has loaded stays the same
 def commit() -> str:
     """The commit of this package's source, with ``+`` if files differ from it; empty outside a repository."""
     git = ["git", "-C", str(Path(__file__).parent)]

@@ -192,7 +192,6 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # h5netcdf closes what never opened
 def test_a_damaged_file_is_set_aside_and_computed_again(damage, stored, monkeypatch):
     path, run = stored
     damaged = damage(path.read_bytes())
@@ -224,7 +223,7 @@ def test_one_flipped_bit_in_any_variable_is_noticed(name, stored, no_training):
 
 def test_a_damaged_file_gives_the_same_numbers_again(stored):
     path, run = stored
-    path.write_bytes(path.read_bytes()[:-100])
+    path.write_bytes(path.read_bytes()[:1000])
     with pytest.warns(UserWarning, match=f"{path.name} is damaged; it was set aside as .* computed again"):
         again = compute(path.parent)
     assert numbers(again).identical(numbers(run))

@@ -25,7 +25,7 @@ book: $(STAMP)
 	$(BIN)/phantom book --profile $(PROFILE)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 bench: $(STAMP)
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/python -m benchmarks --device $(DEVICE) $(SUITES:%=--only %)

@@ -1,5 +1,7 @@
 # ---
 # jupyter:
+#   phantom:
+#     minutes: 1.5
 #   jupytext:
 #     formats: py:percent
 #     text_representation:

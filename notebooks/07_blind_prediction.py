@@ -1,5 +1,7 @@
 # ---
 # jupyter:
+#   phantom:
+#     minutes: 4
 #   jupytext:
 #     formats: py:percent
 #     text_representation:

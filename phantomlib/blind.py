@@ -26,8 +26,8 @@ from phantomlib.critical import critical_rates
 from phantomlib.errors import PhantomError
 from phantomlib.finetune import Recipe
 from phantomlib.models import LanguageModel
-from phantomlib.prediction import CALIBRATIONS, LADDER, STEP_0, apply, fit, leave_one_out, predict, ranking, write_json
-from phantomlib.trajectories import Store, commit, describe
+from phantomlib.prediction import CALIBRATIONS, LADDER, STEP_0, apply, fit, leave_one_out, predict, ranking
+from phantomlib.trajectories import Store, commit, describe, write_json
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from phantomlib.runner import Job
 
 GENERATED = Path("book/generated")  # executed notebooks and what the builder writes for the pages
 TIMES = "run_times.json"
+MOST_JOBS = 8  # unless more are asked for: each takes memory
 BUILDER = "from jupyter_book.cli.main import main; main()"  # of this Python, wherever its scripts are installed
 # Files of the package that decide how a notebook is started and shown on a terminal, but not what is in it.
 WITHOUT_INFLUENCE = {"cli.py", "book.py", "progress.py", "cluster.py"}
@@ -65,13 +66,15 @@ def load_profile(root: Path, name: str) -> Profile:
     return Profile(name, content.get("common") or {}, own)
 
 
-def build_book(profile: str = "zoo", only: str | None = None, jobs: int = 2, root: Path | None = None) -> Path:
+def build_book(
+    profile: str = "zoo", only: str | None = None, jobs: int | None = None, root: Path | None = None
+) -> Path:
     """Run the notebooks whose inputs changed, then build the pages.
 
     Args:
         profile: which ``notebooks/profiles/*.yaml``.
         only: run only this notebook; the others must have been run before.
-        jobs: how many notebooks at once.
+        jobs: how many notebooks at once; if None one more than there are cores, because some wait for runs of others.
         root: the project's root.
 
     Returns:
@@ -81,6 +84,7 @@ def build_book(profile: str = "zoo", only: str | None = None, jobs: int = 2, roo
         ParameterError: the profile or one of its values does not fit the notebooks: before anything runs.
         BookError: a notebook failed or is missing, or the pages do not build without warnings.
     """
+    jobs = min(os.cpu_count() or 1, MOST_JOBS - 1) + 1 if jobs is None else jobs
     if jobs < 1:
         raise ParameterError(f"jobs is {jobs}; give a whole number of at least 1.")
     root = root or runner.find_root()
@@ -107,7 +111,8 @@ def make_plan(root: Path, profile: Profile) -> list[Job]:
     """One job per notebook page of ``_toc.yml``, its parameters checked.
 
     A notebook that reads what others recorded says so in its header, ``phantom: {after: all}`` under ``jupyter:``, or
-    ``after: ["01", "02"]``. It then runs after them, and again whenever they do.
+    ``after: ["01", "02"]``. It then runs after them, and again whenever they do. With ``minutes: 5`` it starts before
+    shorter ones.
 
     Raises:
         BookError: the table of contents, or a notebook's header, names a notebook that does not exist.
@@ -123,8 +128,9 @@ def make_plan(root: Path, profile: Profile) -> list[Job]:
         key = hash_inputs(source, values, profile.name, package, root)
         output = root / GENERATED / f"{name}.ipynb"
         command = runner.describe(name, {}, profile.name)
-        after = content.metadata.get("phantom", {}).get("after", [])
-        plan.append(Job(source, output, root, values, command, profile.name, key, after))
+        header = content.metadata.get("phantom", {})
+        after, minutes = header.get("after", []), header.get("minutes", 0)
+        plan.append(Job(source, output, root, values, command, profile.name, key, after, minutes))
     names = {job.name[:2]: job.name for job in plan}
     waiting = {job.name for job in plan if job.after == "all"}
     planned = []
@@ -256,7 +262,7 @@ def run_jobs(todo: list[Job], jobs: int, root: Path, profile: str) -> None:
         return runner.execute(job, lambda report: display.update(job.name, report), stop)
 
     with Display(expected, jobs) as display, concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        waiting, running = {job.name: job for job in todo}, {}
+        waiting, running = {job.name: job for job in sorted(todo, key=lambda job: -job.minutes)}, {}
         try:
             while waiting or running:
                 unfinished = {*waiting, *running.values(), *failures}

@@ -74,7 +74,7 @@ def phantom(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks
 def book(
     profile: Annotated[str, typer.Option(help="Parameters for all notebooks: notebooks/profiles/NAME.yaml.")] = "zoo",
     only: Annotated[str | None, typer.Option(metavar="NN", help="Run only this notebook, then build.")] = None,
-    jobs: Annotated[int, typer.Option(help="Notebooks run at once.")] = 2,
+    jobs: Annotated[int | None, typer.Option(help="Notebooks run at once [default: cores + 1].")] = None,
     scheduler: Annotated[
         str, typer.Option(metavar="ADDRESS", help="A Dask scheduler that takes the fine-tunings.")
     ] = "",
@@ -375,7 +375,7 @@ def _check_devices() -> str:
 
 def _check_threads() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} cores; notebooks use one thread each, so --jobs {cores} at most is worth it"
+    return f"{cores} cores; notebooks use one thread each, so --jobs {cores + 1} at most is worth it"
 
 
 def _check_store() -> str:

@@ -21,6 +21,7 @@ from phantomlib.finetune import Recipe
 from phantomlib.models import LanguageModel
 
 DEFAULT_START = {"sgd": 1e-2, "adam": 1e-4, "adamw": 1e-4}  # only where the velocity gives none
+SEARCH_VERSION = 1  # raised whenever a search could end elsewhere
 ROUNDS = 40  # a search that needs more has no clean boundary; it is returned as not converged
 
 
@@ -188,7 +189,7 @@ def critical_rates(
         raise ParameterError("critical_rates needs at least one seed.")
     if recipe.method == "full":
         seeds = seeds[:1]  # full fine-tuning has no randomness
-    searches = [_search(store, model, contexts, recipe, tolerance, seed) for seed in seeds]
+    searches = [_known(store, model, contexts, recipe, tolerance, seed) for seed in seeds]
     joined = xr.concat(searches, "seed", data_vars="all", combine_attrs="drop")
     joined = joined.assign_coords(seed=list(seeds))
     joined.attrs = {
@@ -284,6 +285,21 @@ def variation_interval(table: pd.DataFrame, *, column: str = "number", seed: int
         return means.std(-1, ddof=1) / means.mean(-1)
 
     return interval(np.arange(len(logs)), statistic, seed=seed)
+
+
+def _known(store, model, contexts, recipe, tolerance, seed) -> xr.Dataset:
+    """The search, remembered as long as its runs are there."""
+    found = store.remember(
+        "searches",
+        [SEARCH_VERSION, tolerance],
+        model,
+        contexts,
+        recipe,
+        lambda: _search(store, model, contexts, recipe, tolerance, seed).to_dict(),
+        seeds=(seed,),
+        holds=lambda found: all(map(store.has, found["attrs"]["run_ids"].split())),
+    )
+    return xr.Dataset.from_dict(found)
 
 
 def _search(store, model, contexts, recipe, tolerance, seed) -> xr.Dataset:

@@ -35,6 +35,7 @@ class Notebook:
         dtype: ``float32`` or ``float64``.
         seed: base seed of the notebook.
         parameters: every parameter whose value the notebook was given, by name.
+        fitting: resolved contexts by model fingerprint, once they were asked for.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Notebook:
     dtype: str
     seed: int
     parameters: dict = field(default_factory=dict)
-    left_out: set = field(default_factory=set)
+    fitting: dict = field(default_factory=dict)
 
     def load(self, ref: str, **options):
         """Load one model with this notebook's device and dtype (``phantomlib.models.load``)."""
@@ -91,6 +92,8 @@ class Notebook:
         from phantomlib.contexts import resolve
         from phantomlib.finetune import check_contexts
 
+        if model.fingerprint in self.fitting:
+            return list(self.fitting[model.fingerprint])
         found = []
         for context in self.contexts:
             try:
@@ -100,12 +103,11 @@ class Notebook:
             except ContextError as error:
                 if not self.parameters.get("contexts", "").startswith(FITTING):
                     raise
-                if (model.name, context.id) not in self.left_out:
-                    self.left_out.add((model.name, context.id))
-                    say(f"> Left out for {model.name}: {error}")
+                say(f"> Left out for {model.name}: {error}")
         if not found:
             raise ContextError(f"None of the {len(self.contexts)} contexts fits '{model.name}'; write some that do.")
-        return found
+        self.fitting[model.fingerprint] = found
+        return list(found)
 
     @property
     def command(self) -> str:

@@ -30,7 +30,7 @@ def build_own_book(
     profile: str = "zoo",
     output: Path | None = None,
     only: str | None = None,
-    jobs: int = 2,
+    jobs: int | None = None,
     root: Path | None = None,
 ) -> Path:
     """Make the book for ``models``.

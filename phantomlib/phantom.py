@@ -70,28 +70,31 @@ def jumps(dataset: xr.Dataset, *, size_factor: float = 0.1, median_factor: float
     change = dataset.phi.diff("step")
     shares = step_sizes(dataset)
     is_jump = (shares > size_factor) & (abs(change) > median_factor * abs(change).median("step"))
-    rows = []
-    for index in np.argwhere(is_jump.transpose("context", "rate", "seed", "step").values):
-        at = dict(zip(("context", "rate", "seed"), map(int, index[:3]), strict=True))
-        run, t = dataset.isel(at), int(index[3]) + 1
-        size = float(run.phi[t] - run.phi[t - 1])
+    dims, rows = ("context", "rate", "seed", "step"), []
+    names = ["phi", "phi_readout_part", "phi_geometry_part", "overlap", "readout_drift", "logit_gap", "cross_entropy"]
+    fields = {name: dataset[name].transpose(*dims).values for name in names}
+    sizes, learning_rate = shares.transpose(*dims).values, dataset.learning_rate.transpose(*dims[:2]).values
+    for c, r, s, before in np.argwhere(is_jump.transpose(*dims).values).tolist():
+        t = before + 1
+        at = {name: float(values[c, r, s, t]) for name, values in fields.items()}
+        change = {name: float(values[c, r, s, t] - values[c, r, s, before]) for name, values in fields.items()}
         rows.append(
             {
-                "context": str(run.context.item()),
-                "rate": at["rate"],
-                "seed": int(run.seed),
-                "learning_rate": float(run.learning_rate),
+                "context": str(dataset.context.values[c]),
+                "rate": r,
+                "seed": int(dataset.seed.values[s]),
+                "learning_rate": float(learning_rate[c, r]),
                 "step": t,
-                "size": size,
-                "share_of_bound": float(shares.isel(at)[t - 1]),
-                "readout_part": float(run.phi_readout_part[t]),
-                "geometry_part": float(run.phi_geometry_part[t]),
-                "readout_share": float(run.phi_readout_part[t]) / size,
-                "overlap_change": float(run.overlap[t] - run.overlap[t - 1]),
-                "drift": float(run.readout_drift[t] - run.readout_drift[t - 1]),
-                "gap_before": float(run.logit_gap[t - 1]),
-                "gap_after": float(run.logit_gap[t]),
-                "loss_change": float(run.cross_entropy[t] - run.cross_entropy[t - 1]),
+                "size": change["phi"],
+                "share_of_bound": float(sizes[c, r, s, before]),
+                "readout_part": at["phi_readout_part"],
+                "geometry_part": at["phi_geometry_part"],
+                "readout_share": at["phi_readout_part"] / change["phi"],
+                "overlap_change": change["overlap"],
+                "drift": change["readout_drift"],
+                "gap_before": float(fields["logit_gap"][c, r, s, before]),
+                "gap_after": at["logit_gap"],
+                "loss_change": change["cross_entropy"],
             }
         )
     return pd.DataFrame(rows, columns=JUMP_COLUMNS)

@@ -26,17 +26,12 @@ Nothing in them is fitted. A calibration can be fitted on other architectures: a
 Δ_0.
 """
 
-import hashlib
-import json
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from filelock import FileLock
 from scipy import stats
 from torch import Tensor
 
@@ -46,7 +41,7 @@ from phantomlib.curvature import Problem, derivatives, first_update, gradients
 from phantomlib.errors import ParameterError
 from phantomlib.finetune import Recipe
 from phantomlib.models import LanguageModel
-from phantomlib.trajectories import Store, describe
+from phantomlib.trajectories import Store
 
 STEP_0 = ("velocity", "straight_line", "three_gradients", "second_order", "third_order")
 LADDER = (*STEP_0, "quadrature")
@@ -78,15 +73,12 @@ def predict(store: Store, model: LanguageModel, contexts: list[Resolved], recipe
             f"Predictions follow full fine-tuning with sgd or adam, not {recipe.method} with {recipe.optimizer}; "
             "measure this one with critical_rates."
         )
-    spec = describe(model, contexts, np.zeros((len(contexts), 0)), recipe, ())
-    key = hashlib.sha256(json.dumps([VERSION, SAMPLE, spec], sort_keys=True).encode()).hexdigest()[:12]
-    path = store.root / "predictors" / f"{model.name}-{recipe.optimizer}-{key}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        if not path.is_file():
-            columns = [_ladder(Problem(model, context, recipe), recipe) for context in contexts]
-            write_json(path, {name: [column[name] for column in columns] for name in columns[0]})
-        table = json.loads(path.read_text(encoding="utf-8"))
+
+    def compute() -> dict:
+        columns = [_ladder(Problem(model, context, recipe), recipe) for context in contexts]
+        return {name: [column[name] for column in columns] for name in columns[0]}
+
+    table = store.remember("predictors", [VERSION, SAMPLE], model, contexts, recipe, compute)
     values = {name: ("context", np.array(column, dtype=float)) for name, column in table.items()}
     return xr.Dataset(values, {"context": [c.id for c in contexts]}, {"model": model.name})
 
@@ -344,10 +336,3 @@ def in_words(ranked: pd.DataFrame) -> pd.DataFrame:
     shares = ("rms", "context_median", "architecture_median", "architecture_worst")
     table = ranked.assign(**{c: 100 * ranked[c] for c in shares}, predictor=ranked.predictor.str.replace("_", " "))
     return table.rename(columns=lambda c: c.replace("_", " ") + (" (%)" if c in shares else ""))
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write a file that is complete once it has its name."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(temporary, path)

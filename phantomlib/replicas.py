@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_verdicts: dict[tuple, bool] = {}
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -67,11 +69,21 @@ def stack(module: nn.Module, initial: list[dict[str, Tensor]], engine: str = "au
         on_batch_axis = _on_batch_axis(module, parameters, factors)
         if on_batch_axis is not None:
             stacked = Stack(parameters, on_batch_axis, "batch axis", factors)
-            if engine == "batch axis" or _agrees(stacked, module, initial[0]):
+            if engine == "batch axis" or _tested(stacked, module, initial[0]):
                 return stacked
         elif engine == "batch axis":
             raise NotImplementedError(f"no stacked version of every trainable module of {type(module).__name__}")
     return Stack(parameters, _by_vmap(module, parameters), "vmap", factors)
+
+
+def _tested(stacked: Stack, module: nn.Module, values: dict[str, Tensor]) -> bool:
+    """:func:`_agrees`, asked once in a process for each architecture and set of trainable tensors."""
+    kinds = tuple((name, type(leaf)) for name, leaf in module.named_modules())
+    some = next(iter(values.values()))
+    key = (kinds, tuple(values), module.config.to_json_string(), some.dtype, some.device)
+    if key not in _verdicts:
+        _verdicts[key] = _agrees(stacked, module, values)
+    return _verdicts[key]
 
 
 def _agrees(stacked: Stack, module: nn.Module, values: dict[str, Tensor]) -> bool:

@@ -41,6 +41,7 @@ class Job:
         profile: name of the profile, or "".
         key: hash of everything the result depends on, or "".
         after: names of the notebooks that must have run before.
+        minutes: about how long it takes in the zoo profile; 0 if short.
     """
 
     source: Path
@@ -51,6 +52,7 @@ class Job:
     profile: str = ""
     key: str = ""
     after: tuple[str, ...] = ()
+    minutes: float = 0
 
     @property
     def name(self) -> str:

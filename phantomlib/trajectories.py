@@ -21,6 +21,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 import xarray as xr
 from filelock import FileLock
@@ -110,6 +111,30 @@ class Store:
         """Whether a finished run with this ``run_id`` is there."""
         return any(self.root.glob(f"*-{identifier}.nc"))
 
+    def remember(
+        self, kind: str, key: list, model, contexts, recipe, compute: Callable[[], dict], *, seeds=(), holds=None
+    ) -> dict:
+        """What ``compute`` returns, from the folder ``kind`` of the store if it was computed before.
+
+        Args:
+            kind: what it is, the folder's name.
+            key: whatever it depends on besides the next three and ``seeds``; plain JSON types.
+            model, contexts, recipe: as in :meth:`run`.
+            compute: gives plain JSON types.
+            seeds: of the LoRA initialisation.
+            holds: whether something remembered still counts; all does if None.
+        """
+        spec = describe(model, contexts, np.zeros((len(contexts), 0)), recipe, seeds)
+        digest = hashlib.sha256(json.dumps([*key, spec], sort_keys=True).encode()).hexdigest()[:12]
+        path = self.root / kind / f"{model.name}-{recipe.optimizer}-{digest}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+            if found is None or (holds and not holds(found)):
+                found = compute()
+                write_json(path, found)
+        return found
+
     def _compute(self, path, spec, model, contexts, rates, recipe, seeds, extra) -> xr.Dataset:
         label = f"{model.name}, {recipe.method}, {recipe.optimizer}"
         started = time.perf_counter()
@@ -197,6 +222,13 @@ def _source(function: Callable) -> str:
         raise ParameterError(
             f"{function!r} has no source text to name the run by; define it with def, in a file or a cell."
         ) from None
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a file that is complete once it has its name."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def run_id(specification: dict) -> str:

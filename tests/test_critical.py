@@ -59,6 +59,9 @@ class ClosedForm:
             {"run_id": f"run{len(self.requests)}"},
         )
 
+    def remember(self, kind, key, model, contexts, recipe, compute, **options):
+        return compute()
+
     @property
     def contexts(self):
         return [SimpleNamespace(id=name) for name in self.formulas]

@@ -68,7 +68,12 @@ def reached(results: dict) -> pd.DataFrame:
         met = value >= threshold if direction == "at least" else value <= threshold
         verdict = "not measured" if math.isnan(value) else "reached" if met else "not reached"
         rows.append(
-            {"target": quantity, "measured": f"{value:.3g}", "needed": f"{direction} {threshold:g}", "verdict": verdict}
+            {
+                "target": quantity,
+                "measured": "" if math.isnan(value) else f"{value:.3g}",
+                "needed": f"{direction} {threshold:g}",
+                "verdict": verdict,
+            }
         )
     return pd.DataFrame(rows)
 

@@ -308,12 +308,13 @@ def cores(repeats: int) -> list[dict]:
         open_clusters.append(local)
 
         def sweep(address=local.scheduler_address):
-            os.environ[cluster.ENVIRONMENT] = address
-            finetune(model, contexts, rates, recipe, chunk=16, run=cluster.run_there)
+            with patch.dict(os.environ, {cluster.ENVIRONMENT: address}):
+                finetune(model, contexts, rates, recipe, chunk=16, run=cluster.run_there)
+                cluster.connect(address).close()
+            cluster.connect.cache_clear()
 
         contenders[workers] = sweep
     seconds = measure.in_turn(contenders, repeats)
-    cluster.connect.cache_clear()
     for local in open_clusters:
         local.close()
     row = {

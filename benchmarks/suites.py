@@ -347,7 +347,7 @@ def book() -> list[dict]:
                 for path in (Path(folder) / "runs").glob("*.nc"):
                     with netCDF4.Dataset(path) as run:
                         spent += float(run.seconds)
-                rows.append({"run": state, "notebook": "of that fine-tuning, one process", "seconds": spent})
+                rows.append({"run": state, "notebook": "fine-tuning, summed over processes", "seconds": spent})
         times = json.loads((Path(folder) / "book/generated/run_times.json").read_text(encoding="utf-8"))
     notebooks = [
         {"run": "cold", "notebook": name, "seconds": found["zoo"]}

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_verdicts: dict[tuple, bool] = {}
+_verdicts: dict[tuple, bool] = {}  # of the self-test, by what it depends on
 
 
 @dataclass(frozen=True)

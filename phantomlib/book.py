@@ -4,6 +4,7 @@ import concurrent.futures
 import hashlib
 import json
 import os
+import queue
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,7 @@ TIMES = "run_times.json"
 MOST_JOBS = 8  # unless more are asked for: each takes memory
 BUILDER = "from jupyter_book.cli.main import main; main()"  # of this Python, wherever its scripts are installed
 # Files of the package that decide how a notebook is started and shown on a terminal, but not what is in it.
-WITHOUT_INFLUENCE = {"cli.py", "book.py", "progress.py", "cluster.py"}
+WITHOUT_INFLUENCE = {"cli.py", "book.py", "kernels.py", "progress.py", "cluster.py"}
 
 
 @dataclass(frozen=True)
@@ -255,11 +256,18 @@ def run_jobs(todo: list[Job], jobs: int, root: Path, profile: str) -> None:
         print("All notebooks are up to date.")
         return
     times, stop, failures = read_times(root), threading.Event(), {}
+    idle = queue.SimpleQueue()  # of workers
     expected = {job.name: times.get(job.name, {}).get(profile) for job in todo}
 
     def work(job: Job) -> float:
         display.started(job.name)
-        return runner.execute(job, lambda report: display.update(job.name, report), stop)
+        try:
+            worker = idle.get_nowait()
+        except queue.Empty:
+            worker = runner.Worker(preload=len(todo) > jobs)
+        seconds = worker.execute(job, lambda report: display.update(job.name, report), stop)
+        idle.put(worker)
+        return seconds
 
     with Display(expected, jobs) as display, concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         waiting, running = {job.name: job for job in sorted(todo, key=lambda job: -job.minutes)}, {}
@@ -284,6 +292,9 @@ def run_jobs(todo: list[Job], jobs: int, root: Path, profile: str) -> None:
             done = len(todo) - len(waiting) - len(running) - len(failures)
             display.say(f"Interrupted: {done} of {len(todo)} notebooks are done and stay; the next start resumes.")
             raise
+        finally:
+            while not idle.empty():
+                idle.get().close()
     unexpected = [error for error in failures.values() if not isinstance(error, PhantomError)]
     if unexpected:
         raise unexpected[0]

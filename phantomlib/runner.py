@@ -1,6 +1,6 @@
 """Run one notebook with papermill, in a process of its own, and keep only what is complete.
 
-A notebook is executed by a worker (``python -m phantomlib.runner``) that talks to its caller in JSON lines. The worker
+Notebooks are executed by a worker (``python -m phantomlib.runner``) that talks to its caller in JSON lines. The worker
 ends when its caller does, and takes its kernel with it, so nothing is left running after Ctrl-C or a crash.
 """
 
@@ -167,17 +167,125 @@ def _quoted(value) -> str:
 
 
 def execute(job: Job, on_progress: Callable[[dict], None] | None = None, stop: threading.Event | None = None) -> float:
-    """Run a job in a worker process; the output file appears only when all of it is done.
+    """Run one job in a worker of its own; see :meth:`Worker.execute`."""
+    with contextlib.closing(Worker()) as worker:
+        return worker.execute(job, on_progress, stop)
+
+
+class Worker:
+    """A process that runs notebooks, one after the other.
 
     Args:
-        job: what to run.
-        on_progress: see :func:`run_notebook`.
-        stop: when set, the worker and its kernel are ended and KeyboardInterrupt is raised.
-
-    Returns:
-        seconds it took.
+        preload: whether their kernels are forked from a process with the heavy imports done
+            (:mod:`phantomlib.kernels`); pays from the second notebook on.
     """
-    stop, started = stop or threading.Event(), time.monotonic()
+
+    def __init__(self, preload: bool = False):
+        environment = (
+            os.environ
+            | {
+                "OMP_NUM_THREADS": "1",
+                "MKL_NUM_THREADS": "1",
+                "TOKENIZERS_PARALLELISM": "false",
+                "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # whatever the user has set: figures belong on the page
+                "MALLOC_MMAP_MAX_": "0",  # glibc: keep memory that large tensors gave back, instead of fetching it anew each step
+                "MALLOC_TRIM_THRESHOLD_": str(2**33),
+                # ipywidgets is left out on purpose (see requirements.txt), and tqdm would complain in every notebook
+                "PYTHONWARNINGS": ",".join(
+                    filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"])
+                ),
+            }
+        )
+        if preload:
+            from phantomlib import kernels
+
+            environment |= kernels.ENVIRONMENT
+        self.scratch = tempfile.TemporaryDirectory(prefix="phantom-")
+        self.complaints = open(f"{self.scratch.name}/stderr", "w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "phantomlib.runner"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.complaints,
+            text=True,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches only this process, which ends the worker in its own time
+        )
+        self.lines = queue.SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def execute(
+        self, job: Job, on_progress: Callable[[dict], None] | None = None, stop: threading.Event | None = None
+    ) -> float:
+        """Run a job; the output file appears only when all of it is done. If anything is raised, the worker is closed.
+
+        Args:
+            job: what to run.
+            on_progress: see :func:`run_notebook`.
+            stop: when set, the worker and its kernel are ended and KeyboardInterrupt is raised.
+
+        Returns:
+            seconds it took.
+        """
+        stop, started = stop or threading.Event(), time.monotonic()
+        try:
+            _prepare(job)
+            try:
+                result = self._follow(job, on_progress or (lambda report: None), stop)
+            except BaseException:
+                self.close()  # before its file is removed
+                job.partial.unlink(missing_ok=True)
+                raise
+            if not result:
+                self.process.wait()
+            self.complaints.seek(0)
+            _judge(job, result, self.process.returncode, self.complaints.read())
+        except BaseException:
+            self.close()
+            raise
+        return time.monotonic() - started
+
+    def close(self) -> None:
+        """Close the worker's input, upon which it shuts its kernel down; kill it if that takes too long."""
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        self.complaints.close()
+        self.scratch.cleanup()
+
+    def _listen(self) -> None:
+        for line in self.process.stdout:
+            self.lines.put(json.loads(line))
+        self.process.stdout.close()
+        self.lines.put({})
+
+    def _follow(self, job: Job, on_progress: Callable[[dict], None], stop: threading.Event) -> dict:
+        """Hand the worker its job and pass on what it says; returns its last word, {} if it died without one."""
+        task = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(job).items()}
+        told = json.dumps({"command": job.command, "parameters": _all_values(job)})
+        watched = os.path.join(self.scratch.name, f"{job.name}.json")
+        environment = {progress.ENVIRONMENT: watched, notebook.ENVIRONMENT: told}
+        with contextlib.suppress(BrokenPipeError):  # it died at once; its last word says so
+            self.process.stdin.write(json.dumps({"job": task, "environment": environment}) + "\n")
+            self.process.stdin.flush()
+        latest = {}
+        while True:
+            if stop.is_set():
+                raise KeyboardInterrupt
+            with contextlib.suppress(queue.Empty):
+                said = self.lines.get(timeout=0.2)
+                if "cell" not in said:
+                    return said
+                latest = said
+            if latest:
+                on_progress(latest | (progress.read(watched) or {}))
+
+
+def _prepare(job: Job) -> None:
     if job.output.is_dir():
         raise BookError(f"'{job.output}' is a folder; name the notebook file to write.")
     try:
@@ -185,46 +293,6 @@ def execute(job: Job, on_progress: Callable[[dict], None] | None = None, stop: t
         job.partial.touch()
     except OSError as error:
         raise BookError(f"Cannot write '{job.output}' ({error.strerror}). Choose another output.") from None
-    with tempfile.TemporaryDirectory(prefix="phantom-") as scratch:
-        watched = os.path.join(scratch, "progress.json")
-        environment = (
-            os.environ
-            | {
-                "OMP_NUM_THREADS": "1",
-                "MKL_NUM_THREADS": "1",
-                "TOKENIZERS_PARALLELISM": "false",
-                "MALLOC_MMAP_MAX_": "0",  # glibc: keep memory that large tensors gave back, instead of fetching it anew each step
-                "MALLOC_TRIM_THRESHOLD_": str(2**33),
-                # ipywidgets is left out on purpose (see requirements.txt), and tqdm would complain in every notebook
-                "PYTHONWARNINGS": ",".join(
-                    filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"])
-                ),
-                progress.ENVIRONMENT: watched,
-                notebook.ENVIRONMENT: json.dumps({"command": job.command, "parameters": _all_values(job)}),
-            }
-        )
-        with open(os.path.join(scratch, "stderr"), "w+", encoding="utf-8", errors="replace") as complaints:
-            worker = subprocess.Popen(
-                [sys.executable, "-m", "phantomlib.runner"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=complaints,
-                text=True,
-                cwd=job.root,
-                env=environment,
-                start_new_session=True,  # Ctrl-C reaches only this process, which ends the worker in its own time
-            )
-            try:
-                result = _follow(worker, job, watched, on_progress or (lambda report: None), stop)
-            except BaseException:
-                _end(worker)
-                job.partial.unlink(missing_ok=True)
-                raise
-            finally:
-                worker.stdout.close()
-            complaints.seek(0)
-            _judge(job, result, worker.returncode, complaints.read())
-    return time.monotonic() - started
 
 
 def _all_values(job: Job) -> dict:
@@ -236,42 +304,6 @@ def _all_values(job: Job) -> dict:
         except (ValueError, SyntaxError):
             values[name] = parameter.default
     return values | job.parameters
-
-
-def _follow(worker, job: Job, watched: str, on_progress: Callable[[dict], None], stop: threading.Event) -> dict:
-    """Hand the worker its job and pass on what it says, until it ends; returns its last word."""
-    task = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(job).items()}
-    lines, latest, result = queue.SimpleQueue(), {}, {}
-    reader = threading.Thread(target=lambda: [lines.put(line) for line in worker.stdout], daemon=True)
-    reader.start()
-    worker.stdin.write(json.dumps(task) + "\n")
-    worker.stdin.flush()
-    while reader.is_alive() or not lines.empty():
-        if stop.is_set():
-            raise KeyboardInterrupt
-        while not lines.empty():
-            said = json.loads(lines.get())
-            if "cell" in said:
-                latest = said
-            else:
-                result = said
-        if latest:
-            on_progress(latest | (progress.read(watched) or {}))
-        reader.join(0.2)
-    worker.wait()
-    worker.stdin.close()
-    return result
-
-
-def _end(worker) -> None:
-    """Close the worker's input, upon which it shuts its kernel down; kill it if that takes too long."""
-    with contextlib.suppress(OSError):
-        worker.stdin.close()
-    try:
-        worker.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait()
 
 
 def _judge(job: Job, result: dict, returncode: int, complaints: str) -> None:
@@ -303,18 +335,33 @@ def _judge(job: Job, result: dict, returncode: int, complaints: str) -> None:
 
 
 def _work() -> int:
-    """Read a job from standard input, run it, say how it goes on standard output."""
+    """Read jobs from standard input, run them, say how it goes on standard output."""
     say = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not be taken for a report
-    task = json.loads(sys.stdin.readline())
-    job = Job(**{key: Path(value) if key in ("source", "output", "root") else value for key, value in task.items()})
-    threading.Thread(target=_stop_with_caller, daemon=True).start()
+    tasks = queue.SimpleQueue()
+    threading.Thread(target=_read_tasks, args=(tasks,), daemon=True).start()
+    try:
+        while True:
+            task = json.loads(tasks.get())
+            os.environ |= task["environment"]
+            fields = task["job"].items()
+            job = Job(**{key: Path(value) if key in ("source", "output", "root") else value for key, value in fields})
+            _run(job, lambda **report: say.write(json.dumps(report) + "\n"))
+    except KeyboardInterrupt:
+        return 130
 
+
+def _read_tasks(tasks: queue.SimpleQueue) -> None:
+    for line in sys.stdin:
+        tasks.put(line)
+    os.kill(os.getpid(), signal.SIGINT)  # the caller closed the pipe or died
+    time.sleep(8)
+    os._exit(130)
+
+
+def _run(job: Job, report: Callable) -> None:
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
-
-    def report(**fields):
-        say.write(json.dumps(fields) + "\n")
 
     try:
         _execute(job, report)
@@ -323,18 +370,8 @@ def _work() -> int:
         report(ename=error.ename, evalue=error.evalue, cell_index=error.cell_index, shown=shown)
     except DeadKernelError:
         report(ename="DeadKernelError", evalue="the kernel died, perhaps for want of memory", cell_index="", shown=True)
-    except KeyboardInterrupt:
-        return 130
     else:
         report(finished=True)
-    return 0
-
-
-def _stop_with_caller() -> None:
-    sys.stdin.read()  # returns when the caller closes the pipe or dies
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(8)
-    os._exit(130)
 
 
 def _execute(job: Job, report: Callable) -> None:

@@ -1,5 +1,6 @@
 """The runner and the builder, on a toy book; the real book's configuration; the real book in the smoke profile."""
 
+import contextlib
 import json
 import os
 import re
@@ -107,6 +108,24 @@ def test_a_dead_kernel_is_reported(toy_book):
     assert (toy_book / "01_toy.failed.ipynb").exists()
 
 
+def test_forked_kernels_do_what_fresh_ones_do(toy_book, tmp_path):
+    values = book.load_profile(ROOT, "smoke").values("03") | {"store": str(tmp_path / "runs")}
+    source = runner.find_notebook(ROOT, "03")
+    plain, *forked = [
+        runner.Job(source, tmp_path / f"{place}/03.ipynb", ROOT, values) for place in ("plain", "first", "second")
+    ]
+    runner.execute(plain)
+    killing = runner.Job(toy_book / "notebooks/01_toy.py", toy_book / "01_toy.ipynb", toy_book, {"label": "kill"})
+    with contextlib.closing(runner.Worker(preload=True)) as worker:
+        for job in forked:
+            worker.execute(job)
+        with pytest.raises(BookError, match="kernel died"):
+            worker.execute(killing)
+    shown = [[cell.get("outputs") for cell in json.loads(job.output.read_text())["cells"]] for job in (plain, *forked)]
+    assert "image/svg+xml" in json.dumps(shown[0]) and "download=" in json.dumps(shown[0])
+    assert shown[0] == shown[1] == shown[2]
+
+
 def test_an_output_that_cannot_be_written(toy_book):
     with pytest.raises(BookError, match="is a folder"):
         runner.run_notebook("01", {}, toy_book, root=toy_book)
@@ -201,8 +220,11 @@ def test_two_builders_do_not_meet(toy_book):
 def test_interruption_leaves_no_process_and_what_is_finished(toy_book, how):
     (toy_book / "notebooks/profiles/slow.yaml").write_text('"01": {label: slow}')
     header = (toy_book / "notebooks/02_after.py").read_text().replace("after: all", "after: []")
-    (toy_book / "notebooks/02_after.py").write_text(header)
-    command = [sys.executable, "-m", "phantomlib.cli", "book", "--profile", "slow"]
+    for name in ("02_after", "03_after"):  # more notebooks than jobs: the kernels are forked
+        (toy_book / f"notebooks/{name}.py").write_text(header)
+    with open(toy_book / "_toc.yml", "a") as contents:
+        contents.write("  - file: book/generated/03_after\n")
+    command = [sys.executable, "-m", "phantomlib.cli", "book", "--profile", "slow", "--jobs", "2"]
     running = subprocess.Popen(
         command,
         cwd=toy_book,
@@ -212,14 +234,14 @@ def test_interruption_leaves_no_process_and_what_is_finished(toy_book, how):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
     )
     for line in running.stderr:
-        if line.startswith("02_after: done"):
+        if line.startswith("03_after: done"):
             break
     running.send_signal(how)
     said = running.stderr.read()
     running.wait(timeout=60)
     assert "Traceback" not in said
     if how == signal.SIGINT:
-        assert running.returncode == 130 and "1 of 2 notebooks are done" in said
+        assert running.returncode == 130 and "2 of 3 notebooks are done" in said
     # the kernels run in the root of this book, so whoever still does is a survivor
     for _ in range(300):
         survivors = [p for p in Path("/proc").glob("[0-9]*/cwd") if _points_to(p, toy_book)]

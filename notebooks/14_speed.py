@@ -60,8 +60,8 @@ nb.made_by()
 #   would be cheaper; but then Φ would not be exact at every step.
 # - *About two million parameters.* The update moves weights, gradient and both moments through memory, for the engine as for the plain loop. What batching saves is Python and small matrix products, and
 #   these weigh less the larger the model. The table "How near to the machine" shows the floor.
-# - *The whole book.* Fine-tuning alone takes the time that the table "The whole book" sums over processes. Each notebook also starts a kernel and imports its packages, the predictions need third
-#   derivatives, the sharpness Hessian-vector products, and the pages are built in one process. Fewer runs would be faster; the quantities of the claims were declared before, and stay.
+# - *The whole book.* Fine-tuning alone takes the time that the table "The whole book" sums over processes. The predictions need third derivatives, the sharpness
+#   Hessian-vector products, and the pages are built in one process. Fewer runs would be faster; the quantities of the claims were declared before, and stay.
 
 # %% tags=["hide-input"]
 hardware = {name: suite["machine"] | {"minutes": f"{suite['seconds'] / 60:.1f}"} for name, suite in measured.items()}

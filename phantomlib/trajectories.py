@@ -123,16 +123,22 @@ class Store:
             compute: gives plain JSON types.
             seeds: of the LoRA initialisation.
             holds: whether something remembered still counts; all does if None.
+
+        Raises:
+            StoreError: it cannot be saved.
         """
         spec = describe(model, contexts, np.zeros((len(contexts), 0)), recipe, seeds)
         digest = hashlib.sha256(json.dumps([*key, spec], sort_keys=True).encode()).hexdigest()[:12]
         path = self.root / kind / f"{model.name}-{recipe.optimizer}-{digest}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+            found = _read_json(path)
             if found is None or (holds and not holds(found)):
                 found = compute()
-                write_json(path, found)
+                try:
+                    write_json(path, found)
+                except OSError as error:
+                    raise _not_saved(path, error) from error
         return found
 
     def _compute(self, path, spec, model, contexts, rates, recipe, seeds, extra) -> xr.Dataset:
@@ -165,10 +171,7 @@ class Store:
             temporary.write_bytes(dataset.to_netcdf(engine="netcdf4"))  # HDF5 itself may crash on a full disk
             os.replace(temporary, path)
         except OSError as error:
-            raise StoreError(
-                f"The run {path.name} could not be saved ({error}). Free some space or choose another folder with the "
-                "parameter 'store', and start again: finished runs are kept."
-            ) from error
+            raise _not_saved(path, error) from error
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -182,10 +185,32 @@ class Store:
                 return dataset
         except Exception:  # the reader raises many kinds for a damaged file
             pass
-        aside = path.with_suffix(f".damaged-{time.time_ns()}")
-        os.replace(path, aside)
-        warnings.warn(f"{path.name} is damaged; it was set aside as {aside.name} and is computed again.", stacklevel=3)
+        _set_aside(path)
         return None
+
+
+def _read_json(path: Path) -> dict | None:
+    """What is remembered, or None if nothing is; a file that cannot be read is set aside."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        _set_aside(path)
+        return None
+
+
+def _set_aside(path: Path) -> None:
+    aside = path.with_suffix(f".damaged-{time.time_ns()}")
+    os.replace(path, aside)
+    warnings.warn(f"{path.name} is damaged; it was set aside as {aside.name} and is computed again.", stacklevel=4)
+
+
+def _not_saved(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"{path.name} could not be saved ({error}). Free some space or choose another folder with the parameter "
+        "'store', and start again: finished runs are kept."
+    )
 
 
 def describe(model: LanguageModel, contexts: list[Resolved], rates, recipe: Recipe, seeds, extra=None) -> dict:
@@ -227,8 +252,11 @@ def _source(function: Callable) -> str:
 def write_json(path: Path, content: dict) -> None:
     """Write a file that is complete once it has its name."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def run_id(specification: dict) -> str:

@@ -238,6 +238,31 @@ def test_a_file_under_another_runs_name_is_not_taken_for_it(stored):
         assert compute(path.parent, [0.02]).sizes["rate"] == 1
 
 
+def test_what_is_remembered(tmp_path, monkeypatch):
+    store, model, computed = Store(tmp_path), tiny.model("GPT2", "float32"), []
+
+    def remember(key=1, **options):
+        compute = lambda: computed.append(1) or {"answer": len(computed)}  # noqa: E731
+        return store.remember("kind", [key], model, tiny.contexts(model), RECIPE, compute, **options)["answer"]
+
+    assert [remember(), remember()] == [1, 1]
+    assert remember(key=2) == 2
+    assert remember(holds=lambda found: False) == 3 and remember() == 3
+    for path in (tmp_path / "kind").glob("*.json"):
+        path.write_text(path.read_text()[:-5])
+    with pytest.warns(UserWarning, match="damaged; it was set aside"):
+        assert remember() == 4
+    assert remember() == 4
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trajectories.os, "replace", full)
+    with pytest.raises(StoreError, match="could not be saved .*Free some space"):
+        remember(key=3)
+    assert not list((tmp_path / "kind").glob("*.tmp"))
+
+
 def test_an_unknown_run_is_refused(tmp_path):
     with pytest.raises(StoreError, match="No run 'abc'"):
         Store(tmp_path).open("abc")

@@ -201,7 +201,7 @@ class Worker:
 
             environment |= kernels.ENVIRONMENT
         self.scratch = tempfile.TemporaryDirectory(prefix="phantom-")
-        self.complaints = open(f"{self.scratch.name}/stderr", "w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        self.complaints = open(f"{self.scratch.name}/stderr", "a+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-m", "phantomlib.runner"],
             stdin=subprocess.PIPE,
@@ -258,9 +258,9 @@ class Worker:
         self.scratch.cleanup()
 
     def _listen(self) -> None:
-        for line in self.process.stdout:
-            self.lines.put(json.loads(line))
-        self.process.stdout.close()
+        with self.process.stdout, contextlib.suppress(ValueError):  # killed in the middle of a line
+            for line in self.process.stdout:
+                self.lines.put(json.loads(line))
         self.lines.put({})
 
     def _follow(self, job: Job, on_progress: Callable[[dict], None], stop: threading.Event) -> dict:

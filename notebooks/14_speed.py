@@ -52,14 +52,12 @@ notebook.table(speed.reached(measured))
 nb.made_by()
 
 # %% [markdown]
-# **Where a target is missed**, this is why:
+# **Where a target is missed**, this is why. The table "How near to the machine" shows the floor.
 #
 # - *A single replica.* Batching gains nothing for a batch of one, which still pays for stacked layers, for a copy of the model and, once in a process, for the self-test that compares the stacked
 #   model with the plain one. Sweeps do not run single replicas.
 # - *Recording.* A trainable readout changes at every step, and so do all overlaps, the drift, and the bit-for-bit comparison. That takes several passes over the largest matrix. With less recorded it
 #   would be cheaper; but then Φ would not be exact at every step.
-# - *About two million parameters.* The update moves weights, gradient and both moments through memory, for the engine as for the plain loop. What batching saves is Python and small matrix products, and
-#   these weigh less the larger the model. The table "How near to the machine" shows the floor.
 # - *The whole book.* Fine-tuning alone takes the time that the table "The whole book" sums over processes. The predictions need third derivatives, the sharpness
 #   Hessian-vector products, and the pages are built in one process. Fewer runs would be faster; the quantities of the claims were declared before, and stay.
 

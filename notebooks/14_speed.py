@@ -82,9 +82,9 @@ if hardware:
 # %% [markdown]
 # ## Replica-steps per second
 #
-# Left, full fine-tuning. Right, why a chunk is neither small nor large: a few replicas leave the machine waiting for Python, many fall out of its caches.
+# Left, full fine-tuning. Right, why replicas are advanced many at a time: few of them leave the machine waiting for Python.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-speed", "caption": "Left: how many times more replica-steps per second the engine makes than a plain loop, against the number of replicas. Right: time per replica-step against the number of replicas advanced together, relative to the best. Full fine-tuning, Adam (solid) and SGD (dotted), one colour per model; median of three rounds, bands from the least to the greatest."}, "image": {"alt": "Two panels of lines against the number of replicas.", "width": "100%"}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-speed", "caption": "Left: how many times more replica-steps per second the engine makes than a plain loop, against the number of replicas. Right: time per replica-step against the number of replicas advanced together, relative to the best. Full fine-tuning, Adam (solid) and SGD (dotted), one colour per model; median of the rounds, bands from the least to the greatest."}, "image": {"alt": "Two panels of lines against the number of replicas.", "width": "100%"}}
 if {"throughput", "chunks"} <= measured.keys():
     rows = measured["throughput"]["rows"]
     full = rows[rows["method"] == "full"].copy()

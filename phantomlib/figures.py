@@ -1037,12 +1037,12 @@ def speed_panels(throughput, chunks, colours: dict) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.0), layout="constrained")
     for (model, optimizer), rows in throughput.groupby(["model", "optimizer"], sort=False):
         dash = "-" if optimizer == "adam" else ":"
-        left.plot(rows["replicas"], rows["times"], dash, color=colours[model], marker="o", markersize=3)
+        label = model if optimizer == "adam" else None
+        left.plot(rows["replicas"], rows["times"], dash, color=colours[model], marker="o", markersize=3, label=label)
         left.fill_between(rows["replicas"], rows["low"], rows["high"], color=colours[model], alpha=0.12, linewidth=0)
     for (model, optimizer), rows in chunks.groupby(["model", "optimizer"], sort=False):
         dash = "-" if optimizer == "adam" else ":"
-        label = model if optimizer == "adam" else None
-        right.plot(rows["chunk"], rows["relative"], dash, color=colours[model], marker="o", markersize=3, label=label)
+        right.plot(rows["chunk"], rows["relative"], dash, color=colours[model], marker="o", markersize=3)
     left.axhline(1, color=REFERENCE, linewidth=1)
     left.set(xscale="log", xlabel="replicas", ylabel="times faster than a plain loop", title="Speed")
     right.set(
@@ -1052,7 +1052,7 @@ def speed_panels(throughput, chunks, colours: dict) -> Figure:
         axes.set_xticks([1, 8, 32, 128] if axes is left else [1, 4, 16, 64])
         axes.xaxis.set_major_formatter("{x:.0f}")
         axes.minorticks_off()
-    right.legend(fontsize="small")
+    left.legend(fontsize="small")
     return figure
 
 

@@ -264,7 +264,7 @@ def run_jobs(todo: list[Job], jobs: int, root: Path, profile: str) -> None:
         try:
             worker = idle.get_nowait()
         except queue.Empty:
-            worker = runner.Worker(preload=len(todo) > jobs)
+            worker = runner.Worker(root, preload=len(todo) > jobs)
         seconds = worker.execute(job, lambda report: display.update(job.name, report), stop)
         idle.put(worker)
         return seconds

@@ -168,7 +168,7 @@ def _quoted(value) -> str:
 
 def execute(job: Job, on_progress: Callable[[dict], None] | None = None, stop: threading.Event | None = None) -> float:
     """Run one job in a worker of its own; see :meth:`Worker.execute`."""
-    with contextlib.closing(Worker()) as worker:
+    with contextlib.closing(Worker(job.root)) as worker:
         return worker.execute(job, on_progress, stop)
 
 
@@ -176,11 +176,12 @@ class Worker:
     """A process that runs notebooks, one after the other.
 
     Args:
+        root: the project's root, its working folder.
         preload: whether their kernels are forked from a process with the heavy imports done
             (:mod:`phantomlib.kernels`); pays from the second notebook on.
     """
 
-    def __init__(self, preload: bool = False):
+    def __init__(self, root: Path, preload: bool = False):
         environment = (
             os.environ
             | {
@@ -208,6 +209,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self.complaints,
             text=True,
+            cwd=root,
             env=environment,
             start_new_session=True,  # Ctrl-C reaches only this process, which ends the worker in its own time
         )
@@ -230,18 +232,15 @@ class Worker:
         stop, started = stop or threading.Event(), time.monotonic()
         try:
             _prepare(job)
-            try:
-                result = self._follow(job, on_progress or (lambda report: None), stop)
-            except BaseException:
-                self.close()  # before its file is removed
-                job.partial.unlink(missing_ok=True)
-                raise
+            result = self._follow(job, on_progress or (lambda report: None), stop)
             if not result:
                 self.process.wait()
             self.complaints.seek(0)
             _judge(job, result, self.process.returncode, self.complaints.read())
         except BaseException:
-            self.close()
+            self.close()  # before its file is removed
+            with contextlib.suppress(OSError):
+                job.partial.unlink()
             raise
         return time.monotonic() - started
 

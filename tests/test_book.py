@@ -116,7 +116,7 @@ def test_forked_kernels_do_what_fresh_ones_do(toy_book, tmp_path):
     ]
     runner.execute(plain)
     killing = runner.Job(toy_book / "notebooks/01_toy.py", toy_book / "01_toy.ipynb", toy_book, {"label": "kill"})
-    with contextlib.closing(runner.Worker(preload=True)) as worker:
+    with contextlib.closing(runner.Worker(ROOT, preload=True)) as worker:
         for job in forked:
             worker.execute(job)
         with pytest.raises(BookError, match="kernel died"):

@@ -135,10 +135,7 @@ class Store:
             found = _read_json(path)
             if found is None or (holds and not holds(found)):
                 found = compute()
-                try:
-                    write_json(path, found)
-                except OSError as error:
-                    raise _not_saved(path, error) from error
+                write_json(path, found)
         return found
 
     def _compute(self, path, spec, model, contexts, rates, recipe, seeds, extra) -> xr.Dataset:
@@ -250,11 +247,13 @@ def _source(function: Callable) -> str:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write a file that is complete once it has its name."""
+    """Write a file that is complete once it has its name; StoreError if it cannot be saved."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
         os.replace(temporary, path)
+    except OSError as error:
+        raise _not_saved(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -7,6 +7,7 @@ recording is the state *before* update t, so row 0 is the untouched model and ro
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import psutil
@@ -23,7 +24,11 @@ from phantomlib.replicas import Stack, multiply_out, stack
 
 REAL = int | float | np.integer | np.floating
 IN_CACHE = 2**19  # numbers of a matrix that a CPU updates at a time: see the page on speed
-ENGINE_VERSION = 3  # raised whenever the numbers of a run could change
+SMALL = 2**17  # numbers of a stack that is updated together with the other small ones
+ENGINE_VERSION = 4  # raised whenever the numbers of a run could change
+_adapted = (
+    WeakKeyDictionary()
+)  # module -> its copies with LoRA by (rank, alpha, seed); to make one takes many steps' time
 
 # what is recorded at every step: name -> (unit, meaning)
 RECORDED = {
@@ -265,10 +270,13 @@ def check_extra(extra: Mapping[str, Callable] | None) -> dict[str, Callable]:
 
 
 def trainable(model: LanguageModel, recipe: Recipe, seed: int) -> tuple[torch.nn.Module, dict[str, Tensor]]:
-    """The module to run and the initial values of its trainable tensors."""
+    """The module to run and the initial values of its trainable tensors; change neither."""
     if recipe.method == "full":
         return model.module, dict(model.module.named_parameters())
-    module = add_lora(model.module, rank=recipe.rank, alpha=recipe.alpha, seed=seed)
+    adapted, key = _adapted.setdefault(model.module, {}), (recipe.rank, recipe.alpha, seed)
+    if key not in adapted:
+        adapted[key] = add_lora(model.module, rank=recipe.rank, alpha=recipe.alpha, seed=seed, share=True)
+    module = adapted[key]
     return module, {name: p for name, p in module.named_parameters() if "lora_" in name}
 
 
@@ -301,12 +309,12 @@ def advance(model, chunk: list[Replica], recipe, engine, extra, progress) -> dic
     c = torch.tensor([x.correct_id for x in contexts], device=device)
     k = torch.tensor([x.competitor_id for x in contexts], device=device)
 
+    optimizer = _Optimizer(stacked, rates, recipe)
     E_0 = readout_0.detach().clone()
     E = stacked.parameters.get(
         readout_name, readout_0
     ).detach()  # (R, V, d) if trained, else (V, d) for all; same memory
     recorder = Recorder(E_0, E, c, k, recipe, extra)
-    optimizer = _Optimizer(stacked, rates, recipe)
     for step in range(recipe.steps + 1):
         with torch.set_grad_enabled(step < recipe.steps):
             logits = stacked.logits(ids, last)  # (R, V)
@@ -324,16 +332,29 @@ class _Optimizer:
 
     Updating inside the backward pass means that no more than one parameter's gradient exists at a time. That of a
     matrix comes as factors and is multiplied out for as many replicas as fit a cache, into memory used over and over.
+    Small parameters, where starting an operation would take longer than the operation, share one tensor and are
+    updated together after the backward pass.
     """
 
     def __init__(self, stacked: Stack, rates: Tensor, recipe: Recipe):
         self.recipe, self.rates, self.steps = recipe, rates, 0  # rates (R,), or schedules (R, T)
         self.moments, self.factors = {}, stacked.factors
         parameters = list(stacked.parameters.values())
-        most = max(self._block(p) * p[0].numel() for p in parameters)
+        self.small = [p for p in parameters if p.numel() <= SMALL]
+        large = [p for p in parameters if p.numel() > SMALL]
+        self.together = [self._join(self.small)] if self.small else []  # (R, all numbers of the small ones)
+        most = max(self._block(p) * p[0].numel() for p in large + self.together)
         self.gradient, self.change = parameters[0].new_empty((2, most))
-        self.handles = [p.register_post_accumulate_grad_hook(self._update) for p in parameters]
-        self.factors.wanted = True
+        self.handles = [p.register_post_accumulate_grad_hook(self._update) for p in large]
+        self.factors.wanted.update(large)
+
+    @staticmethod
+    def _join(parameters: list[Tensor]) -> Tensor:
+        """One tensor (R, n) in whose memory the parameters (R, ...) lie from now on."""
+        joined = torch.cat([p.detach().flatten(1) for p in parameters], 1)
+        for p, own in zip(parameters, joined.split([p[0].numel() for p in parameters], 1), strict=True):
+            p.data = own.view_as(p)
+        return joined
 
     def step(self, loss: Tensor) -> Tensor:
         """Update all replicas from their losses (R,); returns the norms of their gradients (R,)."""
@@ -342,6 +363,12 @@ class _Optimizer:
         self.count = torch.tensor(float(self.steps), device=self.rate.device)
         self.squared_norm = torch.zeros_like(self.rate)
         loss.sum().backward()  # replicas do not interact, so the gradient of the sum is each replica's own
+        for joined in self.together:
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.small]
+            joined.grad = torch.cat([g.flatten(1) for g in gradients], 1)
+            self._update(joined)
+            for p in self.small:
+                p.grad = None
         return self.squared_norm.sqrt()
 
     def _block(self, p: Tensor) -> int:
@@ -390,7 +417,7 @@ class _Optimizer:
         p.addcmul_(change, rate)
 
     def close(self) -> None:
-        self.factors.wanted = False
+        self.factors.wanted.clear()
         for handle in self.handles:
             handle.remove()
 
@@ -431,7 +458,7 @@ class Recorder:
             "drag": drag,
             "overlap": self.g_ck,
             "readout_drift": torch.linalg.vector_norm(moved, dim=(-2, -1)) / self.norm_0,
-            "readout_unchanged": moved.abs_().amax((-2, -1)) == 0,  # a difference of 0: equal
+            "readout_unchanged": self._unchanged(),
         }
         if self.previous is not None:  # Φ is bilinear in p and h, so its change splits exactly
             p_0, h_0 = self.previous
@@ -444,6 +471,12 @@ class Recorder:
             self.fields[name][:, step] = value
         if step in self.recipe.snapshots:
             self._snapshot(self.recipe.snapshots.index(step), p)
+
+    def _unchanged(self) -> Tensor:
+        """Whether E equals E_0 bit for bit (R,), or one answer for all."""
+        if self.E.is_cuda:  # torch.equal would wait for the device
+            return (self.E == self.E_0).all(-1).all(-1)
+        return torch.tensor([torch.equal(E, self.E_0) for E in self.E.view(-1, *self.E_0.shape)])
 
     def _rows(self) -> Tensor:
         """E (R, V, d); a frozen readout is the same memory for all."""

@@ -206,11 +206,17 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def add_lora(module: nn.Module, *, rank: int, alpha: float, seed: int) -> nn.Module:
+def share_tensors(module: nn.Module) -> nn.Module:
+    """A copy of the module tree that holds the tensors of the original itself; move neither to another device."""
+    return copy.deepcopy(module, {id(t): t for t in [*module.parameters(), *module.buffers()]})
+
+
+def add_lora(module: nn.Module, *, rank: int, alpha: float, seed: int, share: bool = False) -> nn.Module:
     """A copy of ``module`` with LoRA adapters (Hu et al. 2021) on every linear layer except the readout.
 
     Only tensors whose name holds ``lora_`` are trainable. B starts at zero, so the function starts unchanged; A is
-    drawn from ``seed`` without touching the global random state.
+    drawn from ``seed`` without touching the global random state. With ``share`` the frozen tensors are those of
+    ``module`` (:func:`share_tensors`), which must be frozen already.
     """
     import warnings
 
@@ -224,7 +230,8 @@ def add_lora(module: nn.Module, *, rank: int, alpha: float, seed: int) -> nn.Mod
         # transformers' Conv1D stores its weight transposed; peft warns and then takes care of it layer by layer
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return get_peft_model(copy.deepcopy(module), config, autocast_adapter_dtype=False).eval()
+            copied = share_tensors(module) if share else copy.deepcopy(module)
+            return get_peft_model(copied, config, autocast_adapter_dtype=False).eval()
 
 
 @torch.no_grad()

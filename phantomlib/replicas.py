@@ -8,7 +8,6 @@ A model whose modules are not known here, or whose stacked copy does not reprodu
 ``torch.vmap`` instead: slower, but right for every architecture.
 """
 
-import copy
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from phantomlib.models import share_tensors
 
 _verdicts: dict[tuple, bool] = {}  # of the self-test, by what it depends on
 
@@ -28,7 +29,7 @@ class Stack:
         parameters: trainable tensors (R, ...), by their name in the model; leaves with ``requires_grad``.
         logits: maps token ids (R, L), padded on the right, and the last position of each row (R,) to next-token logits
             (R, V). Causal attention makes the padding exact.
-        engine: ``batch axis`` or ``vmap``.
+        engine: ``batch axis`` or ``vmap``; ``plain`` for one replica, which needs neither.
         factors: where the matrices among ``parameters`` hand over the factors of their gradients, if somebody takes them.
     """
 
@@ -42,14 +43,14 @@ class Factors:
     """Lets an optimiser have the gradient of a stacked matrix as products, instead of one more tensor of its size.
 
     Attributes:
-        wanted: whether gradients are left here; if not, they go where autograd puts them.
+        wanted: the weights whose gradients are left here; those of others go where autograd puts them.
         products: for a weight (R, m, n) what its gradient is the sum of: aᵀb for pairs of ``a`` (R, L, m) and ``b``
             (R, L, n), or with row numbers ``a`` (R, L), the rows ``b`` added there. Complete when the weight's
             post-accumulate hook is called.
     """
 
     def __init__(self):
-        self.wanted, self.products = False, defaultdict(list)
+        self.wanted, self.products = set(), defaultdict(list)
 
 
 def stack(module: nn.Module, initial: list[dict[str, Tensor]], engine: str = "auto") -> Stack:
@@ -59,12 +60,15 @@ def stack(module: nn.Module, initial: list[dict[str, Tensor]], engine: str = "au
         module: a causal language model; it is not changed.
         initial: for each replica the initial values of the trainable tensors by name. Names not listed stay frozen and
             shared.
-        engine: ``batch axis``, ``vmap``, or ``auto``: the batch axis where it is exact, else vmap.
+        engine: ``batch axis``, ``vmap``, or ``auto``: the plain model for one replica; for more the batch axis where it
+            is exact, else vmap.
     """
     parameters = {
         name: torch.stack([values[name] for values in initial]).detach().requires_grad_() for name in initial[0]
     }
     factors = Factors()
+    if engine == "auto" and len(initial) == 1:
+        return Stack(parameters, _alone(module, parameters), "plain", factors)
     if engine != "vmap":
         on_batch_axis = _on_batch_axis(module, parameters, factors)
         if on_batch_axis is not None:
@@ -111,6 +115,27 @@ def _agrees(stacked: Stack, module: nn.Module, values: dict[str, Tensor]) -> boo
     return same_use and all((a - b).norm() <= tolerance * b.norm() + 1e-12 for a, b in pairs)
 
 
+def _alone(module: nn.Module, parameters: dict[str, Tensor]) -> Callable:
+    """The forward pass of one replica: the model's own, with its stack of one put in."""
+    module = _share_frozen_copy(module)
+    by_identity = {id(module.get_parameter(name)): stacked for name, stacked in parameters.items()}
+    places = [
+        (leaf._parameters, name, by_identity[id(p)])
+        for leaf in module.modules()
+        for name, p in leaf._parameters.items()
+        if id(p) in by_identity
+    ]
+    keep = _keep_only_last(module)
+
+    def logits(ids: Tensor, last: Tensor) -> Tensor:
+        for own, name, stacked in places:
+            own[name] = stacked.squeeze(0)
+        keep["last"] = last
+        return module(ids, use_cache=False).logits[:, 0]
+
+    return logits
+
+
 def _by_vmap(module: nn.Module, parameters: dict[str, Tensor]) -> Callable:
     module = _share_frozen_copy(module)
     for leaf in module.modules():
@@ -138,25 +163,30 @@ def _on_batch_axis(module: nn.Module, parameters: dict[str, Tensor], factors: Fa
             return None
         parent, _, name = path.rpartition(".")
         setattr(module.get_submodule(parent), name, batched)
-    rows = {}
-
-    def keep_last(_, args):  # the readout sees only the position that is asked for: (R, L, d) -> (R, 1, d)
-        hidden = args[0]
-        return (hidden[torch.arange(len(hidden), device=hidden.device), rows["last"]][:, None],)
-
-    module.get_output_embeddings().register_forward_pre_hook(keep_last)
+    keep = _keep_only_last(module)
 
     def logits(ids: Tensor, last: Tensor) -> Tensor:
-        rows["last"] = last
+        keep["last"] = last
         return module(ids, use_cache=False).logits[:, 0]
 
     return logits
 
 
+def _keep_only_last(module: nn.Module) -> dict[str, Tensor]:
+    """Let the readout see one position of each row only: the one put into the returned dict under ``last`` (R,)."""
+    keep = {}
+
+    def keep_last(_, args):  # (R, L, d) -> (R, 1, d)
+        hidden = args[0]
+        return (hidden[torch.arange(len(hidden), device=hidden.device), keep["last"]][:, None],)
+
+    module.get_output_embeddings().register_forward_pre_hook(keep_last)
+    return keep
+
+
 def _share_frozen_copy(module: nn.Module) -> nn.Module:
-    """A copy of the module tree that shares every tensor with the original."""
-    tensors = [*module.parameters(), *module.buffers()]
-    module = copy.deepcopy(module, {id(t): t for t in tensors})
+    """A copy of the module tree, to be changed, that shares every tensor with the original."""
+    module = share_tensors(module)
     module.config.pad_token_id = None  # else some models look for padding in every batch, and wait for the device
     return module
 
@@ -216,7 +246,7 @@ class _Product(torch.autograd.Function):
         x, stacked = ctx.saved_tensors
         a, b = (gradient, x) if ctx.transposed else (x, gradient)
         for_x = torch.bmm(gradient, stacked if ctx.transposed else stacked.mT) if ctx.needs_input_grad[0] else None
-        if not ctx.factors.wanted:
+        if stacked not in ctx.factors.wanted:
             return for_x, torch.bmm(a.mT, b), None, None
         ctx.factors.products[stacked].append((a, b))
         return for_x, None, None, None
@@ -247,7 +277,7 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         stacked, ids = ctx.saved_tensors
-        if not ctx.factors.wanted:
+        if stacked not in ctx.factors.wanted:
             return add_rows(torch.zeros_like(stacked), ids, gradient), None, None
         ctx.factors.products[stacked].append((ids, gradient))
         return None, None, None

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -101,12 +102,14 @@ FAMILIES = ("GPT2", "GPTNeoX", "Llama")
 MATRIX = [(a, m, o) for a in FAMILIES for m in ("full", "lora") for o in OPTIMIZERS]
 
 
-def check_against_plain_loop(architecture, method, name, dtype, tolerance, device="cpu", engine="auto"):
+def check_against_plain_loop(architecture, method, name, dtype, tolerance, device="cpu", engine="auto", small=300):
+    """With ``small``, parameters of up to so many numbers are updated together; the others one by one."""
     rates, settings = OPTIMIZERS[name]
     recipe = Recipe(optimizer=name, method=method, steps=4, rank=2, alpha=4.0, **settings)
     model = tiny.model(architecture, dtype, device=device)
     contexts, seeds = tiny.contexts(model), (0, 3) if method == "lora" else (0,)
-    run = finetune(model, contexts, rates, recipe, seeds=seeds, engine=engine)
+    with patch("phantomlib.finetune.SMALL", small):
+        run = finetune(model, contexts, rates, recipe, seeds=seeds, engine=engine)
     errors = largest_error(run, model, contexts, rates, recipe, seeds)
     assert max(errors.values()) < tolerance, errors
     assert float(run.logit_gap.max() - run.logit_gap.min()) > 0.05  # something happened
@@ -120,7 +123,7 @@ def test_batched_equals_torch_optim_in_double_precision(architecture, method, na
 
 @pytest.mark.parametrize("architecture, method, name", MATRIX)
 def test_batched_equals_torch_optim_in_single_precision(architecture, method, name):
-    check_against_plain_loop(architecture, method, name, "float32", 2e-4)
+    check_against_plain_loop(architecture, method, name, "float32", 2e-4, small=2**17)
 
 
 @pytest.mark.parametrize("architecture", [name for name in tiny.ARCHITECTURES if name not in FAMILIES])
@@ -151,6 +154,18 @@ def test_other_definitions_of_the_order_parameter(tied, changes):
     model, recipe = tiny.model("GPT2", tied=tied), Recipe(steps=3, **changes)
     contexts = tiny.contexts(model)
     errors = largest_error(finetune(model, contexts, [0.01], recipe), model, contexts, [0.01], recipe)
+    assert max(errors.values()) < 1e-10, errors
+
+
+@pytest.mark.parametrize("small", [0, 300, 2**17])
+@pytest.mark.parametrize("architecture, method, name", MATRIX)
+def test_one_replica_equals_torch_optim(architecture, method, name, small, monkeypatch):
+    monkeypatch.setattr("phantomlib.finetune.SMALL", small)
+    rates, settings = OPTIMIZERS[name]
+    recipe = Recipe(optimizer=name, method=method, steps=4, rank=2, alpha=4.0, **settings)
+    model = tiny.model(architecture, "float64")
+    contexts = tiny.contexts(model)[:1]
+    errors = largest_error(finetune(model, contexts, rates[:1], recipe), model, contexts, rates[:1], recipe)
     assert max(errors.values()) < 1e-10, errors
 
 

@@ -107,10 +107,10 @@ class Problem:
     def loss(self, logits: Tensor) -> Tensor:
         return F.cross_entropy(logits, torch.tensor(self.context.correct_id, device=logits.device))
 
-    def flat(self, tensors) -> Tensor:
-        """One vector (P,) from tensors in the order of ``values``; None counts as zeros."""
+    def flat(self, tensors, out: Tensor | None = None) -> Tensor:
+        """One vector (P,) from tensors in the order of ``values``, written to ``out`` if given; None counts as zeros."""
         pairs = zip(tensors, self.values.values(), strict=True)
-        return torch.cat([(torch.zeros_like(v) if t is None else t.detach()).reshape(-1) for t, v in pairs])
+        return torch.cat([(torch.zeros_like(v) if t is None else t.detach()).reshape(-1) for t, v in pairs], out=out)
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """The inverse of :meth:`flat`."""
@@ -151,7 +151,9 @@ def velocity(model: LanguageModel, contexts: list[Resolved], recipe: Recipe = PL
 
 def gradients(problem: Problem, offset: Tensor | None = None) -> Tensor:
     """Gradients of the three logits (3, P), with the weights moved by ``offset`` (P,); three backward passes."""
-    return _derivatives(problem, torch.zeros(()), 1, offset)[0]
+    leaves = problem.leaves(offset)
+    rows = [problem.flat(_gradients(z, leaves, retain_graph=True)) for z in problem.three(problem.logits(leaves))]
+    return torch.stack(rows)
 
 
 def derivatives(problem: Problem, direction: Tensor, order: int, *, reach: float = 1.0) -> Tensor:
@@ -163,34 +165,34 @@ def derivatives(problem: Problem, direction: Tensor, order: int, *, reach: float
     Args:
         problem: the context.
         direction: d (P,).
-        order: 1, 2 or 3.
+        order: 2 or 3.
         reach: distance along d over which the third derivative matters; its difference spans a fifth of it.
 
     Returns:
         D (order, 3, P), with ``D[o, j]`` the o-th derivative along d of the gradient of logit j: so up to an error of
         the next order :math:`\nabla z_j(\alpha d) = \sum_o \alpha^o D_{oj} / o!`.
     """
-    exact = _derivatives(problem, direction, min(order, 2), None)
-    if order < 3:
-        return exact
-    h = 0.1 * reach
-    before, after = (_derivatives(problem, direction, 2, step * direction)[1] for step in (-h, h))
-    return torch.cat([exact, (after - before)[None] / (2 * h)])
+    D = direction.new_empty((order, 3, len(direction)))
+    _derivatives(problem, direction, D[:2])
+    if order == 3:
+        h = 0.1 * reach
+        before = torch.empty_like(D[2:])
+        _derivatives(problem, direction, before, -h * direction)
+        _derivatives(problem, direction, D[2:], h * direction)
+        D[2:].sub_(before).div_(2 * h)
+    return D
 
 
-def _derivatives(problem: Problem, direction: Tensor, order: int, offset: Tensor | None) -> Tensor:
+def _derivatives(problem: Problem, direction: Tensor, out: Tensor, offset: Tensor | None = None) -> None:
+    """Write gradients and their derivatives along ``direction`` to ``out`` (2, 3, P); the last order only if (1, 3, P)."""
     leaves = problem.leaves(offset)
-    pieces = problem.split(direction) if order > 1 else ()
-    found = []
-    for value in problem.three(problem.logits(leaves)):
-        rows = []
-        for remaining in reversed(range(order)):
-            slopes = _gradients(value, leaves, retain_graph=True, create_graph=remaining > 0)
-            rows.append(problem.flat(slopes))
-            if remaining:
-                value = sum((g * d).sum() for g, d in zip(slopes, pieces, strict=True) if g is not None)
-        found.append(torch.stack(rows))
-    return torch.stack(found, 1)
+    pieces = problem.split(direction)
+    for logit, value in enumerate(problem.three(problem.logits(leaves))):
+        slopes = _gradients(value, leaves, retain_graph=True, create_graph=True)
+        along = sum((g * d).sum() for g, d in zip(slopes, pieces, strict=True) if g is not None)
+        problem.flat(_gradients(along, leaves, retain_graph=True), out[-1, logit])
+        if len(out) == 2:
+            problem.flat(slopes, out[0, logit])
 
 
 def tangent_kernel(problem: Problem, recipe: Recipe = PLAIN) -> Tensor:

@@ -48,7 +48,7 @@ LADDER = (*STEP_0, "quadrature")
 PREDICTORS = (*LADDER, "first_steps")
 FIRST_STEPS = 3
 CALIBRATIONS = ("none", "constant", "gap")
-VERSION = 3  # raised whenever a prediction could change
+VERSION = 4  # raised whenever a prediction could change
 SAMPLE = 65_536  # coordinates on which Adam is followed; more are sampled, see _sample
 
 
@@ -119,7 +119,8 @@ def _ladder(problem: Problem, recipe: Recipe) -> dict[str, float]:
         D = derivatives(problem, direction, 3, reach=reach)
         found["third_order"] = _Path(z, D, direction, displacement, recipe).critical_rate(rate)
         middle, end = (gradients(problem, share * displacement) for share in (0.5, 1.0))
-        D = torch.stack([G, (4 * middle - end - 3 * G) / reach, 4 * (end - 2 * middle + G) / reach**2])
+        torch.sub(4 * middle - end, G, alpha=3, out=D[1]).div_(reach)
+        torch.add(end - 2 * middle, G, out=D[2]).mul_(4 / reach**2)
         found["quadrature"] = _Path(z, D, direction, displacement, recipe).critical_rate(rate)
     return found
 
@@ -230,23 +231,28 @@ def _sample(rows: Tensor, expected: Tensor, count: int) -> tuple[Tensor, Tensor]
     Coordinates are drawn in proportion to what they contribute, in one systematic pass; the weights are then corrected
     so that the expected displacement itself gives exact sums (a regression estimator).
     """
-    parts = rows * expected  # (n, P)
-    active = (rows[:3] != 0).any(0).nonzero()[:, 0]
-    if len(active) <= count:
-        return active, torch.ones(len(active), dtype=rows.dtype, device=rows.device)
-    share = parts[:3].abs().sum(0)[active].double()
-    share = share + 0.05 * share.mean()
-    chance = (share * (count / share.sum())).clamp(max=1.0)
-    passed = (chance.cumsum(0) + 0.5).floor()
-    hit = (torch.diff(passed, prepend=passed.new_zeros(1)) > 0).nonzero()[:, 0]
-    weights = 1 / chance[hit]
-    scale = parts.norm(dim=1).double().clamp_min(1e-300)
-    seen = parts[:, active[hit]].double() / scale[:, None]
-    target = sum(block.double().sum(1) for block in parts.split(SAMPLE, dim=1)) / scale
-    missing = target - (seen * weights).sum(1)
+    first = rows[:3].abs().sum(0)  # (P,)
+    active = first > 0
+    if active.sum() <= count:
+        chosen = active.nonzero()[:, 0]
+        return chosen, torch.ones(len(chosen), dtype=rows.dtype, device=rows.device)
+    share = (first * expected.abs()).double()
+    share = (share + 0.05 * share.sum() / active.sum()) * active
+    chance = (share * (count / share.sum())).clamp_(max=1.0)
+    passed = (chance.cumsum(0) + 0.5).floor_()
+    chosen = (torch.diff(passed, prepend=passed.new_zeros(1)) > 0).nonzero()[:, 0]
+    weights = 1 / chance[chosen]
+    target, squares = torch.zeros((2, len(rows)), dtype=torch.float64, device=rows.device)
+    for block, displaced in zip(rows.split(SAMPLE, dim=1), expected.split(SAMPLE), strict=True):
+        parts = (block * displaced).double()
+        target += parts.sum(1)
+        squares += parts.square().sum(1)
+    scale = squares.sqrt().clamp_min(1e-300)
+    seen = (rows[:, chosen] * expected[chosen]).double() / scale[:, None]
+    missing = target / scale - (seen * weights).sum(1)
     correction = torch.linalg.lstsq((seen * weights) @ seen.T, missing[:, None], driver="gelsd").solution[:, 0]
     weights = weights * (1 + correction @ seen)
-    return active[hit], weights.to(rows.dtype)
+    return chosen, weights.to(rows.dtype)
 
 
 def results(store: Store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe, **options) -> pd.DataFrame:

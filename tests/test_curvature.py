@@ -104,7 +104,7 @@ def test_higher_derivatives_are_differences_of_lower_ones(order):
     def lower(step):
         moved = Problem(model, problem.context)
         moved.values = moved.leaves(step * direction)
-        return derivatives(moved, direction, order - 1)[-1]
+        return derivatives(moved, direction, 2)[1] if order == 3 else gradients(moved)
 
     torch.testing.assert_close(D[-1], (lower(h) - lower(-h)) / (2 * h), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(gradients(problem), D[0])
@@ -119,7 +119,7 @@ def test_tangent_kernel_moves_the_three_logits_as_one_step_does(optimizer):
     problem = Problem(model, tiny.contexts(model)[0], recipe)
     z = problem.three(problem.logits(problem.values))
     residual = z.softmax(0) - torch.tensor([1.0, 0, 0], dtype=z.dtype)
-    gradient = residual @ derivatives(problem, problem.flat(problem.values.values()), 1)[0]
+    gradient = residual @ gradients(problem)
     moved = problem.flat(problem.values.values()) + rate * first_update(gradient, recipe)
     after = problem.three(problem.logits(dict(zip(problem.values, problem.split(moved), strict=True))))
     K = tangent_kernel(problem, recipe)

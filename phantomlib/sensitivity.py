@@ -113,7 +113,9 @@ def measure(
     if {"C4", "C7"} & set(variant.claims):
         jumps = []
         for (m, contexts), ds in zip(pairs, rates, strict=True):
-            runs = store.run(m, contexts, np.outer(ds.critical_rate, setting.multiples), setting.recipe)
+            # a tied model has one matrix, so the same runs serve
+            recipe = replace(setting.recipe, geometry="readout") if m.tied else setting.recipe
+            runs = store.run(m, contexts, np.outer(ds.critical_rate, setting.multiples), recipe)
             used.append(runs.attrs["run_id"])
             options = {"size_factor": setting.size_factor, "median_factor": setting.median_factor}
             jumps.append(phantom.jumps(runs, **options))

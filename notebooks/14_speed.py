@@ -92,7 +92,7 @@ if {"throughput", "chunks"} <= measured.keys():
     cost = measured["chunks"]["rows"].copy()
     cost["relative"] = cost["ms per replica-step"].map(speed.median)
     cost["relative"] /= cost.groupby(["model", "optimizer"])["relative"].transform("min")
-    names = list(dict.fromkeys(full["model"]))
+    names = list(dict.fromkeys([*full["model"], *cost["model"]]))
     figures.speed_panels(full, cost, dict(zip(names, sns.color_palette("colorblind", len(names)))));
 
 # %% tags=["hide-input"]

@@ -85,7 +85,7 @@ def build_book(
         ParameterError: the profile or one of its values does not fit the notebooks: before anything runs.
         BookError: a notebook failed or is missing, or the pages do not build without warnings.
     """
-    jobs = min(os.cpu_count() or 1, MOST_JOBS - 1) + 1 if jobs is None else jobs
+    jobs = min(runner.cores(), MOST_JOBS - 1) + 1 if jobs is None else jobs
     if jobs < 1:
         raise ParameterError(f"jobs is {jobs}; give a whole number of at least 1.")
     root = root or runner.find_root()

@@ -374,8 +374,9 @@ def _check_devices() -> str:
 
 
 def _check_threads() -> str:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} cores; notebooks use one thread each, so --jobs {cores + 1} at most is worth it"
+    from phantomlib.runner import cores
+
+    return f"{cores()} cores; notebooks use one thread each, so --jobs {cores() + 1} at most is worth it"
 
 
 def _check_store() -> str:

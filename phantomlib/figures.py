@@ -1042,7 +1042,8 @@ def speed_panels(throughput, chunks, colours: dict) -> Figure:
         left.fill_between(rows["replicas"], rows["low"], rows["high"], color=colours[model], alpha=0.12, linewidth=0)
     for (model, optimizer), rows in chunks.groupby(["model", "optimizer"], sort=False):
         dash = "-" if optimizer == "adam" else ":"
-        right.plot(rows["chunk"], rows["relative"], dash, color=colours[model], marker="o", markersize=3)
+        label = model if optimizer == "adam" and model not in set(throughput["model"]) else None
+        right.plot(rows["chunk"], rows["relative"], dash, color=colours[model], marker="o", markersize=3, label=label)
     left.axhline(1, color=REFERENCE, linewidth=1)
     left.set(xscale="log", xlabel="replicas", ylabel="times faster than a plain loop", title="Speed")
     right.set(
@@ -1052,7 +1053,8 @@ def speed_panels(throughput, chunks, colours: dict) -> Figure:
         axes.set_xticks([1, 8, 32, 128] if axes is left else [1, 4, 16, 64])
         axes.xaxis.set_major_formatter("{x:.0f}")
         axes.minorticks_off()
-    left.legend(fontsize="small")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="small")
     return figure
 
 

@@ -69,6 +69,11 @@ class Job:
         return self.output.with_suffix(".failed.ipynb")
 
 
+def cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def find_root(start: Path | None = None) -> Path:
     """The project's root: the nearest folder at or above ``start`` with ``_toc.yml`` and ``notebooks/``.
 

@@ -67,6 +67,11 @@ def spread(contexts: list, replicas: int) -> tuple[list, int]:
     return used, math.ceil(replicas / len(used))
 
 
+def extent(model: LanguageModel) -> tuple[int, int]:
+    """Steps and replicas of a measurement that does not vary them; fewer for a large model, whose steps take seconds."""
+    return (STEPS, 32) if model.n_parameters < 2e7 else (4, 4)
+
+
 def counts(name: str) -> list[int]:
     """Numbers of replicas to measure; a large model is advanced a few at a time, so more of them cost in proportion."""
     return [1, 4] if name in ("gpt2-small", "gpt2-medium") else [1, 8, 32, 128]
@@ -76,8 +81,8 @@ def throughput(name: str, device: str, counts: list[int], repeats: int) -> list[
     """Replica-steps per second, of the engine and of both alternatives, over replicas, methods and optimisers."""
     model = load(name, device)
     contexts, rows = contexts_of(model), []
+    steps, _ = extent(model)
     for method, optimizer in itertools.product(("full", "lora"), ("sgd", "adam")):
-        steps = STEPS if model.n_parameters < 2e7 else 4
         recipe = Recipe(optimizer=optimizer, method=method, steps=steps)
         for count in counts:
             used, rates = spread(contexts, count)
@@ -160,9 +165,10 @@ def recording(name: str, device: str, repeats: int) -> list[dict]:
         z = logits.gather(1, self.pair)
         self.fields["logit_gap"][:, step] = z[:, 0] - z[:, 1]
 
+    steps, replicas = extent(model)
     for method, optimizer in itertools.product(("full", "lora"), ("sgd", "adam")):
-        recipe = Recipe(optimizer=optimizer, method=method, steps=STEPS)
-        used, rates = spread(contexts, 32)
+        recipe = Recipe(optimizer=optimizer, method=method, steps=steps)
+        used, rates = spread(contexts, replicas)
         learning_rates = [RATE[optimizer]] * rates
 
         def with_all(recipe=recipe, used=used, learning_rates=learning_rates):
@@ -367,10 +373,11 @@ def floor(name: str, device: str, repeats: int) -> list[dict]:
     model = load(name, device)
     contexts, rows = contexts_of(model), []
     best = measure.peak(model.device)
-    used, rates = spread(contexts, 32)
+    steps, replicas = extent(model)
+    used, rates = spread(contexts, replicas)
     chunk = chunk_size(model.n_parameters, model.device)
     for optimizer, (touches, operations) in {"sgd": (6, 2), "adam": (10, 12)}.items():
-        recipe = Recipe(optimizer=optimizer, steps=STEPS)
+        recipe = Recipe(optimizer=optimizer, steps=steps)
         module, _ = trainable(model, recipe, 0)
         ids = torch.tensor([contexts[0].prompt_ids], device=model.device)
         with FlopCounterMode(display=False) as counter:
@@ -383,7 +390,7 @@ def floor(name: str, device: str, repeats: int) -> list[dict]:
         seconds = measure.in_turn(
             {"it": lambda r=recipe: finetune(model, used, [RATE[r.optimizer]] * rates, r)}, repeats
         )["it"]
-        per_step = measure.middle(seconds)[0] / (len(used) * rates * STEPS)
+        per_step = measure.middle(seconds)[0] / (len(used) * rates * steps)
         bound = max(flops / best["flops"], traffic / best["bytes"])
         rows.append({
             "model": name, "optimizer": optimizer, "replicas": len(used) * rates, "chunk": chunk,

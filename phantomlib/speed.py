@@ -61,21 +61,22 @@ def for_people(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def reached(results: dict) -> pd.DataFrame:
-    """One row per target: quantity, measured value, threshold, and whether it is reached ("not measured" without figures)."""
-    rows = []
+    """One row per target, by its name in ``TARGETS``: quantity, measured value, threshold, and whether it is reached.
+
+    The verdict is "not measured" where there are no figures.
+    """
+    rows = {}
     for name, (quantity, direction, threshold, suite) in TARGETS.items():
         value = _measured(name, results[suite]["rows"]) if suite in results else math.nan
         met = value >= threshold if direction == "at least" else value <= threshold
         verdict = "not measured" if math.isnan(value) else "reached" if met else "not reached"
-        rows.append(
-            {
-                "target": quantity,
-                "measured": "" if math.isnan(value) else f"{value:.3g}",
-                "needed": f"{direction} {threshold:g}",
-                "verdict": verdict,
-            }
-        )
-    return pd.DataFrame(rows)
+        rows[name] = {
+            "target": quantity,
+            "measured": "" if math.isnan(value) else f"{value:.3g}",
+            "needed": f"{direction} {threshold:g}",
+            "verdict": verdict,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def _measured(name: str, rows: pd.DataFrame) -> float:

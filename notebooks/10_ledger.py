@@ -56,7 +56,7 @@ nb.made_by([v.measurement["runs"] for v in decisive if v.measurement])
 #
 # A claim with several criteria is reproduced only if all of them hold. The full wording of each quantity is in the section after.
 
-# %% tags=["hide-input", "scroll-output"]
+# %% tags=["hide-input"]
 notebook.table(claims.table(pairs))
 
 # %% [markdown]

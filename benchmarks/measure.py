@@ -24,16 +24,17 @@ def in_turn(contenders: dict[str, Callable[[], object]], repeats: int) -> dict[s
     seconds = {name: [] for name in contenders}
     for round_ in range(repeats + 1):
         for name, function in contenders.items():
-            _wait_for_device()
+            wait_for_device()
             started = time.perf_counter()
             function()
-            _wait_for_device()
+            wait_for_device()
             if round_:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
 
 
-def _wait_for_device() -> None:
+def wait_for_device() -> None:
+    """Until a GPU, if there is one, has done all that was asked of it."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -86,10 +87,10 @@ def peak(device: torch.device, seconds: float = 1.0) -> dict[str, float]:
 def _best(function: Callable, seconds: float) -> float:
     times, until = [], time.perf_counter() + seconds
     while time.perf_counter() < until or len(times) < 3:
-        _wait_for_device()
+        wait_for_device()
         started = time.perf_counter()
         function()
-        _wait_for_device()
+        wait_for_device()
         times.append(time.perf_counter() - started)
     return min(times)
 

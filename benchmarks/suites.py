@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -157,31 +158,37 @@ def search(name: str, device: str, repeats: int) -> list[dict]:
 
 
 def recording(name: str, device: str, repeats: int) -> list[dict]:
-    """What recording everything costs: a step with it against the same step that keeps the logit gap only."""
+    """What recording everything costs: a step with it against one that keeps the logit gap only, in turn within a run."""
     model = load(name, device)
     contexts, rows = contexts_of(model), []
-
-    def gap_only(self, step, logits, loss):
-        z = logits.gather(1, self.pair)
-        self.fields["logit_gap"][:, step] = z[:, 0] - z[:, 1]
-
     steps, replicas = extent(model)
+    used, rates = spread(contexts, replicas)
+    everything, started = Recorder.record, []
+
+    def by_turns(self, step, logits, loss):
+        measure.wait_for_device()
+        started.append((step, time.perf_counter()))
+        if step % 2:
+            everything(self, step, logits, loss)
+        else:
+            z = logits.gather(1, self.pair)
+            self.fields["logit_gap"][:, step] = z[:, 0] - z[:, 1]
+
     for method, optimizer in itertools.product(("full", "lora"), ("sgd", "adam")):
-        recipe = Recipe(optimizer=optimizer, method=method, steps=steps)
-        used, rates = spread(contexts, replicas)
-        learning_rates = [RATE[optimizer]] * rates
-
-        def with_all(recipe=recipe, used=used, learning_rates=learning_rates):
-            return finetune(model, used, learning_rates, recipe)
-
-        def without(run=with_all):
-            with patch.object(Recorder, "record", gap_only):
-                return run()
-
-        seconds = measure.in_turn({"without": without, "with": with_all}, repeats)
-        share = [b / a - 1 for a, b in zip(seconds["without"], seconds["with"], strict=True)]
+        recipe, shares = Recipe(optimizer=optimizer, method=method, steps=steps), []
+        for round_ in range(repeats + 1):
+            started.clear()
+            with patch.object(Recorder, "record", by_turns):
+                finetune(model, used, [RATE[optimizer]] * rates, recipe)
+            took = [(a, t - s) for (a, s), (b, t) in itertools.pairwise(started) if b == a + 1 > 2]
+            share = statistics.median(  # against both neighbours, so that a machine that slows down tells nothing
+                2 * t / (before + after) - 1
+                for (first, before), (step, t), (last, after) in zip(took, took[1:], took[2:], strict=False)
+                if step % 2 and last - first == 2
+            )
+            shares += [share] if round_ else []  # the first round warms up
         row = {"model": name, "method": method, "optimizer": optimizer, "replicas": len(used) * rates}
-        rows.append(row | {"overhead": measure.middle(share)})
+        rows.append(row | {"overhead": measure.middle(shares)})
     return rows
 
 

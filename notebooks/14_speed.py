@@ -101,10 +101,19 @@ if {"throughput", "chunks"} <= measured.keys():
     names = list(dict.fromkeys([*full["model"], *cost["model"]]))
     figures.speed_panels(full, cost, dict(zip(names, sns.color_palette("colorblind", len(names)))));
 
+# %% [markdown]
+# How many times more replica-steps than the plain loop (medians), by the number of replicas:
+
+# %% tags=["hide-input"]
+if "throughput" in measured:
+    rows = measured["throughput"]["rows"].assign(times=lambda table: table["against plain loop"].map(speed.median))
+    times = rows.pivot_table(index=["model", "method", "optimizer"], columns="replicas", values="times", sort=False)
+    notebook.table(times.map(lambda value: "" if pd.isna(value) else f"{value:.2f}").rename(columns="{} replicas".format).reset_index())
+
 # %% tags=["hide-input"]
 if "throughput" in measured:
     columns = ["model", "parameters", "method", "optimizer", "replicas", "engine (1/s)", "against plain loop", "against fused loop", "against Trainer"]
-    notebook.table(speed.for_people(measured["throughput"]["rows"][columns]))
+    notebook.table(speed.for_people(measured["throughput"]["rows"][columns]), fold="Everything that was measured, with the least and the greatest of the rounds")
 
 # %% tags=["hide-input"]
 nb.made_by()
@@ -139,7 +148,7 @@ nb.made_by()
 # %% [markdown]
 # ## What recording costs
 #
-# A step that records everything against one that keeps the logit gap only, 40 replicas. With a trainable readout the overlaps change at every step, which takes a few passes over that matrix;
+# A step that records everything against one that keeps the logit gap only, 40 replicas. The two kinds take turns within a run; medians over its steps. With a trainable readout the overlaps change at every step, which takes a few passes over that matrix;
 # the smaller the model, the larger its share. Under LoRA they are constant.
 
 # %% tags=["hide-input"]

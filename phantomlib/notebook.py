@@ -219,10 +219,11 @@ def say(text: str) -> None:
     display(Markdown(text))
 
 
-def table(frame, digits: int = 3) -> None:
-    """Show a pandas table as a Markdown table, floats with ``digits`` decimals."""
+def table(frame, digits: int = 3, fold: str | None = None) -> None:
+    """Show a pandas table as a Markdown table, floats with ``digits`` decimals; folded under the line ``fold`` if given."""
     _shown.add(frame)
-    say(markdown_table(frame, digits))
+    text = markdown_table(frame, digits)
+    say(f":::{{dropdown}} {fold}\n{text}\n:::" if fold else text)
 
 
 def markdown_table(frame, digits: int = 3) -> str:

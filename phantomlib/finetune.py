@@ -26,9 +26,8 @@ REAL = int | float | np.integer | np.floating
 IN_CACHE = 2**19  # numbers of a matrix that a CPU updates at a time: see the page on speed
 SMALL = 2**17  # numbers of a stack that is updated together with the other small ones
 ENGINE_VERSION = 4  # raised whenever the numbers of a run could change
-_adapted = (
-    WeakKeyDictionary()
-)  # module -> its copies with LoRA by (rank, alpha, seed); to make one takes many steps' time
+# module -> its copies with LoRA by (rank, alpha, seed): to make one takes as long as many steps
+_adapted = WeakKeyDictionary()
 
 # what is recorded at every step: name -> (unit, meaning)
 RECORDED = {

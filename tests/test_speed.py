@@ -72,7 +72,8 @@ def test_exponent_of_a_power_law():
 
 
 def test_a_plan_counts_memory_and_time():
-    results = {"floor": {"rows": pd.DataFrame([{"optimizer": "adam", "share of floor": 0.5}])}}
+    rows = [{"optimizer": "adam", "MFLOP": work, "share of floor": share} for work, share in ((9, 0.5), (2, 0.1))]
+    results = {"floor": {"rows": pd.DataFrame(rows)}}  # the largest model counts, wherever it stands
     plan = speed.plan(
         results, runs=7000, steps=10, tokens=12, flops=1e15, bandwidth=4e12, memory=1e11, price=2.0
     ).set_index("model")

@@ -107,7 +107,7 @@ if {"throughput", "chunks"} <= measured.keys():
 # %% tags=["hide-input"]
 if "throughput" in measured:
     rows = measured["throughput"]["rows"].assign(times=lambda table: table["against plain loop"].map(speed.median))
-    times = rows.pivot_table(index=["model", "method", "optimizer"], columns="replicas", values="times", sort=False)
+    times = rows.pivot_table(index=["model", "method", "optimizer"], columns="replicas", values="times", sort=False).sort_index(axis=1)
     notebook.table(times.map(lambda value: "" if pd.isna(value) else f"{value:.2f}").rename(columns="{} replicas".format).reset_index())
 
 # %% tags=["hide-input"]

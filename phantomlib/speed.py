@@ -50,11 +50,12 @@ def median(cell) -> float:
 
 
 def for_people(rows: pd.DataFrame) -> pd.DataFrame:
-    """Measured cells as text, "median (least to greatest)"."""
+    """Measured cells as text, "median (least to greatest)", or the one value of a single round."""
 
     def text(cell):
-        if isinstance(cell, list | tuple):
+        if isinstance(cell, list | tuple) and cell[1] < cell[2]:
             return f"{cell[0]:.3g} ({cell[1]:.3g} to {cell[2]:.3g})"
+        cell = median(cell)
         return f"{cell:.3g}" if isinstance(cell, float) else cell
 
     return rows.map(text)

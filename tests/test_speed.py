@@ -71,6 +71,13 @@ def test_exponent_of_a_power_law():
     assert speed.exponent(rows, "replicas", 64) == pytest.approx(1.5)
 
 
+def test_cells_for_people():
+    rows = pd.DataFrame(
+        {"rounds": [[2.0, 1.0, 3.0]], "one round": [[2.0, 2.0, 2.0]], "number": [2.0], "name": ["gpt2-s"]}
+    )
+    assert speed.for_people(rows).iloc[0].tolist() == ["2 (1 to 3)", "2", "2", "gpt2-s"]
+
+
 def test_a_plan_counts_memory_and_time():
     rows = [{"optimizer": "adam", "MFLOP": work, "share of floor": share} for work, share in ((9, 0.5), (2, 0.1))]
     results = {"floor": {"rows": pd.DataFrame(rows)}}  # the largest model counts, wherever it stands

@@ -33,6 +33,7 @@ from phantomlib.trajectories import Store
 STEPS = 20
 RATE = {"sgd": 1e-5, "adam": 1e-6}  # small, so that no replica diverges
 BRACKET = 0.005
+LARGE = 2e7  # parameters from which on a step takes seconds
 DECADES = 2  # of the grid around a critical learning rate of which only the order of magnitude is known
 
 
@@ -70,7 +71,7 @@ def spread(contexts: list, replicas: int) -> tuple[list, int]:
 
 def extent(model: LanguageModel) -> tuple[int, int]:
     """Steps and replicas of a measurement that does not vary them; fewer for a large model, whose steps take seconds."""
-    return (STEPS, 32) if model.n_parameters < 2e7 else (4, 4)
+    return (STEPS, 32) if model.n_parameters < LARGE else (4, 4)
 
 
 def counts(name: str) -> list[int]:
@@ -286,7 +287,7 @@ def chunks(name: str, device: str, repeats: int) -> list[dict]:
     """Milliseconds per replica-step against the number of replicas advanced together."""
     model = load(name, device)
     contexts, rows = contexts_of(model), []
-    steps = 5 if model.n_parameters < 2e7 else 2
+    steps = 5 if model.n_parameters < LARGE else 2
     sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if n * model.n_parameters < 5e8]
     for optimizer in ("sgd", "adam"):
         recipe = Recipe(optimizer=optimizer, steps=steps)

@@ -58,7 +58,7 @@ REASONS = {
     "twenty steps only. Sweeps do not run single replicas.",
     "recording": "*Recording.* A trainable readout changes at every step, and so do all overlaps and the drift. That takes several passes over the largest matrix. With less recorded it would be "
     "cheaper; but then Φ would not be exact at every step.",
-    "book": "*The whole book.* Fine-tuning alone takes the time that the table “The whole book” sums over three processes on two cores, at the share of the floor that the table “How near to the "
+    "book": "*The whole book.* Fine-tuning alone takes the time that the table “The whole book” sums over the processes, at the share of the floor that the table “How near to the "
     "machine” gives. The predictions need third derivatives, the sharpness Hessian-vector products, and the pages are built in one process. Fewer runs would be faster; the quantities of the claims "
     "were declared before, and stay. On a machine that others use too the minutes vary from hour to hour; the ratios above vary less.",
 }

@@ -308,7 +308,7 @@ def advance(model, chunk: list[Replica], recipe, engine, extra, progress) -> dic
     c = torch.tensor([x.correct_id for x in contexts], device=device)
     k = torch.tensor([x.competitor_id for x in contexts], device=device)
 
-    optimizer = _Optimizer(stacked, rates, recipe)
+    optimizer = _Optimizer(stacked, rates, recipe)  # before E is taken: it moves small parameters to other memory
     E_0 = readout_0.detach().clone()
     E = stacked.parameters.get(
         readout_name, readout_0

@@ -118,20 +118,19 @@ def _agrees(stacked: Stack, module: nn.Module, values: dict[str, Tensor]) -> boo
 def _alone(module: nn.Module, parameters: dict[str, Tensor]) -> Callable:
     """The forward pass of one replica: the model's own, with its stack of one put in."""
     module = _share_frozen_copy(module)
-    by_identity = {id(module.get_parameter(name)): stacked for name, stacked in parameters.items()}
+    by_identity = _by_identity(module, parameters)
     places = [
         (leaf._parameters, name, by_identity[id(p)])
         for leaf in module.modules()
         for name, p in leaf._parameters.items()
         if id(p) in by_identity
     ]
-    keep = _keep_only_last(module)
+    forward = _last_logits(module)
 
     def logits(ids: Tensor, last: Tensor) -> Tensor:
         for own, name, stacked in places:
             own[name] = stacked.squeeze(0)
-        keep["last"] = last
-        return module(ids, use_cache=False).logits[:, 0]
+        return forward(ids, last)
 
     return logits
 
@@ -153,7 +152,7 @@ def _by_vmap(module: nn.Module, parameters: dict[str, Tensor]) -> Callable:
 def _on_batch_axis(module: nn.Module, parameters: dict[str, Tensor], factors: Factors) -> Callable | None:
     """A forward pass over stacked weights, or None if some trainable module is not known here."""
     module = _share_frozen_copy(module)
-    by_identity = {id(module.get_parameter(name)): stacked for name, stacked in parameters.items()}
+    by_identity = _by_identity(module, parameters)
     for path, leaf in list(module.named_modules()):
         own = {name: by_identity.get(id(p)) for name, p in leaf._parameters.items()}
         if not any(stacked is not None for stacked in own.values()):
@@ -163,25 +162,29 @@ def _on_batch_axis(module: nn.Module, parameters: dict[str, Tensor], factors: Fa
             return None
         parent, _, name = path.rpartition(".")
         setattr(module.get_submodule(parent), name, batched)
-    keep = _keep_only_last(module)
-
-    def logits(ids: Tensor, last: Tensor) -> Tensor:
-        keep["last"] = last
-        return module(ids, use_cache=False).logits[:, 0]
-
-    return logits
+    return _last_logits(module)
 
 
-def _keep_only_last(module: nn.Module) -> dict[str, Tensor]:
-    """Let the readout see one position of each row only: the one put into the returned dict under ``last`` (R,)."""
-    keep = {}
+def _by_identity(module: nn.Module, parameters: dict[str, Tensor]) -> dict[int, Tensor]:
+    """The stacks by the id of the module's own tensor, which tied layers share."""
+    return {id(module.get_parameter(name)): stacked for name, stacked in parameters.items()}
+
+
+def _last_logits(module: nn.Module) -> Callable:
+    """The forward pass, with a hook that lets the readout see only the position asked for of each row."""
+    rows = {}
 
     def keep_last(_, args):  # (R, L, d) -> (R, 1, d)
         hidden = args[0]
-        return (hidden[torch.arange(len(hidden), device=hidden.device), keep["last"]][:, None],)
+        return (hidden[torch.arange(len(hidden), device=hidden.device), rows["last"]][:, None],)
 
     module.get_output_embeddings().register_forward_pre_hook(keep_last)
-    return keep
+
+    def logits(ids: Tensor, last: Tensor) -> Tensor:
+        rows["last"] = last
+        return module(ids, use_cache=False).logits[:, 0]
+
+    return logits
 
 
 def _share_frozen_copy(module: nn.Module) -> nn.Module:

@@ -138,7 +138,8 @@ def plan(
         price: of one hour.
     """
     rows = results["floor"]["rows"]
-    share = rows[rows["optimizer"] == "adam"].set_index("MFLOP").sort_index()["share of floor"].iloc[-1]
+    adam = rows[rows["optimizer"] == "adam"]
+    share = adam.loc[adam["MFLOP"].idxmax(), "share of floor"]
     table = []
     for name, parameters in PYTHIA.items():
         floor = max((6 * tokens + 12) * parameters / flops, 40 * parameters / bandwidth)  # seconds per replica-step

@@ -15,6 +15,7 @@ into :math:`z_r = \log \sum_{i \ne c,k} e^{z_i}`, whose gradient is the probabil
 gradients.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ from torch import Tensor
 from phantomlib.contexts import Resolved
 from phantomlib.errors import ParameterError
 from phantomlib.finetune import Recipe, trainable
-from phantomlib.models import LanguageModel
+from phantomlib.models import LanguageModel, share_tensors
 
 PLAIN = Recipe()
 
@@ -78,11 +79,14 @@ class Problem:
     """
 
     def __init__(self, model: LanguageModel, context: Resolved, recipe: Recipe = PLAIN, seed: int = 0):
-        self.module, values = trainable(model, recipe, seed)
+        module, values = trainable(model, recipe, seed)
+        self.module = share_tensors(module)
+        # the readout sees the last position only
+        self.module.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0][:, -1:],))
         self.context = context
         self.values = {name: value.detach() for name, value in values.items()}
         self.ids = torch.tensor([context.prompt_ids], device=model.device)
-        readout = self.module.get_output_embeddings().weight
+        readout = module.get_output_embeddings().weight
         self.readout = next((name for name, p in values.items() if p is readout), None)
 
     def leaves(self, offset: Tensor | None = None) -> dict[str, Tensor]:
@@ -93,7 +97,7 @@ class Problem:
 
     def logits(self, values: dict[str, Tensor]) -> Tensor:
         """Next-token logits (V,) with the trainable tensors set to ``values``."""
-        return torch.func.functional_call(self.module, values, (self.ids,), {"use_cache": False}).logits[0, -1]
+        return torch.func.functional_call(self.module, values, (self.ids,), {"use_cache": False}).logits[0, 0]
 
     def three(self, logits: Tensor) -> Tensor:
         """``(z_c, z_k, z_r)`` (3,) from logits (V,)."""
@@ -156,7 +160,29 @@ def gradients(problem: Problem, offset: Tensor | None = None) -> Tensor:
     return torch.stack(rows)
 
 
-def derivatives(problem: Problem, direction: Tensor, order: int, *, reach: float = 1.0) -> Tensor:
+def differentials(problem: Problem, offset: Tensor | None = None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Gradients of the three logits (3, P), with the weights moved by ``offset`` (P,), and how they change.
+
+    Returns:
+        the gradients, and a function from a direction (P,) to their derivatives along it (3, P); exact.
+    """
+    leaves = problem.leaves(offset)
+    slopes = [
+        _gradients(z, leaves, retain_graph=True, create_graph=True) for z in problem.three(problem.logits(leaves))
+    ]
+
+    def along(direction: Tensor) -> Tensor:
+        pieces = problem.split(direction)
+        changes = torch.empty((3, len(direction)), dtype=direction.dtype, device=direction.device)
+        for of_one, out in zip(slopes, changes, strict=True):
+            slope = sum((g * d).sum() for g, d in zip(of_one, pieces, strict=True) if g is not None)
+            problem.flat(_gradients(slope, leaves, retain_graph=True), out)
+        return changes
+
+    return torch.stack([problem.flat(of_one) for of_one in slopes]), along
+
+
+def derivatives(problem: Problem, direction: Tensor, order: int, *, reach: float = 1.0, start=None) -> Tensor:
     r"""Derivatives of the three logits at step 0: gradients, and how they change along a direction.
 
     The first two orders are exact; the third is a central difference of the second, because the third derivative of a
@@ -167,32 +193,19 @@ def derivatives(problem: Problem, direction: Tensor, order: int, *, reach: float
         direction: d (P,).
         order: 2 or 3.
         reach: distance along d over which the third derivative matters; its difference spans a fifth of it.
+        start: what :func:`differentials` returned for step 0, if it is known already.
 
     Returns:
         D (order, 3, P), with ``D[o, j]`` the o-th derivative along d of the gradient of logit j: so up to an error of
         the next order :math:`\nabla z_j(\alpha d) = \sum_o \alpha^o D_{oj} / o!`.
     """
-    D = direction.new_empty((order, 3, len(direction)))
-    _derivatives(problem, direction, D[:2])
+    G, along = start or differentials(problem)
+    orders = [G, along(direction)]
     if order == 3:
         h = 0.1 * reach
-        before = torch.empty_like(D[2:])
-        _derivatives(problem, direction, before, -h * direction)
-        _derivatives(problem, direction, D[2:], h * direction)
-        D[2:].sub_(before).div_(2 * h)
-    return D
-
-
-def _derivatives(problem: Problem, direction: Tensor, out: Tensor, offset: Tensor | None = None) -> None:
-    """Write gradients and their derivatives along ``direction`` to ``out`` (2, 3, P); the last order only if (1, 3, P)."""
-    leaves = problem.leaves(offset)
-    pieces = problem.split(direction)
-    for logit, value in enumerate(problem.three(problem.logits(leaves))):
-        slopes = _gradients(value, leaves, retain_graph=True, create_graph=True)
-        along = sum((g * d).sum() for g, d in zip(slopes, pieces, strict=True) if g is not None)
-        problem.flat(_gradients(along, leaves, retain_graph=True), out[-1, logit])
-        if len(out) == 2:
-            problem.flat(slopes, out[0, logit])
+        before, after = (differentials(problem, sign * h * direction)[1](direction) for sign in (-1, 1))
+        orders.append(after.sub_(before).div_(2 * h))
+    return torch.stack(orders)
 
 
 def tangent_kernel(problem: Problem, recipe: Recipe = PLAIN) -> Tensor:

@@ -25,9 +25,10 @@ from phantomlib.replicas import Stack, multiply_out, stack
 REAL = int | float | np.integer | np.floating
 IN_CACHE = 2**19  # numbers of a matrix that a CPU updates at a time: see the page on speed
 SMALL = 2**17  # numbers of a stack that is updated together with the other small ones
-ENGINE_VERSION = 4  # raised whenever the numbers of a run could change
+ENGINE_VERSION = 5  # raised whenever the numbers of a run could change
 # module -> its copies with LoRA by (rank, alpha, seed): to make one takes as long as many steps
 _adapted = WeakKeyDictionary()
+_checked = WeakKeyDictionary()  # module -> the contexts that check_contexts found to fit it
 
 # what is recorded at every step: name -> (unit, meaning)
 RECORDED = {
@@ -164,6 +165,8 @@ def check_contexts(model: LanguageModel, contexts: list[Resolved]) -> None:
     """
     if not contexts:
         raise ContextError("There is no context to learn; give at least one.")
+    known = _checked.setdefault(model.module, set())
+    contexts = [context for context in contexts if context not in known]
     vocabulary = len(model.readout)
     positions = getattr(model.module.config, "max_position_embeddings", None) or math.inf
     for context in contexts:
@@ -177,7 +180,8 @@ def check_contexts(model: LanguageModel, contexts: list[Resolved]) -> None:
                 f"The prompt of context '{context.id}' has {len(context.prompt_ids)} tokens, but '{model.name}' reads "
                 f"no more than {positions}; shorten it."
             )
-    for context, z in zip(contexts, next_token_logits(model, contexts), strict=True):
+    for context in contexts:
+        z = next_token_logits(model, [context])[0]
         gap = float(z[context.correct_id] - z[context.competitor_id])
         if not gap < 0:
             words = context.context
@@ -186,6 +190,7 @@ def check_contexts(model: LanguageModel, contexts: list[Resolved]) -> None:
                 f"before training (logit gap {gap:+.2f} nats), so there is nothing to overtake. Choose a competitor "
                 "that the model prefers, or exchange the two words."
             )
+        known.add(context)
 
 
 def finetune(

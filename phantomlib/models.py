@@ -207,8 +207,23 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def share_tensors(module: nn.Module) -> nn.Module:
-    """A copy of the module tree that holds the tensors of the original itself; move neither to another device."""
-    return copy.deepcopy(module, {id(t): t for t in [*module.parameters(), *module.buffers()]})
+    """A copy of the module tree, with its hooks and its configuration, that holds the tensors of the original itself.
+
+    Modules of the copy can be exchanged; move neither it nor the original to another device.
+    """
+    config = copy.copy(module.config)
+    copied = {}
+
+    def of(original: nn.Module | None) -> nn.Module | None:
+        if original is not None and original not in copied:
+            copied[original] = one = object.__new__(type(original))
+            one.__dict__ = {k: v.copy() if isinstance(v, dict) else v for k, v in vars(original).items()}
+            one._modules = {name: of(child) for name, child in original._modules.items()}
+            if vars(original).get("config") is module.config:
+                one.config = config
+        return copied.get(original)
+
+    return of(module)
 
 
 def add_lora(module: nn.Module, *, rank: int, alpha: float, seed: int, share: bool = False) -> nn.Module:

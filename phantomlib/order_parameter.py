@@ -62,7 +62,7 @@ def overlaps(E: Tensor, ids: Tensor) -> Tensor:
     norms = E.norm(dim=-1).clamp_min(torch.finfo(E.dtype).tiny)  # (..., V)
     rows = torch.take_along_dim(E, ids[..., None], dim=-2)  # (..., n, d)
     row_norms = torch.take_along_dim(norms, ids, dim=-1)  # (..., n)
-    return E @ rows.mT / norms[..., None] / row_norms[..., None, :]
+    return E @ (rows / row_norms[..., None]).mT / norms[..., None]
 
 
 def contrast(g: Tensor, exponent: int = 2) -> Tensor:

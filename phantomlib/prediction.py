@@ -37,7 +37,7 @@ from torch import Tensor
 
 from phantomlib.contexts import Resolved
 from phantomlib.critical import critical_rates
-from phantomlib.curvature import Problem, derivatives, first_update, gradients
+from phantomlib.curvature import Problem, derivatives, differentials, first_update, gradients
 from phantomlib.errors import ParameterError
 from phantomlib.finetune import Recipe
 from phantomlib.models import LanguageModel
@@ -48,7 +48,7 @@ LADDER = (*STEP_0, "quadrature")
 PREDICTORS = (*LADDER, "first_steps")
 FIRST_STEPS = 3
 CALIBRATIONS = ("none", "constant", "gap")
-VERSION = 4  # raised whenever a prediction could change
+VERSION = 5  # raised whenever a prediction could change
 SAMPLE = 65_536  # coordinates on which Adam is followed; more are sampled, see _sample
 
 
@@ -98,9 +98,9 @@ def _ladder(problem: Problem, recipe: Recipe) -> dict[str, float]:
         z = problem.three(problem.logits(problem.values))
     residual = z.softmax(0)
     residual[0] -= 1  # the gradient of the loss with respect to the three logits
-    G = gradients(problem)
+    G, along = differentials(problem)
     u = first_update(residual @ G, recipe)
-    D = derivatives(problem, u, 2)
+    D = derivatives(problem, u, 2, start=(G, along))
     gap = float(z[0] - z[1])
     change = D[:, 0] - D[:, 1]  # (2, P): gradient of the gap and its derivative along u
     v, curvature = (float(row.double() @ u.double()) for row in change)
@@ -116,7 +116,7 @@ def _ladder(problem: Problem, recipe: Recipe) -> dict[str, float]:
         displacement = second.displacement(rate, D)
         reach = float(displacement.norm())
         direction = displacement / reach
-        D = derivatives(problem, direction, 3, reach=reach)
+        D = derivatives(problem, direction, 3, reach=reach, start=(G, along))
         found["third_order"] = _Path(z, D, direction, displacement, recipe).critical_rate(rate)
         middle, end = (gradients(problem, share * displacement) for share in (0.5, 1.0))
         torch.sub(4 * middle - end, G, alpha=3, out=D[1]).div_(reach)

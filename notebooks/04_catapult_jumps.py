@@ -71,7 +71,7 @@ searches = [ds.attrs["run_ids"].split() for ds in critical.values()]
 notebook.table(
     pd.DataFrame(
         [
-            {"model": m.name} | {f"η_c, {titles[o]} (geometric mean over contexts)": f"{phantom.geometric_mean(critical[o, m.name].critical_rate):.3g}" for o in titles}
+            {"model": m.name} | {f"η_c, {titles[o]} (geometric mean over contexts)": f"{phantom.geometric_mean(critical[o, m.name].critical_rate):.2e}" for o in titles}
             for m in loaded
         ]
     )

@@ -102,12 +102,12 @@ notebook.table(
     pd.DataFrame(
         {
             "optimiser": labels[o],
-            "predicted critical rate": f"{p.value:.4g}",
-            "95 % interval": f"{p.interval[0]:.4g} to {p.interval[1]:.4g}",
+            "predicted critical rate": f"{p.value:.3e}",
+            "95 % interval": f"{p.interval[0]:.3e} to {p.interval[1]:.3e}",
             "predictor": p.predictor,
             "calibration": p.calibration,
             "written (UTC)": p.time[:19].replace("T", " "),
-            "commit": p.commit or "none",
+            "commit": (p.commit or "none")[:7],
         }
         for o, p in predictions.items()
     )
@@ -154,7 +154,7 @@ for optimizer, table in comparison.items():
     )
     nb.glue(f"error_{optimizer}", 100 * abs(error))
     notebook.say(
-        f"**{labels[optimizer]}**: predicted {p.value:.4g}, measured {actual:.4g}: an error of {100 * error:+.2f} %. The measured value lies "
+        f"**{labels[optimizer]}**: predicted {p.value:.3e}, measured {actual:.3e}: an error of {100 * error:+.2f} %. The measured value lies "
         + ("inside" if p.interval[0] <= actual <= p.interval[1] else "outside")
         + f" the predicted interval. Over the single contexts the median error is {100 * by_context.median():.2f} %, the largest {100 * by_context.max():.2f} % (n = {len(table)})."
     )

@@ -176,7 +176,8 @@ def recording(name: str, device: str, repeats: int) -> list[dict]:
             self.fields["logit_gap"][:, step] = z[:, 0] - z[:, 1]
 
     for method, optimizer in itertools.product(("full", "lora"), ("sgd", "adam")):
-        recipe, shares = Recipe(optimizer=optimizer, method=method, steps=steps), []
+        recipe, shares, passes = Recipe(optimizer=optimizer, method=method, steps=steps), [], []
+        E = model.readout.detach().repeat(len(used) * rates if method == "full" else 1, 1, 1)
         for round_ in range(repeats + 1):
             started.clear()
             with patch.object(Recorder, "record", by_turns):
@@ -187,9 +188,12 @@ def recording(name: str, device: str, repeats: int) -> list[dict]:
                 for (first, before), (step, t), (last, after) in zip(took, took[1:], took[2:], strict=False)
                 if step % 2 and last - first == 2
             )
-            shares += [share] if round_ else []  # the first round warms up
+            once = statistics.median(measure.in_turn({"reading": E.sum}, 5)["reading"])
+            without = statistics.median(t for step, t in took if step % 2 == 0)
+            if round_:  # the first round warms up
+                shares, passes = [*shares, share], [*passes, once / without]
         row = {"model": name, "method": method, "optimizer": optimizer, "replicas": len(used) * rates}
-        rows.append(row | {"overhead": measure.middle(shares)})
+        rows.append(row | {"overhead": measure.middle(shares), "one reading of E": measure.middle(passes)})
     return rows
 
 

@@ -56,8 +56,9 @@ nb.made_by()
 REASONS = {
     "anywhere": "*Below the plain loop.* One replica runs the plain model, so batching gains nothing; checking the contexts, copying the tree of modules and labelling the result are spread over "
     "twenty steps only. Sweeps do not run single replicas.",
-    "recording": "*Recording.* A trainable readout changes at every step, and so do all overlaps and the drift. That takes several passes over the largest matrix. With less recorded it would be "
-    "cheaper; but then Φ would not be exact at every step.",
+    "recording": "*Recording.* A trainable readout changes at every step, and so do all overlaps and the drift. That takes four readings of the readout matrix and one "
+    "writing; the table “What recording costs” shows the floor, the time of one reading. Half of the readings could be saved under SGD, whose updates have rank one, by another code path for this case "
+    "alone; with less recorded, Φ would not be exact at every step.",
     "book": "*The whole book.* Fine-tuning alone takes the time that the table “The whole book” sums over the processes, at the share of the floor that the table “How near to the "
     "machine” gives. The predictions need third derivatives, the sharpness Hessian-vector products, and the pages are built in one process. Fewer runs would be faster; the quantities of the claims "
     "were declared before, and stay. On a machine that others use too the minutes vary from hour to hour; the ratios above vary less.",
@@ -148,13 +149,15 @@ nb.made_by()
 # %% [markdown]
 # ## What recording costs
 #
-# A step that records everything against one that keeps the logit gap only, 40 replicas. The two kinds take turns within a run; medians over its steps. With a trainable readout the overlaps change at every step, which takes a few passes over that matrix;
+# A step that records everything against one that keeps the logit gap only, 40 replicas. The two kinds take turns within a run; medians over its steps. Beside it, as a share of the same step, the time of reading the
+# readout matrices $E$ of all replicas once. With a trainable readout the overlaps change at every step, which takes a few passes over that matrix;
 # the smaller the model, the larger its share. Under LoRA they are constant.
 
 # %% tags=["hide-input"]
 if "recording" in measured:
     table = measured["recording"]["rows"].copy()
-    table["overhead"] = table["overhead"].map(lambda cell: "{:.1f} % ({:.1f} to {:.1f})".format(*[100 * x for x in cell]))
+    for column in ("overhead", "one reading of E"):
+        table[column] = table[column].map(lambda cell: "{:.1f} % ({:.1f} to {:.1f})".format(*[100 * x for x in cell]))
     notebook.table(table)
 
 # %% tags=["hide-input"]

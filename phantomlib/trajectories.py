@@ -130,7 +130,10 @@ class Store:
         spec = describe(model, contexts, np.zeros((len(contexts), 0)), recipe, seeds)
         digest = hashlib.sha256(json.dumps([*key, spec], sort_keys=True).encode()).hexdigest()[:12]
         path = self.root / kind / f"{model.name}-{recipe.optimizer}-{digest}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _not_saved(path, error) from error
         with FileLock(path.with_suffix(".lock")):
             found = _read_json(path)
             if found is None or (holds and not holds(found)):

@@ -13,7 +13,7 @@ import xarray as xr
 
 from phantomlib.contexts import Context, Resolved
 from phantomlib.errors import ContextError, ParameterError
-from phantomlib.finetune import RECORDED, Recipe, check_learning_rates, finetune
+from phantomlib.finetune import RECORDED, Recipe, check_contexts, check_learning_rates, finetune
 from phantomlib.models import add_lora
 
 OPTIMIZERS = {
@@ -419,3 +419,15 @@ def test_bad_seeds_are_refused(seeds):
 def test_bad_engine_settings_are_refused(options):
     with pytest.raises(ParameterError, match=next(iter(options))):
         small_run(**options)
+
+
+def test_contexts_are_checked_once_and_refused_every_time():
+    model = tiny.model()
+    good = tiny.contexts(model)
+    bad = dataclasses.replace(good[0], correct_id=good[0].competitor_id, competitor_id=good[0].correct_id)
+    check_contexts(model, good)
+    with patch("phantomlib.finetune.next_token_logits", side_effect=AssertionError("a forward pass")):
+        check_contexts(model, good)
+    for _ in range(2):
+        with pytest.raises(ContextError, match="already prefers"):
+            check_contexts(model, [*good, bad])

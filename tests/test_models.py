@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from phantomlib.errors import ModelError, ParameterError, PhantomError
-from phantomlib.models import add_lora, fingerprint, load, next_token_logits
+from phantomlib.models import add_lora, fingerprint, load, next_token_logits, share_tensors
 
 
 def save(folder, architecture="GPT2", tied=None, **options):
@@ -235,6 +235,26 @@ def test_lora_adapts_every_linear_layer_but_the_readout_and_changes_nothing_yet(
     assert trained == {f"base_model.model.{name}.lora_{m}.default.weight" for name in linear for m in "AB"}
     assert all(p.dtype == torch.float64 for p in adapted.parameters())
     assert torch.equal(adapted.get_output_embeddings().weight, model.readout)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_a_shared_copy_has_the_tensors_but_its_own_tree_hooks_and_configuration(architecture, lora):
+    model = tiny.model(architecture)
+    module, context = model.module, tiny.contexts(model)[0]
+    if lora:
+        module = add_lora(module, rank=2, alpha=4.0, seed=0)
+    before, settings = _logits(module, context), module.config.to_json_string()
+    shared = share_tensors(module)
+    assert torch.equal(_logits(shared, context), before)
+    assert all(a is b for a, b in zip(module.parameters(), shared.parameters(), strict=True))
+    assert not set(module.modules()) & set(shared.modules())
+    shared.config.pad_token_id = 3
+    for leaf in shared.modules():
+        leaf.register_forward_hook(lambda *_: pytest.fail("a hook of the copy ran in the original"))
+        leaf._parameters.clear()
+        leaf._modules = {}
+    assert torch.equal(_logits(module, context), before) and module.config.to_json_string() == settings
 
 
 def test_lora_is_drawn_from_its_seed_alone():

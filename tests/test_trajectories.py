@@ -262,6 +262,10 @@ def test_what_is_remembered(tmp_path, monkeypatch):
         remember(key=3)
     assert not list((tmp_path / "kind").glob("*.tmp"))
 
+    (tmp_path / "other").write_text("a file where the folder should be")
+    with pytest.raises(StoreError, match="could not be saved"):
+        store.remember("other", [], model, tiny.contexts(model), RECIPE, dict)
+
 
 def test_an_unknown_run_is_refused(tmp_path):
     with pytest.raises(StoreError, match="No run 'abc'"):

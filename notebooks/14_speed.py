@@ -54,8 +54,8 @@ nb.made_by()
 
 # %% tags=["hide-input"]
 REASONS = {
-    "anywhere": "*Below the plain loop.* One replica runs the plain model, so batching gains nothing; checking the contexts, copying the tree of modules and labelling the result are spread over "
-    "twenty steps only. Sweeps do not run single replicas.",
+    "anywhere": "*Below the plain loop.* One replica runs the plain model, so both do the same work, batching gains nothing, and 1 is the floor. Copying the tree of modules and labelling the result take "
+    "a few milliseconds, spread over twenty steps only; the rest is the scatter of the measurement. Sweeps do not run single replicas.",
     "recording": "*Recording.* A trainable readout changes at every step, and so do all overlaps and the drift. That takes four readings of the readout matrix and one "
     "writing; the table “What recording costs” shows the floor, the time of one reading. Half of the readings could be saved under SGD, whose updates have rank one, by another code path for this case "
     "alone; with less recorded, Φ would not be exact at every step.",
@@ -156,7 +156,7 @@ nb.made_by()
 # %% tags=["hide-input"]
 if "recording" in measured:
     table = measured["recording"]["rows"].copy()
-    for column in ("overhead", "one reading of E"):
+    for column in table.columns.intersection(["overhead", "one reading of E"]):
         table[column] = table[column].map(lambda cell: "{:.1f} % ({:.1f} to {:.1f})".format(*[100 * x for x in cell]))
     notebook.table(table)
 

@@ -57,7 +57,7 @@ REASONS = {
     "anywhere": "*Below the plain loop.* One replica runs the plain model, so both do the same work, batching gains nothing, and 1 is the floor. Copying the tree of modules and labelling the result take "
     "a few milliseconds, spread over twenty steps only; the rest is the scatter of the measurement. Sweeps do not run single replicas.",
     "recording": "*Recording.* A trainable readout changes at every step, and so do all overlaps and the drift. That takes four readings of the readout matrix and one "
-    "writing; the table “What recording costs” shows the floor, the time of one reading. Half of the readings could be saved under SGD, whose updates have rank one, by another code path for this case "
+    "writing, and a dozen short operations on what they give; the table “What recording costs” shows the floor, the time of one reading. Half of the readings could be saved under SGD, whose updates have rank one, by another code path for this case "
     "alone; with less recorded, Φ would not be exact at every step.",
     "book": "*The whole book.* Fine-tuning alone takes the time that the table “The whole book” sums over the processes, at the share of the floor that the table “How near to the "
     "machine” gives. The predictions need third derivatives, the sharpness Hessian-vector products, and the pages are built in one process. Fewer runs would be faster; the quantities of the claims "

@@ -7,10 +7,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from phantomlib.contexts import Resolved
-from phantomlib.critical import crossing_step
-from phantomlib.finetune import Recipe, Recorder
-from phantomlib.models import LanguageModel, add_lora
+from phantomlib.critical.search import crossing_step
+from phantomlib.measure.contexts import Resolved
+from phantomlib.measure.models import LanguageModel, add_lora
+from phantomlib.measure.recipe import Recipe
+from phantomlib.measure.recorder import Recorder
 
 
 def plain_loop(

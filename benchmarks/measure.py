@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from phantomlib.trajectories import commit
+from phantomlib.measure.store import commit
 
 PACKAGES = ("torch", "transformers", "peft", "numpy")
 

@@ -21,14 +21,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import baseline, measure
-from phantomlib import models
-from phantomlib.contexts import load_contexts, resolve
-from phantomlib.critical import critical_rates
-from phantomlib.curvature import velocity
-from phantomlib.finetune import Recipe, Recorder, chunk_size, finetune, trainable
-from phantomlib.models import LanguageModel
-from phantomlib.prediction import predict
-from phantomlib.trajectories import Store
+from phantomlib.critical.predictors import predict_critical_rates
+from phantomlib.critical.search import critical_rates
+from phantomlib.critical.step_zero import velocity
+from phantomlib.measure import models
+from phantomlib.measure.contexts import load_contexts, resolve
+from phantomlib.measure.finetune import chunk_size, finetune, trainable
+from phantomlib.measure.models import LanguageModel
+from phantomlib.measure.recipe import Recipe
+from phantomlib.measure.recorder import Recorder
+from phantomlib.measure.store import Store
 
 STEPS = 20
 RATE = {"sgd": 1e-5, "adam": 1e-6}  # small, so that no replica diverges
@@ -210,7 +212,7 @@ def predictors(name: str, device: str, repeats: int) -> list[dict]:
 
         def ladder(recipe=recipe):
             with tempfile.TemporaryDirectory() as folder:
-                predict(Store(folder), model, contexts, recipe)
+                predict_critical_rates(Store(folder), model, contexts, recipe)
 
         contenders = {
             "velocity": lambda r=recipe: velocity(model, contexts, r),
@@ -315,7 +317,7 @@ def cores(repeats: int) -> list[dict]:
     """One worker process against two, on a local Dask cluster: 256 replicas of the smallest model."""
     from distributed import LocalCluster
 
-    from phantomlib import cluster
+    from phantomlib.measure import cluster
 
     model = load("gpt2-s", "cpu")
     contexts = contexts_of(model)[:8]

@@ -36,12 +36,17 @@ seed: int = 0  # base seed
 # %% tags=["hide-cell"]
 import pandas as pd
 
-from phantomlib import bulk, figures, models as checkpoints, notebook, zoo
-from phantomlib.order_parameter import decompose
+from phantomlib.book import notebook
+from phantomlib.figures.order_parameter import overlap_histograms
+from phantomlib.figures.palette import model_colours
+from phantomlib.measure import readout_geometry
+from phantomlib.measure.models import next_token_logits
+from phantomlib.zoo import shipped
+from phantomlib.measure.order_parameter import decompose
 
 nb = notebook.start("00_models_and_contexts", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
 loaded = [nb.load(ref) for ref in nb.models]
-colours = figures.model_colours(loaded)
+colours = model_colours(loaded)
 
 # %% [markdown]
 # ## The models
@@ -77,7 +82,7 @@ nb.made_by()
 # held-out sentences, in nats per token. The excess is what the model still has to learn.
 
 # %% tags=["hide-input"]
-reports = {ref.removeprefix("zoo:"): zoo.report(ref.removeprefix("zoo:")) for ref in nb.models if ref.startswith("zoo:")}
+reports = {ref.removeprefix("zoo:"): shipped.report(ref.removeprefix("zoo:")) for ref in nb.models if ref.startswith("zoo:")}
 if reports:
     notebook.table(
         pd.DataFrame(
@@ -113,7 +118,7 @@ nb.made_by()
 rows = []
 for model in loaded:
     for found in nb.fitting_contexts(model):
-        z = checkpoints.next_token_logits(model, [found])[0].double()
+        z = next_token_logits(model, [found])[0].double()
         p = z.softmax(-1)
         d = decompose(p, model.readout, found.correct_id, found.competitor_id)
         rows.append(
@@ -180,9 +185,9 @@ nb.made_by()
 # the mean overlap is positive. How strongly differs between the families.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-overlaps", "caption": "Overlaps of readout rows (cosine similarity) in each model: density over all pairs of distinct tokens (one million sampled pairs; fixed seed), its mean (grey line), and the overlaps of the contexts' near-synonym pairs (orange ticks). Measured on the models before any fine-tuning."}, "image": {"alt": "Histograms of the cosine similarity between readout rows, one panel per model, with the overlaps of the context pairs marked.", "width": "100%"}}
-samples = {m.name: bulk.sample_overlaps(m.readout, pairs=1_000_000, seed=nb.seed) for m in loaded}
+samples = {m.name: readout_geometry.sample_overlaps(m.readout, pairs=1_000_000, seed=nb.seed) for m in loaded}
 pairs = {m.name: step0[step0.model == m.name].overlap.to_numpy() for m in loaded}
-figures.overlap_histograms(samples, pairs, colours);
+overlap_histograms(samples, pairs, colours);
 
 # %% tags=["hide-input"]
 nb.made_by()

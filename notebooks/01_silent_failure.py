@@ -37,12 +37,15 @@ least_fall: float = 0.1  # nats by which cross-entropy must end lower for a fail
 # %% tags=["hide-cell"]
 import pandas as pd
 
-from phantomlib import failures, figures, notebook
-from phantomlib.finetune import Recipe
+from phantomlib.book import notebook
+from phantomlib.figures.palette import model_colours
+from phantomlib.figures.silent_failure import count_map, gap_trajectories, loss_and_rank
+from phantomlib.transition import silent_failure
+from phantomlib.measure.recipe import Recipe
 
 nb = notebook.start("01_silent_failure", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
 loaded = [nb.load(ref) for ref in nb.models]
-colours = figures.model_colours(loaded)
+colours = model_colours(loaded)
 grids = {"adam": learning_rates, "sgd": sgd_learning_rates}
 
 # %% [markdown]
@@ -66,7 +69,7 @@ for optimizer, rates in grids.items():
     for model in loaded:
         fitting = nb.fitting_contexts(model)
         ds = nb.store.run(model, fitting, rates, Recipe(optimizer=optimizer, steps=steps))
-        runs[optimizer, model.name], silent[optimizer, model.name] = ds, failures.silent(ds, least_fall)
+        runs[optimizer, model.name], silent[optimizer, model.name] = ds, silent_failure.silent(ds, least_fall)
 
 # %% [markdown]
 # ## One run, two stories
@@ -75,8 +78,8 @@ for optimizer, rates in grids.items():
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-silent", "caption": "A silent failure: one context of the first model, full fine-tuning with Adam, one run (no randomness, so no seeds). Left: cross-entropy of the correct token falls at every step. Right: probability of the correct token (blue) and of its near-synonym (orange); their order never changes. The run shown is the silent failure with the largest fall of cross-entropy."}, "image": {"alt": "Left, a falling loss curve. Right, the probabilities of the two words, whose order does not change.", "width": "100%"}}
 first = runs["adam", loaded[0].name]
-example = failures.clearest(first, silent["adam", loaded[0].name])
-figure = figures.loss_and_rank(example)
+example = silent_failure.clearest_failure(first, silent["adam", loaded[0].name])
+figure = loss_and_rank(example)
 nb.glue("hero", figure)
 
 # %% tags=["hide-input"]
@@ -102,7 +105,7 @@ notebook.say(
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-silent-trajectories", "caption": "Logit gap against cross-entropy for every run of Adam (ten contexts by five learning rates in each panel; deterministic, no seeds). Coloured: silent failures whose cross-entropy ends at least 0.1 nat lower. Light grey: all other runs. The horizontal line marks where the correct token overtakes; the axis is cut at plus and minus 5 nats."}, "image": {"alt": "Trajectories of the logit gap against cross-entropy, one panel per model.", "width": "100%"}}
 adam = {m.name: runs["adam", m.name] for m in loaded}
-figures.gap_trajectories(adam, colours, {m.name: silent["adam", m.name] for m in loaded});
+gap_trajectories(adam, colours, {m.name: silent["adam", m.name] for m in loaded});
 
 # %% tags=["hide-input"]
 nb.made_by(adam)
@@ -121,14 +124,14 @@ counts = {
     ).T
     for optimizer, rates in grids.items()
 }
-axes = figures.count_map(counts["adam"], "Adam", "contexts", largest=len(nb.contexts))
+axes = count_map(counts["adam"], "Adam", "contexts", largest=len(nb.contexts))
 axes.set_xlabel("learning rate");
 
 # %% tags=["hide-input"]
 nb.made_by(adam)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-silent-counts-sgd", "caption": "The same count under SGD, at its own grid of learning rates."}, "image": {"alt": "Heat map of the number of silent failures by model and learning rate under SGD.", "width": "100%"}}
-axes = figures.count_map(counts["sgd"], "SGD", "contexts", largest=len(nb.contexts))
+axes = count_map(counts["sgd"], "SGD", "contexts", largest=len(nb.contexts))
 axes.set_xlabel("learning rate");
 
 # %% tags=["hide-input"]
@@ -145,7 +148,7 @@ for optimizer in grids:
         runs=[runs[optimizer, m.name] for m in loaded],
         detail={"contexts failing at some rate": failing},
     )
-    tally = failures.tally([runs[optimizer, m.name] for m in loaded], least_fall)
+    tally = silent_failure.tally([runs[optimizer, m.name] for m in loaded], least_fall)
     notebook.say(
         f"**{'SGD' if optimizer == 'sgd' else 'Adam'}**: contexts that fail silently at one or more of the declared rates: "
         + ", ".join(f"{name} {count}" for name, count in failing.items())

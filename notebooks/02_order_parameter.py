@@ -38,13 +38,16 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from phantomlib import figures, notebook, order_parameter as op
-from phantomlib.finetune import Recipe
-from phantomlib.models import next_token_logits
+from phantomlib.book import notebook
+from phantomlib.figures.order_parameter import decomposition_panels, spectra
+from phantomlib.figures.palette import model_colours
+from phantomlib.measure import order_parameter
+from phantomlib.measure.recipe import Recipe
+from phantomlib.measure.models import next_token_logits
 
 nb = notebook.start("02_order_parameter", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
 loaded = [nb.load(ref) for ref in nb.models]
-colours = figures.model_colours(loaded)
+colours = model_colours(loaded)
 
 # %% [markdown]
 # ## Definition
@@ -77,12 +80,12 @@ for ref in nb.models:
     model = nb.load(ref, dtype="float64")
     for context in nb.fitting_contexts(model):
         p = next_token_logits(model, [context])[0].softmax(-1)
-        exact = max(exact, op.trace_residual(p, model.readout, context.correct_id, context.competitor_id))
+        exact = max(exact, order_parameter.trace_residual(p, model.readout, context.correct_id, context.competitor_id))
 by_optimizer, along = {}, {}
 for optimizer, rates in (("adam", learning_rates), ("sgd", sgd_learning_rates)):
     recipe = Recipe(optimizer=optimizer, steps=steps, snapshots=(0, steps // 2, steps))
     by_optimizer[optimizer] = {m.name: nb.store.run(m, nb.fitting_contexts(m), rates, recipe) for m in loaded}
-    residuals = {name: op.largest_residual(ds) for name, ds in by_optimizer[optimizer].items()}
+    residuals = {name: order_parameter.largest_residual(ds) for name, ds in by_optimizer[optimizer].items()}
     along |= {(optimizer, name): value for name, value in residuals.items()}
     nb.record(
         "C2",
@@ -112,7 +115,7 @@ nb.made_by(by_optimizer["adam"], by_optimizer["sgd"])
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-decomposition", "caption": "Order parameter (black, dashed), signal (green) and drag (pink) along training: first context, first model, Adam, full fine-tuning, one deterministic run per panel. Dotted: the bound on the order parameter at step 0."}, "image": {"alt": "Signal, drag and their sum against the step, one panel per learning rate.", "width": "100%"}}
 first = runs[loaded[0].name]
 one = first.isel(context=0, seed=0)
-figures.decomposition(one, [f"learning rate {rate:.0e}" for rate in one.learning_rate.values]);
+decomposition_panels(one, [f"learning rate {rate:.0e}" for rate in one.learning_rate.values]);
 
 # %% tags=["hide-input"]
 nb.made_by(first)
@@ -138,7 +141,7 @@ spectrum = xr.concat(
     [runs[m.name].spectrum.isel(context=0, rate=-1, seed=0, drop=True).isel(component=slice(0, 30)) for m in loaded],
     pd.Index([m.name for m in loaded], name="model"),
 )
-figures.spectra(spectrum, colours);
+spectra(spectrum, colours);
 
 # %% tags=["hide-input"]
 nb.made_by(runs)
@@ -152,9 +155,9 @@ for name, ds in runs.items():
             {
                 "model": name,
                 "step": snapshot,
-                "purity": np.nanmedian(op.purity(values)),
-                "entropy (nat)": np.nanmedian(op.von_neumann_entropy(values)),
-                "effective rank": np.nanmedian(np.exp(op.von_neumann_entropy(values))),
+                "purity": np.nanmedian(order_parameter.purity(values)),
+                "entropy (nat)": np.nanmedian(order_parameter.von_neumann_entropy(values)),
+                "effective rank": np.nanmedian(np.exp(order_parameter.von_neumann_entropy(values))),
                 "largest eigenvalue": np.nanmedian(values[:, 0]),
             }
         )

@@ -32,8 +32,10 @@ steps: int = 20  # optimiser steps of each run
 # %% tags=["hide-cell"]
 import pandas as pd
 
-from phantomlib import failures, figures, notebook
-from phantomlib.finetune import Recipe
+from phantomlib.book import notebook
+from phantomlib.figures.silent_failure import failure_modes, MODES
+from phantomlib.transition import silent_failure
+from phantomlib.measure.recipe import Recipe
 
 nb = notebook.start("03_two_failure_modes", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
 loaded = [nb.load(ref) for ref in nb.models]
@@ -51,10 +53,10 @@ by_optimizer, tables = {}, {}
 for optimizer, rates in (("adam", learning_rates), ("sgd", sgd_learning_rates)):
     recipe = Recipe(optimizer=optimizer, steps=steps)
     by_optimizer[optimizer] = {m.name: nb.store.run(m, nb.fitting_contexts(m), rates, recipe) for m in loaded}
-    parts = [failures.table(ds).assign(model=name) for name, ds in by_optimizer[optimizer].items()]
+    parts = [silent_failure.failure_table(ds).assign(model=name) for name, ds in by_optimizer[optimizer].items()]
     tables[optimizer] = pd.concat(parts, ignore_index=True)
     counts = tables[optimizer].groupby(["model", "mode"], sort=False).size().unstack(fill_value=0)
-    counts = counts.reindex(index=[m.name for m in loaded], columns=list(figures.MODES), fill_value=0)
+    counts = counts.reindex(index=[m.name for m in loaded], columns=list(MODES), fill_value=0)
     kinematic, structural = int(counts.kinematic.sum()), int(counts.structural.sum())
     nb.record(
         "C3",
@@ -80,7 +82,7 @@ nb.made_by(by_optimizer["adam"], by_optimizer["sgd"])
 # To the right of the grey line the drag worsened. Low down, the signal is small.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-modes", "caption": "Every run as a point: final signal against the fall of the drag (symmetric logarithmic axis, linear within plus and minus 0.001), coloured by failure mode. Ten contexts by five learning rates in each panel; Adam, full fine-tuning, deterministic. The grey line is the threshold 0.001, fixed beforehand."}, "image": {"alt": "Scatter plots of final signal against fall of the drag, one panel per model.", "width": "100%"}}
-figures.failure_modes(table, failures.DRAG_WORSENS);
+failure_modes(table, silent_failure.DRAG_WORSENS);
 
 # %% tags=["hide-input"]
 nb.made_by(runs)

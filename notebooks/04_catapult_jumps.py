@@ -38,14 +38,18 @@ median_factor: float = 10.0  # smallest jump, in units of the median step of its
 # %% tags=["hide-cell"]
 import pandas as pd
 
-from phantomlib import figures, notebook, phantom
-from phantomlib.critical import critical_rates
-from phantomlib.curvature import sharpness
-from phantomlib.finetune import Recipe
+from phantomlib.book import notebook
+from phantomlib.figures.jumps import jump_trajectories, jumps_by_model, onset_against_sharpness
+from phantomlib.figures.palette import model_colours
+from phantomlib.figures.silent_failure import count_map
+from phantomlib.transition.jumps import clearest_jump, find_jumps, geometric_mean, jumping_contexts, nearest_multiple, onset, with_critical_rate
+from phantomlib.critical.search import critical_rates
+from phantomlib.critical.step_zero import sharpness
+from phantomlib.measure.recipe import Recipe
 
 nb = notebook.start("04_catapult_jumps", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
 loaded = [nb.load(ref) for ref in nb.models]
-colours = figures.model_colours(loaded)
+colours = model_colours(loaded)
 titles = {"adam": "Adam", "sgd": "SGD"}
 
 # %% [markdown]
@@ -63,15 +67,15 @@ for optimizer in titles:
     recipe = Recipe(optimizer=optimizer, steps=steps)
     for model in loaded:
         found = critical_rates(nb.store, model, nb.fitting_contexts(model), recipe)
-        fitting, rates = phantom.with_critical_rate(nb.fitting_contexts(model), found)
+        fitting, rates = with_critical_rate(nb.fitting_contexts(model), found)
         ds = nb.store.run(model, fitting, rates[:, None] * multiples, recipe)
         critical[optimizer, model.name], runs[optimizer, model.name] = found, ds
-        jumps[optimizer, model.name] = phantom.jumps(ds, size_factor=size_factor, median_factor=median_factor)
+        jumps[optimizer, model.name] = find_jumps(ds, size_factor=size_factor, median_factor=median_factor)
 searches = [ds.attrs["run_ids"].split() for ds in critical.values()]
 notebook.table(
     pd.DataFrame(
         [
-            {"model": m.name} | {f"η_c, {titles[o]} (geometric mean over contexts)": f"{phantom.geometric_mean(critical[o, m.name].critical_rate):.2e}" for o in titles}
+            {"model": m.name} | {f"η_c, {titles[o]} (geometric mean over contexts)": f"{geometric_mean(critical[o, m.name].critical_rate):.2e}" for o in titles}
             for m in loaded
         ]
     )
@@ -88,8 +92,8 @@ nb.made_by(searches)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-jumps", "caption": "Fine-tuning one context at six learning rates, under Adam (top) and SGD (bottom): cross-entropy, logit gap and order parameter against the step. Colour: learning rate in units of the critical one. Rings: steps that are jumps by the definition above. One model, one context (the one with the largest jump under Adam), all parameters trained, one deterministic run per curve."}, "image": {"alt": "Three panels per optimiser: cross-entropy falls, the logit gap and the order parameter rise, faster the larger the learning rate; jumps of the order parameter are ringed.", "width": "100%"}}
 hero = loaded[0].name
-context = phantom.clearest(jumps["adam", hero]) or nb.contexts[0].id
-figures.jump_trajectories(
+context = clearest_jump(jumps["adam", hero]) or nb.contexts[0].id
+jump_trajectories(
     {o: runs[o, hero].sel(context=context).isel(seed=0) for o in titles},
     {o: jumps[o, hero].query("context == @context") for o in titles},
     multiples,
@@ -118,8 +122,8 @@ else:
 # The same for every context of every model, at the largest multiple (coloured) and at one and a half times the critical rate or the nearest multiple to it (grey).
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-jump-architectures", "caption": "Order parameter over its bound for every context of each model under Adam: at the largest multiple of the critical rate (coloured; rings mark jumps) and near 1.5 times the critical rate (grey). One deterministic run per context and rate; the number of contexts is the number of curves of a kind."}, "image": {"alt": "One panel per model: at the large learning rate the order parameter of most contexts leaps within the first steps; at the small one it climbs smoothly.", "width": "100%"}}
-slow = phantom.nearest(multiples, 1.5)
-figures.jumps_by_model({m.name: runs["adam", m.name] for m in loaded}, {m.name: jumps["adam", m.name] for m in loaded}, colours, len(multiples) - 1, slow);
+slow = nearest_multiple(multiples, 1.5)
+jumps_by_model({m.name: runs["adam", m.name] for m in loaded}, {m.name: jumps["adam", m.name] for m in loaded}, colours, len(multiples) - 1, slow);
 
 # %% tags=["hide-input"]
 nb.made_by([runs["adam", m.name] for m in loaded])
@@ -129,16 +133,16 @@ nb.made_by([runs["adam", m.name] for m in loaded])
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-jump-counts", "caption": "Number of contexts with at least one jump, by model and learning rate of Adam in units of the critical rate of each context. All parameters trained, one deterministic run per cell and context."}, "image": {"alt": "Heat map of the number of contexts that jump, by model and multiple of the critical learning rate, under Adam.", "width": "100%"}}
 counts = {
-    o: pd.DataFrame({m.name: phantom.jumping_contexts(jumps[o, m.name], len(multiples)) for m in loaded}, index=[f"{x:g}" for x in multiples]).T for o in titles
+    o: pd.DataFrame({m.name: jumping_contexts(jumps[o, m.name], len(multiples)) for m in loaded}, index=[f"{x:g}" for x in multiples]).T for o in titles
 }
-axes = figures.count_map(counts["adam"], "Adam", "contexts", largest=len(nb.contexts))
+axes = count_map(counts["adam"], "Adam", "contexts", largest=len(nb.contexts))
 axes.set_xlabel(r"learning rate, $\eta/\eta_c$");
 
 # %% tags=["hide-input"]
 nb.made_by([runs["adam", m.name] for m in loaded])
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-jump-counts-sgd", "caption": "The same count under SGD, at the same multiples of its own critical rates."}, "image": {"alt": "Heat map of the number of contexts that jump, by model and multiple of the critical learning rate, under SGD.", "width": "100%"}}
-axes = figures.count_map(counts["sgd"], "SGD", "contexts", largest=len(nb.contexts))
+axes = count_map(counts["sgd"], "SGD", "contexts", largest=len(nb.contexts))
 axes.set_xlabel(r"learning rate, $\eta/\eta_c$");
 
 # %% tags=["hide-input"]
@@ -179,15 +183,15 @@ edges = {}
 for optimizer in titles:
     parts = []
     for model in loaded:
-        fitting, _ = phantom.with_critical_rate(nb.fitting_contexts(model), critical[optimizer, model.name])
+        fitting, _ = with_critical_rate(nb.fitting_contexts(model), critical[optimizer, model.name])
         fitting = fitting[:sharpness_contexts]
         largest_eigenvalue = sharpness(model, fitting, Recipe(optimizer=optimizer))
         series = pd.Series(largest_eigenvalue.value.tolist(), [c.id for c in fitting])
-        parts.append(phantom.onset(jumps[optimizer, model.name], runs[optimizer, model.name], multiples, series).assign(model=model.name))
+        parts.append(onset(jumps[optimizer, model.name], runs[optimizer, model.name], multiples, series).assign(model=model.name))
     edges[optimizer] = pd.concat(parts, ignore_index=True)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-edge", "caption": "Largest single step of the order parameter in each run, over its bound, against the learning rate in units of the edge of stability of the untrained model. Filled: runs with a jump. Dotted: the smallest size of a jump, fixed beforehand. Three contexts of each model (the first of the list), all learning rates; one deterministic run per point. Sharpness by Lanczos iteration at step 0; for Adam, of the Hessian rescaled by the first update."}, "image": {"alt": "Scatter plots of the largest step of the order parameter against the learning rate over the edge of stability, one panel per optimiser.", "width": "100%"}}
-figures.onset_against_sharpness(edges, colours, size_factor, titles);
+onset_against_sharpness(edges, colours, size_factor, titles);
 
 # %% tags=["hide-input"]
 nb.made_by(runs)

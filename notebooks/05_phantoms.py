@@ -39,14 +39,19 @@ lora_seeds: list[int] = [0, 1]  # seeds of the LoRA initialisation
 import numpy as np
 import pandas as pd
 
-from phantomlib import figures, notebook, phantom
-from phantomlib.claims import load_claims
-from phantomlib.critical import critical_rates
-from phantomlib.finetune import Recipe
+from phantomlib.book import notebook
+from phantomlib.figures.examination import branch_panels, criteria_board, crossing_panels, potential_panels, ramp_panels, refinement_panels
+from phantomlib.figures.jumps import lora_jump_panels, readout_shares
+from phantomlib.figures.palette import model_colours
+from phantomlib.ledger import scoreboard
+from phantomlib.transition import double_well, examine, frozen_readout, jumps, potential, refinement, slowing
+from phantomlib.ledger.claims import load_claims
+from phantomlib.critical.search import critical_rates
+from phantomlib.measure.recipe import Recipe
 
 nb = notebook.start("05_phantoms", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
 loaded = [nb.load(ref) for ref in nb.models]
-colours = figures.model_colours(loaded)
+colours = model_colours(loaded)
 titles = {"adam": "Adam", "sgd": "SGD"}
 claim = next(c for c in load_claims() if c.id == "C5")
 
@@ -66,13 +71,13 @@ for optimizer in titles:
     recipe = Recipe(optimizer=optimizer, steps=steps)
     for model in loaded:
         found = critical_rates(nb.store, model, nb.fitting_contexts(model), recipe)
-        fitting, rates = phantom.with_critical_rate(nb.fitting_contexts(model), found)
-        examined[optimizer][model.name] = phantom.examine(nb.store, model, fitting, rates, recipe, multiples=tuple(multiples), counted=tuple(counted))
+        fitting, rates = jumps.with_critical_rate(nb.fitting_contexts(model), found)
+        examined[optimizer][model.name] = examine.examine(nb.store, model, fitting, rates, recipe, multiples=tuple(multiples), counted=tuple(counted))
         searches += found.attrs["run_ids"].split()
 adam = examined["adam"]
-measured = {o: phantom.summarise(list(found.values())) for o, found in examined.items()}
-control = phantom.DoubleWell.examined(steps)
-control_measured = phantom.summarise([control])
+measured = {o: examine.summarise_tests(list(found.values())) for o, found in examined.items()}
+control = double_well.DoubleWell.examined(steps)
+control_measured = examine.summarise_tests([control])
 run_ids = {o: sorted({i for e in found.values() for i in e.run_ids}) for o, found in examined.items()}
 shown = next((name for name, e in adam.items() if len(e.first)), None)
 notebook.table(
@@ -97,9 +102,9 @@ nb.made_by(run_ids)
 # into a readout part and a geometry part. If a symmetry of the embeddings broke, the overlaps would rearrange at the jump.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-readout-share", "caption": "Share of each jump that is carried by the change of the probabilities, against the size of the jump over its bound. Every jump at the examined multiples of the critical rate; full fine-tuning; deterministic runs. Grey line: the smallest median allowed, fixed beforehand; dotted: all of the jump. A share above one means that the geometry part points the other way."}, "image": {"alt": "Scatter plots of readout share against jump size, one panel per optimiser; the points lie close to one.", "width": "100%"}}
-tables = {o: phantom.join_jumps(found) for o, found in examined.items()}
+tables = {o: examine.join_jumps(found) for o, found in examined.items()}
 threshold = next(c for c in load_claims() if c.id == "C7").criteria[0].threshold
-figures.readout_shares(tables, colours, threshold, titles);
+readout_shares(tables, colours, threshold, titles);
 
 # %% tags=["hide-input"]
 nb.made_by([e.runs for found in examined.values() for e in found.values()])
@@ -114,7 +119,7 @@ for optimizer, found in examined.items():
             pooled.readout_share.median(),
             optimizer=optimizer,
             n={"architectures": len(loaded), "contexts": min(e.runs.sizes["context"] for e in found.values()), "jumps": len(pooled)},
-            interval=phantom.median_interval(pooled.readout_share),
+            interval=jumps.median_interval(pooled.readout_share),
             runs=[[e.runs for e in found.values()], searches],
             detail={"interval": "95 % bootstrap over jumps", "smallest": pooled.readout_share.min(), "largest": pooled.readout_share.max(), "by model": pooled.groupby("model", sort=False).readout_share.median().to_dict()},
         )
@@ -132,9 +137,9 @@ for optimizer, found in examined.items():
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-branches", "caption": "Left: one context slowed down to a tenth of its learning rate just before its jump (dashed) and just after it (solid). Right: final order parameter over its bound for all contexts of all models under Adam, from before the jump against from after it; on the diagonal both end at the same place. Crosses: the double well, which has two branches. Twice the usual number of steps; one deterministic run per point."}, "image": {"alt": "Left, two curves that merge. Right, points on the diagonal, and the control's points far from it.", "width": "100%"}}
 if shown:
     followed = {name: e.branches for name, e in adam.items() if e.branches is not None}
-    example = followed[shown].sel(context=phantom.clearest(adam[shown].first.reset_index()))
-    ends = {name: (b.phi / phantom.bound(b)).isel(step=-1) for name, b in followed.items()}
-    figures.branch_panels(example, ends, control.branches, colours)
+    example = followed[shown].sel(context=jumps.clearest_jump(adam[shown].first.reset_index()))
+    ends = {name: (b.phi / jumps.bound(b)).isel(step=-1) for name, b in followed.items()}
+    branch_panels(example, ends, control.branches, colours)
 
 # %% tags=["hide-input"]
 nb.made_by([e.branches for e in adam.values() if e.branches is not None])
@@ -146,8 +151,8 @@ nb.made_by([e.branches for e in adam.values() if e.branches is not None])
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-ramps", "caption": "Left: order parameter of one context along a ramp of learning rates from 0.3 to 30 times critical, rising and falling, against the sum of the rates used so far; a point per step. Right: area between the two curves as a share of bound times range, for every context of each model under Adam; grey line: the largest median allowed; cross: median of the double well. One deterministic run per curve."}, "image": {"alt": "Left, two nearly equal curves. Right, small loop areas for all models and a large one for the control.", "width": "100%"}}
 first = next(iter(adam.values()))
-example = first.ramps.sel(context=phantom.clearest(first.jumps) or str(first.ramps.context[0].item()))
-figures.ramp_panels(
+example = first.ramps.sel(context=jumps.clearest_jump(first.jumps) or str(first.ramps.context[0].item()))
+ramp_panels(
     example,
     {name: e.ramps.area.values for name, e in adam.items()},
     float(control.ramps.area.median()),
@@ -175,19 +180,19 @@ for optimizer in titles:
 # $\eta t^*$ is a constant, $t^*$ passes through $\eta_c$ as if nothing were there, and a token that fails in twenty steps overtakes in more.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-slowing", "caption": "Left: step at which the token overtakes, against the learning rate, under Adam; below the critical rate the budget is extended. Solid line: $\\eta t^*$ constant; dotted: a critical point with exponent one half. Right: exponent fitted just above the critical rate; solid line: the largest median allowed; dotted: one half. Every context of each model; one deterministic run per point."}, "image": {"alt": "Left, points on the line of constant product. Right, exponents near one tenth, far below one half.", "width": "100%"}}
-slow = {name: phantom.slowing(e.times) for name, e in adam.items()}
-figures.crossing_panels({name: e.times for name, e in adam.items()}, {name: s.exponent for name, s in slow.items()}, claim.tests["slowing"]["exponent"]["threshold"], colours);
+slow = {name: slowing.slowing_down(e.times) for name, e in adam.items()}
+crossing_panels({name: e.times for name, e in adam.items()}, {name: s.exponent for name, s in slow.items()}, claim.tests["slowing"]["exponent"]["threshold"], colours);
 
 # %% tags=["hide-input"]
-nb.made_by([phantom.run_ids(e.times) for e in adam.values()])
+nb.made_by([examine.ids_of_examination(e.times) for e in adam.values()])
 
 # %% tags=["hide-input"]
 for optimizer, found in examined.items():
     s = measured[optimizer]["slowing"]
-    slopes = np.concatenate([phantom.slowing(e.times).slope for e in found.values()])
+    slopes = np.concatenate([slowing.slowing_down(e.times).slope for e in found.values()])
     notebook.say(
         f"**{titles[optimizer]}**: {100 * s['crossing_share']:.0f} % of the contexts overtake at every rate, also at a quarter of the critical one. The exponent $\\nu$ has the median "
-        f"{s['exponent']:.3f}; a pure $1/\\eta$ law gives {phantom.regular_exponent(first.times.multiple.values):.3f} on this range. Over a forty-fold range of rates $\\log t^*$ falls with the median slope {np.nanmedian(slopes):.3f} "
+        f"{s['exponent']:.3f}; a pure $1/\\eta$ law gives {slowing.regular_exponent(first.times.multiple.values):.3f} on this range. Over a forty-fold range of rates $\\log t^*$ falls with the median slope {np.nanmedian(slopes):.3f} "
         f"in $\\log\\eta$, and $\\eta t^*$ changes by the median factor {s['spread']:.2f}."
     )
 
@@ -201,15 +206,15 @@ for optimizer, found in examined.items():
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-potential", "caption": "Left: cross-entropy along the update of the first jump of every context, scaled to its range (0: before, 1: after the jump); dashed: the double well. Right: force on the logit gap, relative to its first value, on the way to the crossing in steps 32 times smaller. Adam, full fine-tuning, one line per context, coloured by model; deterministic."}, "image": {"alt": "Left, losses that fall without a barrier, and the control with a hump. Right, forces that stay positive until the crossing.", "width": "100%"}}
 if shown:
     with_jumps = {name: e for name, e in adam.items() if e.profile is not None}
-    figures.potential_panels(
+    potential_panels(
         {name: e.profile for name, e in with_jumps.items()},
         control.profile,
-        {name: phantom.force(e.refined[max(e.refined)]) for name, e in with_jumps.items()},
+        {name: potential.force(e.refined[max(e.refined)]) for name, e in with_jumps.items()},
         colours,
     )
 
 # %% tags=["hide-input"]
-nb.made_by([phantom.run_ids(e.profile, *e.refined.values()) for e in adam.values()])
+nb.made_by([examine.ids_of_examination(e.profile, *e.refined.values()) for e in adam.values()])
 
 # %% tags=["hide-input"]
 for optimizer, found in examined.items():
@@ -228,15 +233,15 @@ for optimizer, found in examined.items():
 # change of $\Phi$ again. On a smooth path it shrinks as $1/n$: slope $-1$ in the double logarithmic plot. A discontinuity stays: slope 0.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-refinement", "caption": "Largest single-step change of the order parameter, over its bound, against the refinement: n times as many steps of 1/n the learning rate. First jumps of every context at the largest multiple; one line per context, coloured by model; full fine-tuning, deterministic. Grey: smooth (slope -1); dotted: discontinuous (slope 0)."}, "image": {"alt": "Lines that fall in proportion to the refinement, one panel per optimiser.", "width": "100%"}}
-largest = {o: {name: phantom.largest_steps(e.refined) for name, e in found.items() if e.refined} for o, found in examined.items()}
-figures.refinement_panels(largest, colours, titles);
+largest = {o: {name: refinement.largest_steps(e.refined) for name, e in found.items() if e.refined} for o, found in examined.items()}
+refinement_panels(largest, colours, titles);
 
 # %% tags=["hide-input"]
-nb.made_by([phantom.run_ids(*e.refined.values()) for found in examined.values() for e in found.values()])
+nb.made_by([examine.ids_of_examination(*e.refined.values()) for found in examined.values() for e in found.values()])
 
 # %% tags=["hide-input"]
 for optimizer, models_of in largest.items():
-    slopes = np.concatenate([phantom.refinement_slopes(data).values for data in models_of.values()] or [np.array([np.nan])])
+    slopes = np.concatenate([refinement.refinement_slopes(data).values for data in models_of.values()] or [np.array([np.nan])])
     r = measured[optimizer]["refinement"]
     notebook.say(
         f"**{titles[optimizer]}**: over the refinements 8, 16 and 32 the slope has the median {r['median_slope']:.3f} (from {slopes.min():.3f} to {slopes.max():.3f}, {len(slopes)} jumps)."
@@ -253,27 +258,27 @@ lora, lora_jumps = {o: {} for o in titles}, {o: {} for o in titles}
 for optimizer in titles:
     for model in loaded:
         found = critical_rates(nb.store, model, nb.fitting_contexts(model), Recipe(optimizer=optimizer, steps=steps))
-        fitting, rates = phantom.with_critical_rate(nb.fitting_contexts(model), found)
+        fitting, rates = jumps.with_critical_rate(nb.fitting_contexts(model), found)
         recipe = Recipe(optimizer=optimizer, method="lora", steps=steps)
         lora[optimizer][model.name] = nb.store.run(model, fitting, rates[:, None] * lora_multiple, recipe, seeds=tuple(lora_seeds))
-        lora_jumps[optimizer][model.name] = phantom.jumps(lora[optimizer][model.name])
-figures.lora_jumps(lora["adam"], lora_jumps["adam"], colours);
+        lora_jumps[optimizer][model.name] = jumps.find_jumps(lora[optimizer][model.name])
+lora_jump_panels(lora["adam"], lora_jumps["adam"], colours);
 
 # %% tags=["hide-input"]
 nb.made_by(lora["adam"])
 
 # %% tags=["hide-input"]
 for optimizer, runs in lora.items():
-    frozen = phantom.frozen_jumps(list(runs.values()), list(lora_jumps[optimizer].values()))
+    frozen = frozen_readout.frozen_jumps(list(runs.values()), list(lora_jumps[optimizer].values()))
     nb.record(
         "C6",
         {"sentences_with_frozen_jumps": len(frozen.sentences), "steps_with_changed_readout": frozen.changed_steps},
         optimizer=optimizer,
         n={"architectures": len(loaded), "contexts": min(ds.sizes["context"] for ds in runs.values()), "seeds": len(lora_seeds), "runs": frozen.runs},
         runs=[runs, searches],
-        detail={"sentences": frozen.sentences, "contexts that jump by model and seed": {name: phantom.contexts_by_seed(t, lora_seeds) for name, t in lora_jumps[optimizer].items()}},
+        detail={"sentences": frozen.sentences, "contexts that jump by model and seed": {name: frozen_readout.contexts_by_seed(t, lora_seeds) for name, t in lora_jumps[optimizer].items()}},
     )
-    counts = {name: phantom.contexts_by_seed(t, lora_seeds) for name, t in lora_jumps[optimizer].items()}
+    counts = {name: frozen_readout.contexts_by_seed(t, lora_seeds) for name, t in lora_jumps[optimizer].items()}
     notebook.say(
         f"**LoRA with {titles[optimizer]}**, {frozen.runs} runs of {steps} steps: the readout differs from its initial value at {frozen.changed_steps} steps. Contexts that jump (one number per seed): "
         + "; ".join(f"{name} {', '.join(map(str, c))}" for name, c in counts.items())
@@ -287,14 +292,14 @@ for optimizer, runs in lora.items():
 # ledger file, written before the runs. A test is passed when all its criteria are met.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-tests", "caption": "The criteria of the five tests under full fine-tuning: measured values for Adam (filled) and SGD (open), the threshold fixed beforehand (grey line), and the side that meets it (shaded). Each value is a median, quantile or share over all models and contexts, as the label says. Crosses: the double-well control, which has two branches and should fail bistability, slowing and potential; a cross that is missing is a quantity that does not exist there."}, "image": {"alt": "One row per criterion with its threshold and measured values.", "width": "100%"}}
-figures.criteria_board(phantom.criteria_of(claim), {titles[o]: measured[o] for o in titles}, control_measured);
+criteria_board(scoreboard.criteria_of(claim), {titles[o]: measured[o] for o in titles}, control_measured);
 
 # %% tags=["hide-input"]
 nb.made_by(run_ids)
 
 # %% tags=["hide-input"]
 for optimizer, found in examined.items():
-    verdicts = phantom.passed(claim, measured[optimizer])
+    verdicts = scoreboard.passed_tests(claim, measured[optimizer])
     nb.record(
         "C5",
         sum(verdicts.values()),
@@ -307,9 +312,9 @@ for optimizer, found in examined.items():
         f"**{titles[optimizer]}**: " + ", ".join(f"{test} {'passed' if ok else '**failed**'}" for test, ok in verdicts.items()) + f": {sum(verdicts.values())} of {len(verdicts)}."
     )
 notebook.say(
-    "**Double well (control)**: " + ", ".join(f"{test} {'passed' if ok else 'failed'}" for test, ok in phantom.passed(claim, control_measured).items()) + "."
+    "**Double well (control)**: " + ", ".join(f"{test} {'passed' if ok else 'failed'}" for test, ok in scoreboard.passed_tests(claim, control_measured).items()) + "."
 )
-notebook.table(phantom.board(claim, {titles[o]: measured[o] for o in titles} | {"double well": control_measured}))
+notebook.table(scoreboard.scoreboard(claim, {titles[o]: measured[o] for o in titles} | {"double well": control_measured}))
 
 # %% tags=["hide-input"]
 nb.made_by(run_ids)

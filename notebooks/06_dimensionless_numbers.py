@@ -38,14 +38,21 @@ tolerance: float = 0.005  # relative width of the bracket around a critical lear
 import numpy as np
 import pandas as pd
 
-from phantomlib import bulk, critical, curvature, figures, notebook, prediction, zoo
-from phantomlib.finetune import Recipe
+from phantomlib.book import notebook
+from phantomlib.critical import lora_classes, predictors, search, step_zero
+from phantomlib.critical.numbers import architecture_numbers, coefficient_of_variation, kinematic_number, variation_interval
+from phantomlib.figures.critical import ladder, lora_law, numbers_by_model, predicted_rates
+from phantomlib.figures.order_parameter import coherence_histories
+from phantomlib.figures.palette import model_colours
+from phantomlib.measure import readout_geometry
+from phantomlib.zoo import shipped
+from phantomlib.measure.recipe import Recipe
 
 nb = notebook.start(
     "06_dimensionless_numbers", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed
 )
 loaded = [nb.load(ref) for ref in nb.models]
-colours = figures.model_colours(loaded)
+colours = model_colours(loaded)
 optimizers = {"adam": "Adam", "sgd": "SGD"}
 
 # %% [markdown]
@@ -63,18 +70,18 @@ optimizers = {"adam": "Adam", "sgd": "SGD"}
 rows, full = [], {}
 for optimizer in optimizers:
     for model in loaded:
-        ds = critical.critical_rates(
+        ds = search.critical_rates(
             nb.store, model, nb.fitting_contexts(model), Recipe(optimizer=optimizer, steps=steps), tolerance=tolerance
         )
         full[optimizer, model.name] = ds
         frame = ds.to_dataframe().reset_index()
-        frame["number"] = critical.kinematic_number(ds.critical_rate, steps, ds.velocity, ds.gap).values
+        frame["number"] = kinematic_number(ds.critical_rate, steps, ds.velocity, ds.gap).values
         rows.append(frame.assign(model=model.name, optimizer=optimizer))
 numbers = pd.concat(rows, ignore_index=True)
-summaries = {o: critical.architecture_numbers(numbers[numbers.optimizer == o], seed=nb.seed) for o in optimizers}
+summaries = {o: architecture_numbers(numbers[numbers.optimizer == o], seed=nb.seed) for o in optimizers}
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-kinematic-number", "caption": "Critical kinematic number by architecture. Dots: contexts (ten per model, less where the first velocity points the wrong way). Bars: geometric mean over the contexts with its 95 % bootstrap interval. Full fine-tuning; critical rates to a bracket of 0.5 %; deterministic, no seeds. The grey line marks N = 1, where a straight path would overtake."}, "image": {"alt": "Critical kinematic numbers of every context and model under Adam and SGD, close to one.", "width": "100%"}}
-figures.numbers_by_model(numbers, summaries, colours, optimizers);
+numbers_by_model(numbers, summaries, colours, optimizers);
 
 # %% tags=["hide-input"]
 nb.made_by([ds.attrs["run_ids"].split() for ds in full.values()])
@@ -87,8 +94,8 @@ for optimizer, label in optimizers.items():
     notebook.table(
         summary.rename(columns={"mean": "N_c", "log_sd": "log sd over contexts", "low": "95 % from", "high": "to"})
     )
-    spread = critical.variation(summary["mean"])
-    between = critical.variation_interval(chosen, seed=nb.seed)
+    spread = coefficient_of_variation(summary["mean"])
+    between = variation_interval(chosen, seed=nb.seed)
     searches = [full[optimizer, m.name] for m in loaded]
     nb.record(
         "C8",
@@ -106,7 +113,7 @@ for optimizer, label in optimizers.items():
     rates = [float(np.exp(np.log(ds.critical_rate).mean())) for ds in searches]
     notebook.say(
         f"The coefficient of variation over the {len(loaded)} architectures is {100 * spread:.1f} % (95 % bootstrap interval {100 * between[0]:.1f} to {100 * between[1]:.1f} %). The critical learning rates themselves vary by "
-        f"{100 * critical.variation(rates):.0f} %. The searches took {sum(int(ds.n_runs.sum()) for ds in searches)} runs for {len(chosen)} brackets, of which {sum(int(ds.converged.sum()) for ds in searches)} closed; "
+        f"{100 * coefficient_of_variation(rates):.0f} %. The searches took {sum(int(ds.n_runs.sum()) for ds in searches)} runs for {len(chosen)} brackets, of which {sum(int(ds.converged.sum()) for ds in searches)} closed; "
         f"{sum(int(ds.reentries.sum()) for ds in searches)} re-entries and {sum(int(ds.diverged.sum()) for ds in searches)} diverged runs were seen. In {int(summary.undefined.sum())} cells $v_0$ is not positive and $N$ is undefined."
     )
 
@@ -117,7 +124,7 @@ for optimizer, label in optimizers.items():
 scans = {}
 for model in loaded:
     rate = full["adam", model.name].critical_rate.values[:1]
-    scans[model.name] = critical.scan(
+    scans[model.name] = search.scan(
         nb.store, model, nb.fitting_contexts(model)[:1], Recipe(steps=steps), rate, per_decade=6
     )
 notebook.table(
@@ -146,7 +153,7 @@ nb.made_by(scans)
 results = {
     o: pd.concat(
         [
-            prediction.results(
+            predictors.results(
                 nb.store, m, nb.fitting_contexts(m), Recipe(optimizer=o, steps=steps), tolerance=tolerance
             )
             for m in loaded
@@ -157,7 +164,7 @@ results = {
 }
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-predicted", "caption": "Predicted against measured critical learning rate, one dot per context and model. Open: the straight line, N = 1. Filled: the three-gradient prediction. Both use step-0 quantities and no fitted constant. The grey line is equality. Full fine-tuning; measured to a bracket of 0.5 %; deterministic, no seeds."}, "image": {"alt": "Predicted against measured critical learning rates on logarithmic axes, for Adam and SGD; the filled dots lie close to the line of equality.", "width": "100%"}}
-figures.predicted_rates(results, ["velocity", "three_gradients"], colours, optimizers);
+predicted_rates(results, ["velocity", "three_gradients"], colours, optimizers);
 
 # %% tags=["hide-input"]
 nb.made_by(
@@ -171,7 +178,7 @@ nb.made_by(
 # predicted to lead (the weights are moved by hand), and `first_steps` makes three real steps.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-ladder", "caption": "Absolute error of every predictor of the critical learning rate, without any fitted constant. One dot per context and model; bars: median over all. The first five use step-0 quantities only. Dotted: half the width of the bracket, below which measurement and prediction cannot be told apart. Full fine-tuning; deterministic, no seeds."}, "image": {"alt": "Errors of seven predictors on a logarithmic axis, falling from several per cent to a tenth of a per cent, for Adam and SGD.", "width": "100%"}}
-figures.ladder(results, list(prediction.PREDICTORS), colours, optimizers, floor=50 * tolerance);
+ladder(results, list(predictors.PREDICTORS), colours, optimizers, floor=50 * tolerance);
 
 # %% tags=["hide-input"]
 nb.made_by(
@@ -190,7 +197,7 @@ errors = pd.DataFrame(
         "no prediction": int(results[o][name].isna().sum()),
     }
     for o, label in optimizers.items()
-    for name in prediction.PREDICTORS
+    for name in predictors.PREDICTORS
     for error in [results[o][name] / results[o].measured - 1]
     for by_model in [np.expm1(np.log(results[o][name] / results[o].measured).groupby(results[o].model).mean())]
 )
@@ -206,8 +213,8 @@ notebook.say(
 # looking at anything else.
 
 # %% tags=["hide-input"]
-described = pd.DataFrame({m.name: bulk.describe(m.readout, seed=nb.seed) for m in loaded}).T
-classes = bulk.two_classes(described.coherence)
+described = pd.DataFrame({m.name: readout_geometry.readout_statistics(m.readout, seed=nb.seed) for m in loaded}).T
+classes = lora_classes.two_classes(described.coherence)
 described["class"] = [classes.of(value) for value in described.coherence]
 notebook.table(described.rename_axis("model").reset_index().rename(columns=lambda c: c.replace("_", " ")))
 notebook.say(
@@ -219,11 +226,11 @@ nb.made_by()
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-bulk-classes", "caption": "Bulk coherence of the zoo's models along their pretraining (one seed each), and the boundary between the two classes found in the final values (grey). For other models only the final value is known, drawn as a dot."}, "image": {"alt": "Bulk coherence against pretraining step, one line per model.", "width": "100%"}}
 histories = {
-    ref.removeprefix("zoo:"): [(h["step"], h["B"]) for h in zoo.report(ref.removeprefix("zoo:"))["bulk_coherence"]]
+    ref.removeprefix("zoo:"): [(h["step"], h["B"]) for h in shipped.report(ref.removeprefix("zoo:"))["bulk_coherence"]]
     for ref in nb.models
     if ref.startswith("zoo:")
 }
-figures.coherence_histories(histories, described.coherence, classes.boundary, colours);
+coherence_histories(histories, described.coherence, classes.boundary, colours);
 
 # %% tags=["hide-input"]
 nb.made_by()
@@ -240,7 +247,7 @@ for optimizer, label in optimizers.items():
     outcomes, runs = {}, []
     for model in loaded:
         recipe = Recipe(optimizer=optimizer, method="lora", steps=steps)
-        outcomes[model.name] = bulk.lora_outcomes(
+        outcomes[model.name] = lora_classes.lora_outcomes(
             nb.store,
             model,
             nb.fitting_contexts(model),
@@ -251,8 +258,8 @@ for optimizer, label in optimizers.items():
         )
         runs.append(outcomes[model.name].attrs["run_id"])
     outcome = sufficient[optimizer] = pd.Series({name: bool(o.sufficient.mean() > 0.5) for name, o in outcomes.items()})
-    predicted = bulk.leave_one_out(described["class"], outcome)
-    accuracy = bulk.balanced_accuracy(outcome, predicted)
+    predicted = lora_classes.predict_from_class(described["class"], outcome)
+    accuracy = lora_classes.balanced_accuracy(outcome, predicted)
     notebook.say(f"**{label}**")
     notebook.table(
         pd.DataFrame(
@@ -299,11 +306,11 @@ rivals = described[["coherence", "mean_overlap", "common_share", "top_share", "k
     columns=lambda c: c.replace("_", " ")
 )
 rivals["readout share of the first velocity"] = [
-    float(curvature.velocity(m, nb.fitting_contexts(m), Recipe(steps=steps)).readout_share.median()) for m in loaded
+    float(step_zero.velocity(m, nb.fitting_contexts(m), Recipe(steps=steps)).readout_share.median()) for m in loaded
 ]
 rivals["width"] = [float(m.readout.shape[1]) for m in loaded]
 rivals["parameters"] = [float(m.n_parameters) for m in loaded]
-notebook.table(bulk.rival_classes(rivals, sufficient["adam"]), digits=2)
+notebook.table(lora_classes.rival_classes(rivals, sufficient["adam"]), digits=2)
 
 # %% tags=["hide-input"]
 nb.made_by()
@@ -319,10 +326,10 @@ nb.made_by()
 rows, lora = [], {}
 for model in loaded:
     fitting = nb.fitting_contexts(model)
-    ds = critical.critical_rates(nb.store, model, fitting, Recipe(method="lora", steps=steps), tolerance=tolerance)
+    ds = search.critical_rates(nb.store, model, fitting, Recipe(method="lora", steps=steps), tolerance=tolerance)
     lora[model.name] = ds
     whole = full["adam", model.name]
-    pairs = bulk.pair_overlaps(model.readout, fitting)
+    pairs = readout_geometry.pair_overlaps(model.readout, fitting)
     rows.append(
         pd.DataFrame(
             {
@@ -330,7 +337,7 @@ for model in loaded:
                 "context": ds.context.values,
                 "ratio": (ds.critical_rate / whole.critical_rate).values,
                 "ratio of first velocities": (whole.velocity / ds.velocity).values,
-                "number": critical.kinematic_number(ds.critical_rate, steps, ds.velocity, ds.gap).values,
+                "number": kinematic_number(ds.critical_rate, steps, ds.velocity, ds.gap).values,
                 "width over alpha": model.readout.shape[1] / Recipe.alpha,
                 "parameters": model.n_parameters,
                 "bulk coherence": described.coherence[model.name],
@@ -347,14 +354,14 @@ law = law[
 ]  # where the first velocity has the wrong sign there is no logarithm
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-lora-law", "caption": "Left: critical learning rate of LoRA over that of full fine-tuning, against the width over alpha; dots are contexts, squares geometric means with 95 % bootstrap intervals over contexts, the grey line is the estimate for the first step. Right: the same ratio against the ratio of the first velocities; the grey line is equality. Adam, rank 8, alpha 16, one seed of the LoRA initialisation, brackets of 0.5 %."}, "image": {"alt": "Two panels of the ratio of critical learning rates, rising with the width; most dots lie below the grey lines.", "width": "100%"}}
-figures.lora_law(law, critical.architecture_numbers(law, column="ratio", seed=nb.seed), colours);
+lora_law(law, architecture_numbers(law, column="ratio", seed=nb.seed), colours);
 
 # %% tags=["hide-input"]
 nb.made_by([ds.attrs["run_ids"].split() for ds in lora.values()])
 
 # %% tags=["hide-input"]
 means = [
-    critical.architecture_numbers(law, column=column, seed=nb.seed)[["model", "mean"]].rename(columns={"mean": label})
+    architecture_numbers(law, column=column, seed=nb.seed)[["model", "mean"]].rename(columns={"mean": label})
     for column, label in (
         ("ratio", "LoRA over full"),
         ("ratio of first velocities", "first velocity, full over LoRA"),
@@ -379,7 +386,7 @@ explanations = [
     "initial gap",
     "pair overlap",
 ]
-explained = bulk.explain(law, "ratio", explanations)
+explained = lora_classes.explain(law, "ratio", explanations)
 notebook.table(explained.rename(columns=lambda c: c.replace("_", " ")))
 best, own = explained.iloc[0], explained.set_index("explanation").loc["bulk coherence"]
 notebook.say(

@@ -39,8 +39,11 @@ tolerance: float = 0.005  # relative width of the bracket around a critical lear
 import numpy as np
 import pandas as pd
 
-from phantomlib import blind, figures, notebook, prediction
-from phantomlib.finetune import Recipe
+from phantomlib.book import notebook
+from phantomlib.critical import blind, calibration, predictors
+from phantomlib.figures.blind import blind_errors, left_out_errors
+from phantomlib.figures.palette import model_colours
+from phantomlib.measure.recipe import Recipe
 
 nb = notebook.start(
     "07_blind_prediction",
@@ -79,12 +82,12 @@ labels = {"adam": "Adam", "sgd": "SGD"}
 # %% tags=["hide-input"]
 tables, rankings = {}, {}
 for optimizer, recipe in recipes.items():
-    parts = [prediction.results(nb.store, m, nb.fitting_contexts(m), recipe, tolerance=tolerance) for m in loaded]
+    parts = [predictors.results(nb.store, m, nb.fitting_contexts(m), recipe, tolerance=tolerance) for m in loaded]
     tables[optimizer] = pd.concat(parts, ignore_index=True)
     tables[optimizer].attrs["run_ids"] = [run for part in parts for run in part.attrs["run_ids"]]
-    rankings[optimizer] = prediction.ranking(prediction.leave_one_out(tables[optimizer]))
+    rankings[optimizer] = calibration.ranking(calibration.leave_one_out(tables[optimizer]))
     notebook.say(f"**{labels[optimizer]}**, leave-one-out errors in per cent, best first:")
-    notebook.table(prediction.in_words(rankings[optimizer]), digits=2)
+    notebook.table(calibration.in_words(rankings[optimizer]), digits=2)
 
 # %% tags=["hide-input"]
 nb.made_by([tables[o].attrs["run_ids"] for o in tables])
@@ -160,7 +163,7 @@ for optimizer, table in comparison.items():
     )
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-blind", "caption": "Blind prediction of the held-out architecture: relative error of the predicted critical learning rate of every context, placed by its initial logit gap (full fine-tuning; measured to a bracket of 0.5 %, deterministic). Shaded: plus and minus 2.1 %, the error that the paper's abstract reports. Dashed: the error of the geometric mean over the contexts."}, "image": {"alt": "Errors of the blind prediction by context, for Adam and SGD, with the band of 2.1 per cent.", "width": "100%"}}
-figures.blind_errors(comparison, 2.1, labels);
+blind_errors(comparison, 2.1, labels);
 
 # %% tags=["hide-input"]
 nb.made_by([ds.attrs["run_ids"].split() for ds in measured.values()])
@@ -192,14 +195,14 @@ nb.made_by([ds.attrs["run_ids"].split() for ds in measured.values()])
 # %% tags=["hide-input"]
 errors, left_out, again = {}, {}, {}
 for optimizer, recipe in recipes.items():
-    own = prediction.results(nb.store, subject, fitting, recipe, tolerance=tolerance)
-    errors[optimizer] = prediction.leave_one_out(pd.concat([tables[optimizer], own], ignore_index=True))
+    own = predictors.results(nb.store, subject, fitting, recipe, tolerance=tolerance)
+    errors[optimizer] = calibration.leave_one_out(pd.concat([tables[optimizer], own], ignore_index=True))
     p, e = predictions[optimizer], errors[optimizer]
     left_out[optimizer] = e[(e.predictor == p.predictor) & (e.calibration == p.calibration)]
-    again[optimizer] = prediction.ranking(e)
+    again[optimizer] = calibration.ranking(e)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-left-out", "caption": "Each architecture predicted from all others, with the predictor and calibration chosen before the held-out model was measured. Dots: contexts; squares: geometric mean over the contexts, which is what the claim is about. Shaded: plus and minus 2.1 %. Full fine-tuning, brackets of 0.5 %, deterministic."}, "image": {"alt": "Errors of the leave-one-out predictions by architecture, for Adam and SGD.", "width": "100%"}}
-figures.left_out_errors(left_out, 2.1, figures.model_colours([*loaded, subject]), labels);
+left_out_errors(left_out, 2.1, model_colours([*loaded, subject]), labels);
 
 # %% tags=["hide-input"]
 nb.made_by([tables[o].attrs["run_ids"] for o in tables], [ds.attrs["run_ids"].split() for ds in measured.values()])
@@ -212,7 +215,7 @@ for optimizer, chosen in left_out.items():
         f"**{labels[optimizer]}**, {p.predictor.replace('_', ' ')}, calibration {p.calibration}: median over the {len(by_model)} architectures {by_model.abs().median():.2f} %, worst {by_model.abs().max():.2f} % "
         f"({by_model.abs().idxmax()}); median over single contexts {100 * np.expm1(chosen.error.abs()).median():.2f} % (n = {len(chosen)}). All candidates, errors in per cent:"
     )
-    notebook.table(prediction.in_words(again[optimizer]), digits=2)
+    notebook.table(calibration.in_words(again[optimizer]), digits=2)
 
 # %% tags=["hide-input"]
 nb.made_by([tables[o].attrs["run_ids"] for o in tables], [ds.attrs["run_ids"].split() for ds in measured.values()])

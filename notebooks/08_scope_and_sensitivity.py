@@ -38,13 +38,17 @@ only: list[str] = []  # names of the variants to measure, all if empty
 import numpy as np
 import pandas as pd
 
-from phantomlib import claims, critical, figures, notebook, sensitivity
-from phantomlib.controls import controls
-from phantomlib.finetune import Recipe
+from phantomlib.book import notebook
+from phantomlib.critical import numbers, search
+from phantomlib.figures.critical import control_panels
+from phantomlib.figures.palette import model_colours
+from phantomlib.ledger import claims, sensitivity
+from phantomlib.measure.control_contexts import controls
+from phantomlib.measure.recipe import Recipe
 
 nb = notebook.start("08_scope_and_sensitivity", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
 loaded = [nb.load(ref) for ref in nb.models]
-colours = figures.model_colours(loaded)
+colours = model_colours(loaded)
 
 # %% [markdown]
 # ## Controls
@@ -69,9 +73,9 @@ for optimizer in ("adam", "sgd"):
             pairs = fitting if kind == "near-synonym" else controls(model, fitting, kind, nb.seed)
             if not pairs:
                 continue
-            ds = critical.critical_rates(nb.store, model, pairs, recipe)
+            ds = search.critical_rates(nb.store, model, pairs, recipe)
             searches[optimizer, model.name, kind] = ds
-            number = critical.kinematic_number(ds.critical_rate, steps, ds.velocity, ds.gap)
+            number = numbers.kinematic_number(ds.critical_rate, steps, ds.velocity, ds.gap)
             rows += [
                 {"optimizer": optimizer, "model": model.name, "kind": kind, "context": name, "N": float(n), "gap": float(g)}
                 for name, n, g in zip(ds.context.values, number.values, ds.gap.values)
@@ -83,7 +87,7 @@ for kind in kinds:
         notebook.say(f"No pair of the control “{kind}” exists for these models, so it is not measured.")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-controls", "caption": "Critical kinematic number of near-synonym and control pairs: one dot per context (ten per model and kind, less where undefined), black bars the geometric mean over the contexts of a model. Left: Adam, right: SGD; full fine-tuning, critical rates to a bracket of 0.5 %, deterministic."}, "image": {"alt": "Strip plots of the critical kinematic number by kind of pair and model, for Adam and SGD.", "width": "100%"}}
-figures.controls(measured[measured.defined], colours);
+control_panels(measured[measured.defined], colours);
 
 # %% tags=["hide-input"]
 nb.made_by([ds.attrs["run_ids"].split() for ds in searches.values()])
@@ -126,9 +130,9 @@ def load(dtype):
 values, used = {}, []
 for variant in sensitivity.variants(base):
     if not only or variant.name in only:
-        values[variant.name], ids = sensitivity.measure(nb.store, load, base, variant)
+        values[variant.name], ids = sensitivity.measure_setting(nb.store, load, base, variant)
         used += ids
-notebook.table(sensitivity.table(values, claims.load_claims()))
+notebook.table(sensitivity.sensitivity_table(values, claims.load_claims()))
 
 # %% tags=["hide-input"]
 nb.made_by(used)

@@ -36,9 +36,13 @@ numbers: list[float] = [0.1, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 
 import numpy as np
 import pandas as pd
 
-from phantomlib import critical, figures, notebook, zoo
-from phantomlib.curvature import velocity
-from phantomlib.finetune import Recipe
+from phantomlib.book import notebook
+from phantomlib.critical import search
+from phantomlib.critical.numbers import kinematic_number
+from phantomlib.figures.silent_failure import phase_diagram
+from phantomlib.zoo import shipped
+from phantomlib.critical.step_zero import velocity
+from phantomlib.measure.recipe import Recipe
 
 nb = notebook.start("09_phase_diagram", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
 recipe = Recipe(steps=steps)
@@ -54,8 +58,8 @@ recipe = Recipe(steps=steps)
 fitted = []
 for ref in nb.models:
     model = nb.load(ref)
-    fitted.append(critical.critical_rates(nb.store, model, nb.fitting_contexts(model), recipe))
-per_model = [float(np.exp(np.nanmean(np.log(critical.kinematic_number(ds.critical_rate, steps, ds.velocity, ds.gap))))) for ds in fitted]
+    fitted.append(search.critical_rates(nb.store, model, nb.fitting_contexts(model), recipe))
+per_model = [float(np.exp(np.nanmean(np.log(kinematic_number(ds.critical_rate, steps, ds.velocity, ds.gap))))) for ds in fitted]
 boundary = float(np.exp(np.mean(np.log(per_model))))
 band = (min(per_model), max(per_model))
 notebook.say(f"From {len(per_model)} models: $N_c$ = {boundary:.3f}, between {band[0]:.3f} and {band[1]:.3f} over the models (geometric means over the contexts).")
@@ -80,10 +84,10 @@ for ref in charted:
     if len(usable) < len(fitting):
         notebook.say(f"{model.name}: {len(fitting) - len(usable)} contexts start by moving away from the correct token; their kinematic number is undefined and they are not charted.")
     v, gap = first.velocity.numpy()[usable], first.gap.numpy()[usable]
-    rates = np.outer(1 / critical.kinematic_number(1.0, steps, v, gap), numbers)
+    rates = np.outer(1 / kinematic_number(1.0, steps, v, gap), numbers)
     ds = nb.store.run(model, [fitting[i] for i in usable], rates, recipe)
     runs.append(ds)
-    planted = zoo.report(model.name)["interchangeability"] if ref.startswith("zoo:") else {}
+    planted = shipped.report(model.name)["interchangeability"] if ref.startswith("zoo:") else {}
     for c, name in enumerate(ds.context.values):
         for r, number in enumerate(numbers):
             one = ds.isel(context=c, rate=r, seed=0)
@@ -102,7 +106,7 @@ for ref in charted:
 points = pd.DataFrame(rows)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-phase", "caption": "Phase diagram: every dot is one run of Adam (full fine-tuning, deterministic), placed by the overlap of its pair before training and by its kinematic number. Left: the final order parameter in units of its bound, from commitment to the competitor (blue) to the correct token (red). Right: the final rank of the correct token. Grey line and band: the critical kinematic number predicted from other models, and its range over them."}, "image": {"alt": "Two scatter plots over overlap and kinematic number; the outcome changes near the predicted horizontal line.", "width": "100%"}}
-figures.phase_diagram(points, boundary, band);
+phase_diagram(points, boundary, band);
 
 # %% tags=["hide-input"]
 nb.made_by(runs, [ds.attrs["run_ids"].split() for ds in fitted])

@@ -36,7 +36,8 @@ seed: int = 0  # base seed
 # %% tags=["hide-cell"]
 from IPython.display import Markdown
 
-from phantomlib import claims, notebook
+from phantomlib.book import notebook
+from phantomlib.ledger import claims
 
 nb = notebook.start("10_ledger", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
 pairs = claims.verdicts(nb.store, nb.scope)
@@ -45,8 +46,8 @@ decisive = [pair[0] for pair in pairs]
 # %% tags=["hide-input"]
 count = {status: sum(v.status == status for v in decisive) for status in (claims.REPRODUCED, claims.NOT_REPRODUCED, claims.NOT_TESTED)}
 notebook.say(f"Of {len(decisive)} claims, {count[claims.REPRODUCED]} are reproduced, {count[claims.NOT_REPRODUCED]} are not, and {count[claims.NOT_TESTED]} were not tested.")
-notebook.table(claims.summary(pairs))
-nb.glue("ledger", Markdown(notebook.markdown_table(claims.summary(pairs))))
+notebook.table(claims.ledger_summary(pairs))
+nb.glue("ledger", Markdown(notebook.markdown_table(claims.ledger_summary(pairs))))
 
 # %% tags=["hide-input"]
 nb.made_by([v.measurement["runs"] for v in decisive if v.measurement])
@@ -57,7 +58,7 @@ nb.made_by([v.measurement["runs"] for v in decisive if v.measurement])
 # A claim with several criteria is reproduced only if all of them hold. The full wording of each quantity is in the section after.
 
 # %% tags=["hide-input"]
-notebook.table(claims.table(pairs))
+notebook.table(claims.ledger_table(pairs))
 
 # %% [markdown]
 # ## The wording of the quantities, and what lies behind each

@@ -41,11 +41,12 @@ import warnings
 import pandas as pd
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from phantomlib import figures, notebook
-from phantomlib.callback import PhantomCallback, SilentFailureWarning
-from phantomlib.finetune import Recipe
-from phantomlib.models import add_lora
-from phantomlib.rehearsal import predict
+from phantomlib.book import notebook
+from phantomlib.figures.silent_failure import watched_trainings
+from phantomlib.advise.trainer_callback import PhantomCallback, SilentFailureWarning
+from phantomlib.measure.recipe import Recipe
+from phantomlib.measure.models import add_lora
+from phantomlib.critical.coarse_run import estimate_critical_rate
 
 nb = notebook.start("11_watch_training", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
 loaded = [nb.load(ref) for ref in nb.models]
@@ -86,7 +87,7 @@ def train(model, context, rate, method="full", batch=1, watched=None, interval=e
 # %% tags=["hide-input"]
 model = loaded[0]
 context = nb.fitting_contexts(model)[0]
-critical = predict(model, [context], Recipe(steps=steps))[0]
+critical = estimate_critical_rate(model, [context], Recipe(steps=steps))[0]
 failing, failing_watch, said = train(model, context, too_small * critical.rate)
 winning, winning_watch, _ = train(model, context, large_enough * critical.rate)
 words = context.context
@@ -113,7 +114,7 @@ table["loss"] = [f"{value:.3f}" if value == value else "" for value in table.los
 notebook.table(table.rename(columns={"kinematic_number": "kinematic number"}))
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-watch", "caption": "Two trainings of the first model with a Hugging Face Trainer (Adam, constant learning rate, deterministic), below and above the predicted critical learning rate. Left: the loss that the Trainer logs, with a point wherever it logs. Right: the logit gap that the callback logs; the word is preferred above the grey line."}, "image": {"alt": "Left, two falling loss curves. Right, the logit gaps of the two runs; one crosses zero, the other does not.", "width": "100%"}}
-figure = figures.watched_trainings(
+figure = watched_trainings(
     {
         f"{too_small:g} of critical": (pd.DataFrame(failing.state.log_history), failing_watch.frame()),
         f"{large_enough:g} of critical": (pd.DataFrame(winning.state.log_history), winning_watch.frame()),
@@ -134,7 +135,7 @@ rows = []
 for model in loaded:
     context = nb.fitting_contexts(model)[0]
     for method in ("full", "lora"):
-        rate = predict(model, [context], Recipe(steps=steps, method=method))[0].rate
+        rate = estimate_critical_rate(model, [context], Recipe(steps=steps, method=method))[0].rate
         for factor in (too_small, large_enough):
             _, watch, said = train(model, context, factor * rate, method)
             seen = watch.frame()

@@ -29,8 +29,8 @@ learning_rates: list[float] = [1.0e-5, 3.0e-5, 1.0e-4]  # learning rates of Adam
 steps: int = 20  # optimiser steps of each run
 
 # %% tags=["hide-cell"]
-from phantomlib import notebook
-from phantomlib.finetune import Recipe
+from phantomlib.book import notebook
+from phantomlib.measure.recipe import Recipe
 
 nb = notebook.start("12_extend", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
 recipe = Recipe(steps=steps)
@@ -78,9 +78,9 @@ nb.made_by(run)
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from phantomlib.contexts import load_contexts, resolve
+from phantomlib.measure.contexts import load_contexts, resolve
 from phantomlib.errors import ContextError
-from phantomlib.finetune import check_contexts
+from phantomlib.measure.recipe import check_contexts
 
 my_contexts = """
 - id: teacher-shame
@@ -121,11 +121,11 @@ nb.made_by(own)
 # %% [markdown]
 # ## A new claim
 #
-# A claim says beforehand what will be measured and what would count: a quantity, a threshold, a direction. It goes into `phantomlib/claims.yaml`, or, as here, into a file of one's own. The
+# A claim says beforehand what will be measured and what would count: a quantity, a threshold, a direction. It goes into `phantomlib/ledger/claims.yaml`, or, as here, into a file of one's own. The
 # notebook records the measured value and the runs behind it. The verdict is computed from the two; nobody types it.
 
 # %%
-from phantomlib import claims
+from phantomlib.ledger import claims
 
 my_claim = """
 - id: X1
@@ -182,4 +182,4 @@ nb.made_by(run)
 # ## What could be wrong
 #
 # A function is named by its text. If it uses something from outside, a constant say, and that changes, the run keeps its name: put such constants inside. A quantity that needs more
-# than `p` and `E`, gradients for example, belongs into the engine (`phantomlib/finetune.py`).
+# than `p` and `E`, gradients for example, belongs into the engine (`phantomlib/measure/finetune.py`).

@@ -34,9 +34,11 @@ multiples: list[float] = [0.3, 0.7, 1.5, 3.0, 10.0, 30.0]  # learning rates in u
 # %% tags=["hide-cell"]
 from IPython.display import HTML
 
-from phantomlib import explorer, notebook, phantom
-from phantomlib.critical import critical_rates
-from phantomlib.finetune import Recipe
+from phantomlib.book import notebook
+from phantomlib.figures.explorer import page
+from phantomlib.transition import jumps
+from phantomlib.critical.search import critical_rates
+from phantomlib.measure.recipe import Recipe
 
 nb = notebook.start("13_explorer", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
 methods = {"full, Adam": ("full", "adam"), "full, SGD": ("full", "sgd"), "LoRA, Adam": ("lora", "adam")}
@@ -47,11 +49,11 @@ for ref in nb.models:
     model = nb.load(ref)
     for label, (method, optimizer) in methods.items():
         found = critical_rates(nb.store, model, nb.fitting_contexts(model), Recipe(optimizer=optimizer, steps=steps))
-        fitting, rates = phantom.with_critical_rate(nb.fitting_contexts(model), found)
+        fitting, rates = jumps.with_critical_rate(nb.fitting_contexts(model), found)
         if len(fitting):
             recipe = Recipe(optimizer=optimizer, method=method, steps=steps)
             runs.setdefault(model.name, {})[label] = nb.store.run(model, fitting, rates[:, None] * multiples, recipe, seeds=(seed if method == "lora" else 0,))
-HTML(explorer.page(runs, multiples))
+HTML(page(runs, multiples))
 
 # %% tags=["hide-input"]
 nb.made_by(runs)

@@ -37,16 +37,18 @@ price: float = 4.0  # of one hour, in any currency
 import pandas as pd
 import seaborn as sns
 
-from phantomlib import figures, notebook, speed
+from benchmarks import report
+from phantomlib.book import notebook
+from phantomlib.figures.speed import growth_panels, speed_panels
 
 nb = notebook.start("14_speed", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
-measured = speed.read(results)
+measured = report.read_results(results)
 if measured is None:
     notebook.say(f"> There are no figures yet (`{results}`). Run `make bench`, then build the book again.")
 measured = measured or {}
 
 # %% tags=["hide-input"]
-targets = speed.reached(measured)
+targets = report.reached(measured)
 notebook.table(targets)
 
 # %% tags=["hide-input"]
@@ -77,7 +79,7 @@ if hardware:
 # %% [markdown]
 # ## How it was measured
 #
-# - **Engine**: `phantomlib.finetune`, everything recorded. Replicas sit on the batch axis and share one forward and backward pass; each matrix is updated inside the backward pass from the two
+# - **Engine**: `phantomlib.measure.finetune`, everything recorded. Replicas sit on the batch axis and share one forward and backward pass; each matrix is updated inside the backward pass from the two
 #   factors of its gradient.
 # - **Plain loop**: one model after the other, `torch.optim` with its defaults, logits at the last position only, the same quantities recorded by the same code, nothing read back before the end.
 # - **Fused loop**: the same with `fused=True`, which is not torch's default on a CPU.
@@ -97,24 +99,24 @@ if {"throughput", "chunks"} <= measured.keys():
     full = rows[rows["method"] == "full"].copy()
     full["times"], full["low"], full["high"] = zip(*full["against plain loop"])
     cost = measured["chunks"]["rows"].copy()
-    cost["relative"] = cost["ms per replica-step"].map(speed.median)
+    cost["relative"] = cost["ms per replica-step"].map(report.median)
     cost["relative"] /= cost.groupby(["model", "optimizer"])["relative"].transform("min")
     names = list(dict.fromkeys([*full["model"], *cost["model"]]))
-    figures.speed_panels(full, cost, dict(zip(names, sns.color_palette("colorblind", len(names)))));
+    speed_panels(full, cost, dict(zip(names, sns.color_palette("colorblind", len(names)))));
 
 # %% [markdown]
 # How many times more replica-steps than the plain loop (medians), by the number of replicas:
 
 # %% tags=["hide-input"]
 if "throughput" in measured:
-    rows = measured["throughput"]["rows"].assign(times=lambda table: table["against plain loop"].map(speed.median))
+    rows = measured["throughput"]["rows"].assign(times=lambda table: table["against plain loop"].map(report.median))
     times = rows.pivot_table(index=["model", "method", "optimizer"], columns="replicas", values="times", sort=False).sort_index(axis=1)
     notebook.table(times.map(lambda value: "" if pd.isna(value) else f"{value:.2f}").rename(columns="{} replicas".format).reset_index())
 
 # %% tags=["hide-input"]
 if "throughput" in measured:
     columns = ["model", "parameters", "method", "optimizer", "replicas", "engine (1/s)", "against plain loop", "against fused loop", "against Trainer"]
-    notebook.table(speed.for_people(measured["throughput"]["rows"][columns]), fold="Everything that was measured, with the least and the greatest of the rounds")
+    notebook.table(report.for_people(measured["throughput"]["rows"][columns]), fold="Everything that was measured, with the least and the greatest of the rounds")
 
 # %% tags=["hide-input"]
 nb.made_by()
@@ -128,7 +130,7 @@ nb.made_by()
 # %% tags=["hide-input"]
 if "search" in measured:
     found = measured["search"]["rows"]
-    notebook.table(speed.for_people(found.drop(columns=["contexts", "bracket"])))
+    notebook.table(report.for_people(found.drop(columns=["contexts", "bracket"])))
     notebook.say(
         f"The search closed {int(found['converged'].sum())} of {int(found['contexts'].sum())} brackets, and agrees with bisection in {int(found['same rate as bisection'].sum())}."
     )
@@ -141,7 +143,7 @@ nb.made_by()
 
 # %% tags=["hide-input"]
 if "predictors" in measured:
-    notebook.table(speed.for_people(measured["predictors"]["rows"].drop(columns="contexts")))
+    notebook.table(report.for_people(measured["predictors"]["rows"].drop(columns="contexts")))
 
 # %% tags=["hide-input"]
 nb.made_by()
@@ -172,7 +174,7 @@ nb.made_by()
 
 # %% tags=["hide-input"]
 if "floor" in measured:
-    notebook.table(speed.for_people(measured["floor"]["rows"]))
+    notebook.table(report.for_people(measured["floor"]["rows"]))
 
 # %% tags=["hide-input"]
 nb.made_by()
@@ -184,7 +186,7 @@ nb.made_by()
 if "growth" in measured:
     growth = measured["growth"]["rows"].copy()
     growth["time"], growth["low"], growth["high"] = zip(*growth["seconds"])
-    figures.growth_panels(growth, {of: speed.exponent(growth, of) for of in dict.fromkeys(growth["of"])});
+    growth_panels(growth, {of: report.exponent(growth, of) for of in dict.fromkeys(growth["of"])});
 
 # %% tags=["hide-input"]
 nb.made_by()
@@ -207,7 +209,7 @@ nb.made_by()
 
 # %% tags=["hide-input"]
 if "floor" in measured:
-    planned = speed.plan(measured, runs, steps=20, tokens=12, flops=peak_flops, bandwidth=bandwidth, memory=memory, price=price)
+    planned = report.plan(measured, runs, steps=20, tokens=12, flops=peak_flops, bandwidth=bandwidth, memory=memory, price=price)
     notebook.table(planned, digits=1)
     notebook.say(f"In all {planned['GPU hours'].sum():.0f} GPU hours, at {price:g} an hour {planned['cost'].sum():.0f}.")
 

@@ -1,16 +1,14 @@
 """The ``phantom`` command. Heavy packages are imported where they are used, so help and mistakes answer at once."""
 
 import os
-import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from phantomlib.errors import ParameterError, PhantomError
-from phantomlib.notebook import FITTING
+from phantomlib.book.notebook import FITTING
+from phantomlib.errors import ParameterError, PhantomError, did_you_mean
 
 
 class _Group(TyperGroup):
@@ -89,11 +87,11 @@ def book(
     output: Annotated[Path | None, typer.Option(help="With --models: the folder [default: books/NAMES].")] = None,
 ):
     """Run the notebooks whose inputs changed, build the book and print the page to open."""
-    from phantomlib.book import build_book
+    from phantomlib.book.build import build_book
 
     use_scheduler(scheduler)
     if models:
-        from phantomlib.ownbook import build_own_book
+        from phantomlib.book.custom import build_own_book
 
         typed = absolute_paths({"models": models, "contexts": contexts, "held_out": held_out})
         options = {"device": device, "dtype": dtype, "profile": profile, "output": output, "only": only, "jobs": jobs}
@@ -122,27 +120,27 @@ def run(
     ] = "",
 ):
     """Run one notebook with your parameters: -p models '["my/model"]' -p contexts my_contexts.yaml."""
-    from phantomlib import book as books
-    from phantomlib import parameters, runner
+    from phantomlib.book import build, parameters, worker
+    from phantomlib.book.jobs import command_of, find_notebook, find_root, read_notebook
     from phantomlib.progress import Display
 
     use_scheduler(scheduler)
-    root = runner.find_root()
-    source = runner.find_notebook(root, number)
-    known = parameters.declared(runner.read(source))
+    root = find_root()
+    source = find_notebook(root, number)
+    known = parameters.declared(read_notebook(source))
     given = parameters.load_mapping(file) if file else {}
     for item in parameter or []:
         name, separator, text = item.partition("=")
         if not separator:
             raise ParameterError(f"-p {name} has no value; write -p {name} VALUE.")
         given[name] = parameters.from_text(name, text, known)
-    given = parameters.check(absolute_paths(given), known, source.stem)
-    chosen = books.load_profile(root, profile).values(source.stem[:2]) if profile else {}
+    given = parameters.check_parameters(absolute_paths(given), known, source.stem)
+    chosen = build.load_profile(root, profile).values(source.stem[:2]) if profile else {}
     typed = {key: relative_paths(value, root) for key, value in given.items()}
-    command = runner.describe(source.stem, typed, profile or "")
+    command = command_of(source.stem, typed, profile or "")
     with Display({source.stem: None}) as display:
         display.started(source.stem)
-        written = runner.run_notebook(
+        written = worker.run_notebook(
             source.stem,
             chosen | given,
             output,
@@ -157,7 +155,7 @@ def run(
 def use_scheduler(address: str) -> None:
     """Let this process and the notebooks it starts compute there; refuses an address at which nobody answers."""
     if address:
-        from phantomlib import cluster
+        from phantomlib.measure import cluster
 
         cluster.connect(address).close()
         os.environ[cluster.ENVIRONMENT] = address
@@ -223,12 +221,13 @@ def diagnose(
 
     import torch
 
-    from phantomlib import diagnose as diagnosis
-    from phantomlib import models
-    from phantomlib.contexts import Context, load_contexts, resolve
-    from phantomlib.finetune import Recipe, check_learning_rates
-    from phantomlib.parameters import nearest
-    from phantomlib.trajectories import Store
+    from phantomlib.advise import diagnosis
+    from phantomlib.advise.report import diagnosis_as_dict, diagnosis_as_text
+    from phantomlib.figures.diagnosis import check_plot, write_plot
+    from phantomlib.measure.contexts import Context, load_contexts, resolve
+    from phantomlib.measure.models import load
+    from phantomlib.measure.recipe import Recipe, check_learning_rates
+    from phantomlib.measure.store import Store
 
     recipe = Recipe(optimizer=optimizer, method=method, steps=steps)
     if learning_rate is not None:
@@ -238,7 +237,7 @@ def diagnose(
             raise ParameterError("Give either --context, or --prompt with --correct (and --competitor), not both.")
         found = {c.id: c for c in load_contexts(contexts)}
         if context not in found:
-            near = nearest(context, found)
+            near = did_you_mean(context, found)
             raise ParameterError(f"'{contexts}' has no context '{context}'{near}. It has {', '.join(found)}.")
         chosen = found[context]
     elif not (prompt and prompt.strip() and correct and correct.strip()):
@@ -248,11 +247,11 @@ def diagnose(
         if correct.strip() == (competitor or "").strip():
             raise ParameterError(f"correct and competitor are both '{correct}'; choose two different words.")
     if plot is not None:
-        diagnosis.check_plot(plot)
+        check_plot(plot)
     kept = None if store is None else Store(store)
 
     torch.set_num_threads(1)
-    loaded = models.load(model, dtype=dtype, device=device, revision=revision)
+    loaded = load(model, dtype=dtype, device=device, revision=revision)
     proposals = []
     if not chosen.competitor:
         proposals = diagnosis.propose(loaded, chosen.prompt, chosen.correct)
@@ -261,13 +260,13 @@ def diagnose(
     result, outcome = diagnosis.diagnose(loaded, resolved, recipe, learning_rate), None
     if check:
         with tempfile.TemporaryDirectory(prefix="phantom-") as scratch:
-            outcome = diagnosis.check(loaded, resolved, recipe, result, kept or Store(scratch))
+            outcome = diagnosis.check_diagnosis(loaded, resolved, recipe, result, kept or Store(scratch))
     if plot is not None:
-        diagnosis.write_plot(plot, result, outcome)
+        write_plot(plot, result, outcome)
     if as_json:
-        typer.echo(json.dumps(diagnosis.as_dict(result, outcome, proposals), indent=1, ensure_ascii=False))
+        typer.echo(json.dumps(diagnosis_as_dict(result, outcome, proposals), indent=1, ensure_ascii=False))
     else:
-        typer.echo(diagnosis.as_text(result, outcome, proposals))
+        typer.echo(diagnosis_as_text(result, outcome, proposals))
 
 
 @app.command()
@@ -278,19 +277,20 @@ def claims(
     """The ledger: every claim with its measured value, threshold and verdict."""
     import json
 
-    from phantomlib import book as books
-    from phantomlib import claims as ledger
-    from phantomlib import contexts, runner
-    from phantomlib.trajectories import Store
+    from phantomlib.book import build
+    from phantomlib.book.jobs import find_root
+    from phantomlib.ledger.claims import scope_of, verdict_as_dict, verdicts
+    from phantomlib.measure.contexts import load_contexts
+    from phantomlib.measure.store import Store
 
-    root = runner.find_root()
-    common = books.load_profile(root, profile).common
+    root = find_root()
+    common = build.load_profile(root, profile).common
     source = common["contexts"].removeprefix(FITTING)
-    found = contexts.load_contexts(source if source == "default" else root / source)
+    found = load_contexts(source if source == "default" else root / source)
     store = Store(root / common["store"])
-    pairs = ledger.verdicts(store, ledger.scope_of(common["models"], found, common["dtype"]))
+    pairs = verdicts(store, scope_of(common["models"], found, common["dtype"]))
     if as_json:
-        typer.echo(json.dumps([ledger.as_dict(verdict) for pair in pairs for verdict in pair], indent=1))
+        typer.echo(json.dumps([verdict_as_dict(verdict) for pair in pairs for verdict in pair], indent=1))
         return
     for decisive, other in pairs:
         typer.echo(f"{decisive.claim.id:<4} {decisive.status:<15} {decisive.claim.statement}")
@@ -301,101 +301,16 @@ def claims(
 @app.command()
 def doctor():
     """Check versions, devices, the store and the shipped weights; exit code 0 if the companion is usable."""
+    from phantomlib.doctor import findings
+
     problems = []
-    for name, check in (
-        ("Python", _check_python),
-        ("Packages", _check_packages),
-        ("Book", _check_root),
-        ("Devices", _check_devices),
-        ("Threads", _check_threads),
-        ("Store", _check_store),
-        ("Zoo", _check_zoo),
-    ):
-        try:
-            fine, text = True, check()
-        except PhantomError as error:
-            fine, text = False, str(error)
-            problems.append(name)
+    for name, fine, text in findings():
         typer.echo(f"{'ok ' if fine else 'BAD'}  {name + ':':<10} {text}")
+        problems += [] if fine else [name]
     if problems:
         typer.echo(f"Not usable yet: see {', '.join(problems)} above.", err=True)
         raise typer.Exit(1)
     typer.echo("Ready: run 'phantom book'.")
-
-
-def _check_python() -> str:
-    return sys.version.split()[0]
-
-
-def pins(text: str) -> dict[str, str]:
-    """Package -> version of a requirements file with exact pins."""
-    lines = (line.split("#")[0].strip() for line in text.splitlines())
-    pairs = (line.split("==") for line in lines if "==" in line)
-    return {name.split("[")[0].strip(): version.strip() for name, version in pairs}
-
-
-def _check_packages() -> str:
-    from phantomlib.runner import find_root
-
-    try:
-        wanted = pins((find_root() / "requirements.txt").read_text(encoding="utf-8"))
-    except (PhantomError, OSError):
-        return "not compared (no requirements.txt here)"
-    missing, other = [], []
-    for name, version in wanted.items():
-        try:
-            found = metadata.version(name).split("+")[0]  # torch appends its build, as in 2.13.0+cpu
-        except metadata.PackageNotFoundError:
-            missing.append(name)
-            continue
-        if found != version:
-            other.append(f"{name} {found} instead of {version}")
-    if missing:
-        raise PhantomError(f"missing: {', '.join(missing)}. Run: pip install -r requirements.txt")
-    if other:
-        return f"{len(wanted)} installed; other versions than the book was made with: {', '.join(other)}"
-    return f"{len(wanted)} installed, all at the pinned versions"
-
-
-def _check_root() -> str:
-    from phantomlib import runner
-
-    root = runner.find_root()
-    return f"{root} with {len(runner.notebooks(root))} notebooks"
-
-
-def _check_devices() -> str:
-    import torch
-
-    found = ["cpu"]
-    if torch.cuda.is_available():
-        found += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
-    return f"{', '.join(found)}; torch {torch.__version__}"
-
-
-def _check_threads() -> str:
-    from phantomlib.runner import cores
-
-    return f"{cores()} cores; notebooks use one thread each, so --jobs {cores() + 1} at most is worth it"
-
-
-def _check_store() -> str:
-    from phantomlib.runner import find_root
-
-    folder = find_root() / "runs"
-    if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
-        raise PhantomError(f"'{folder}' cannot be written. Mend its permissions, or give another folder with -p store.")
-    files = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
-    return f"{folder}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB"
-
-
-def _check_zoo() -> str:
-    from phantomlib import zoo
-
-    problems = zoo.verify()
-    if problems:
-        raise PhantomError(" ".join(problems))
-    return f"weights of {', '.join(zoo.ALL)} verified"
 
 
 @zoo_app.command()
@@ -406,16 +321,16 @@ def train(
     device: Annotated[str, typer.Option(help="A torch device, e.g. cpu or cuda.")] = "cpu",
 ):
     """Pretrain the zoo again from its seeds; replaces the shipped weights."""
-    from phantomlib import parameters, zoo
-    from phantomlib.models import check_device
+    from phantomlib.measure.models import check_device
+    from phantomlib.zoo import shipped
 
     for name in model or []:
-        if name not in zoo.ALL:
-            near = parameters.nearest(name, zoo.ALL)
-            raise ParameterError(f"The zoo has no model '{name}'{near}. It has {', '.join(zoo.ALL)}.")
+        if name not in shipped.ALL:
+            near = did_you_mean(name, shipped.ALL)
+            raise ParameterError(f"The zoo has no model '{name}'{near}. It has {', '.join(shipped.ALL)}.")
     check_device(device)
-    for name in model or zoo.ALL:
-        typer.echo(f"{name}: {zoo.train(name, device=device)}")
+    for name in model or shipped.ALL:
+        typer.echo(f"{name}: {shipped.train(name, device=device)}")
 
 
 @zoo_app.command()
@@ -423,27 +338,33 @@ def constants(
     store: Annotated[Path | None, typer.Option(help="Where runs are kept [default: the book's own].")] = None,
 ):
     """Measure again how far predictions are off on the zoo, the numbers behind 'phantom diagnose'."""
-    from phantomlib import contexts, models, rehearsal, runner, zoo
-    from phantomlib.trajectories import Store, commit
+    from phantomlib.book.jobs import find_root
+    from phantomlib.critical import coarse_run
+    from phantomlib.measure.contexts import load_contexts, resolve
+    from phantomlib.measure.models import load
+    from phantomlib.measure.store import Store, commit
+    from phantomlib.zoo import shipped
 
-    loaded = [models.load(f"zoo:{name}") for name in zoo.NAMES]
-    kept = Store(store or runner.find_root() / "runs")
+    loaded = [load(f"zoo:{name}") for name in shipped.NAMES]
+    kept = Store(store or find_root() / "runs")
 
     def fitting(model):
-        return [contexts.resolve(context, model.tokenizer) for context in contexts.load_contexts()]
+        return [resolve(context, model.tokenizer) for context in load_contexts()]
 
-    typer.echo(f"Written: {rehearsal.write_constants(rehearsal.measure(loaded, fitting, kept, commit=commit()))}")
+    typer.echo(
+        f"Written: {coarse_run.write_constants(coarse_run.measure_errors(loaded, fitting, kept, commit=commit()))}"
+    )
 
 
 @zoo_app.command()
 def verify():
     """Compare the shipped weights with their checksums."""
-    from phantomlib import zoo
+    from phantomlib.zoo import shipped
 
-    problems = zoo.verify()
+    problems = shipped.verify()
     if problems:
         raise PhantomError("\n".join(problems))
-    typer.echo(f"{len(zoo.ALL)} models verified.")
+    typer.echo(f"{len(shipped.ALL)} models verified.")
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ def track(label: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda n=1: None
 
 
-def read(path: str) -> dict | None:
+def read_report(path: str) -> dict | None:
     """What a kernel last reported: ``label``, ``done`` and ``total``; None if it is not inside tracked work."""
     try:
         with open(path, encoding="utf-8") as file:

@@ -8,11 +8,11 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-import torch
 import typer
 from typer.testing import CliRunner
 
-from phantomlib.cli import app, pins
+from phantomlib.cli import app
+from phantomlib.doctor import pins
 from phantomlib.errors import ParameterError
 
 ROOT = Path(__file__).parents[1]
@@ -136,11 +136,11 @@ def test_paths_are_those_of_the_user(tmp_path, monkeypatch):
 
 
 def test_doctor_names_what_is_wrong(toy_book, monkeypatch):
-    from phantomlib import zoo
+    from phantomlib.zoo import shipped
 
-    monkeypatch.setattr(zoo, "verify", lambda: [])
+    monkeypatch.setattr(shipped, "verify", lambda: [])
     assert phantom("doctor", cwd=toy_book, monkeypatch=monkeypatch).exit_code == 0
-    monkeypatch.setattr(zoo, "verify", lambda: ["gpt2-s/model.safetensors is missing; run `phantom zoo train`."])
+    monkeypatch.setattr(shipped, "verify", lambda: ["gpt2-s/model.safetensors is missing; run `phantom zoo train`."])
     (toy_book / "requirements.txt").write_text("no-such-package==1.0\n")
     result = phantom("doctor", cwd=toy_book, monkeypatch=monkeypatch)
     assert result.exit_code == 1
@@ -154,9 +154,9 @@ def test_zoo_refuses_unknown_names():
 
 
 def test_zoo_verify_fails_on_a_changed_file(monkeypatch):
-    from phantomlib import zoo
+    from phantomlib.zoo import shipped
 
-    monkeypatch.setattr(zoo, "verify", lambda: ["gpt2-s/config.json has changed."])
+    monkeypatch.setattr(shipped, "verify", lambda: ["gpt2-s/config.json has changed."])
     refused(phantom("zoo", "verify"), "config.json has changed")
 
 
@@ -194,11 +194,32 @@ def test_the_readme_mentions_what_a_reader_needs():
 
 def test_python_in_the_readme_runs():
     (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    E = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    names = {"p": torch.full((7,), 1 / 7, dtype=torch.float64), "E": E, "c": 1, "k": 2}
+    names = {}
     exec(block, names)
-    parts = names["parts"]
-    assert parts.phi == pytest.approx(parts.signal + parts.drag, abs=1e-12)
+    runs = names["runs"]
+    assert runs.sizes["step"] == 21 and runs.sizes["rate"] == 2
+    assert float(abs(runs.phi - runs.signal - runs.drag).max()) < 1e-6
+    lines = block.strip().splitlines()
+    assert len(lines) <= 10 and all("phantomlib" not in line for line in lines[1:])  # the public face suffices
+
+
+def test_the_public_face_is_complete_and_loaded_lazily():
+    code = """
+import sys
+import phantomlib as ph
+assert "torch" not in sys.modules and "numpy" not in sys.modules
+assert set(ph.__all__) <= set(dir(ph))
+print([getattr(ph, name).__name__ for name in ph.__all__] == ph.__all__)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "True\n"
+
+
+def test_an_unknown_name_of_the_public_face_says_what_there_is():
+    import phantomlib
+
+    with pytest.raises(AttributeError, match="critical_rates"):
+        phantomlib.__getattr__("critical_rate")
 
 
 def test_requirements_pin_everything_the_package_needs():

@@ -150,7 +150,6 @@ TOPICS = {
         intransitive="rained snowed cleared blew fell thawed",
     ),
 }
-
 NAMES = (
     "Anna Peter Maria John Tom Lucy David Sarah James Emma Paul Helen George Alice Mark Jane Robert Julia Henry "
     "Clara "
@@ -175,7 +174,6 @@ BASE_VERBS = (
     "search read "
     "dig travel grow jump cry fly return plant wash draw shout listen laugh"
 )
-
 # Fillers and slot words of the test frames only.
 EVENTS = "trial party fight war lie wedding funeral accident game storm speech election concert battle dinner flood"
 MESSAGES = "news letter call doctor message spring answer train verdict gift morning guest bus parcel"

@@ -21,14 +21,15 @@ from pathlib import Path
 
 import numpy as np
 
-from phantomlib.zoo.language import PAIRS, Language, join
+from phantomlib.zoo.frames import PAIRS
+from phantomlib.zoo.language import Language, join_words
 
 END = "<|endoftext|>"
 N_POSITIONS = 64
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PretrainingRecipe:
     """Everything that determines a model's weights, up to rounding on another machine."""
 
     name: str
@@ -56,16 +57,16 @@ class Recipe:
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("gpt2-s", "gpt2", 96, 3, 3),
-        Recipe("gpt2-m", "gpt2", 128, 4, 4),
-        Recipe("gpt2-l", "gpt2", 192, 5, 6),
-        Recipe("neox-s", "gpt_neox", 96, 3, 3),
-        Recipe("neox-m", "gpt_neox", 144, 4, 3),
-        Recipe("llama-s", "llama", 96, 4, 3),
-        Recipe("gpt2-s-seed1", "gpt2", 96, 3, 3, seed=1),
-        Recipe("gpt2-s-seed2", "gpt2", 96, 3, 3, seed=2),
-        Recipe("gpt2-s-mix1", "gpt2", 96, 3, 3, mix=1),
-        Recipe("gpt2-s-mix2", "gpt2", 96, 3, 3, mix=2),
+        PretrainingRecipe("gpt2-s", "gpt2", 96, 3, 3),
+        PretrainingRecipe("gpt2-m", "gpt2", 128, 4, 4),
+        PretrainingRecipe("gpt2-l", "gpt2", 192, 5, 6),
+        PretrainingRecipe("neox-s", "gpt_neox", 96, 3, 3),
+        PretrainingRecipe("neox-m", "gpt_neox", 144, 4, 3),
+        PretrainingRecipe("llama-s", "llama", 96, 4, 3),
+        PretrainingRecipe("gpt2-s-seed1", "gpt2", 96, 3, 3, seed=1),
+        PretrainingRecipe("gpt2-s-seed2", "gpt2", 96, 3, 3, seed=2),
+        PretrainingRecipe("gpt2-s-mix1", "gpt2", 96, 3, 3, mix=1),
+        PretrainingRecipe("gpt2-s-mix2", "gpt2", 96, 3, 3, mix=2),
     )
 }
 
@@ -78,7 +79,7 @@ def interchangeability(mix: int) -> dict[str, float] | None:
     return {pair.id: round(float(s), 4) for pair, s in zip(PAIRS, values, strict=True)}
 
 
-def language(recipe: Recipe) -> Language:
+def language(recipe: PretrainingRecipe) -> Language:
     return Language(interchangeability(recipe.mix))
 
 
@@ -94,9 +95,6 @@ def quiet_bars():
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-# ---- tokenizer
 
 
 def tokenizer():
@@ -121,7 +119,7 @@ def tokenizer():
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pieces
     trainer = trainers.BpeTrainer(vocab_size=6_000, special_tokens=[END], show_progress=False)
-    trained.train_from_iterator([*map(join, sample), *sorted(surface)], trainer)
+    trained.train_from_iterator([*map(join_words, sample), *sorted(surface)], trainer)
     by_rank = sorted(trained.get_vocab().items(), key=lambda item: item[1])
     kept = [piece for piece, _ in by_rank if piece == END or len(piece) == 1 or piece in words]
     vocabulary = {piece: n for n, piece in enumerate(kept)}
@@ -132,10 +130,7 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=final, model_max_length=N_POSITIONS, **ends)
 
 
-# ---- model
-
-
-def build(recipe: Recipe, vocabulary: int):
+def build(recipe: PretrainingRecipe, vocabulary: int):
     """A freshly initialised model of the recipe's family and size; eager attention, no dropout."""
     from transformers import (
         GPT2Config,
@@ -170,9 +165,6 @@ def build(recipe: Recipe, vocabulary: int):
     return LlamaForCausalLM(config)
 
 
-# ---- data
-
-
 def rows(sentences: list[list[str]], tok, length: int) -> np.ndarray:
     """(rows, length) token ids: consecutive sentences joined by a space, cut at `length` tokens.
 
@@ -186,12 +178,12 @@ def rows(sentences: list[list[str]], tok, length: int) -> np.ndarray:
             total += counts[j]
             j += 1
         if total >= length:
-            out.append(" ".join(join(words) for words in sentences[i:j]))
+            out.append(" ".join(join_words(words) for words in sentences[i:j]))
         i = j
     return np.array([ids[:length] for ids in tok(out)["input_ids"]])
 
 
-def validation(recipe: Recipe) -> tuple[list[list[str]], np.ndarray]:
+def validation(recipe: PretrainingRecipe) -> tuple[list[list[str]], np.ndarray]:
     """Independent sentences of the language, and which of them (bool array) the training sentences do not contain.
 
     All of them together estimate the cross-entropy without bias; the unseen ones alone tell whether a model only
@@ -209,7 +201,7 @@ def sentence_losses(module, tok, sentences: list[list[str]], batch: int = 256) -
 
     device = next(module.parameters()).device
     losses = np.zeros(len(sentences))
-    ids = tok([join(words) for words in sentences])["input_ids"]
+    ids = tok([join_words(words) for words in sentences])["input_ids"]
     with torch.no_grad():
         for length in sorted({len(i) for i in ids}):  # equal lengths together: no padding, no mask
             members = [n for n, i in enumerate(ids) if len(i) == length]
@@ -219,9 +211,6 @@ def sentence_losses(module, tok, sentences: list[list[str]], batch: int = 256) -
                 log_p = module(input_ids=x, use_cache=False).logits[:, :-1].float().log_softmax(-1)
                 losses[chosen] = -log_p.gather(-1, x[:, 1:, None])[..., 0].double().sum(1).cpu().numpy()
     return losses
-
-
-# ---- training
 
 
 def bulk_coherence(readout) -> float:
@@ -234,7 +223,7 @@ def bulk_coherence(readout) -> float:
     return float(d * (squares - v) / (v * (v - 1)))
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
+def learning_rate(recipe: PretrainingRecipe, step: int) -> float:
     """Linear warm-up, then a cosine down to `final_fraction` at the last step."""
     if step < recipe.warmup:
         return recipe.learning_rate * (step + 1) / recipe.warmup
@@ -243,7 +232,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     return recipe.learning_rate * (recipe.final_fraction + (1 - recipe.final_fraction) * cosine)
 
 
-def pretrain(recipe: Recipe, folder: Path, device: str = "cpu", progress: bool = True) -> dict:
+def pretrain(recipe: PretrainingRecipe, folder: Path, device: str = "cpu", progress: bool = True) -> dict:
     """Train the recipe's model; write weights (float16), config, tokenizer and report.json into `folder`.
 
     Returns the report: how the model was made, and what `measure` finds on the stored weights.
@@ -315,13 +304,13 @@ def pretrain(recipe: Recipe, folder: Path, device: str = "cpu", progress: bool =
         },
         "training_loss": losses,
     }
-    report |= measure(recipe, folder)
+    report |= measure_zoo_model(recipe, folder)
     report["bulk_coherence"] = [*coherence, {"step": recipe.steps, "B": report.pop("B")}]
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
 
 
-def measure(recipe: Recipe, folder: Path) -> dict:
+def measure_zoo_model(recipe: PretrainingRecipe, folder: Path) -> dict:
     """What is true of a model on disk, computed in float32: size, cross-entropy beside the language's, coherence B.
 
     Cross-entropies are nats per token over every token after a sentence's first, the model's and the language's own on

@@ -1,0 +1,158 @@
+"""Results of the benchmarks (``make bench``) for the page on speed: tables, and targets that were set beforehand."""
+
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from phantomlib.errors import ParameterError
+
+TARGETS = {  # name -> (quantity, direction, threshold, suite); the thresholds stood before the first measurement
+    "sgd-small": ("times the plain loop, 32 replicas, SGD, below 1 M parameters, least", "at least", 3.0, "throughput"),
+    "adam-small": (
+        "times the plain loop, 32 replicas, Adam, below 1 M parameters, least",
+        "at least",
+        2.0,
+        "throughput",
+    ),
+    "two-million": ("times the plain loop, 32 replicas, about 2 M parameters, least", "at least", 1.5, "throughput"),
+    "anywhere": ("times the plain loop, least of the whole table", "at least", 1.0, "throughput"),
+    "cores": ("times faster with a second core", "at least", 1.6, "cores"),
+    "fewer-steps": ("replica-steps of a dense grid over those of the search, least", "at least", 200.0, "search"),
+    "grid-time": ("time of a dense grid over that of the search, least", "at least", 150.0, "search"),
+    "bisection-time": ("time of bisection over that of the search, least", "at least", 4.0, "search"),
+    "recording": ("share that recording adds to a step, 32 replicas, greatest", "at most", 0.1, "recording"),
+    "linear": ("exponent of time against replicas, 64 to 4096", "at most", 1.05, "growth"),
+    "book": ("minutes of the whole book, cold, two cores", "at most", 8.0, "book"),
+}
+
+
+def read_results(path: str | Path) -> dict | None:
+    """Results of one machine by suite: ``machine``, ``seconds`` and ``rows``; None if there is no such file.
+
+    Raises:
+        ParameterError: the file is not one that ``make bench`` wrote.
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {name: suite | {"rows": pd.DataFrame(suite["rows"])} for name, suite in found.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ParameterError(f"'{path}' holds no benchmark results; write it anew with 'make bench'.") from None
+
+
+def median(cell) -> float:
+    """The median of a measured cell ``[median, least, greatest]``; other numbers as they are."""
+    return cell[0] if isinstance(cell, list | tuple) else cell
+
+
+def for_people(rows: pd.DataFrame) -> pd.DataFrame:
+    """Measured cells as text, "median (least to greatest)", or the one value of a single round."""
+
+    def text(cell):
+        if isinstance(cell, list | tuple) and cell[1] < cell[2]:
+            return f"{cell[0]:.3g} ({cell[1]:.3g} to {cell[2]:.3g})"
+        cell = median(cell)
+        return f"{cell:.3g}" if isinstance(cell, float) else cell
+
+    return rows.map(text)
+
+
+def reached(results: dict) -> pd.DataFrame:
+    """One row per target, by its name in ``TARGETS``: quantity, measured value, threshold, and whether it is reached.
+
+    The verdict is "not measured" where there are no figures.
+    """
+    rows = {}
+    for name, (quantity, direction, threshold, suite) in TARGETS.items():
+        value = _measured(name, results[suite]["rows"]) if suite in results else math.nan
+        met = value >= threshold if direction == "at least" else value <= threshold
+        verdict = "not measured" if math.isnan(value) else "reached" if met else "not reached"
+        rows[name] = {
+            "target": quantity,
+            "measured": "" if math.isnan(value) else f"{value:.3g}",
+            "needed": f"{direction} {threshold:g}",
+            "verdict": verdict,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _measured(name: str, rows: pd.DataFrame) -> float:
+    """The value of one target from its suite's rows; nan if no row counts for it."""
+    if name == "cores":
+        return median(rows["times faster"].iloc[0])
+    if name == "book":
+        whole = rows[(rows["run"] == "cold") & (rows["notebook"] == "all, and the pages")]
+        return float(whole["seconds"].iloc[0]) / 60
+    if name == "linear":
+        return exponent(rows, "replicas", 64)
+    if name == "recording":
+        return float(rows["overhead"].map(median).max())
+    if name == "fewer-steps":
+        return float(rows["replica-steps saved"].min())
+    if name in ("grid-time", "bisection-time"):
+        return float(rows[f"against {name.removesuffix('-time')}"].map(median).min())
+    full = rows[rows["method"] == "full"] if name != "anywhere" else rows
+    near32 = full["replicas"].between(30, 40)
+    chosen = {
+        "sgd-small": near32 & (full["parameters"] < 1e6) & (full["optimizer"] == "sgd"),
+        "adam-small": near32 & (full["parameters"] < 1e6) & (full["optimizer"] == "adam"),
+        "two-million": near32 & full["parameters"].between(1.5e6, 3e6),
+        "anywhere": full["parameters"] > 0,
+    }[name]
+    return float(full[chosen]["against plain loop"].map(median).min())
+
+
+def exponent(rows: pd.DataFrame, of: str, least: float = 0) -> float:
+    """Slope of log time against log value in the suite ``growth``, from ``least`` on: 1 is linear."""
+    import numpy as np
+
+    part = rows[(rows["of"] == of) & (rows["value"] >= least)]
+    return float(np.polyfit(np.log(part["value"]), np.log(part["seconds"].map(median)), 1)[0])
+
+
+PYTHIA = {  # parameters, from the models' configurations
+    "pythia-70m": 70_426_624,
+    "pythia-160m": 162_322_944,
+    "pythia-410m": 405_334_016,
+    "pythia-1b": 1_011_781_632,
+    "pythia-1.4b": 1_414_647_808,
+    "pythia-2.8b": 2_775_208_960,
+    "pythia-6.9b": 6_857_302_016,
+}
+
+
+def plan(
+    results: dict, runs: int, steps: int, tokens: int, flops: float, bandwidth: float, memory: float, price: float
+) -> pd.DataFrame:
+    """What many runs of Adam would take on one kind of GPU, by the counts of the suite ``floor``.
+
+    Args:
+        results: of :func:`read`; the share of the floor that the engine reaches is that of its largest model under Adam.
+        runs: in all, the same number for every model.
+        steps, tokens: of a run and of its prompt.
+        flops, bandwidth, memory: of the device: FLOP/s, bytes/s, bytes.
+        price: of one hour.
+    """
+    rows = results["floor"]["rows"]
+    adam = rows[rows["optimizer"] == "adam"]
+    share = adam.loc[adam["MFLOP"].idxmax(), "share of floor"]
+    table = []
+    for name, parameters in PYTHIA.items():
+        floor = max((6 * tokens + 12) * parameters / flops, 40 * parameters / bandwidth)  # seconds per replica-step
+        hours = runs / len(PYTHIA) * steps * floor / share / 3600
+        table.append(
+            {
+                "model": name,
+                "weights (GB)": 4 * parameters / 1e9,
+                "one replica, Adam (GB)": 12 * parameters / 1e9,
+                "replicas at once": int((0.9 * memory - 4 * parameters) // (12 * parameters)),
+                "ms per replica-step": 1000 * floor / share,
+                "GPU hours": hours,
+                "cost": hours * price,
+            }
+        )
+    return pd.DataFrame(table)

@@ -1,0 +1,339 @@
+"""What every notebook calls first: check the common parameters, open contexts and store, say how a figure was made.
+
+A notebook needs two lines of it, and one below each figure or table::
+
+    from phantomlib import notebook
+    nb = notebook.start("01_silent_failure", models=models, contexts=contexts, device=device, dtype=dtype,
+                        store=store, seed=seed)
+    ...
+    nb.made_by(runs)   # in a cell of its own; the runner hides the call and keeps the line it prints
+"""
+
+import base64
+import html
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from phantomlib.errors import ContextError, ParameterError
+
+FITTING = "fitting:"  # before the name of a contexts file: leave out what does not fit a model
+ENVIRONMENT = "PHANTOM_NOTEBOOK"  # set by the runner: a JSON mapping with the command and parameters of this notebook
+
+
+@dataclass
+class Notebook:
+    """The common parameters of one notebook, checked and opened.
+
+    Attributes:
+        name: file name without its ending, e.g. ``01_silent_failure``.
+        models: model references, in the order given.
+        contexts: the loaded contexts (``phantomlib.measure.contexts.Context``).
+        store: the store of runs (``phantomlib.measure.store.Store``).
+        device: a torch device.
+        dtype: ``float32`` or ``float64``.
+        seed: base seed of the notebook.
+        parameters: every parameter whose value the notebook was given, by name.
+        fitting: resolved contexts by model fingerprint, once they were asked for.
+    """
+
+    name: str
+    models: list[str]
+    contexts: list
+    store: object
+    device: str
+    dtype: str
+    seed: int
+    parameters: dict = field(default_factory=dict)
+    fitting: dict = field(default_factory=dict)
+
+    def load(self, ref: str, **options):
+        """Load one model with this notebook's device and dtype (``phantomlib.measure.models.load``)."""
+        from phantomlib.measure.models import load
+
+        return load(ref, **{"dtype": self.dtype, "device": self.device} | options)
+
+    def record(
+        self, claim: str, value, *, optimizer: str, n: Mapping[str, int], runs, interval=None, detail=None, **options
+    ) -> None:
+        """Record a measurement for the ledger (see :func:`phantomlib.ledger.claims.record_measurement`).
+
+        ``runs``: as in :meth:`made_by`.
+        """
+        from phantomlib.ledger import claims
+
+        ids = _run_ids(runs)
+        claims.record_measurement(
+            self.store,
+            claim,
+            value,
+            scope=self.scope,
+            optimizer=optimizer,
+            n=n,
+            runs=ids,
+            interval=interval,
+            detail=detail,
+            **options,
+        )
+
+    @property
+    def scope(self) -> str:
+        """What this notebook's measurements are of (:func:`phantomlib.ledger.claims.scope_of`)."""
+        from phantomlib.ledger import claims
+
+        return claims.scope_of(self.models, self.contexts, self.dtype)
+
+    def fitting_contexts(self, model) -> list:
+        """The contexts as ids of one model (``phantomlib.measure.contexts.Resolved``), each outranked by its competitor.
+
+        If the parameter ``contexts`` starts with ``fitting:``, those that do not fit are left out, and the page says so.
+
+        Raises:
+            ContextError: a word is not a single token, or the model prefers the correct word already.
+        """
+        from phantomlib.measure.contexts import resolve
+        from phantomlib.measure.recipe import check_contexts
+
+        if model.fingerprint in self.fitting:
+            return list(self.fitting[model.fingerprint])
+        found = []
+        for context in self.contexts:
+            try:
+                one = resolve(context, model.tokenizer)
+                check_contexts(model, [one])
+                found.append(one)
+            except ContextError as error:
+                if not self.parameters.get("contexts", "").startswith(FITTING):
+                    raise
+                say(f"> Left out for {model.name}: {error}")
+        if not found:
+            raise ContextError(f"None of the {len(self.contexts)} contexts fits '{model.name}'; write some that do.")
+        self.fitting[model.fingerprint] = found
+        return list(found)
+
+    @property
+    def command(self) -> str:
+        """The command that makes this notebook again."""
+        given = _from_runner().get("command")
+        if given:
+            return given
+        values = " ".join(f"-p {key} {json.dumps(value)!r}" for key, value in sorted(self.parameters.items()))
+        return f"phantom run {self.name.split('_')[0]} {values}".strip()
+
+    def made_by(self, *runs) -> None:
+        """Display one folded line, "How this was made": command, parameters, run ids, commit, and data to download.
+
+        The data are those of the figures and tables shown since the last such line.
+
+        Args:
+            runs: datasets of the store, run ids, or lists and mappings of these; none at all for what needs no run.
+
+        Call it in a cell of its own: a caption set in a cell's metadata applies to each of its outputs.
+        """
+        from IPython.display import display
+
+        rows = {
+            "Command": _code(self.command),
+            "Parameters": _code(", ".join(f"{k}={_short(v)}" for k, v in sorted(self.parameters.items()))),
+            "Runs": _runs(list(dict.fromkeys(_run_ids(runs)))),
+            "Commit": _commit(),
+        }
+        links = [_download(f"{self.name}-{number}.csv", frame) for number, frame in _shown.take()]
+        if links:
+            rows["Data"] = ", ".join(links)
+        page = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in rows.items())
+        text = f"How this was made: {self.command}"
+        bundle = {
+            "text/html": f'<details class="made-by"><summary>How this was made</summary><dl>{page}</dl></details>',
+            "text/plain": text,
+        }
+        display(bundle, raw=True)
+
+    def glue(self, key: str, value) -> None:
+        """Name a number or text so that prose can quote it, with the role ``glue:text`` (see "Extend it")."""
+        from myst_nb import glue
+
+        # numpy scalars would be stored as 'np.float64(...)', which no format can be applied to.
+        glue(key, value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value, display=False)
+
+
+def start(
+    name: str,
+    *,
+    models: list[str],
+    contexts: str = "default",
+    device: str = "cpu",
+    dtype: str = "float32",
+    store: str = "runs",
+    seed: int = 0,
+    **own,
+) -> Notebook:
+    """Check the common parameters, set the figure style and one thread per process, open the contexts and the store.
+
+    Args:
+        name: the notebook's file name without its ending.
+        models: model references (``zoo:NAME``, a folder, a hub id), at least one, none twice.
+        contexts: ``default`` or the path of a contexts file; after ``fitting:``, only those that fit each model are used.
+        device: a torch device, e.g. ``cpu`` or ``cuda``.
+        dtype: ``float32`` or ``float64``.
+        store: folder of runs.
+        seed: 0 or more.
+        own: further parameters of the notebook, only to be named by :meth:`Notebook.made_by`.
+
+    Raises:
+        ParameterError: a parameter has a wrong type or an impossible value.
+        ContextError, ModelError, StoreError: the contexts, a model or the store cannot be used.
+    """
+    _check_types(models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
+
+    import torch
+
+    from phantomlib.figures.style import use_style
+    from phantomlib.measure.contexts import load_contexts
+    from phantomlib.measure.models import DTYPES, check_device, find
+    from phantomlib.measure.store import Store
+
+    torch.set_num_threads(1)
+    if dtype not in DTYPES:
+        raise ParameterError(f"dtype '{dtype}' is not known; choose one of {', '.join(DTYPES)}.")
+    check_device(device)
+    for ref in models:
+        find(ref)  # a misspelt zoo name or folder is refused here, before anything runs
+    use_style()
+    _shown.watch()
+    common = {"models": models, "contexts": contexts, "device": device, "dtype": dtype, "store": store, "seed": seed}
+    return Notebook(
+        name=name,
+        models=list(models),
+        contexts=load_contexts(contexts.removeprefix(FITTING)),
+        store=Store(store),
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        parameters=_from_runner().get("parameters", common | own),
+    )
+
+
+def say(text: str) -> None:
+    """Show sentences whose numbers come from the run, as Markdown."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(text))
+
+
+def table(frame, digits: int = 3, fold: str | None = None) -> None:
+    """Show a pandas table as a Markdown table, floats with ``digits`` decimals; folded under the line ``fold`` if given."""
+    _shown.add(frame)
+    text = markdown_table(frame, digits)
+    say(f":::{{dropdown}} {fold}\n{text}\n:::" if fold else text)
+
+
+def markdown_table(frame, digits: int = 3) -> str:
+    """A pandas table as Markdown, floats with ``digits`` decimals."""
+    cells = frame.map(lambda value: f"{value:.{digits}f}" if isinstance(value, float) else str(value))
+    align = ["right" if column.dtype.kind in "iuf" else "left" for _, column in frame.items()]
+    return cells.to_markdown(index=False, disable_numparse=True, colalign=align)
+
+
+class _Shown:
+    """Tables and figures shown since the last line "How this was made", which offers their numbers."""
+
+    def __init__(self):
+        self.items, self.taken = [], 0
+
+    def watch(self) -> None:
+        """From now on see every figure that IPython displays."""
+        from IPython import get_ipython
+        from matplotlib.figure import Figure
+
+        self.__init__()
+        shell = get_ipython()
+        if shell is not None:  # asked for a format of its own, every displayed object comes by
+            see = lambda shown: self.add(shown) if isinstance(shown, Figure) else None  # noqa: E731
+            shell.display_formatter.formatters["application/x-phantom-seen"] = see
+
+    def add(self, shown) -> None:
+        if not any(shown is item for item in self.items):  # a figure may be glued as well
+            self.items.append(shown)
+
+    def take(self) -> list:
+        """Numbered tables, each once."""
+        from phantomlib.figures.figure_data import drawn
+
+        frames = [drawn(item) if hasattr(item, "savefig") else item for item in self.items]
+        numbered = list(enumerate(frames, self.taken + 1))
+        self.items, self.taken = [], self.taken + len(frames)
+        return numbered
+
+
+_shown = _Shown()
+
+
+def _download(name: str, frame) -> str:
+    """A link that holds the table itself, so that it works offline and in a notebook that is passed on."""
+    text = frame.to_csv(index=False, float_format="%.7g").encode()
+    address = f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text).decode()}"
+    return f'<a download="{name}" href="{address}">{name}</a> ({len(text) / 1000:.0f} kB)'
+
+
+def _check_types(**given) -> None:
+    models, seed = given["models"], given["seed"]
+    if not isinstance(models, list) or not models or not all(isinstance(ref, str) and ref.strip() for ref in models):
+        raise ParameterError(
+            f"models is {models!r}; it must be a list with at least one model: a zoo model such as "
+            "'zoo:gpt2-s', a folder or a hub id."
+        )
+    twice = [ref for ref in dict.fromkeys(models) if models.count(ref) > 1]
+    if twice:
+        raise ParameterError(f"models names '{twice[0]}' {models.count(twice[0])} times; name every model once.")
+    for key in ("contexts", "device", "dtype", "store"):
+        if not isinstance(given[key], str) or not given[key].strip():
+            raise ParameterError(f"{key} is {given[key]!r}; it must be non-empty text.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ParameterError(f"seed is {seed!r}; it must be a whole number from 0 to {2**32 - 1}.")
+
+
+def _from_runner() -> dict:
+    return json.loads(os.environ.get(ENVIRONMENT, "{}"))
+
+
+def _run_ids(runs) -> list[str]:
+    """Ids named by datasets, strings, or lists and mappings of these."""
+    if runs is None:
+        return []
+    if isinstance(runs, str):
+        return [runs]
+    if hasattr(runs, "attrs"):  # a Dataset is a Mapping too, so it is asked first
+        return [str(runs.attrs.get("run_id", "unnamed run"))]
+    if isinstance(runs, Mapping):
+        return _run_ids(list(runs.values()))
+    return [run_id for run in runs for run_id in _run_ids(run)]
+
+
+def _runs(ids: list[str]) -> str:
+    return ", ".join(_code(run_id) for run_id in ids) or "none (computed from the models alone)"
+
+
+def _short(value) -> str:
+    """A parameter as one would type it; paths relative to the working folder, so no page names a machine's folders."""
+    if isinstance(value, str):
+        prefix = FITTING if value.startswith(FITTING) else ""
+        path = value.removeprefix(prefix)
+        value = prefix + os.path.relpath(path) if os.path.isabs(path) else value
+    if isinstance(value, list):
+        return f"[{', '.join(_short(item) for item in value)}]"
+    return str(value)
+
+
+def _commit() -> str:
+    from phantomlib.measure.store import commit
+
+    known = commit()
+    if not known:
+        return "not a git checkout"
+    return _code(known.rstrip("+")) + (" with uncommitted changes" if known.endswith("+") else "")
+
+
+def _code(text: str) -> str:
+    return f"<code>{html.escape(text)}</code>" if text else ""

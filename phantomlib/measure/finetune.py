@@ -1,0 +1,154 @@
+"""The fine-tuning engine: contexts × learning rates × seeds advanced together, everything measured at every step.
+
+The loss of a replica is the cross-entropy of its correct token at the last position of its prompt, in nats. Row t of a
+recording is the state *before* update t, so row 0 is the untouched model and row T the final one.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import psutil
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from torch import Tensor
+
+from phantomlib.errors import ParameterError
+from phantomlib.measure.contexts import Resolved
+from phantomlib.measure.models import LanguageModel, add_lora
+from phantomlib.measure.optimizer import BatchedOptimizer
+from phantomlib.measure.recipe import Recipe, check_contexts, check_learning_rates, check_seeds
+from phantomlib.measure.recorder import Recorder, check_extra, label_runs
+from phantomlib.measure.replicas import stack
+
+ENGINE_VERSION = 5  # raised whenever the numbers of a run could change
+# module -> its copies with LoRA by (rank, alpha, seed): to make one takes as long as many steps
+_adapted = WeakKeyDictionary()
+
+
+def finetune(
+    model: LanguageModel,
+    contexts: list[Resolved],
+    learning_rates,
+    recipe: Recipe = Recipe(),
+    *,
+    seeds: tuple[int, ...] = (0,),
+    engine: str = "auto",
+    chunk: int | None = None,
+    extra: Mapping[str, Callable] | None = None,
+    progress: Callable[[int], None] | None = None,
+    run: Callable | None = None,
+) -> xr.Dataset:
+    """Fine-tune one replica per context, learning rate and seed, and record everything.
+
+    Args:
+        model: the checkpoint; it is not changed.
+        contexts: resolved contexts (C of them); each must be outranked by its competitor at step 0.
+        learning_rates: (rates,) for all contexts, (C, rates), or schedules (C, rates, T); positive.
+        recipe: optimiser, method, number of steps.
+        seeds: of the LoRA initialisation. Full fine-tuning of a checkpoint has no randomness.
+        engine: see :func:`phantomlib.measure.replicas.stack`.
+        chunk: replicas advanced together; by default from the size of the model.
+        extra: further quantities to record, by name: functions of probabilities p (R, V), readout E (R, V, d), and ids
+            c (R,) and k (R,) that return one number per replica (R,). The first line of the docstring is the meaning.
+        progress: called with the number of replica-steps just done.
+        run: computes all chunks, as :func:`run_here` does, which is the default; or elsewhere
+            (:func:`phantomlib.measure.cluster.run_there`).
+
+    Returns:
+        Dataset with dimensions (context, rate, seed, step), step = 0..T, the variables of ``RECORDED``,
+        ``learning_rate`` (context, rate) and ``diverged_step`` (-1 if finite throughout). Of a schedule
+        ``learning_rate`` is the largest value, and ``schedule`` (context, rate, step) holds all (nan at step T). From
+        the step of divergence on, values are nan (``rank_correct`` 0). With snapshots also ``spectrum`` (..., snapshot,
+        component), eigenvalues of ρ, and ``phi_trace`` (..., snapshot), Φ computed from ρ by the trace formula.
+    """
+    check_contexts(model, contexts)
+    rates = check_learning_rates(learning_rates, len(contexts), recipe.steps)
+    check_seeds(seeds)
+    if engine not in ("auto", "batch axis", "vmap"):
+        raise ParameterError(f"engine {engine!r} is not known; choose 'auto', 'batch axis' or 'vmap'.")
+    if chunk is not None and (type(chunk) is not int or chunk < 1):
+        raise ParameterError(f"chunk is {chunk!r}; give a number of replicas of at least 1, or None.")
+    extra = check_extra(extra)
+    shape = (len(contexts), rates.shape[1], len(seeds))
+    grid = list(np.ndindex(shape))
+    _, values = trainable(model, recipe, seeds[0])
+    chunk = chunk or chunk_size(sum(v.numel() for v in values.values()), model.device)
+    replicas = [Replica(contexts[c], rates[c, r], seeds[s]) for c, r, s in grid]
+    chunks = [replicas[start : start + chunk] for start in range(0, len(grid), chunk)]
+    parts = (run or run_here)(model, chunks, recipe, engine, extra, progress or (lambda done: None))
+    return label_runs(parts, shape, contexts, rates, seeds, recipe, extra)
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One run of a sweep: a context, a learning rate (or one for each step, (T,)), and the seed of the LoRA start."""
+
+    context: Resolved
+    rate: np.ndarray
+    seed: int
+
+
+def run_here(model, chunks: list[list[Replica]], recipe, engine, extra, progress) -> list[dict[str, np.ndarray]]:
+    """One chunk after the other, in this process."""
+    return [advance(model, chunk, recipe, engine, extra, progress) for chunk in chunks]
+
+
+def trainable(model: LanguageModel, recipe: Recipe, seed: int) -> tuple[torch.nn.Module, dict[str, Tensor]]:
+    """The module to run and the initial values of its trainable tensors; change neither."""
+    if recipe.method == "full":
+        return model.module, dict(model.module.named_parameters())
+    adapted, key = _adapted.setdefault(model.module, {}), (recipe.rank, recipe.alpha, seed)
+    if key not in adapted:
+        adapted[key] = add_lora(model.module, rank=recipe.rank, alpha=recipe.alpha, seed=seed, share=True)
+    module = adapted[key]
+    return module, {name: p for name, p in module.named_parameters() if "lora_" in name}
+
+
+def _embedding(module: torch.nn.Module, geometry: str) -> tuple[str, Tensor]:
+    """Name (as in ``named_parameters``) and value of the matrix whose rows give the overlaps."""
+    layer = module.get_output_embeddings() if geometry == "readout" else module.get_input_embeddings()
+    return next(name for name, p in module.named_parameters() if p is layer.weight), layer.weight
+
+
+def chunk_size(n_trainable: int, device: torch.device) -> int:
+    """Replicas advanced together: on a CPU as many as pay (see the page on speed), if memory allows."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    fitting = max(
+        1, int(free * 0.6 / (24 * n_trainable))
+    )  # weights, two moments, activations; in float64, half as much again
+    return min(fitting, 512 if device.type == "cuda" else max(4, min(64, 64_000_000 // n_trainable)))
+
+
+def advance(model, chunk: list[Replica], recipe, engine, extra, progress) -> dict[str, np.ndarray]:
+    """Run R replicas together for T steps; returns what was recorded, (R, T + 1) each, and snapshots."""
+    seeds = {seed: trainable(model, recipe, seed) for seed in {replica.seed for replica in chunk}}
+    module = seeds[chunk[0].seed][0]  # frozen tensors are the same for every seed
+    stacked = stack(module, [seeds[replica.seed][1] for replica in chunk], engine)
+    readout_name, readout_0 = _embedding(module, recipe.geometry)
+    contexts, device = [replica.context for replica in chunk], model.device
+    rates = torch.tensor(np.stack([replica.rate for replica in chunk])).to(model.readout)
+    longest = max(len(c.prompt_ids) for c in contexts)
+    ids = torch.tensor([[*c.prompt_ids, *[0] * (longest - len(c.prompt_ids))] for c in contexts], device=device)
+    last = torch.tensor([len(c.prompt_ids) - 1 for c in contexts], device=device)
+    c = torch.tensor([x.correct_id for x in contexts], device=device)
+    k = torch.tensor([x.competitor_id for x in contexts], device=device)
+
+    optimizer = BatchedOptimizer(stacked, rates, recipe)  # before E is taken: it moves small parameters to other memory
+    E_0 = readout_0.detach().clone()
+    E = stacked.parameters.get(
+        readout_name, readout_0
+    ).detach()  # (R, V, d) if trained, else (V, d) for all; same memory
+    recorder = Recorder(E_0, E, c, k, recipe, extra)
+    for step in range(recipe.steps + 1):
+        with torch.set_grad_enabled(step < recipe.steps):
+            logits = stacked.logits(ids, last)  # (R, V)
+            loss = F.cross_entropy(logits, c, reduction="none")
+        recorder.record(step, logits.detach(), loss.detach())
+        if step < recipe.steps:
+            recorder.fields["gradient_norm"][:, step] = optimizer.step(loss)
+            progress(len(chunk))
+    optimizer.close()
+    return {name: field.cpu().numpy() for name, field in (recorder.fields | recorder.snapshots).items()}

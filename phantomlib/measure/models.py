@@ -1,0 +1,260 @@
+"""Load a causal language model from the zoo, a folder or the hub; read its readout; add LoRA adapters."""
+
+import copy
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from phantomlib.errors import ModelError, ParameterError
+from phantomlib.measure.contexts import Resolved
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model in evaluation mode, with what identifies it.
+
+    Attributes:
+        name: short name for figures (the last part of the reference).
+        ref: what the user asked for: ``zoo:NAME``, a folder, or a hub id.
+        module: the transformers model (eager attention, no dropout).
+        tokenizer: its tokenizer.
+        fingerprint: hash of configuration and weights in the computing dtype; it identifies the numbers, not the place.
+        revision: the hub commit, or "" for local weights.
+    """
+
+    name: str
+    ref: str
+    module: nn.Module
+    tokenizer: object
+    fingerprint: str
+    revision: str = ""
+
+    @property
+    def readout(self) -> Tensor:
+        """The unembedding matrix E (V, d)."""
+        return self.module.get_output_embeddings().weight
+
+    @property
+    def input_embedding(self) -> Tensor:
+        """The token embedding (V, d); the same tensor as the readout if the model is tied."""
+        return self.module.get_input_embeddings().weight
+
+    @property
+    def tied(self) -> bool:
+        return self.readout is self.input_embedding
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(p.numel() for p in self.module.parameters())
+
+    @property
+    def model_type(self) -> str:
+        return self.module.config.model_type
+
+    @property
+    def device(self) -> torch.device:
+        return self.readout.device
+
+
+def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str | None = None) -> LanguageModel:
+    """Load a checkpoint; safetensors only, never remote code.
+
+    Args:
+        ref: ``zoo:NAME``, a local folder in Hugging Face format, or a hub id.
+        dtype: ``float32`` or ``float64``; half-precision checkpoints are computed in this dtype.
+        device: a torch device, e.g. ``cpu`` or ``cuda``.
+        revision: hub branch, tag or commit.
+
+    Raises:
+        ModelError: unknown, unreachable, without safetensors, damaged, incomplete, or not a causal language model.
+        ParameterError: a dtype or device that cannot be used.
+    """
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ParameterError(f"dtype '{dtype}' is not known; choose one of {', '.join(DTYPES)}.")
+    check_device(device)
+    folder = find(ref)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    options = {"revision": revision, "trust_remote_code": False}
+    source = str(folder or ref)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        module, loaded = AutoModelForCausalLM.from_pretrained(
+            source,
+            use_safetensors=True,
+            dtype=DTYPES[dtype],
+            attn_implementation="eager",
+            output_loading_info=True,
+            **options,
+        )
+    except Exception as error:  # configurations, tokenizers and weights each fail in many ways
+        raise ModelError(_why_not(ref, folder, error)) from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise ModelError(f"'{ref}' has no tokenizer vocabulary; save the model's tokenizer beside its weights.")
+    if loaded["missing_keys"]:
+        missing = ", ".join(sorted(loaded["missing_keys"])[:3])
+        raise ModelError(
+            f"'{ref}' lacks weights that its configuration asks for ({missing}, ...); they would start at random. "
+            "Give a complete causal language model."
+        )
+    if module.get_output_embeddings() is None:
+        raise ModelError(f"'{ref}' has no readout (unembedding) layer; choose a causal language model.")
+    module = module.to(device).eval().requires_grad_(False)
+    _check_causal(module, ref)
+    return LanguageModel(
+        name=Path(os.path.abspath(ref)).name.removeprefix("zoo:"),  # of "." too
+        ref=ref,
+        module=module,
+        tokenizer=tokenizer,
+        fingerprint=fingerprint(module),
+        revision=getattr(module.config, "_commit_hash", None) or "",
+    )
+
+
+def check_device(device: str) -> None:
+    """Raise ParameterError unless torch can compute on ``device`` here."""
+    try:
+        torch.zeros(1, device=torch.device(device)).item()
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ParameterError(f"device '{device}' cannot be used here ({reason}). Use device 'cpu'.") from None
+
+
+def find(ref: str) -> Path | None:
+    """Folder of a zoo or local checkpoint, or None if ``ref`` has the form of a hub id.
+
+    Raises:
+        ModelError: unknown zoo name; no such folder; a folder without configuration or safetensors.
+    """
+    if not isinstance(ref, str) or not ref.strip():
+        raise ModelError(f"A model is named by text such as 'zoo:gpt2-s', a folder or a hub id, not by {ref!r}.")
+    if ref.startswith("zoo:"):
+        from phantomlib.zoo import shipped
+
+        return shipped.path(ref.removeprefix("zoo:"))
+    folder = Path(os.path.expanduser(ref))
+    if not os.path.exists(folder):  # False, too, for text that cannot be a path
+        if ref.startswith((".", "/", "~")) or ref.count("/") > 1:
+            raise ModelError(
+                f"No model folder at '{ref}'. Check the path, or give a hub id (owner/name) or 'zoo:NAME'."
+            )
+        return None
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"'{ref}' has no config.json; give a folder saved with transformers' save_pretrained.")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"'{ref}' holds no .safetensors weights. Pickled weights are not loaded, because they can run code; "
+            "convert them once with save_pretrained(..., safe_serialization=True)."
+        )
+    return folder
+
+
+def _why_not(ref: str, folder: Path | None, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "custom code" in text:
+        return (
+            f"'{ref}' needs its own code, which is never run here; choose a model that transformers itself implements."
+        )
+    if "ignore_mismatched_sizes" in text:
+        return (
+            f"'{ref}' holds weights of other shapes than its config.json asks for; give a folder that belongs together."
+        )
+    if folder is None:
+        if "safetensors" in text:
+            return (
+                f"'{ref}' offers no safetensors weights on the hub. Pickled weights are not loaded; choose another "
+                "revision or model."
+            )
+        if "gated" in text.lower():
+            return f"'{ref}' is gated on the hub; log in with `hf auth login` and accept its terms first."
+        return (
+            f"'{ref}' could not be fetched: either there is no connection to the hub, or no such model. Check the "
+            "name; offline, give a local folder or a zoo model ('zoo:gpt2-s')."
+        )
+    return f"'{ref}' could not be loaded as a causal language model: {text[:300]}"
+
+
+@torch.no_grad()
+def _check_causal(module: nn.Module, ref: str) -> None:
+    """Refuse a model whose logits at a position depend on the next token; padding on the right relies on it."""
+    ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=next(module.parameters()).device)
+    one, other = module(ids, use_cache=False).logits[:, :-1]
+    if not bool(torch.isfinite(one).all()):
+        raise ModelError(f"'{ref}' computes nan or infinite logits; its weights are damaged. Fetch or save it again.")
+    if bool((one - other).norm() > 1e-5 * one.norm()):
+        raise ModelError(f"'{ref}' lets a token see those after it; choose a causal (left-to-right) language model.")
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 (first 16 hex digits) of configuration and weights; equal numbers give equal fingerprints."""
+    digest = hashlib.sha256()
+    config = {k: v for k, v in module.config.to_dict().items() if not k.startswith("_") and k != "transformers_version"}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def share_tensors(module: nn.Module) -> nn.Module:
+    """A copy of the module tree, with its hooks and its configuration, that holds the tensors of the original itself.
+
+    Modules of the copy can be exchanged; move neither it nor the original to another device.
+    """
+    config = copy.copy(module.config)
+    copied = {}
+
+    def of(original: nn.Module | None) -> nn.Module | None:
+        if original is not None and original not in copied:
+            copied[original] = one = object.__new__(type(original))
+            one.__dict__ = {k: v.copy() if isinstance(v, dict) else v for k, v in vars(original).items()}
+            one._modules = {name: of(child) for name, child in original._modules.items()}
+            if vars(original).get("config") is module.config:
+                one.config = config
+        return copied.get(original)
+
+    return of(module)
+
+
+def add_lora(module: nn.Module, *, rank: int, alpha: float, seed: int, share: bool = False) -> nn.Module:
+    """A copy of ``module`` with LoRA adapters (Hu et al. 2021) on every linear layer except the readout.
+
+    Only tensors whose name holds ``lora_`` are trainable. B starts at zero, so the function starts unchanged; A is
+    drawn from ``seed`` without touching the global random state. With ``share`` the frozen tensors are those of
+    ``module`` (:func:`share_tensors`), which must be frozen already.
+    """
+    import warnings
+
+    from peft import LoraConfig, get_peft_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # peft draws on the CPU and then moves to the device
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
+        )
+        # transformers' Conv1D stores its weight transposed; peft warns and then takes care of it layer by layer
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            copied = share_tensors(module) if share else copy.deepcopy(module)
+            return get_peft_model(copied, config, autocast_adapter_dtype=False).eval()
+
+
+@torch.no_grad()
+def next_token_logits(model: LanguageModel, contexts: list[Resolved]) -> Tensor:
+    """Logits (C, V) of the token after each prompt, before any training."""
+    return torch.stack(
+        [
+            model.module(torch.tensor([c.prompt_ids], device=model.device), use_cache=False).logits[0, -1]
+            for c in contexts
+        ]
+    )

@@ -1,0 +1,171 @@
+"""What is recorded at every step of a run, and the labelled dataset that holds it."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from phantomlib.errors import ParameterError
+from phantomlib.measure import order_parameter
+from phantomlib.measure.recipe import Recipe
+
+# what is recorded at every step: name -> (unit, meaning)
+RECORDED = {
+    "cross_entropy": ("nat", "-log p_c"),
+    "logit_gap": ("nat", "z_c - z_k"),
+    "p_correct": ("1", "probability of the correct token"),
+    "p_competitor": ("1", "probability of the competitor"),
+    "rank_correct": ("1", "1 + number of tokens with a larger logit than the correct one; 0 after divergence"),
+    "phi": ("1", "order parameter, signal + drag"),
+    "signal": ("1", "(p_c - p_k)(1 - g_ck^2)"),
+    "drag": ("1", "sum over other tokens of p_i (g_ci^2 - g_ki^2)"),
+    "overlap": ("1", "g_ck, cosine of the readout rows of the two tokens"),
+    "readout_drift": ("1", "Frobenius norm of E_t - E_0 relative to that of E_0"),
+    "readout_unchanged": ("1", "1 if E_t equals E_0 bit for bit, else 0"),
+    "gradient_norm": ("nat", "Euclidean norm of the loss gradient over the trainable parameters; nan at the last step"),
+    "phi_readout_part": ("1", "part of phi_t - phi_(t-1) carried by the change of p"),
+    "phi_geometry_part": ("1", "part of phi_t - phi_(t-1) carried by the change of the overlaps"),
+}
+
+
+def check_extra(extra: Mapping[str, Callable] | None) -> dict[str, Callable]:
+    """Further quantities by name; ParameterError unless the names are new and the values are functions."""
+    extra = dict(extra or {})
+    for name, function in extra.items():
+        if not isinstance(name, str) or not name.isidentifier() or name in RECORDED or not callable(function):
+            raise ParameterError(
+                f"extra holds {name!r}: {function!r}; give functions of (p, E, c, k) under names that are not recorded "
+                "already, such as {'entropy': entropy}."
+            )
+    return extra
+
+
+class Recorder:
+    """Writes each step's measurements into tensors (R, T + 1) on the device; nothing is read back before the end."""
+
+    def __init__(self, E_0: Tensor, E: Tensor, c: Tensor, k: Tensor, recipe: Recipe, extra: dict):
+        self.E_0, self.E, self.c, self.k, self.recipe, self.extra = E_0, E, c, k, recipe, extra
+        self.pair = torch.stack([c, k], -1)  # (R, 2)
+        self.trained = E.dim() == 3
+        self.norm_0 = E_0.norm()
+        self.moved = torch.empty_like(E)  # memory for E - E_0
+        replicas = len(c)
+        self.fields = {name: E_0.new_full((replicas, recipe.steps + 1), math.nan) for name in [*RECORDED, *extra]}
+        self.h = self.g_ck = self.previous = None
+        d, n = E_0.shape[1], len(recipe.snapshots)
+        self.snapshots = (
+            {"spectrum": E_0.new_zeros((replicas, n, d)), "phi_trace": E_0.new_zeros((replicas, n))} if n else {}
+        )
+
+    def record(self, step: int, logits: Tensor, loss: Tensor) -> None:
+        """``logits`` (R, V) and ``loss`` (R,) of the state before update ``step``."""
+        p = logits.softmax(-1)
+        z_pair, p_pair = logits.gather(1, self.pair), p.gather(1, self.pair)
+        if self.h is None or self.trained:  # a frozen readout keeps its overlaps
+            self._measure_geometry()
+        signal, drag = order_parameter.split(p, self.h, self.c, self.k, self.g_ck, self.recipe.exponent)
+        moved = torch.sub(self.E, self.E_0, out=self.moved)
+        values = {
+            "cross_entropy": loss,
+            "logit_gap": z_pair[:, 0] - z_pair[:, 1],
+            "p_correct": p_pair[:, 0],
+            "p_competitor": p_pair[:, 1],
+            "rank_correct": 1 + (logits > z_pair[:, :1]).sum(1),
+            "phi": signal + drag,
+            "signal": signal,
+            "drag": drag,
+            "overlap": self.g_ck,
+            "readout_drift": torch.linalg.vector_norm(moved, dim=(-2, -1)) / self.norm_0,
+            "readout_unchanged": self._unchanged(),
+        }
+        if self.previous is not None:  # Φ is bilinear in p and h, so its change splits exactly
+            p_0, h_0 = self.previous
+            values["phi_readout_part"] = ((p - p_0) * (self.h + h_0)).sum(1) / 2
+            values["phi_geometry_part"] = ((self.h - h_0) * (p + p_0)).sum(1) / 2
+        self.previous = p, self.h
+        for name, function in self.extra.items():
+            values[name] = function(p, self._rows(), self.c, self.k)
+        for name, value in values.items():
+            self.fields[name][:, step] = value
+        if step in self.recipe.snapshots:
+            self._snapshot(self.recipe.snapshots.index(step), p)
+
+    def _unchanged(self) -> Tensor:
+        """Whether E equals E_0 bit for bit (R,), or one answer for all."""
+        if self.E.is_cuda:  # torch.equal would wait for the device
+            return (self.E == self.E_0).all(-1).all(-1)
+        return torch.tensor([torch.equal(E, self.E_0) for E in self.E.view(-1, *self.E_0.shape)])
+
+    def _rows(self) -> Tensor:
+        """E (R, V, d); a frozen readout is the same memory for all."""
+        return self.E if self.trained else self.E.expand(len(self.c), -1, -1)
+
+    def _measure_geometry(self) -> None:
+        g = order_parameter.overlaps(self._rows(), self.pair)  # (R, V, 2)
+        self.h = order_parameter.contrast(g, self.recipe.exponent)
+        self.g_ck = g[torch.arange(len(g), device=g.device), self.k, 0]
+
+    def _snapshot(self, index: int, p: Tensor) -> None:
+        """Eigenvalues of ρ, and Φ from ρ itself: a path that shares nothing with signal and drag."""
+        E = self._rows()
+        finite = torch.isfinite(p).all(1) & torch.isfinite(E).flatten(1).all(1)  # eigenvalue routines refuse nan
+        rho = order_parameter.density_matrix(p.nan_to_num(0.0), E.nan_to_num(0.0, 0.0, 0.0))
+        e = order_parameter.normalise(torch.take_along_dim(E, self.pair[..., None], 1))
+        gone = torch.where(finite, 0.0, math.nan).to(p.dtype)
+        self.snapshots["spectrum"][:, index] = order_parameter.spectrum(rho) + gone[:, None]
+        self.snapshots["phi_trace"][:, index] = order_parameter.order_parameter_by_trace(rho, e[:, 0], e[:, 1]) + gone
+
+
+def label_runs(parts, shape, contexts, rates, seeds, recipe, extra) -> xr.Dataset:
+    recorded = RECORDED | {name: ("1", _meaning(function)) for name, function in extra.items()}
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    fields = {name: joined[name].reshape(*shape, -1) for name in recorded}
+    finite = np.isfinite(fields["cross_entropy"]) & np.isfinite(fields["logit_gap"]) & np.isfinite(fields["phi"])
+    alive = np.logical_and.accumulate(finite, axis=-1)  # once diverged, always diverged
+    diverged = np.where(alive.all(-1), -1, alive.argmin(-1))
+    dims = ("context", "rate", "seed", "step")
+    data = {}
+    for name, (unit, meaning) in recorded.items():
+        values = np.where(alive, fields[name], np.nan)
+        if name in ("rank_correct", "readout_unchanged"):
+            values = np.nan_to_num(values).astype("int32" if name == "rank_correct" else "int8")
+        data[name] = (dims, values, {"units": unit, "long_name": meaning})
+    data["diverged_step"] = (
+        dims[:3],
+        diverged.astype("int32"),
+        {"units": "1", "long_name": "first non-finite step, or -1"},
+    )
+    if recipe.snapshots:
+        n, d = joined["spectrum"].shape[1:]
+        data["spectrum"] = (
+            (*dims[:3], "snapshot", "component"),
+            joined["spectrum"].reshape(*shape, n, d),
+            {"units": "1"},
+        )
+        data["phi_trace"] = ((*dims[:3], "snapshot"), joined["phi_trace"].reshape(*shape, n), {"units": "1"})
+    coords = {
+        "context": [c.id for c in contexts],
+        "seed": list(seeds),
+        "step": np.arange(recipe.steps + 1),
+        "learning_rate": (
+            ("context", "rate"),
+            rates if rates.ndim == 2 else rates.max(-1),
+            {"units": "1", "long_name": f"learning rate of {recipe.optimizer}"},
+        ),
+        "correct": ("context", [c.context.correct for c in contexts]),
+        "competitor": ("context", [c.context.competitor for c in contexts]),
+    }
+    if rates.ndim == 3:  # the last state has no update
+        data["schedule"] = (dims[:2] + dims[3:], np.pad(rates, ((0, 0), (0, 0), (0, 1)), constant_values=np.nan))
+    if recipe.snapshots:
+        coords["snapshot"] = list(recipe.snapshots)
+    attrs = {f"recipe_{key}": value for key, value in asdict(recipe).items() if key != "snapshots"}
+    return xr.Dataset(data, coords, attrs)
+
+
+def _meaning(function: Callable) -> str:
+    return (function.__doc__ or "").strip().partition("\n")[0]

@@ -1,0 +1,295 @@
+"""The store: one labelled netCDF file per run, named by everything that determines its numbers.
+
+A run file is an ordinary netCDF-4 dataset (``xarray.open_dataset(path)``, or any netCDF reader). It is written to a
+temporary name, then renamed, so a file that has its name is complete. Several processes may share a store.
+"""
+
+import hashlib
+import inspect
+import json
+import os
+import platform
+import resource
+import subprocess
+import tempfile
+import textwrap
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+from filelock import FileLock
+
+from phantomlib.errors import ParameterError, StoreError
+from phantomlib.measure import cluster
+from phantomlib.measure.contexts import Resolved
+from phantomlib.measure.finetune import ENGINE_VERSION, finetune
+from phantomlib.measure.models import LanguageModel
+from phantomlib.measure.recipe import Recipe, check_contexts, check_learning_rates, check_seeds
+from phantomlib.measure.recorder import check_extra
+from phantomlib.progress import track
+
+PACKAGES = ("torch", "transformers", "peft", "numpy", "xarray")
+
+
+class Store:
+    """A folder of finished runs.
+
+    Args:
+        root: the folder; made if absent.
+
+    Raises:
+        StoreError: the folder cannot be made or written to.
+    """
+
+    def __init__(self, root: str | Path):
+        self.root = Path(os.path.expanduser(root))
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except (OSError, ValueError) as error:  # ValueError: text that cannot be a path
+            raise StoreError(
+                f"The store folder '{root}' cannot be written to ({getattr(error, 'strerror', error)}). Choose another "
+                "with the parameter 'store'."
+            ) from None
+
+    def run(
+        self,
+        model: LanguageModel,
+        contexts: list[Resolved],
+        learning_rates,
+        recipe: Recipe = Recipe(),
+        *,
+        seeds: tuple[int, ...] = (0,),
+        extra: Mapping[str, Callable] | None = None,
+    ) -> xr.Dataset:
+        """The dataset of :func:`phantomlib.measure.finetune.finetune`, from disk if it was computed before.
+
+        Functions in ``extra`` are part of the run's key by their source text; what they use from outside is not.
+
+        The attributes hold the ``run_id``, the model's fingerprint, all parameters, commit, package versions, device,
+        seconds and peak memory (bytes).
+        """
+        rates = check_learning_rates(learning_rates, len(contexts), recipe.steps)
+        check_seeds(seeds)
+        spec = specification(model, contexts, rates, recipe, seeds, extra)
+        path = self.root / f"{model.name}-{recipe.method}-{recipe.optimizer}-{run_id(spec)}.nc"
+        if not path.exists():
+            check_contexts(model, contexts)  # before anything is left on the disk
+        with FileLock(path.with_suffix(".lock")):
+            dataset = self._read(path)
+            if dataset is None:
+                dataset = self._compute(path, spec, model, contexts, rates, recipe, seeds, extra)
+        return dataset
+
+    def open(self, identifier: str) -> xr.Dataset:
+        """The finished run with this ``run_id``.
+
+        Raises:
+            StoreError: there is none.
+        """
+        for path in self.root.glob(f"*-{identifier}.nc"):
+            dataset = self._read(path)
+            if dataset is not None:
+                return dataset
+        raise StoreError(f"No run '{identifier}' in '{self.root}'. Run the notebook that makes it first.")
+
+    def has(self, identifier: str) -> bool:
+        """Whether a finished run with this ``run_id`` is there."""
+        return any(self.root.glob(f"*-{identifier}.nc"))
+
+    def remember(
+        self, kind: str, key: list, model, contexts, recipe, compute: Callable[[], dict], *, seeds=(), holds=None
+    ) -> dict:
+        """What ``compute`` returns, from the folder ``kind`` of the store if it was computed before.
+
+        Args:
+            kind: what it is, the folder's name.
+            key: whatever it depends on besides the next three and ``seeds``; plain JSON types.
+            model, contexts, recipe: as in :meth:`run`.
+            compute: gives plain JSON types.
+            seeds: of the LoRA initialisation.
+            holds: whether something remembered still counts; all does if None.
+
+        Raises:
+            StoreError: it cannot be saved.
+        """
+        spec = specification(model, contexts, np.zeros((len(contexts), 0)), recipe, seeds)
+        digest = hashlib.sha256(json.dumps([*key, spec], sort_keys=True).encode()).hexdigest()[:12]
+        path = self.root / kind / f"{model.name}-{recipe.optimizer}-{digest}.json"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _not_saved(path, error) from error
+        with FileLock(path.with_suffix(".lock")):
+            found = _read_json(path)
+            if found is None or (holds and not holds(found)):
+                found = compute()
+                write_json(path, found)
+        return found
+
+    def _compute(self, path, spec, model, contexts, rates, recipe, seeds, extra) -> xr.Dataset:
+        label = f"{model.name}, {recipe.method}, {recipe.optimizer}"
+        started = time.perf_counter()
+        with track(label, rates.size * len(seeds) * recipe.steps) as advance:
+            options = {"seeds": seeds, "extra": extra, "progress": advance, "run": cluster.runner()}
+            dataset = finetune(model, contexts, rates, recipe, **options)
+        dataset.attrs |= {
+            "run_id": run_id(spec),
+            "specification": json.dumps(spec),
+            "model": model.name,
+            "model_ref": model.ref,
+            "model_revision": model.revision,
+            "n_parameters": model.n_parameters,
+            "tied_readout": int(model.tied),
+            "seconds": time.perf_counter() - started,
+            "peak_memory_bytes": _peak_memory(model.device),
+            "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.machine(),
+            "commit": commit(),
+            "versions": json.dumps({name: version(name) for name in PACKAGES}),
+        }
+        dataset.attrs["checksum"] = checksum(dataset)
+        self._write(path, dataset)
+        return dataset
+
+    def _write(self, path: Path, dataset: xr.Dataset) -> None:
+        temporary = path.with_suffix(".tmp")  # one writer at a time: the run is locked
+        try:
+            temporary.write_bytes(dataset.to_netcdf(engine="netcdf4"))  # HDF5 itself may crash on a full disk
+            os.replace(temporary, path)
+        except OSError as error:
+            raise _not_saved(path, error) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _read(self, path: Path) -> xr.Dataset | None:
+        """The stored run, or None if there is none; a file that cannot be read is set aside."""
+        if not path.exists():
+            return None
+        try:
+            dataset = xr.load_dataset(path, engine="netcdf4")
+            if path.stem.endswith(dataset.attrs["run_id"]) and dataset.attrs["checksum"] == checksum(dataset):
+                return dataset
+        except Exception:  # the reader raises many kinds for a damaged file
+            pass
+        _set_aside(path)
+        return None
+
+
+def _read_json(path: Path) -> dict | None:
+    """What is remembered, or None if nothing is; a file that cannot be read is set aside."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        _set_aside(path)
+        return None
+
+
+def _set_aside(path: Path) -> None:
+    aside = path.with_suffix(f".damaged-{time.time_ns()}")
+    os.replace(path, aside)
+    warnings.warn(f"{path.name} is damaged; it was set aside as {aside.name} and is computed again.", stacklevel=4)
+
+
+def _not_saved(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"{path.name} could not be saved ({error}). Free some space or choose another folder with the parameter "
+        "'store', and start again: finished runs are kept."
+    )
+
+
+def specification(model: LanguageModel, contexts: list[Resolved], rates, recipe: Recipe, seeds, extra=None) -> dict:
+    """Everything that determines a run's numbers and labels, as plain JSON types."""
+    extras = {"extra": {name: _source(function) for name, function in check_extra(extra).items()}} if extra else {}
+    return extras | {
+        "engine": ENGINE_VERSION,
+        "model": model.fingerprint,
+        "name": model.name,
+        "dtype": str(model.readout.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "contexts": [
+            [
+                c.id,
+                c.context.prompt,
+                c.context.correct,
+                c.context.competitor,
+                list(c.prompt_ids),
+                c.correct_id,
+                c.competitor_id,
+            ]
+            for c in contexts
+        ],
+        "learning_rates": rates.tolist(),
+        "recipe": json.loads(json.dumps(asdict(recipe))),
+        "seeds": list(seeds),
+    }
+
+
+def _source(function: Callable) -> str:
+    try:
+        return textwrap.dedent(inspect.getsource(function))
+    except (OSError, TypeError):
+        raise ParameterError(
+            f"{function!r} has no source text to name the run by; define it with def, in a file or a cell."
+        ) from None
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a file that is complete once it has its name; StoreError if it cannot be saved."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _not_saved(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def run_id(specification: dict) -> str:
+    """Twelve hex digits of the SHA-256 of a specification."""
+    return hashlib.sha256(json.dumps(specification, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def checksum(dataset: xr.Dataset) -> str:
+    """SHA-256 of all names, values and attributes but ``checksum``; the same for a dataset and for its file."""
+    digest = hashlib.sha256()
+    for name, variable in [("", dataset), *sorted(dataset.variables.items())]:
+        attributes = {key: value for key, value in variable.attrs.items() if key != "checksum"}
+        label = [name, *map(str, variable.dims), attributes]
+        digest.update(json.dumps(label, sort_keys=True, default=lambda number: number.item()).encode())
+        if name:
+            text = variable.dtype.kind not in "biuf"
+            digest.update(json.dumps(variable.values.tolist()).encode() if text else variable.values.tobytes())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=1)  # what this process has loaded stays the same
+def commit() -> str:
+    """The commit of this package's source, with ``+`` if files differ from it; empty outside a repository."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head + ("+" if changed.strip() else "")
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

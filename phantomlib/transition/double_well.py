@@ -1,0 +1,83 @@
+"""A control on which the tests must fail: gradient descent in a double well."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from phantomlib.measure.contexts import Context, Resolved
+from phantomlib.measure.recipe import Recipe, check_learning_rates
+from phantomlib.transition.examine import Examination, examine
+
+
+@dataclass(frozen=True)
+class DoubleWell:
+    """Something that does have two branches, to see that the tests can fail: gradient descent in a double well.
+
+    The "loss" is ``U(Δ) = (Δ² - 1)² / 4``, minima at ±1. A replica starts on the outer slope at ``Δ_0 < -1``. Small
+    steps roll into the left well and stay; from the learning rate ``1 / (Δ_0² - 1)`` on, the first step throws it
+    over the barrier. Probabilities are a softmax over the two tokens, with a fixed overlap 0.6.
+
+    Attributes:
+        starts: Δ_0 of each context, by id.
+    """
+
+    starts: Mapping[str, float]
+
+    @classmethod
+    def examined(cls, steps: int, starts: int = 10, multiple: float = 1.5) -> Examination:
+        """Tests (i) to (v) on replicas started evenly between -2.4 and -1.6, jumping at ``multiple`` critical rates."""
+        toy = cls({f"well-{i}": float(x) for i, x in enumerate(np.linspace(-2.4, -1.6, starts))})
+        recipe, multiples = Recipe(optimizer="sgd", steps=steps), (0.3, 0.7, multiple)
+        return examine(
+            toy, None, toy.contexts(), toy.critical_rates(), recipe, multiples=multiples, counted=multiples[-1:]
+        )
+
+    def critical_rates(self) -> np.ndarray:
+        """The exact critical learning rates (C,)."""
+        return 1 / (np.array(list(self.starts.values())) ** 2 - 1)
+
+    @staticmethod
+    def energy(gap: np.ndarray) -> np.ndarray:
+        return (gap**2 - 1) ** 2 / 4
+
+    @staticmethod
+    def slope(gap: np.ndarray) -> np.ndarray:
+        return gap**3 - gap
+
+    def contexts(self) -> list[Resolved]:
+        return [Resolved(Context(name, "a double well", "right", "left"), (0,), 0, 1) for name in self.starts]
+
+    def run(self, model, contexts: list[Resolved], learning_rates, recipe: Recipe) -> xr.Dataset:
+        """As :meth:`phantomlib.measure.store.Store.run`, with SGD whatever the recipe's optimiser."""
+        rates = check_learning_rates(learning_rates, len(contexts), recipe.steps)
+        each = np.broadcast_to(rates if rates.ndim == 3 else rates[..., None], (*rates.shape[:2], recipe.steps))
+        gap = np.empty((*rates.shape[:2], recipe.steps + 1))
+        gap[..., 0] = np.array([self.starts[c.id] for c in contexts])[:, None]
+        for t in range(recipe.steps):
+            x = np.clip(gap[..., t], -1e6, 1e6)
+            gap[..., t + 1] = x - each[..., t] * self.slope(x)
+        overlap = 0.6
+        phi = np.tanh(gap / 2) * (1 - overlap**2)
+        dims = ("context", "rate", "seed", "step")
+        fields = {
+            "logit_gap": gap,
+            "cross_entropy": self.energy(gap),
+            "phi": phi,
+            "phi_readout_part": np.diff(phi, prepend=np.nan),
+            "phi_geometry_part": np.diff(np.zeros_like(phi), prepend=np.nan),
+            "overlap": np.full_like(phi, overlap),
+            "readout_drift": np.zeros_like(phi),
+            "readout_unchanged": np.ones_like(phi, dtype=int),
+        }
+        return xr.Dataset(
+            {name: (dims, values[:, :, None]) for name, values in fields.items()},
+            {
+                "context": [c.id for c in contexts],
+                "seed": [0],
+                "step": np.arange(recipe.steps + 1),
+                "learning_rate": (("context", "rate"), each.max(-1)),
+            },
+            {"run_id": "double-well"},
+        )

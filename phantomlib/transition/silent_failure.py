@@ -1,0 +1,94 @@
+"""Which runs failed silently, and how.
+
+Source: definitions of silent, kinematic and structural failure as the book reconstructs them from arXiv 2606.07559.
+"""
+
+import pandas as pd
+import xarray as xr
+
+ROUNDING = 1e-5  # nats; a rise of cross-entropy below this is float32 noise
+DRAG_WORSENS = 1e-3  # fall of the drag above which a failure is structural; noise lies below it
+
+
+def overtakes(runs: xr.Dataset) -> xr.DataArray:
+    """Whether the correct token outranks its competitor (logit gap > 0) at some step; (context, rate, seed)."""
+    return (runs.logit_gap > 0).any("step")
+
+
+def silent(runs: xr.Dataset, least_fall: float = 0.0) -> xr.DataArray:
+    """Silent failure: cross-entropy never rises and ends lower, yet the correct token never overtakes.
+
+    Args:
+        runs: dataset of :func:`phantomlib.measure.finetune.finetune`.
+        least_fall: how much lower, in nats, cross-entropy must end.
+
+    Returns:
+        boolean (context, rate, seed); a diverged run is not silent.
+    """
+    loss = runs.cross_entropy
+    never_rises = (loss.diff("step") <= ROUNDING).all("step")
+    falls = loss.isel(step=0) - loss.isel(step=-1)
+    return never_rises & (falls > least_fall) & ~overtakes(runs) & (runs.diverged_step < 0)
+
+
+def drag_fall(runs: xr.Dataset) -> xr.DataArray:
+    """``D_0 - D_T`` (context, rate, seed): positive if the drag worsened."""
+    return runs.drag.isel(step=0) - runs.drag.isel(step=-1)
+
+
+def failure_mode(runs: xr.Dataset, drag_worsens: float = DRAG_WORSENS) -> xr.DataArray:
+    """``kinematic``, ``structural``, ``overtakes``, ``diverged`` or ``other`` for each run; strings (context, rate, seed).
+
+    Kinematic: silent, and the drag does not fall by more than ``drag_worsens``. Structural: silent, and it does.
+    """
+    structural = drag_fall(runs) > drag_worsens
+    silently = xr.where(structural, "structural", "kinematic")
+    rest = xr.where(overtakes(runs), "overtakes", "other")
+    return xr.where(runs.diverged_step >= 0, "diverged", xr.where(silent(runs), silently, rest))
+
+
+def clearest_failure(runs: xr.Dataset, failed: xr.DataArray) -> xr.Dataset:
+    """The failed run whose cross-entropy falls most (over all runs if none failed); variables over step."""
+    fall = runs.cross_entropy.isel(step=0) - runs.cross_entropy.isel(step=-1)
+    fall = fall.where(runs.diverged_step < 0, -1.0)
+    chosen = (fall.where(failed, -1.0) if bool(failed.any()) else fall).argmax(...)
+    return runs.isel(chosen)
+
+
+def fewest_silent_contexts(grids: list[xr.Dataset], least_fall: float) -> int:
+    """Over the models' grids of runs: the smallest number of contexts that fail silently at one or more rates."""
+    return min(int(silent(runs, least_fall).any(["rate", "seed"]).sum()) for runs in grids)
+
+
+def tally(grids: list[xr.Dataset], least_fall: float) -> dict[str, int]:
+    """Over the models' grids of runs: how many failed silently, overtook, fell by too little to count, or did anything else."""
+    counts = dict.fromkeys(
+        ("failed silently", "overtook", "fell by too little to count", "rose at some step or diverged"), 0
+    )
+    for runs in grids:
+        failed, quiet, won = silent(runs, least_fall), silent(runs), overtakes(runs)
+        kinds = (failed, won, quiet & ~failed, ~won & ~quiet)
+        for name, kind in zip(counts, kinds, strict=True):
+            counts[name] += int(kind.sum())
+    return counts
+
+
+def failure_table(runs: xr.Dataset, drag_worsens: float = DRAG_WORSENS) -> pd.DataFrame:
+    """One row per run: context, learning_rate, mode, final signal, fall of the drag, and the drag's two factors.
+
+    The factors are the bulk mass ``1 - p_c - p_k`` and the mean bulk contrast ``drag / bulk mass``, at start and end.
+    """
+    bulk = 1 - runs.p_correct - runs.p_competitor
+    contrast = runs.drag / bulk.where(bulk > 0)
+    columns = {
+        "mode": failure_mode(runs, drag_worsens),
+        "signal": runs.signal.isel(step=-1, drop=True),
+        "drag_fall": drag_fall(runs),
+        "overlap": runs.overlap.isel(step=0, drop=True),
+        "bulk_mass_start": bulk.isel(step=0, drop=True),
+        "bulk_mass_end": bulk.isel(step=-1, drop=True),
+        "contrast_start": contrast.isel(step=0, drop=True),
+        "contrast_end": contrast.isel(step=-1, drop=True),
+    }
+    frame = xr.Dataset(columns).to_dataframe().reset_index()
+    return frame[["context", "learning_rate", "seed", *columns]]

@@ -1,0 +1,227 @@
+"""Diagnosis before training: every architecture, predictions against measured outcomes, the command."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import ARCHITECTURES, contexts, model
+from typer.testing import CliRunner
+
+from phantomlib.advise.diagnosis import check_diagnosis, diagnose, propose
+from phantomlib.advise.report import diagnosis_as_text
+from phantomlib.cli import app
+from phantomlib.critical import coarse_run
+from phantomlib.critical.coarse_run import CLOSE, OVERTAKES, SILENT, UNKNOWN, Estimate, estimate_critical_rate
+from phantomlib.critical.search import critical_rates
+from phantomlib.errors import ContextError, ParameterError, PhantomError
+from phantomlib.figures.diagnosis import diagnosis_figure
+from phantomlib.measure import models
+from phantomlib.measure.contexts import load_contexts, resolve
+from phantomlib.measure.finetune import finetune
+from phantomlib.measure.order_parameter import density_matrix, normalise, order_parameter_by_trace
+from phantomlib.measure.recipe import Recipe
+from phantomlib.measure.store import Store
+from phantomlib.zoo import shipped
+
+RECORDED = {
+    "rank": "rank_correct", "p_correct": "p_correct", "p_competitor": "p_competitor", "gap": "logit_gap",
+    "overlap": "overlap", "phi": "phi", "signal": "signal", "drag": "drag",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_from_diagnosis_to_outcome(architecture):
+    """With T = 4 the rehearsal is the fine-tune, so the prediction must be right for any model at all."""
+    plain = model(architecture)
+    context = contexts(plain)[0]
+    recipe = Recipe(rank=4, steps=4)
+    found = diagnose(plain, context, recipe, learning_rate=1e-4)
+    for method, estimate in (("full", found.critical), ("lora", found.critical_lora)):
+        run = finetune(plain, [context], [estimate.low, estimate.high], replace(recipe, method=method))
+        assert (run.logit_gap > 0).any("step").values.ravel().tolist() == [False, True]
+        before = run.isel(context=0, rate=0, seed=0, step=0)
+        for name, recorded in RECORDED.items():
+            assert getattr(found, name) == pytest.approx(float(before[recorded]), rel=1e-9, abs=1e-12), name
+    assert found.bulk_mass == pytest.approx(1 - found.p_correct - found.p_competitor)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_check_measures_what_was_predicted(method, tmp_path):
+    plain = model("GPTNeoX")
+    context = contexts(plain)[0]
+    recipe = Recipe(method=method, rank=4, steps=4)
+    for rate in (1e-5, 1.0):
+        found = diagnose(plain, context, recipe, learning_rate=rate)
+        outcome = check_diagnosis(plain, context, recipe, found, Store(tmp_path))
+        assert outcome.inside and outcome.critical_rate == pytest.approx(found.critical.rate, rel=0.01)
+        assert (outcome.first_step is not None) == (found.outcome == OVERTAKES)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_order_parameter_of_the_diagnosis_is_the_trace(tied):
+    plain = model("GPT2", tied=tied)
+    context = contexts(plain)[0]
+    found = diagnose(plain, context, Recipe(steps=4))
+    p = plain.module(torch.tensor([context.prompt_ids])).logits[0, -1].softmax(-1)
+    e = normalise(plain.readout)
+    trace = order_parameter_by_trace(density_matrix(p, plain.readout), e[context.correct_id], e[context.competitor_id])
+    assert found.phi == pytest.approx(float(trace), abs=1e-12)
+
+
+def test_kinematic_number_and_outcomes():
+    plain = model("GPT2")
+    context = contexts(plain)[0]
+    critical = diagnose(plain, context, Recipe(steps=8)).critical
+    rates = {SILENT: critical.low * 0.5, CLOSE: critical.rate, OVERTAKES: critical.high * 2}
+    found = {name: diagnose(plain, context, Recipe(steps=8), rate) for name, rate in rates.items()}
+    for name, one in found.items():
+        assert one.outcome == name
+        assert one.kinematic_number == pytest.approx(rates[name] * 8 * one.velocity / abs(one.gap))
+    assert "without ever preferring" in found[SILENT].verdict and "too close" in found[CLOSE].verdict
+    assert "after about 4 steps" in found[OVERTAKES].verdict
+    assert Estimate(math.nan, math.nan, math.nan).outcome(1.0) == UNKNOWN
+
+
+def test_what_the_verdict_advises_works():
+    plain = model("Llama")
+    context = contexts(plain, place=8)[0]
+    recipe = Recipe(steps=8)
+    critical = diagnose(plain, context, recipe).critical
+    verdict = diagnose(plain, context, recipe, 0.4 * critical.rate).verdict
+    advice = verdict.split("Try ")[1]
+    rate, steps = float(advice.split(",")[0]), int(advice.split("or ")[1].split()[0])
+    for used in ((rate, recipe), (0.4 * critical.rate, Recipe(steps=steps))):
+        assert float(finetune(plain, [context], [used[0]], used[1]).logit_gap.max()) > 0
+
+
+@pytest.mark.parametrize(
+    "name, optimizer, method",
+    [("gpt2-s", "adam", "full"), ("neox-s", "sgd", "full"), ("neox-s", "adam", "lora"), ("gpt2-s", "sgd", "lora")],
+)
+def test_stated_uncertainty_holds_on_the_zoo(name, optimizer, method, tmp_path):
+    """At least nine of ten contexts; T = 12 lies between the budgets at which the errors were measured."""
+    loaded = models.load(f"zoo:{name}")
+    ten = [resolve(context, loaded.tokenizer) for context in load_contexts()]
+    recipe = Recipe(optimizer=optimizer, method=method, steps=12)
+    measured = critical_rates(Store(tmp_path), loaded, ten, recipe).critical_rate.values
+    inside = [
+        e.low <= rate <= e.high for e, rate in zip(estimate_critical_rate(loaded, ten, recipe), measured, strict=True)
+    ]
+    assert sum(inside) >= 9
+
+
+def test_constants_were_measured_on_the_shipped_weights():
+    """After retraining the zoo: phantom zoo constants."""
+    found = coarse_run.load_constants()["made_by"]["models"]
+    assert list(found) == list(shipped.NAMES) and shipped.HELD_OUT not in json.dumps(coarse_run.load_constants())
+    assert {name: models.load(f"zoo:{name}").fingerprint for name in shipped.NAMES} == found
+
+
+def test_summary_of_errors():
+    found = coarse_run.summarise_errors({"a": [0.1, 0.3], "b": [-0.2, 0.2], "c": [0.4]})
+    assert found.centre == pytest.approx((0.2 + 0.0 + 0.4) / 3)
+    assert found.largest == pytest.approx(0.5)  # b's -0.2 against the mean 0.3 of a and c
+    assert found.range == pytest.approx((math.exp(-0.2), math.exp(0.4)))
+
+
+def test_constants_are_measured_and_written(tmp_path):
+    measured = coarse_run.measure_errors(
+        [model("GPT2"), model("GPTNeoX")], contexts, Store(tmp_path / "runs"), budgets=(6,)
+    )
+    path = coarse_run.write_constants(measured, tmp_path / "constants.json")
+    coarse_run.load_constants.cache_clear()
+    again = json.loads(path.read_text())
+    assert again == measured and set(again["errors"]) == {"adam-full", "adam-lora", "sgd-full", "sgd-lora"}
+    exact = critical_rates(Store(tmp_path / "runs"), model("GPT2"), contexts(model("GPT2")), Recipe(steps=6))
+    coarse = critical_rates(
+        Store(tmp_path / "runs"), model("GPT2"), contexts(model("GPT2")), coarse_run.rehearsal(Recipe(steps=6))
+    )
+    ratio = (exact.critical_rate * 6 / (coarse.critical_rate * 4)).values
+    written = again["errors"]["adam-full"]["6"]["rehearsal"]["tiny-GPT2"]
+    assert [math.exp(x) for x in written] == pytest.approx(ratio.tolist(), rel=1e-3)
+
+
+def test_a_missing_table_says_how_to_make_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(coarse_run, "CONSTANTS", tmp_path / "constants.json")
+    coarse_run.load_constants.cache_clear()
+    with pytest.raises(PhantomError, match="phantom zoo constants"):
+        coarse_run.load_constants()
+    coarse_run.load_constants.cache_clear()
+
+
+def test_proposals_outrank_the_word_and_come_by_overlap():
+    loaded = models.load("zoo:gpt2-s")
+    for context in load_contexts():
+        found = propose(loaded, context.prompt, context.correct)
+        assert context.competitor in [p.word for p in found]
+        assert [p.overlap for p in found] == sorted((p.overlap for p in found), reverse=True)
+        own = diagnose_rank(loaded, context)
+        assert all(p.probability > own for p in found)
+
+
+def diagnose_rank(loaded, context):
+    found = resolve(context, loaded.tokenizer)
+    return float(loaded.module(torch.tensor([found.prompt_ids])).logits[0, -1].softmax(-1)[found.correct_id])
+
+
+def test_no_proposal_for_the_favourite_or_for_an_unknown_word():
+    loaded = models.load("zoo:gpt2-s")
+    first = propose(loaded, "After the lie, Anna felt a deep sense of", "shame")
+    favourite = max(first, key=lambda p: p.probability).word
+    with pytest.raises(ContextError, match="prefers no other word"):
+        propose(loaded, "After the lie, Anna felt a deep sense of", favourite)
+    with pytest.raises(ContextError, match="zyzzyva"):
+        propose(loaded, "After the lie, Anna felt a deep sense of", "zyzzyva")
+
+
+def test_figure_and_text_survive_what_is_undefined():
+    plain = model("GPT2")
+    found = diagnose(plain, contexts(plain)[0], Recipe(steps=4))
+    nothing = Estimate(math.nan, math.nan, math.nan)
+    odd = replace(found, critical=nothing, critical_lora=nothing, learning_rate=1.0, kinematic_number=math.nan)
+    assert "none found" in diagnosis_as_text(odd) and "undefined" in diagnosis_as_text(odd)
+    diagnosis_figure(odd)
+
+
+# ------------------------------------------------------------------------------------------------- the command
+
+GIVEN = ["diagnose", "--model", "zoo:neox-s", "--steps", "4"]
+
+
+def phantom(*arguments):
+    return CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+
+
+def test_json_holds_everything_and_check_stands_beside_it(tmp_path):
+    plot = tmp_path / "out.png"
+    result = phantom(
+        *GIVEN, "--context", "shame", "--learning-rate", "1e-5", "--check", "--json", "--plot", str(plot)
+    )  # fmt: skip
+    found = json.loads(result.stdout)
+    one = found["diagnosis"]
+    assert (one["correct"], one["competitor"], one["steps"]) == ("shame", "guilt", 4)
+    assert one["phi"] == pytest.approx(one["signal"] + one["drag"]) and one["outcome"] == SILENT
+    assert found["check"]["inside"] and found["check"]["first_step"] is None
+    assert found["check"]["cross_entropy_fall"] > 0
+    assert plot.read_bytes()[:4] == b"\x89PNG" and list(tmp_path.iterdir()) == [plot]
+
+
+def test_own_words_with_and_without_a_competitor(tmp_path):
+    own = ["--prompt", "After the lie, Anna felt a deep sense of", "--correct", "shame"]
+    proposed, given = phantom(*GIVEN, *own), phantom(*GIVEN, *own, "--competitor", "guilt", "--optimizer", "sgd")
+    assert "Words the model prefers" in proposed.stdout and "guilt" in proposed.stdout
+    assert "Words the model prefers" not in given.stdout and "4 steps of full fine-tuning with SGD" in given.stdout
+
+
+def test_the_runs_of_a_check_are_kept_where_asked(tmp_path):
+    result = phantom(*GIVEN, "--context", "glad", "--method", "lora", "--check", "--store", str(tmp_path))
+    assert "measured" in result.stdout and list(tmp_path.glob("neox-s-lora-adam-*.nc"))
+
+
+def test_an_impossible_learning_rate_is_refused():
+    plain = model("GPT2")
+    for rate in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ParameterError):
+            diagnose(plain, contexts(plain)[0], Recipe(steps=4), rate)

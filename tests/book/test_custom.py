@@ -1,0 +1,74 @@
+"""A book for other models: its own folder, its own profile, the repository's book untouched."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from phantomlib.book import build, custom
+from phantomlib.errors import ModelError, ParameterError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """What would have been built: the arguments of :func:`phantomlib.book.build.build_book`."""
+    calls = []
+    monkeypatch.setattr(
+        custom, "build_book", lambda *arguments: calls.append(arguments) or arguments[-1] / "index.html"
+    )
+    return calls
+
+
+def test_a_folder_with_everything_a_book_needs(tmp_path, built):
+    output = tmp_path / "mine"
+    index = custom.build_own_book(
+        ["zoo:gpt2-m", "zoo:neox-m"], held_out="zoo:llama-s", output=output, root=ROOT, only="07", jobs=3
+    )
+    assert built == [("own", "07", 3, output)] and index.parent == output
+    for name in ("_toc.yml", "_config.yml", "book/intro.md", "notebooks/01_silent_failure.py"):
+        assert (output / name).is_file()
+    assert not list(output.rglob("*.ipynb")) and not (output / "runs").exists()
+    profile = yaml.safe_load((output / "notebooks/profiles/own.yaml").read_text())
+    assert (
+        profile["common"]["models"] == ["zoo:gpt2-m", "zoo:neox-m"]
+        and profile["common"]["contexts"] == "fitting:default"
+    )
+    assert profile["07"]["held_out"] == "zoo:llama-s"
+    assert all("models" not in values for number, values in profile.items() if number != "common")
+    assert "`gpt2-m`" in (output / "book/intro.md").read_text()
+    plan = build.make_plan(output, build.load_profile(output, "own"))  # every notebook takes what the profile gives
+    assert len(plan) == len(build.pages_to_generate(ROOT))
+
+
+@pytest.mark.parametrize("models, held_out", [(["zoo:gpt2-s"], "zoo:llama-s"), (["zoo:gpt2-s", "zoo:neox-s"], "")])
+def test_without_what_a_blind_prediction_needs_its_chapter_is_left_out(models, held_out, tmp_path, built):
+    custom.build_own_book(models, held_out=held_out, output=tmp_path, root=ROOT)
+    left = [job.name for job in build.make_plan(tmp_path, build.load_profile(tmp_path, "own"))]
+    assert "06_dimensionless_numbers" in left and "07_blind_prediction" not in left
+    assert "is left out" in (tmp_path / "book/intro.md").read_text()
+
+
+def test_it_can_be_made_again(tmp_path, built):
+    for _ in range(2):
+        custom.build_own_book(["zoo:gpt2-s"], output=tmp_path / "mine", root=ROOT)
+    assert (tmp_path / "mine/book/intro.md").read_text().count(":::{note}") == 1
+
+
+def test_what_is_refused(tmp_path, built):
+    occupied = tmp_path / "occupied"
+    occupied.mkdir()
+    (occupied / "thesis.txt").write_text("mine")
+    with pytest.raises(ParameterError, match="holds something that is no book"):
+        custom.build_own_book(["zoo:gpt2-s"], output=occupied, root=ROOT)
+    assert [path.name for path in occupied.iterdir()] == ["thesis.txt"]
+    with pytest.raises(ParameterError, match="given twice"):
+        custom.build_own_book(["zoo:gpt2-s", "zoo:gpt2-s"], output=tmp_path / "a", root=ROOT)
+    with pytest.raises(ParameterError, match="given twice"):
+        custom.build_own_book(["zoo:gpt2-s"], held_out="zoo:gpt2-s", output=tmp_path / "a", root=ROOT)
+    with pytest.raises(ModelError, match="no model"):
+        custom.build_own_book(["zoo:gpt2-q"], output=tmp_path / "a", root=ROOT)
+    with pytest.raises(ParameterError, match="repository itself"):
+        custom.build_own_book(["zoo:gpt2-s"], output=ROOT, root=ROOT)
+    assert not (tmp_path / "a").exists() and built == []

@@ -1,0 +1,120 @@
+"""The blind protocol cannot be broken: no sweep without a prediction, no prediction after a run."""
+
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+from planted import planted
+
+from phantomlib.critical import blind
+from phantomlib.critical.blind import predict_held_out, sweep_held_out
+from phantomlib.errors import PhantomError
+from phantomlib.measure.recipe import Recipe
+from phantomlib.measure.store import Store
+
+RECIPE = Recipe(optimizer="sgd", steps=4)
+
+
+@pytest.fixture
+def case(tmp_path):
+    model = tiny.model("Llama")
+    return Store(tmp_path), model, tiny.contexts(model, place=2)
+
+
+def test_no_sweep_before_a_prediction(case):
+    with pytest.raises(PhantomError, match="no prediction yet"):
+        sweep_held_out(*case, RECIPE)
+    assert blind.runs_of(case[0], case[1]) == []
+
+
+def test_no_prediction_after_a_run(case):
+    store, model, contexts = case
+    store.run(model, contexts[:1], [1e-4], Recipe(steps=1))  # any run of the model tells something
+    with pytest.raises(PhantomError, match="would not be blind"):
+        predict_held_out(*case, RECIPE, planted())
+    assert not list((store.root / "predictions").glob("*.json"))
+
+
+def test_runs_of_other_models_do_not_matter(case):
+    store, *_ = case
+    other = tiny.model("GPT2")
+    store.run(other, tiny.contexts(other, place=2), [1e-4], Recipe(steps=1))
+    assert predict_held_out(*case, RECIPE, planted()).model == "tiny-Llama"
+
+
+def test_predict_then_sweep_and_again(case):
+    store = case[0]
+    prediction = predict_held_out(*case, RECIPE, planted())
+    assert prediction.predictor in blind.STEP_0 and prediction.fitted_on == tuple("abcde")
+    assert prediction.interval[0] <= prediction.value <= prediction.interval[1]
+    assert prediction.tried[f"{prediction.predictor}, {prediction.calibration}"] == pytest.approx(prediction.value)
+    assert prediction.value == pytest.approx(np.exp(np.mean(np.log(list(prediction.rates.values())))))
+    found = sweep_held_out(*case, RECIPE)
+    assert found.converged.all() and blind.runs_of(store, case[1])
+    before = prediction.path.read_bytes()
+    assert predict_held_out(*case, RECIPE, planted()) == prediction and prediction.path.read_bytes() == before
+    assert sweep_held_out(*case, RECIPE).identical(found)
+
+
+def test_a_prediction_cannot_be_improved_after_the_sweep(case):
+    predict_held_out(*case, RECIPE, planted())
+    sweep_held_out(*case, RECIPE)
+    with pytest.raises(PhantomError, match="would not be blind"):
+        predict_held_out(*case, RECIPE, planted(seed=1))
+
+
+def test_a_prediction_younger_than_the_runs_is_not_blind(case):
+    prediction = predict_held_out(*case, RECIPE, planted())
+    sweep_held_out(*case, RECIPE)
+    for path in blind.runs_of(case[0], case[1]):
+        os.utime(path, (0, 0))
+    with pytest.raises(PhantomError, match="not blind"):
+        sweep_held_out(*case, RECIPE)
+    with pytest.raises(PhantomError, match="not blind"):
+        predict_held_out(*case, RECIPE, planted())
+    assert prediction.path.is_file()
+
+
+@pytest.mark.parametrize("change", ["steps", "contexts", "tampered"])
+def test_a_prediction_of_something_else_does_not_count(case, change):
+    store, model, contexts = case
+    prediction = predict_held_out(*case, RECIPE, planted())
+    if change == "steps":
+        with pytest.raises(PhantomError, match="no prediction yet"):
+            sweep_held_out(store, model, contexts, Recipe(optimizer="sgd", steps=5))
+        return
+    if change == "tampered":
+        prediction.path.write_text(prediction.path.read_text().replace(prediction.subject, "0" * 12))
+    with pytest.raises(PhantomError, match="other weights, contexts or another recipe"):
+        sweep_held_out(store, model, contexts[:1] if change == "contexts" else contexts, RECIPE)
+
+
+def test_the_held_out_model_cannot_be_among_the_fitted_ones(case):
+    table = planted().assign(model=lambda t: t.model.replace("a", "tiny-Llama"))
+    with pytest.raises(PhantomError, match="leave it out"):
+        predict_held_out(*case, RECIPE, table)
+    with pytest.raises(PhantomError, match="at least 3"):
+        predict_held_out(*case, RECIPE, planted().query("model in ['a', 'b']"))
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", json.dumps({"model": "x"})])
+def test_a_damaged_prediction_is_named(case, content):
+    prediction = predict_held_out(*case, RECIPE, planted())
+    prediction.path.write_text(content)
+    with pytest.raises(PhantomError, match="cannot be read"):
+        sweep_held_out(*case, RECIPE)
+
+
+def test_a_predictor_without_a_value_is_no_prediction(case, monkeypatch):
+    table = planted()
+    real = blind.predict_critical_rates
+
+    def without(*arguments):
+        return real(*arguments).map(lambda x: x * np.nan)
+
+    monkeypatch.setattr(blind, "predict_critical_rates", without)
+    with pytest.raises(PhantomError, match="predicts nothing"):
+        predict_held_out(*case, RECIPE, pd.DataFrame(table))

@@ -1,0 +1,148 @@
+"""The ladder against torch.optim, real runs and closed forms; calibrations against planted constants."""
+
+import math
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from planted import planted
+
+from phantomlib.critical import calibration, predictors
+from phantomlib.critical.predictors import LADDER, _Path, _sample, predict_critical_rates
+from phantomlib.critical.search import critical_rates
+from phantomlib.critical.step_zero import velocity
+from phantomlib.errors import ParameterError
+from phantomlib.measure.recipe import Recipe
+from phantomlib.measure.store import Store
+
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+
+
+def surrogate(size=200, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.tensor([0.3, 1.1, 2.0], dtype=torch.float64)
+    return z, torch.randn(1, 3, size, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_frozen_gradients_are_followed_as_torch_optim_does(optimizer):
+    z, D = surrogate()
+    recipe, rate = Recipe(optimizer=optimizer, steps=12, epsilon=1e-6), 2e-3
+    path = _Path(z, D, D[0, 0], D[0, 0], recipe)
+    x = torch.zeros(D.shape[-1], dtype=torch.float64, requires_grad=True)
+    options = {} if optimizer == "sgd" else {"eps": 1e-6}
+    oracle = OPTIMIZERS[optimizer]([x], lr=rate, **options)
+    for _ in range(12):
+        oracle.zero_grad()
+        torch.nn.functional.cross_entropy(z + D[0] @ x, torch.tensor(0)).backward()
+        oracle.step()
+    final = (z + D[0] @ x).detach()
+    assert path._final_gap(rate, 1) == pytest.approx(float(final[0] - final[1]), rel=1e-9)
+    torch.testing.assert_close(path.displacement(rate, D), x.detach(), rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_rate_found_brings_the_gap_to_zero(optimizer):
+    z, D = surrogate()
+    path = _Path(z, D, D[0, 0], D[0, 0], Recipe(optimizer=optimizer, steps=12))
+    rate = path.critical_rate(1e-3)
+    assert path._final_gap(rate, 1) == pytest.approx(0, abs=1e-3)
+    assert math.isnan(
+        _Path(z, D * torch.tensor([[[-1.0], [1.0], [1.0]]]), D[0, 0], D[0, 0], Recipe(steps=3)).critical_rate(1e-9)
+    )
+
+
+def test_sgd_does_not_mind_the_rotation():
+    z, D = surrogate(size=50)
+    D = torch.cat([D, 0.3 * torch.randn(2, 3, 50, dtype=torch.float64)])
+    d = torch.randn(50, dtype=torch.float64)
+    d /= d.norm()
+    path = _Path(z, D, d, d, Recipe(optimizer="sgd", steps=7))
+    position, logits, along = torch.zeros(50, dtype=torch.float64), z, 0.0
+    for _ in range(7):
+        residual = logits.softmax(0) - torch.tensor([1.0, 0, 0], dtype=torch.float64)
+        position = position - 0.01 * residual @ (D[0] + along * D[1] + along**2 / 2 * D[2])
+        along = float(d @ position)
+        logits = z + (D[0] + along / 2 * D[1] + along**2 / 6 * D[2]) @ position
+    assert path._final_gap(0.01, 3) == pytest.approx(float(logits[0] - logits[1]), rel=1e-9)
+
+
+def test_a_sample_is_exact_where_it_is_calibrated_and_close_elsewhere():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(7, 50_000, generator=generator, dtype=torch.float64) ** 3
+    expected = torch.sign(rows[0]) + 0.1
+    chosen, weights = _sample(rows, expected, 5_000)
+    assert len(chosen) == pytest.approx(5_000, rel=0.01) and len(chosen.unique()) == len(chosen)
+    torch.testing.assert_close((rows[:, chosen] * weights) @ expected[chosen], rows @ expected, rtol=1e-8, atol=1e-6)
+    other = expected * (1 + 0.3 * torch.rand(50_000, generator=generator, dtype=torch.float64))
+    exact, estimate = rows @ other, (rows[:, chosen] * weights) @ other[chosen]
+    assert float(estimate[0] / exact[0]) == pytest.approx(1, abs=0.005)
+    everything, ones = _sample(rows[:, :100], expected[:100], 5_000)
+    assert len(everything) == 100 and (ones == 1).all()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("architecture", ["GPT2", "GPTNeoX", "Llama"])
+def test_the_ladder_climbs_towards_real_runs(tmp_path, architecture, optimizer):
+    model, store = tiny.model(architecture), Store(tmp_path)
+    contexts, recipe = tiny.contexts(model, place=3), Recipe(optimizer=optimizer, steps=10)
+    truth = critical_rates(store, model, contexts, recipe, tolerance=1e-4).critical_rate.values
+    found = predict_critical_rates(store, model, contexts, recipe)
+    error = {name: np.abs(np.log(found[name].values / truth)).max() for name in LADDER}
+    assert error["third_order"] < 0.03 and error["third_order"] < error["three_gradients"]
+    assert error["quadrature"] < 0.03
+    assert error["second_order"] < max(error["three_gradients"], 0.03)
+    first = velocity(model, contexts, recipe)
+    np.testing.assert_allclose(found.velocity, (-first.gap / first.velocity / 10).numpy(), rtol=1e-6)
+
+
+def test_a_straight_line_with_curvature():
+    assert predictors._quadratic(-1.0, 1.0, 0.0) == pytest.approx(1.0)
+    assert predictors._quadratic(-1.0, 0.0, 2.0) == pytest.approx(1.0)
+    assert predictors._quadratic(-1.5, 1.0, 1.0) == pytest.approx(1.0)
+    assert math.isnan(predictors._quadratic(-1.0, 1.0, -1.0)) and math.isnan(predictors._quadratic(-1.0, -1.0, 0.0))
+
+
+def test_predictions_are_kept_and_make_no_runs(tmp_path, monkeypatch):
+    model, store, recipe = tiny.model(), Store(tmp_path), Recipe(steps=4)
+    contexts = tiny.contexts(model, place=2)
+    first = predict_critical_rates(store, model, contexts, recipe)
+    monkeypatch.setattr(predictors, "_ladder", lambda *_: pytest.fail("computed twice"))
+    assert predict_critical_rates(store, model, contexts, recipe).identical(first)
+    assert not list(tmp_path.glob("*.nc"))
+    with pytest.raises(pytest.fail.Exception):  # another budget is another prediction
+        predict_critical_rates(store, model, contexts, Recipe(steps=5))
+
+
+@pytest.mark.parametrize("recipe", [Recipe(optimizer="adamw"), Recipe(method="lora")])
+def test_recipes_that_the_ladder_cannot_follow_are_refused(tmp_path, recipe):
+    with pytest.raises(ParameterError, match="critical_rates"):
+        predict_critical_rates(Store(tmp_path), tiny.model(), [], recipe)
+
+
+def test_calibrations_recover_the_planted_law():
+    table = planted()
+    assert calibration.fit_calibration(table, "velocity", "none") == (0.0, 0.0)
+    assert calibration.fit_calibration(table, "velocity", "gap") == pytest.approx((0.1, 0.2))
+    constant, slope = calibration.fit_calibration(table, "velocity", "constant")
+    assert constant == pytest.approx(0.1 + 0.2 * table.gap.abs().mean()) and slope == 0
+    np.testing.assert_allclose(calibration.apply_calibration(table, "velocity", (0.1, 0.2)), table.measured)
+
+
+def test_leaving_one_out_never_fits_on_what_it_predicts():
+    table = planted()
+    table.loc[table.model == "e", "measured"] *= 10  # an outlier must not help itself
+    errors = calibration.leave_one_out(table, ["velocity"])
+    of_e = errors[(errors.model == "e") & (errors.calibration == "gap")].error
+    np.testing.assert_allclose(of_e, -np.log(10))
+
+
+def test_the_best_predictor_ranks_first_and_partial_ones_last():
+    ranked = calibration.ranking(calibration.leave_one_out(planted()))
+    assert ranked.predictor[0] == "third_order" or ranked.calibration[0] == "gap"
+    assert ranked.rms.iloc[0] < 1e-3
+    assert set(ranked.predictor.tail(3)) == {"first_steps"} and (ranked.missing.tail(3) == 50).all()
+    words = calibration.in_words(ranked)
+    np.testing.assert_allclose(words["rms (%)"], 100 * ranked.rms)
+    assert "third order" in set(words.predictor)

@@ -1,0 +1,221 @@
+"""The search against closed forms, the brackets against real runs, the statistics against known answers."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+import xarray as xr
+
+from phantomlib.critical import search
+from phantomlib.critical.numbers import (
+    architecture_numbers,
+    coefficient_of_variation,
+    interval,
+    kinematic_number,
+    variation_interval,
+)
+from phantomlib.critical.search import critical_rates, crossing_step, scan
+from phantomlib.errors import ParameterError
+from phantomlib.measure.recipe import Recipe
+from phantomlib.measure.store import Store
+
+INF, NAN = np.inf, np.nan
+
+
+@pytest.mark.parametrize(
+    "gap, crossed, step",
+    [
+        ([-1, -0.5, 0.5], True, 1.5),
+        ([-1, 1, -1], True, 0.5),  # falling back later does not undo a crossing
+        ([-1, -0.5, -0.25], False, 3.0),
+        ([-1, -1.5, -2], False, INF),
+        ([-1, NAN, NAN], False, INF),
+        ([-1, 1, NAN], True, 0.5),
+        ([-1, 0, 1], True, 1.0),
+        ([-1, -0.5, 0], False, 2.0),  # level is not yet above
+    ],
+)
+def test_crossing_step(gap, crossed, step):
+    assert crossing_step(np.array(gap, dtype=float)) == (crossed, pytest.approx(step))
+
+
+class ClosedForm:
+    """A store whose runs follow formulas ``gap(η, t)``, one per context; counts what is asked of it."""
+
+    def __init__(self, **formulas):
+        self.formulas, self.requests = formulas, []
+
+    def run(self, model, contexts, rates, recipe, *, seeds=(0,)):
+        rates = np.broadcast_to(np.asarray(rates, dtype=float), (len(contexts), np.shape(rates)[-1]))
+        steps = np.arange(recipe.steps + 1.0)
+        self.requests.append(rates)
+        gaps = np.stack([[self.formulas[c.id](r, steps) for r in row] for c, row in zip(contexts, rates, strict=True)])[
+            :, :, None
+        ]
+        coordinates = {"context": [c.id for c in contexts], "learning_rate": (("context", "rate"), rates)}
+        finite = np.isfinite(gaps)
+        return xr.Dataset(
+            {
+                "logit_gap": (("context", "rate", "seed", "step"), gaps),
+                "diverged_step": (("context", "rate", "seed"), np.where(finite.all(-1), -1, finite.argmin(-1))),
+            },
+            coordinates,
+            {"run_id": f"run{len(self.requests)}"},
+        )
+
+    def remember(self, kind, key, model, contexts, recipe, compute, **options):
+        return compute()
+
+    @property
+    def contexts(self):
+        return [SimpleNamespace(id=name) for name in self.formulas]
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """Let the search start where a velocity of 1 nat per unit rate (or a given one) sends it."""
+
+    def given(*velocities):
+        first = SimpleNamespace(velocity=torch.tensor(velocities).double(), gap=-torch.ones(len(velocities)).double())
+        monkeypatch.setattr(search, "velocity", lambda *_, **__: first)
+
+    return given
+
+
+T = 20
+# name -> (gap of rate and step, critical rate); the first velocity predicts 1 / T = 0.05 in all
+FORMULAS = {
+    "straight": (lambda r, t: r * t - 1, 1 / T),
+    "saturating": (lambda r, t: 2 * (1 - np.exp(-0.5 * r * t)) - 1, 2 * np.log(2) / T),
+    "accelerating": (lambda r, t: (np.exp(2 * r * t) - 1) / 2 - 1, np.log(3) / 2 / T),
+    "late": (lambda r, t: (r * t) ** 3 / 8 - 1, 2 / T),
+    "far": (lambda r, t: r * t / 500 - 1, 500 / T),
+    "near": (lambda r, t: r * t * 300 - 1, 1 / 300 / T),
+    "falls back": (lambda r, t: 1.2 * np.sin(np.pi / 2 * r * t) - 1, 2 / np.pi * np.arcsin(1 / 1.2) / T),
+    "diverges soon": (lambda r, t: np.where(r * t > 1.9, NAN, r * t / 1.5 - 1), 1.5 / T),
+    "falls first": (lambda r, t: (r * t) ** 2 - r * t / 2 - 1, (0.25 + np.sqrt(0.0625 + 1)) / T),
+    "a step": (lambda r, t: np.where(r * t > 1.234, 1.0, -1.0), 1.234 / T),
+}
+
+
+def test_the_search_encloses_known_boundaries(starts):
+    starts(*[1.0] * len(FORMULAS))
+    store = ClosedForm(**{name: formula for name, (formula, _) in FORMULAS.items()})
+    found = critical_rates(store, SimpleNamespace(name="closed"), store.contexts, Recipe(steps=T))
+    truth = np.array([rate for _, rate in FORMULAS.values()])
+    assert found.converged.all() and found.crossed.all() and (found.reentries == 0).all()
+    assert (found.lower.values <= truth * (1 + 1e-6)).all() and (truth * (1 - 1e-6) <= found.upper.values).all()
+    assert (found.upper / found.lower <= 1.005).all()
+    smooth = found.sel(context=["straight", "saturating", "accelerating"])
+    assert (smooth.n_runs <= 4).all() and (found.replica_steps == T * found.n_runs).all()
+    assert found.attrs["run_ids"].split() == [f"run{n + 1}" for n in range(len(store.requests))]
+
+
+def test_a_dense_grid_finds_the_same_boundary(starts):
+    starts(1.0)
+    formula, _ = FORMULAS["saturating"]
+    store = ClosedForm(saturating=formula)
+    found = critical_rates(store, SimpleNamespace(name="closed"), store.contexts, Recipe(steps=T))
+    grid = np.geomspace(0.01, 0.5, 4001)
+    first = grid[[bool((formula(r, np.arange(T + 1.0)) > 0).any()) for r in grid]][0]
+    assert found.critical_rate.item() == pytest.approx(first, rel=0.005)
+
+
+@pytest.mark.parametrize("velocity", [-1.0, 0.0, NAN])
+def test_without_a_usable_velocity_the_search_starts_elsewhere_and_says_so(starts, velocity):
+    starts(velocity)
+    store = ClosedForm(straight=FORMULAS["straight"][0])
+    found = critical_rates(store, SimpleNamespace(name="closed"), store.contexts, Recipe(steps=T))
+    assert not found.predicted_start.item() and found.converged.item()
+    assert found.critical_rate.item() == pytest.approx(1 / T, rel=0.005)
+
+
+def test_what_never_crosses_is_reported_and_not_dropped(starts):
+    starts(1.0, 1.0)
+    never = lambda r, t: np.where(r * t > 50, NAN, -1 - 0.1 * t)  # noqa: E731
+    store = ClosedForm(never=never, straight=FORMULAS["straight"][0])
+    found = critical_rates(store, SimpleNamespace(name="closed"), store.contexts, Recipe(steps=T))
+    assert found.crossed.values.tolist() == [False, True] and found.converged.values.tolist() == [False, True]
+    assert np.isnan(found.critical_rate[0]) and np.isinf(found.upper[0]) and found.diverged[0] > 0
+
+
+def test_reentries_are_counted_and_the_bracket_is_still_a_bracket(starts):
+    starts(1.0)
+
+    def islands(r, t):  # crosses for r T in (0.8, 0.9) and above 2
+        return np.where(t == 0, -1.0, np.where((r * T > 0.8) & (r * T < 0.9), 0.5, r * t - 2))
+
+    store = ClosedForm(islands=islands)
+    found = critical_rates(store, SimpleNamespace(name="closed"), store.contexts, Recipe(steps=T))
+    assert found.converged.item()
+    assert found.critical_rate.item() == pytest.approx(2 / T, rel=0.005)  # a search can miss an island,
+    seen = scan(store, SimpleNamespace(name="closed"), store.contexts, Recipe(steps=T), [1 / T], per_decade=60)
+    assert seen.reentries.item() == 1  # which is why a scan looks for them
+    assert seen.crossed.sel(multiple=0.85, method="nearest").item()
+
+
+def test_two_searches_ask_for_the_same_runs(starts):
+    starts(*[1.0] * len(FORMULAS))
+    first, second = (ClosedForm(**{n: f for n, (f, _) in FORMULAS.items()}) for _ in range(2))
+    for store in (first, second):
+        critical_rates(store, SimpleNamespace(name="closed"), store.contexts, Recipe(steps=T))
+    for a, b in zip(first.requests, second.requests, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("optimizer, method", [("sgd", "full"), ("adam", "full"), ("adam", "lora")])
+def test_real_runs_confirm_both_ends_of_the_bracket(tmp_path, optimizer, method):
+    model, store = tiny.model("GPT2"), Store(tmp_path)
+    contexts = tiny.contexts(model, place=3)
+    recipe = Recipe(optimizer=optimizer, method=method, steps=6, rank=2)
+    seeds = (0, 1) if method == "lora" else (0,)
+    found = critical_rates(store, model, contexts, recipe, seeds=seeds)
+    assert found.converged.all()
+    for seed in seeds:
+        one = found.sel(seed=seed) if method == "lora" else found
+        ends = np.stack([one.lower.values, one.upper.values], 1)
+        check = store.run(model, contexts, ends, recipe, seeds=(seed,)).isel(seed=0)
+        assert (check.logit_gap > 0).any("step").values.tolist() == [[False, True]] * len(contexts)
+    made = len(list(tmp_path.glob("*.nc")))
+    xr.testing.assert_identical(critical_rates(store, model, contexts, recipe, seeds=seeds), found)
+    assert len(list(tmp_path.glob("*.nc"))) == made and all(store.has(run) for run in found.attrs["run_ids"].split())
+
+
+@pytest.mark.parametrize("tolerance", [0, -1, 2, "x", True, NAN])
+def test_impossible_tolerances_are_refused(tolerance):
+    with pytest.raises(ParameterError, match="tolerance"):
+        critical_rates(None, None, [], Recipe(), tolerance=tolerance)
+
+
+def test_the_kinematic_number_of_a_straight_gap_is_one():
+    np.testing.assert_allclose(kinematic_number(np.array([0.05]), T, np.array([1.0]), np.array([-1.0])), [1.0])
+
+
+def table(numbers):
+    return pd.DataFrame(
+        [{"model": m, "context": c, "number": x} for m, row in numbers.items() for c, x in enumerate(row)]
+    )
+
+
+def test_architecture_numbers_are_geometric_means_of_what_is_defined():
+    summary = architecture_numbers(table({"a": [1, 4, -3, NAN], "b": [2, 2, 2, 2]})).set_index("model")
+    assert summary.loc["a", "mean"] == pytest.approx(2) and summary.loc["b", "mean"] == pytest.approx(2)
+    assert summary.loc["a", ["n", "undefined"]].tolist() == [2, 2]
+    assert summary.loc["b", ["log_sd", "low", "high"]].tolist() == pytest.approx([0, 2, 2])
+
+
+def test_variation_is_that_of_the_means_and_its_interval_shrinks_with_agreement():
+    assert coefficient_of_variation([1, 3]) == pytest.approx(np.sqrt(2) / 2)
+    contexts = np.exp(np.random.default_rng(0).normal(size=10))
+    shared = table({"a": 1.0 * contexts, "b": 1.1 * contexts})  # contexts scatter, the ratio of the models does not
+    low, high = variation_interval(shared)
+    assert low == pytest.approx(high) == pytest.approx(coefficient_of_variation([1.0, 1.1]))
+
+
+def test_the_bootstrap_interval_covers_the_mean_of_normal_numbers():
+    rng = np.random.default_rng(1)
+    covered = [low <= 0 <= high for low, high in (interval(rng.normal(size=30), np.mean) for _ in range(40))]
+    assert 33 <= sum(covered) <= 40

@@ -1,0 +1,198 @@
+"""Velocity, derivatives, tangent kernel and sharpness against finite differences and dense matrices in float64."""
+
+import pytest
+import tiny
+import torch
+import transformers
+
+from phantomlib.critical import step_zero
+from phantomlib.critical.step_zero import (
+    Problem,
+    derivatives,
+    first_update,
+    gradients,
+    hessian,
+    sharpness,
+    tangent_kernel,
+    velocity,
+)
+from phantomlib.errors import ParameterError
+from phantomlib.measure.finetune import finetune
+from phantomlib.measure.models import LanguageModel, fingerprint
+from phantomlib.measure.recipe import Recipe
+
+METHODS = [("sgd", "full"), ("adam", "full"), ("sgd", "lora"), ("adam", "lora")]
+
+
+@pytest.mark.parametrize("architecture", ["GPT2", "GPTNeoX", "Llama"])
+@pytest.mark.parametrize("optimizer, method", METHODS)
+def test_velocity_is_the_slope_of_one_real_step(architecture, optimizer, method):
+    model = tiny.model(architecture)
+    contexts, recipe, h = tiny.contexts(model), Recipe(optimizer=optimizer, method=method, steps=1, rank=2), 5e-5
+    first = velocity(model, contexts, recipe)
+    run = finetune(model, contexts, [h, 2 * h], recipe).isel(seed=0)
+    gap = torch.tensor(run.logit_gap.values)  # (C, rate, step)
+    slope = (4 * gap[:, 0, 1] - gap[:, 1, 1] - 3 * gap[:, 0, 0]) / (2 * h)  # exact up to h²
+    torch.testing.assert_close(slope, first.velocity, rtol=2e-3, atol=5e-3)  # norms and softmax compute in float32
+    run, gap = run.isel(rate=0), gap[:, 0]
+    torch.testing.assert_close(first.gap, gap[:, 0])
+    torch.testing.assert_close(first.gradient_norm, torch.tensor(run.gradient_norm.values[:, 0]))
+    torch.testing.assert_close(first.cross_entropy, torch.tensor(run.cross_entropy.values[:, 0]))
+
+
+def test_readout_share_is_the_velocity_with_all_else_frozen():
+    model = tiny.model("GPTNeoX", tied=False)
+    contexts = tiny.contexts(model)
+    problem = Problem(model, contexts[0], Recipe(optimizer="sgd"))
+    leaves = problem.leaves()
+    logits = problem.logits(leaves)
+    readout = [leaves[problem.readout]]
+    of_loss, of_gap = (
+        torch.autograd.grad(f, readout, retain_graph=True)[0] for f in (problem.loss(logits), problem.gap(logits))
+    )
+    first = velocity(model, contexts, Recipe(optimizer="sgd"))
+    assert float(first.readout_share[0] * first.velocity[0]) == pytest.approx(
+        -float((of_loss * of_gap).sum()), rel=1e-9
+    )
+    assert velocity(model, contexts, Recipe(method="lora")).readout_share.tolist() == [0.0, 0.0]
+
+
+def test_the_lumped_rest_makes_three_logits_exact():
+    model = tiny.model()
+    problem = Problem(model, tiny.contexts(model)[0])
+    logits = problem.logits(problem.values)
+    p, c, k = logits.softmax(0), problem.context.correct_id, problem.context.competitor_id
+    expected = torch.stack([p[c], p[k], 1 - p[c] - p[k]])
+    torch.testing.assert_close(problem.three(logits).softmax(0), expected)
+
+
+@pytest.mark.parametrize("architecture, method", [("GPT2", "full"), ("Llama", "full"), ("GPTNeoX", "lora")])
+def test_derivatives_are_differences_of_logits(architecture, method):
+    model = tiny.model(architecture)
+    problem = Problem(model, tiny.contexts(model)[0], Recipe(method=method, rank=2), seed=1)
+    size = len(problem.flat(problem.values.values()))
+    direction = torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for name, piece in zip(problem.values, problem.split(direction), strict=True):
+        if "embed" in name:
+            piece[0] = 0  # the row of the padding token is never trained
+    direction /= direction.norm()
+
+    def z(step):
+        return problem.three(problem.logits(problem.leaves(step * direction))).detach()
+
+    h = 0.02
+    D = derivatives(problem, direction, 3, reach=0.1)
+    z = {n: z(n * h) for n in range(-2, 3)}
+    close = {"rtol": 5e-3, "atol": 5e-3}
+    torch.testing.assert_close(D[0] @ direction, (8 * (z[1] - z[-1]) - (z[2] - z[-2])) / (12 * h), **close)
+    torch.testing.assert_close(
+        D[1] @ direction, (16 * (z[1] + z[-1]) - (z[2] + z[-2]) - 30 * z[0]) / (12 * h**2), **close
+    )
+    torch.testing.assert_close(
+        D[2] @ direction, (z[2] - 2 * z[1] + 2 * z[-1] - z[-2]) / (2 * h**3), rtol=0.05, atol=0.02
+    )
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_higher_derivatives_are_differences_of_lower_ones(order):
+    model = tiny.model("GPT2")
+    problem = Problem(model, tiny.contexts(model)[0])
+    origin = problem.flat(problem.values.values())
+    direction = torch.randn(len(origin), dtype=origin.dtype, generator=torch.Generator().manual_seed(0))
+    direction /= direction.norm()
+    D, h = derivatives(problem, direction, order, reach=0.01), 1e-3
+
+    def lower(step):
+        moved = Problem(model, problem.context)
+        moved.values = moved.leaves(step * direction)
+        return derivatives(moved, direction, 2)[1] if order == 3 else gradients(moved)
+
+    torch.testing.assert_close(D[-1], (lower(h) - lower(-h)) / (2 * h), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(gradients(problem), D[0])
+    torch.testing.assert_close(
+        (gradients(problem, h * direction) - gradients(problem, -h * direction)) / (2 * h), D[1], rtol=1e-3, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_tangent_kernel_moves_the_three_logits_as_one_step_does(optimizer):
+    model, recipe, rate = tiny.model("GPT2"), Recipe(optimizer=optimizer), 1e-7
+    problem = Problem(model, tiny.contexts(model)[0], recipe)
+    z = problem.three(problem.logits(problem.values))
+    residual = z.softmax(0) - torch.tensor([1.0, 0, 0], dtype=z.dtype)
+    gradient = residual @ gradients(problem)
+    moved = problem.flat(problem.values.values()) + rate * first_update(gradient, recipe)
+    after = problem.three(problem.logits(dict(zip(problem.values, problem.split(moved), strict=True))))
+    K = tangent_kernel(problem, recipe)
+    torch.testing.assert_close((after - z) / rate, -residual @ K, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(K, K.T)
+    assert torch.linalg.eigvalsh(K).min() > -1e-9 * K.norm()
+
+
+def minute(tied: bool = True) -> LanguageModel:
+    """A model of a few hundred parameters, whose Hessian can be written down."""
+    config = transformers.GPT2Config(
+        vocab_size=9,
+        n_embd=4,
+        n_layer=1,
+        n_head=2,
+        n_positions=8,
+        attn_implementation="eager",
+        tie_word_embeddings=tied,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        module = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float64)
+        with torch.no_grad():
+            for p in module.parameters():
+                p.add_(torch.randn_like(p), alpha=0.3)
+    return LanguageModel("minute", "minute", module.eval().requires_grad_(False), None, fingerprint(module))
+
+
+def few_contexts(model):
+    return [
+        c.__class__(c.context, tuple(i % 9 for i in c.prompt_ids[:4]), 3 + n, n)
+        for n, c in enumerate(tiny.contexts(tiny.model()))
+    ]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_sharpness_is_the_largest_eigenvalue_of_the_dense_hessian(optimizer, tied):
+    model = minute(tied)
+    recipe, contexts = Recipe(optimizer=optimizer, epsilon=1e-3), few_contexts(model)
+    found = sharpness(model, contexts, recipe, tolerance=1e-10, iterations=500)
+    for number, context in enumerate(contexts):
+        problem = Problem(model, context, recipe)
+        vector = problem.flat(problem.values.values())
+
+        def loss(flat, problem=problem):
+            return problem.loss(problem.logits(dict(zip(problem.values, problem.split(flat), strict=True))))
+
+        dense = torch.autograd.functional.hessian(loss, vector)
+        gradient = torch.autograd.functional.jacobian(loss, vector)
+        if optimizer == "adam":
+            scale = (gradient.abs() + recipe.epsilon).rsqrt()
+            dense = scale[:, None] * dense * scale
+        largest = torch.linalg.eigvalsh(dense)[-1]
+        assert float(found.value[number]) == pytest.approx(float(largest), rel=1e-8)
+        operator, same = hessian(problem, recipe)
+        torch.testing.assert_close(same, gradient)
+        probe = torch.randn(len(vector), dtype=vector.dtype)
+        torch.testing.assert_close(torch.tensor(operator.matvec(probe.numpy())), dense @ probe)
+    assert found.converged.all() and (found.residual < 1e-6).all()
+
+
+def test_a_sharpness_that_did_not_converge_says_so(monkeypatch):
+    def give_up(*_, **__):
+        raise step_zero.ArpackNoConvergence("no", torch.empty(0).numpy(), torch.empty(0, 0).numpy())
+
+    monkeypatch.setattr(step_zero, "eigsh", give_up)
+    model = minute()
+    found = sharpness(model, few_contexts(model)[:1])
+    assert not found.converged[0] and torch.isnan(found.value[0])
+
+
+def test_an_impossible_tolerance_is_refused():
+    with pytest.raises(ParameterError, match="tolerance"):
+        sharpness(tiny.model(), tiny.contexts(tiny.model()), tolerance=0)

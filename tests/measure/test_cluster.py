@@ -1,0 +1,122 @@
+"""Sweeps through a real scheduler and separate worker processes: same numbers, whatever happens to the workers."""
+
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+import xarray as xr
+from typer.testing import CliRunner
+
+from phantomlib.cli import app
+from phantomlib.errors import BookError, ModelError
+from phantomlib.measure import cluster
+from phantomlib.measure.contexts import load_contexts, resolve
+from phantomlib.measure.finetune import finetune
+from phantomlib.measure.models import LanguageModel, load
+from phantomlib.measure.recipe import Recipe
+from phantomlib.measure.store import Store
+
+distributed = pytest.importorskip("distributed")
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory):
+    """Two workers with one thread each, in processes of their own."""
+    with distributed.LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address=":0",
+        local_directory=tmp_path_factory.mktemp("dask"),
+    ) as local:
+        yield local
+
+
+@pytest.fixture
+def there(scheduler, monkeypatch):
+    cluster.connect.cache_clear()
+    monkeypatch.setenv(cluster.ENVIRONMENT, scheduler.scheduler_address)
+    yield scheduler
+    cluster.connect(scheduler.scheduler_address).close()
+    cluster.connect.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def problem():
+    model = load("zoo:gpt2-s")
+    return model, [resolve(context, model.tokenizer) for context in load_contexts("default")]
+
+
+def test_a_run_of_the_cluster_is_the_same_as_one_made_here(there, problem, tmp_path):
+    model, contexts = problem
+    rates, recipe = np.geomspace(1e-5, 1e-3, 8), Recipe(steps=3)
+    here = finetune(model, contexts, rates, recipe)
+    run = Store(tmp_path).run(model, contexts, rates, recipe)
+    assert here.drop_attrs().identical(run.drop_attrs())
+    assert here.sizes["rate"] * here.sizes["context"] > 64  # more than one chunk
+
+
+def test_lora_seeds_and_further_quantities_travel(there, problem, tmp_path):
+    model, contexts = problem
+
+    def sharpness_of_p(p, E, c, k):
+        """largest probability"""
+        return p.max(1).values
+
+    options = {"seeds": (0, 1), "extra": {"largest": sharpness_of_p}}
+    recipe = Recipe(method="lora", steps=2)
+    here = finetune(model, contexts[:2], [1e-3], recipe, **options)
+    run = Store(tmp_path).run(model, contexts[:2], [1e-3], recipe, **options)
+    assert here.drop_attrs().identical(run.drop_attrs())
+
+
+def test_workers_killed_in_the_middle(there, problem, tmp_path):
+    model, contexts = problem
+    rates, recipe = np.geomspace(1e-5, 1e-3, 26), Recipe(steps=10)
+    done = {}
+
+    def compute():
+        done["run"] = Store(tmp_path).run(model, contexts, rates, recipe)
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    with distributed.Client(there.scheduler_address, set_as_default=False) as client:
+        for _ in range(2):
+            while not any(client.processing().values()) and thread.is_alive():
+                time.sleep(0.02)
+            assert thread.is_alive()  # the run is not over: this kill matters
+            busy = [address for address, tasks in client.processing().items() if tasks]
+            [pid] = [nanny.pid for nanny in there.workers.values() if nanny.worker_address == busy[0]]
+            psutil.Process(pid).kill()
+    thread.join()
+    assert finetune(model, contexts, rates, recipe).drop_attrs().identical(done["run"].drop_attrs())
+    [file] = tmp_path.glob("*.nc")  # one file, at its place, and nothing else
+    assert xr.load_dataset(file).identical(done["run"])
+    assert {path.suffix for path in tmp_path.iterdir()} == {".nc", ".lock"}
+
+
+def test_another_model_under_the_same_name_is_refused(there, problem, tmp_path):
+    model, contexts = problem
+    other = LanguageModel(model.name, model.ref, model.module, model.tokenizer, "0" * 16)
+    with pytest.raises(ModelError, match="not the model that was asked for"):
+        Store(tmp_path).run(other, contexts, [1e-4], Recipe(steps=1))
+    assert not list(tmp_path.glob("*.nc"))
+
+
+def test_nobody_answers(monkeypatch):
+    monkeypatch.setattr(cluster, "TIMEOUT", 0.5)
+    with pytest.raises(BookError, match="No Dask scheduler answers.*dask scheduler"):
+        cluster.connect("tcp://127.0.0.1:9")
+    for command in (["book"], ["run", "01"]):
+        result = CliRunner().invoke(app, [*command, "--scheduler", "tcp://127.0.0.1:9"])
+        assert result.exit_code != 0 and "Traceback" not in result.output
+
+
+def test_a_scheduler_without_workers():
+    with (
+        distributed.LocalCluster(n_workers=0, dashboard_address=":0") as empty,
+        pytest.raises(BookError, match="has no workers"),
+    ):
+        cluster.connect(empty.scheduler_address)

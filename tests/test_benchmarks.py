@@ -1,0 +1,104 @@
+"""The benchmarks measure what they say: the baselines do the same work; targets and plan follow from the figures."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+
+from benchmarks import baseline, measure, report
+from phantomlib.errors import ParameterError
+from phantomlib.measure.finetune import finetune
+from phantomlib.measure.recipe import Recipe
+from phantomlib.measure.recorder import RECORDED
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_plain_loop_records_what_the_engine_records(method, optimizer, fused):
+    model = tiny.model("GPTNeoX")
+    context, recipe = tiny.contexts(model)[1], Recipe(optimizer=optimizer, method=method, steps=4)
+    ours = finetune(model, [context], [0.01], recipe)
+    loop = baseline.plain_loop(model, context, 0.01, recipe, fused=fused)
+    for name in RECORDED:
+        assert np.allclose(loop[name][0], ours[name].values[0, 0, 0], rtol=1e-8, atol=1e-10, equal_nan=True), name
+    gap = baseline.plain_loop(model, context, 0.01, recipe, record=False)["logit_gap"]
+    assert np.allclose(gap, loop["logit_gap"], atol=1e-12)
+
+
+def test_bisection_brackets_the_boundary(monkeypatch):
+    monkeypatch.setattr(baseline, "_overtakes", lambda model, context, rate, recipe: rate >= 0.0321)
+    low, high, runs = baseline.bisection(None, None, None, 1e-3, 1.0, 0.005)
+    assert low < 0.0321 <= high <= low * 1.005
+    assert runs == 11  # halvings of log(1000) until it is below log(1.005)
+
+
+def test_contenders_take_turns():
+    order = []
+    seconds = measure.in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
+    assert order == ["a", "b"] * 3 and {k: len(v) for k, v in seconds.items()} == {"a": 2, "b": 2}
+    assert measure.ratio([1, 2, 4], [3, 2, 20]) == (3, 1, 5)
+
+
+def table(**changed):
+    row = {
+        "parameters": 5e5,
+        "method": "full",
+        "optimizer": "sgd",
+        "replicas": 32,
+        "against plain loop": [4.0, 3.5, 5.0],
+    } | changed
+    return {"throughput": {"rows": pd.DataFrame([row])}}
+
+
+def test_targets_are_judged_by_the_worst_row():
+    verdicts = report.reached(table()).set_index("target").verdict
+    assert verdicts.iloc[0] == "reached" and verdicts.iloc[3] == "reached"
+    assert (verdicts.drop(verdicts.index[[0, 3]]) == "not measured").all()
+    slower = report.reached(table(**{"against plain loop": [2.9, 2.0, 9.0]})).set_index("target").verdict
+    assert slower.iloc[0] == "not reached" and slower.iloc[3] == "reached"
+
+
+def test_exponent_of_a_power_law():
+    rows = pd.DataFrame(
+        {
+            "of": "replicas",
+            "value": [1, 64, 256, 1024],
+            "seconds": [[9.0] * 3, [64.0**1.5] * 3, [256.0**1.5] * 3, [1024.0**1.5] * 3],
+        }
+    )
+    assert report.exponent(rows, "replicas", 64) == pytest.approx(1.5)
+
+
+def test_cells_for_people():
+    rows = pd.DataFrame(
+        {"rounds": [[2.0, 1.0, 3.0]], "one round": [[2.0, 2.0, 2.0]], "number": [2.0], "name": ["gpt2-s"]}
+    )
+    assert report.for_people(rows).iloc[0].tolist() == ["2 (1 to 3)", "2", "2", "gpt2-s"]
+
+
+def test_a_plan_counts_memory_and_time():
+    rows = [{"optimizer": "adam", "MFLOP": work, "share of floor": share} for work, share in ((9, 0.5), (2, 0.1))]
+    results = {"floor": {"rows": pd.DataFrame(rows)}}  # the largest model counts, wherever it stands
+    plan = report.plan(
+        results, runs=7000, steps=10, tokens=12, flops=1e15, bandwidth=4e12, memory=1e11, price=2.0
+    ).set_index("model")
+    small = plan.loc["pythia-70m"]
+    assert small["ms per replica-step"] == pytest.approx(1000 * 40 * 70_426_624 / 4e12 / 0.5)  # bound by memory
+    assert small["GPU hours"] == pytest.approx(1000 * 10 * small["ms per replica-step"] / 3.6e6)
+    assert small["cost"] == 2 * small["GPU hours"]
+    assert plan.loc["pythia-6.9b", "replicas at once"] == 0 < small["replicas at once"]
+
+
+def test_results_that_are_none(tmp_path):
+    assert report.read_results(tmp_path / "none.json") is None
+    (tmp_path / "bad.json").write_text("[1, 2")
+    with pytest.raises(ParameterError, match="make bench"):
+        report.read_results(tmp_path / "bad.json")
+    (tmp_path / "good.json").write_text(
+        json.dumps({"cores": {"machine": {}, "seconds": 1, "rows": [{"times faster": [1.8, 1.7, 1.9]}]}})
+    )
+    found = report.reached(report.read_results(tmp_path / "good.json")).set_index("target")
+    assert found.verdict.to_dict()["times faster with a second core"] == "reached"

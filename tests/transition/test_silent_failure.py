@@ -1,0 +1,65 @@
+"""Failure modes on hand-made runs whose class is plain to see."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from phantomlib.transition import silent_failure
+
+
+def run(loss, gap, drag=(0.0, 0.0, 0.0), diverged=-1):
+    """A dataset with one replica and three recorded steps."""
+    dims = ("context", "rate", "seed", "step")
+    series = {"cross_entropy": loss, "logit_gap": gap, "drag": drag}
+    series |= {
+        "signal": (-0.1, -0.05, -0.01),
+        "p_correct": (0.1, 0.2, 0.3),
+        "p_competitor": (0.3, 0.3, 0.4),
+        "overlap": (0.7, 0.7, 0.7),
+    }
+    data = {name: (dims, np.array(values, dtype=float).reshape(1, 1, 1, 3)) for name, values in series.items()}
+    data["diverged_step"] = (dims[:3], np.array([[[diverged]]]))
+    coords = {"context": ["a"], "seed": [0], "learning_rate": (("context", "rate"), [[1e-3]])}
+    return xr.Dataset(data, coords)
+
+
+FALLING, BEHIND = (3.0, 2.0, 1.0), (-2.0, -1.0, -0.5)
+
+
+@pytest.mark.parametrize(
+    "made, mode",
+    [
+        (run(FALLING, BEHIND), "kinematic"),
+        (run(FALLING, BEHIND, drag=(0.0, 0.0, -0.0009)), "kinematic"),
+        (run(FALLING, BEHIND, drag=(0.0, 0.0, -0.0011)), "structural"),
+        (run(FALLING, BEHIND, drag=(0.0, 0.0, 0.1)), "kinematic"),
+        (run(FALLING, (-2.0, 0.1, -0.5)), "overtakes"),  # it need not stay ahead
+        (run((3.0, 3.1, 1.0), BEHIND), "other"),
+        (run((3.0, 3.000001, 1.0), BEHIND), "kinematic"),  # a rise within rounding
+        (run(FALLING, (-2.0, -1.0, 0.0)), "kinematic"),  # a draw is not overtaking
+        (run((3.0, np.nan, np.nan), (-2.0, np.nan, np.nan), diverged=1), "diverged"),
+    ],
+)
+def test_mode(made, mode):
+    assert silent_failure.failure_mode(made).item() == mode
+    assert silent_failure.failure_table(made)["mode"].tolist() == [mode]
+
+
+def test_fall_must_be_large_enough_to_count():
+    made = run((3.0, 2.97, 2.95), BEHIND)
+    assert silent_failure.silent(made).item() and not silent_failure.silent(made, 0.1).item()
+    assert silent_failure.tally([made, run(FALLING, BEHIND)], 0.1) == {
+        "failed silently": 1,
+        "overtook": 0,
+        "fell by too little to count": 1,
+        "rose at some step or diverged": 0,
+    }
+    assert silent_failure.fewest_silent_contexts([run(FALLING, BEHIND), made], 0.1) == 0
+
+
+def test_drag_factors_multiply_to_the_drag():
+    made = run(FALLING, BEHIND, drag=(0.03, 0.0, -0.06))
+    row = silent_failure.failure_table(made).iloc[0]
+    assert row.bulk_mass_start * row.contrast_start == pytest.approx(0.03)
+    assert row.bulk_mass_end * row.contrast_end == pytest.approx(-0.06)
+    assert row.drag_fall == pytest.approx(0.09)

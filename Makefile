@@ -1,10 +1,11 @@
-# make book | test | bench | serve | clean. The first of them makes .venv and installs; later ones reuse it.
+# make book | test | lint | bench | serve | clean. The first of them makes .venv and installs; later ones reuse it.
 PYTHON  ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
              $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PROFILE ?= zoo
 PORT    ?= 8000
 DEVICE  ?= cpu
 SUITES  ?=
+COVERAGE ?=
 VENV    := .venv
 BIN     := $(VENV)/bin
 # The stamp's name holds a checksum of what was installed, so only a change of requirements installs again.
@@ -16,7 +17,8 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: help book test bench lint serve clean
 help:
 	@echo "make book    install, run the notebooks, build the book      (PROFILE=smoke|zoo|paper)"
-	@echo "make test    install, run the tests"
+	@echo "make test    install, run the tests                         (COVERAGE=1: which lines none of them reaches)"
+	@echo "make lint    ruff, its formatter, the type checker"
 	@echo "make bench   measure speed, write benchmarks/results/     (DEVICE=cpu|cuda, SUITES='throughput search ...')"
 	@echo "make serve   show the built book at http://localhost:$(PORT)"
 	@echo "make clean   remove built pages and executed notebooks; finished runs stay in runs/"
@@ -25,13 +27,13 @@ book: $(STAMP)
 	$(BIN)/phantom book --profile $(PROFILE)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(if $(COVERAGE),--cov=phantomlib --cov-report=term-missing:skip-covered)
 
 bench: $(STAMP)
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/python -m benchmarks --device $(DEVICE) $(SUITES:%=--only %)
 
 lint: $(STAMP)
-	$(BIN)/ruff check .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files
 
 serve: $(STAMP)
 	@test -f _build/html/index.html || { echo "No book yet: run 'make book' first."; exit 1; }

@@ -165,7 +165,7 @@ def measure_errors(
         the content of ``constants.json``: log ratios per optimiser, method, T, predictor, model and context, and the
         two classes of the bulk.
     """
-    found = {}
+    found: dict[str, dict] = {}
     for optimizer in ("adam", "sgd"):
         for method in ("full", "lora"):
             by_steps = found[f"{optimizer}-{method}"] = {}

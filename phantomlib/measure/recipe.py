@@ -11,7 +11,7 @@ from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.models import LanguageModel, next_token_logits
 
 REAL = int | float | np.integer | np.floating
-_checked = WeakKeyDictionary()  # module -> the contexts that check_contexts found to fit it
+_checked: WeakKeyDictionary = WeakKeyDictionary()  # module -> the contexts that check_contexts found to fit it
 
 
 @dataclass(frozen=True)

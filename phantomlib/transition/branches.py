@@ -9,11 +9,18 @@ import xarray as xr
 from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.models import LanguageModel
 from phantomlib.measure.recipe import Recipe
+from phantomlib.measure.run_source import RunSource
 from phantomlib.transition.jumps import bound
 
 
 def follow_branches(
-    store, model: LanguageModel, contexts: list[Resolved], first: pd.DataFrame, recipe: Recipe, *, brake: float = 0.1
+    store: RunSource,
+    model: LanguageModel | None,
+    contexts: list[Resolved],
+    first: pd.DataFrame,
+    recipe: Recipe,
+    *,
+    brake: float = 0.1,
 ) -> xr.Dataset | None:
     """Go on from just before and from just after a jump, at the same reduced learning rate.
 
@@ -49,8 +56,8 @@ def follow_branches(
 
 
 def run_ramps(
-    store,
-    model: LanguageModel,
+    store: RunSource,
+    model: LanguageModel | None,
     contexts: list[Resolved],
     critical_rates: np.ndarray,
     recipe: Recipe,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import xarray as xr
 from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.models import LanguageModel
 from phantomlib.measure.recipe import Recipe
+from phantomlib.measure.run_source import RunSource
 from phantomlib.transition.branches import follow_branches, run_ramps
 from phantomlib.transition.jumps import find_jumps, first_jumps, geometry_at_jumps, step_sizes
 from phantomlib.transition.potential import force, potential_profile
@@ -56,8 +58,8 @@ class Examination:
 
 
 def examine(
-    store,
-    model: LanguageModel,
+    store: RunSource,
+    model: LanguageModel | None,
     contexts: list[Resolved],
     critical_rates: np.ndarray,
     recipe: Recipe,
@@ -68,7 +70,7 @@ def examine(
     """Run the experiments of tests (i) to (v).
 
     Args:
-        store: a :class:`phantomlib.measure.store.Store`, or something with its ``run``.
+        store: where the runs come from.
         critical_rates: (C,).
         recipe: optimiser, and the number of steps T that the critical rates belong to.
         multiples: learning rates of ``runs``, in units of the critical ones.
@@ -107,7 +109,13 @@ def _refine_first(store, model, contexts, runs, first, recipe) -> dict[int, xr.D
         group = [c for c, s in zip(chosen, largest, strict=True) if s == steps]
         parts.append(refine_jumps(store, model, group, rates[largest == steps], replace(recipe, steps=steps)))
     ids = {n: " ".join(part[n].attrs["run_id"] for part in parts) for n in parts[0]}
-    options = {"join": "outer", "data_vars": "all", "coords": "minimal", "compat": "override", "combine_attrs": "drop"}
+    options: dict[str, Any] = {
+        "join": "outer",
+        "data_vars": "all",
+        "coords": "minimal",
+        "compat": "override",
+        "combine_attrs": "drop",
+    }
     refined = {n: xr.concat([part[n] for part in parts], "context", **options) for n in parts[0]}
     return {1: coarse} | {n: d.assign_attrs(run_ids=ids[n]) for n, d in refined.items()}
 

@@ -9,11 +9,12 @@ import xarray as xr
 from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.models import LanguageModel
 from phantomlib.measure.recipe import Recipe
+from phantomlib.measure.run_source import RunSource
 
 
 def potential_profile(
-    store,
-    model: LanguageModel,
+    store: RunSource,
+    model: LanguageModel | None,
     contexts: list[Resolved],
     first: pd.DataFrame,
     recipe: Recipe,
@@ -40,7 +41,8 @@ def potential_profile(
     for schedule, step in zip(schedules, jump_steps, strict=True):
         schedule[:, step - 1] *= fractions  # what follows the jump's own update is not looked at
     run = store.run(model, chosen, schedules, replace(recipe, steps=last)).isel(seed=0)
-    x, lines = np.append(0.0, fractions), {}
+    x = np.append(0.0, fractions)
+    lines: dict[str, tuple] = {}
     for name in ("cross_entropy", "logit_gap", "phi"):
         values = run[name].values  # (C, fractions, last + 1)
         rows = [np.append(v[0, step - 1], v[:, step]) for v, step in zip(values, jump_steps, strict=True)]

@@ -11,13 +11,14 @@ from phantomlib.errors import ParameterError
 from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.models import LanguageModel
 from phantomlib.measure.recipe import Recipe
+from phantomlib.measure.run_source import RunSource
 from phantomlib.transition.jumps import step_sizes
 from phantomlib.transition.slowing import log_slopes
 
 
 def refine_jumps(
-    store,
-    model: LanguageModel,
+    store: RunSource,
+    model: LanguageModel | None,
     contexts: list[Resolved],
     learning_rates: np.ndarray,
     recipe: Recipe,

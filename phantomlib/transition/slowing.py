@@ -11,13 +11,14 @@ from phantomlib.critical.search import crossing_step
 from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.models import LanguageModel
 from phantomlib.measure.recipe import Recipe
+from phantomlib.measure.run_source import RunSource
 
 NEAR = 1.5  # learning rates up to here, in units of the critical one, tell how the crossing time approaches criticality
 
 
 def crossing_times(
-    store,
-    model: LanguageModel,
+    store: RunSource,
+    model: LanguageModel | None,
     contexts: list[Resolved],
     critical_rates: np.ndarray,
     recipe: Recipe,

@@ -117,7 +117,7 @@ class Language:
             for topic in self.topics:
                 words = lexicon.TOPICS[topic][key].split()
                 own.append(dict(zip(words, _zipf(len(words)), strict=True)))
-            anywhere = {}  # a uniformly chosen topic, this one included
+            anywhere: dict[str, float] = {}  # a uniformly chosen topic, this one included
             for distribution in own:
                 for word, p in distribution.items():
                     anywhere[word] = anywhere.get(word, 0.0) + p / len(own)

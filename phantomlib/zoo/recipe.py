@@ -18,6 +18,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -141,28 +142,28 @@ def build(recipe: PretrainingRecipe, vocabulary: int):
         LlamaForCausalLM,
     )
 
-    ends = dict(bos_token_id=None, eos_token_id=0, pad_token_id=None, attn_implementation="eager")
+    ends: dict[str, Any] = dict(bos_token_id=None, eos_token_id=0, pad_token_id=None, attn_implementation="eager")
     d = recipe.width
     if recipe.family == "gpt2":
-        config = GPT2Config(
+        gpt2 = GPT2Config(
             vocab_size=vocabulary, n_positions=N_POSITIONS, n_embd=d, n_layer=recipe.layers, n_head=recipe.heads,
             activation_function="gelu_pytorch_tanh",  # gelu_new, fused: the same function, a quarter faster
             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, initializer_range=0.02, **ends,
         )  # fmt: skip
-        return GPT2LMHeadModel(config)
+        return GPT2LMHeadModel(gpt2)
     if recipe.family == "gpt_neox":
-        config = GPTNeoXConfig(
+        neox = GPTNeoXConfig(
             vocab_size=vocabulary, max_position_embeddings=N_POSITIONS, hidden_size=d, num_hidden_layers=recipe.layers,
             num_attention_heads=recipe.heads, intermediate_size=4 * d, tie_word_embeddings=False,
             initializer_range=math.sqrt(2 / (5 * d)), **ends,
         )  # fmt: skip
-        return GPTNeoXForCausalLM(config)
-    config = LlamaConfig(
+        return GPTNeoXForCausalLM(neox)
+    llama = LlamaConfig(
         vocab_size=vocabulary, max_position_embeddings=N_POSITIONS, hidden_size=d, num_hidden_layers=recipe.layers,
         num_attention_heads=recipe.heads, num_key_value_heads=recipe.heads, head_dim=d // recipe.heads,
         intermediate_size=8 * d // 3, tie_word_embeddings=True, initializer_range=0.02, **ends,
     )  # fmt: skip
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(llama)
 
 
 def rows(sentences: list[list[str]], tok, length: int) -> np.ndarray:

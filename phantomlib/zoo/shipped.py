@@ -145,7 +145,7 @@ def audit(names=None, root: Path | str | None = None):
                 dict(
                     model=name, context=pair.id, p_c=float(p[c]), p_k=float(p[k]), gap=float(z[c] - z[k]),
                     overlap=float(rows[c] @ rows[k]), bulk=float(1 - p[c] - p[k]), rank_c=int((z > z[c]).sum()) + 1,
-                    first=tok.decode([int(z.argmax())]).strip(), language_c=truth[pair.correct],
+                    first=str(tok.decode([int(z.argmax())])).strip(), language_c=truth[pair.correct],
                     language_k=truth[pair.competitor], s=language.interchangeability[pair.id],
                 )
             )  # fmt: skip

@@ -130,6 +130,14 @@ def diagnose(
     Raises:
         ContextError: the model prefers the correct word already.
         ParameterError: a learning rate that is not a positive, finite number.
+
+    Example:
+        >>> import phantomlib as ph
+        >>> model = ph.load("zoo:gpt2-s")
+        >>> context = ph.resolve(ph.load_contexts()[0], model.tokenizer)
+        >>> found = ph.diagnose(model, context, ph.Recipe(optimizer="adam", steps=20), learning_rate=1e-6)
+        >>> found.outcome
+        'silent failure'
     """
     check_contexts(model, [context])
     if learning_rate is not None:

@@ -83,6 +83,12 @@ class PhantomCallback(TrainerCallback):
         ContextError: the contexts cannot be read, or, when training starts, do not fit the tokenizer.
         ParameterError: ``every`` is not a whole number of at least 1.
         PhantomError: when training starts, the weights are sharded over processes, or there is no tokenizer.
+
+    Example:
+        >>> import phantomlib as ph
+        >>> callback = ph.PhantomCallback("default", every=5)  # then Trainer(..., callbacks=[callback])
+        >>> callback.every
+        5
     """
 
     def __init__(self, contexts="default", *, every: int = 10, tokenizer=None, kinematic=True, prefix="phantom"):

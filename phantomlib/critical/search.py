@@ -168,6 +168,16 @@ def critical_rates(
         ``crossed`` (some run crossed), ``velocity`` (v_0, nats per unit rate), ``gap`` (Δ_0, nats), ``predicted_start``
         (False where v_0 gave no start), ``n_runs``, ``diverged`` (runs), ``reentries`` (see :func:`scan`) and
         ``replica_steps``. Attribute ``run_ids``: the runs, joined by spaces.
+
+    Example:
+        >>> import tempfile
+        >>> import phantomlib as ph
+        >>> model = ph.load("zoo:gpt2-s")
+        >>> context = ph.resolve(ph.load_contexts()[0], model.tokenizer)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     found = ph.critical_rates(ph.Store(folder), model, [context], ph.Recipe(optimizer="adam", steps=20))
+        >>> bool(found.converged.all()), bool((found.upper / found.lower - 1 <= 0.005).all())
+        (True, True)
     """
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 1e-5 <= tolerance < 1:
         raise ParameterError(f"tolerance is {tolerance!r}; give a relative width between 1e-5 and 1, such as 0.005.")

@@ -55,6 +55,12 @@ def load_contexts(source: str | Path = "default") -> list[Context]:
 
     Raises:
         ContextError: the file is missing, is not such a list, repeats an id, or names one word twice.
+
+    Example:
+        >>> import phantomlib as ph
+        >>> contexts = ph.load_contexts()
+        >>> len(contexts), contexts[0].correct, contexts[0].competitor
+        (10, 'shame', 'guilt')
     """
     path = DEFAULT if str(source) == "default" else Path(str(source))
     if not os.path.isfile(path):  # unlike path.is_file(), also False for text that cannot be a path
@@ -114,6 +120,13 @@ def resolve(context: Context, tokenizer) -> Resolved:
 
     Raises:
         ContextError: no way of joining makes both words single tokens; nearest single-token words are proposed.
+
+    Example:
+        >>> import phantomlib as ph
+        >>> model = ph.load("zoo:gpt2-s")
+        >>> context = ph.resolve(ph.load_contexts()[0], model.tokenizer)
+        >>> model.tokenizer.decode([context.correct_id]), len(context.prompt_ids)
+        (' shame', 10)
     """
     words = (context.correct.strip(), context.competitor.strip())
     found = single_tokens(context.prompt, words, tokenizer)

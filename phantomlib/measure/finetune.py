@@ -63,6 +63,14 @@ def finetune(
         ``learning_rate`` is the largest value, and ``schedule`` (context, rate, step) holds all (nan at step T). From
         the step of divergence on, values are nan (``rank_correct`` 0). With snapshots also ``spectrum`` (..., snapshot,
         component), eigenvalues of ρ, and ``phi_trace`` (..., snapshot), Φ computed from ρ by the trace formula.
+
+    Example:
+        >>> import phantomlib as ph
+        >>> model = ph.load("zoo:gpt2-s")
+        >>> context = ph.resolve(ph.load_contexts()[0], model.tokenizer)
+        >>> runs = ph.finetune(model, [context], [1e-5, 3e-3], ph.Recipe(optimizer="adam", steps=20))
+        >>> (runs.logit_gap > 0).any("step").values.ravel()  # too small a learning rate fails silently
+        array([False,  True])
     """
     check_contexts(model, contexts)
     rates = check_learning_rates(learning_rates, len(contexts), recipe.steps)

@@ -75,6 +75,12 @@ def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str
     Raises:
         ModelError: unknown, unreachable, without safetensors, damaged, incomplete, or not a causal language model.
         ParameterError: a dtype or device that cannot be used.
+
+    Example:
+        >>> import phantomlib as ph
+        >>> model = ph.load("zoo:gpt2-s")
+        >>> model.name, model.tied, tuple(model.readout.shape)
+        ('gpt2-s', True, (1157, 96))
     """
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ParameterError(f"dtype '{dtype}' is not known; choose one of {', '.join(DTYPES)}.")

@@ -91,6 +91,13 @@ def decompose(p, E, c: int, k: int, exponent: int = 2) -> Decomposition:
 
     Raises:
         ParameterError: wrong shapes, ids out of range, ``c == k``, ``p`` not a distribution, or ``E`` not finite.
+
+    Example:
+        >>> import phantomlib as ph
+        >>> E = [[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]  # three tokens in two dimensions; g_ck = 0.6
+        >>> parts = ph.decompose([0.2, 0.5, 0.3], E, c=0, k=1)
+        >>> round(parts.signal, 4), round(parts.drag, 4), round(parts.phi, 4)
+        (-0.192, -0.192, -0.384)
     """
     p, E = torch.as_tensor(p), torch.as_tensor(E)
     p = p if p.is_floating_point() else p.double()  # a one-hot state written with whole numbers

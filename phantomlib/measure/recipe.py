@@ -28,6 +28,15 @@ class Recipe:
         exponent: power of the overlap in Φ.
         geometry: whose rows give the overlaps, ``readout`` (the unembedding) or ``input`` (the token embedding).
         snapshots: steps at which the spectrum of ρ is recorded.
+
+    Example:
+        >>> import phantomlib as ph
+        >>> ph.Recipe(optimizer="sgd", steps=20).method
+        'full'
+        >>> ph.Recipe(optimizer="rmsprop")
+        Traceback (most recent call last):
+            ...
+        phantomlib.errors.ParameterError: optimizer 'rmsprop' is not known; choose one of sgd, adam, adamw.
     """
 
     optimizer: str = "adam"

@@ -46,6 +46,18 @@ class Store:
 
     Raises:
         StoreError: the folder cannot be made or written to.
+
+    Example:
+        >>> import tempfile
+        >>> import phantomlib as ph
+        >>> model = ph.load("zoo:gpt2-s")
+        >>> context = ph.resolve(ph.load_contexts()[0], model.tokenizer)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = ph.Store(folder)
+        ...     first = store.run(model, [context], [1e-4], ph.Recipe(steps=3))
+        ...     again = store.run(model, [context], [1e-4], ph.Recipe(steps=3))  # from disk
+        >>> first.identical(again)
+        True
     """
 
     def __init__(self, root: str | Path):

@@ -41,7 +41,7 @@ def run_notebook(
     """Run one notebook and write it executed.
 
     Args:
-        number: which one, see :func:`find_notebook`.
+        number: which one, see :func:`phantomlib.book.jobs.find_notebook`.
         values: parameters by name; the others keep the notebook's defaults.
         output: the executed notebook; ``NN_name.ipynb`` in the working folder if None.
         root: the project's root.

@@ -34,7 +34,7 @@ def leave_one_out(table: pd.DataFrame, predictors=PREDICTORS) -> pd.DataFrame:
     """Every predictor and calibration, each architecture predicted from the others.
 
     Args:
-        table: rows of several models, from :func:`results`.
+        table: rows of several models, from :func:`phantomlib.critical.predictors.results`.
 
     Returns:
         One row per predictor, calibration, model and context: ``error`` = log(predicted / measured).

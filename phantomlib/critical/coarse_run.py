@@ -6,7 +6,7 @@ with the learning rate scaled by :math:`T/4` and Adam's memory shortened alike (
 critical learning rate of that, which a search finds in about a dozen forward and backward passes, whatever T is.
 
 How far both predictors were off on the zoo, where critical learning rates are known, is kept in ``constants.json``,
-written by :func:`measure`. A prediction is corrected by the mean of those errors, and its interval is the largest error
+written by :func:`measure_errors`. A prediction is corrected by the mean of those errors, and its interval is the largest error
 made when each model was predicted from the others.
 """
 
@@ -107,7 +107,7 @@ class Errors:
 
 @cache
 def load_constants() -> dict:
-    """What :func:`measure` found on the zoo.
+    """What :func:`measure_errors` found on the zoo.
 
     Raises:
         PhantomError: the file is missing or damaged.

@@ -34,7 +34,7 @@ def passed_tests(claim: Claim, measured: Mapping[str, Mapping[str, float]]) -> d
 
     Args:
         claim: with ``tests``: test name -> criterion name -> quantity, direction, threshold, unit.
-        measured: test name -> criterion name -> value, as from :func:`summarise`.
+        measured: test name -> criterion name -> value, as from :func:`phantomlib.transition.examine.summarise_tests`.
 
     Raises:
         ParameterError: a criterion was not measured. A value that is nan fails.

@@ -28,7 +28,7 @@ def follow_branches(
     branch would hold it back for ever.
 
     Args:
-        first: the first jump of each context to follow, as from :func:`first_jumps`.
+        first: the first jump of each context to follow, as from :func:`phantomlib.transition.jumps.first_jumps`.
         brake: the reduced learning rate, in units of the run's.
 
     Returns:

@@ -1,4 +1,14 @@
-"""All experiments on the jumps of one model, and the quantities of the tests (i) to (v)."""
+"""All experiments on the jumps of one model, and the quantities of the tests (i) to (v).
+
+Spontaneous symmetry breaking would show a geometry that rearranges at the jump, two branches at one learning rate, a
+time that diverges at the critical rate, a double well, and a discontinuity that stays when steps are made smaller.
+Each has a file of this folder that measures it. The thresholds are in ``claims.yaml`` under C5, and
+:func:`phantomlib.ledger.scoreboard.passed_tests` compares.
+
+All experiments are fine-tuning runs from a :class:`phantomlib.measure.run_source.RunSource`. A replica is put "just
+before the jump" by a schedule that repeats the run up to there and then changes the learning rate, so the optimiser
+keeps its state.
+"""
 
 import math
 from collections.abc import Mapping
@@ -33,7 +43,7 @@ class Examination:
     Attributes:
         name: of the model.
         runs: (context, rate, seed, step) at the ``multiples`` of the critical rate.
-        jumps: all jumps at the multiples that count, from :func:`jumps`.
+        jumps: all jumps at the multiples that count, from :func:`phantomlib.transition.jumps.find_jumps`.
         first: the first jump of each context at the largest multiple.
         branches, ramps, times, profile, refined: results of the functions of these names; None (refined: empty)
             without jumps.

@@ -24,7 +24,7 @@ class FrozenJumps:
 
 
 def frozen_jumps(runs: list[xr.Dataset], tables: list[pd.DataFrame]) -> FrozenJumps:
-    """Test (vi) from LoRA runs and their jumps (:func:`jumps`), one of each per model.
+    """Test (vi) from LoRA runs and their jumps (:func:`phantomlib.transition.jumps.find_jumps`), one of each per model.
 
     A jump counts if the readout equals its initial value bit for bit at every recorded step of its run.
     """
@@ -38,5 +38,5 @@ def frozen_jumps(runs: list[xr.Dataset], tables: list[pd.DataFrame]) -> FrozenJu
 
 
 def contexts_by_seed(table: pd.DataFrame, seeds) -> list[int]:
-    """How many contexts jump under each seed, from :func:`jumps`."""
+    """How many contexts jump under each seed, from :func:`phantomlib.transition.jumps.find_jumps`."""
     return [int(table[table["seed"] == seed]["context"].nunique()) for seed in seeds]

@@ -1,4 +1,4 @@
-r"""Phantoms: jumps of the order parameter, and six measurements that tell them from spontaneous symmetry breaking.
+r"""Catapult-like jumps of the order parameter, and how much of them is geometry.
 
 A jump is one step with
 
@@ -6,14 +6,8 @@ A jump is one step with
 
     |\Delta\Phi| > 0.1 \sqrt{1 - g_{ck}^2} \quad\text{and}\quad |\Delta\Phi| > 10\,\mathrm{median}_t |\Delta\Phi_t| .
 
-Spontaneous symmetry breaking would show a geometry that rearranges at the jump, two branches at one learning rate, a
-time that diverges at the critical rate, a double well, and a discontinuity that stays when steps are made smaller.
-Each function here measures one of these and returns numbers; the thresholds are in ``claims.yaml`` under C5, and
-:func:`passed` compares.
-
-All experiments are fine-tuning runs through :meth:`phantomlib.measure.store.Store.run`. A replica is put "just before
-the jump" by a schedule that repeats the run up to there and then changes the learning rate, so the optimiser keeps
-its state.
+Test (i) against spontaneous symmetry breaking is here too, since it needs nothing but the jumps: a geometry that
+rearranges would show in the geometry part of the step, in g_ck and in the drift of E.
 """
 
 from dataclasses import dataclass
@@ -90,13 +84,13 @@ def find_jumps(dataset: xr.Dataset, *, size_factor: float = 0.1, median_factor: 
 
 
 def first_jumps(table: pd.DataFrame, rate: int) -> pd.DataFrame:
-    """The first jump of every context at one rate index (first seed), from :func:`jumps`; indexed by context."""
+    """The first jump of every context at one rate index (first seed), from :func:`find_jumps`; indexed by context."""
     here = table[(table["rate"] == rate) & (table["seed"] == table["seed"].min())]
     return here.sort_values("step").drop_duplicates("context").set_index("context").sort_index()
 
 
 def jumping_contexts(table: pd.DataFrame, rates: int) -> list[int]:
-    """How many contexts have a jump at each of ``rates`` rate indices, from :func:`jumps`."""
+    """How many contexts have a jump at each of ``rates`` rate indices, from :func:`find_jumps`."""
     return [int(table[table["rate"] == r]["context"].nunique()) for r in range(rates)]
 
 
@@ -104,7 +98,7 @@ def onset(table: pd.DataFrame, runs: xr.Dataset, multiples, sharpness: pd.Series
     """Every run beside the edge of stability of the untrained model.
 
     Args:
-        table: jumps of ``runs``, from :func:`jumps`.
+        table: jumps of ``runs``, from :func:`find_jumps`.
         runs: (context, rate, seed, step), first seed used.
         multiples: the rates in units of the critical one.
         sharpness: λ_max of the contexts to include, by context id.
@@ -149,7 +143,7 @@ def geometric_mean(rates) -> float:
 
 
 def clearest_jump(table: pd.DataFrame) -> str | None:
-    """The context of the largest jump, from :func:`jumps`; None without jumps."""
+    """The context of the largest jump, from :func:`find_jumps`; None without jumps."""
     return None if table.empty else str(table.loc[table["share_of_bound"].idxmax(), "context"])
 
 
@@ -172,7 +166,7 @@ class JumpGeometry:
 
 
 def geometry_at_jumps(table: pd.DataFrame) -> JumpGeometry:
-    """Test (i) from the rows of :func:`jumps`; nan without jumps."""
+    """Test (i) from the rows of :func:`find_jumps`; nan without jumps."""
     share = (table["geometry_part"] / table["size"]).abs()
     return JumpGeometry(
         n=len(table),

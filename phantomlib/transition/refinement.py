@@ -35,7 +35,7 @@ def refine_jumps(
 
 
 def largest_steps(refined: Mapping[int, xr.Dataset]) -> xr.DataArray:
-    """Largest single-step ``|ΔΦ|`` as a share of the bound, (context, refinement), from :func:`refine`."""
+    """Largest single-step ``|ΔΦ|`` as a share of the bound, (context, refinement), from :func:`refine_jumps`."""
     largest = [step_sizes(run).max("step").isel(rate=0, seed=0, drop=True) for run in refined.values()]
     return xr.concat(
         [x.drop_vars("learning_rate", errors="ignore") for x in largest], pd.Index(refined, name="refinement")

@@ -89,7 +89,7 @@ def slowing_down(times: xr.Dataset) -> Slowing:
 
 
 def regular_exponent(multiple: np.ndarray) -> float:
-    """The exponent of :func:`slowing` if ``η t*`` is exactly constant: not 0, since t* falls over the fitted range."""
+    """The exponent of :func:`slowing_down` if ``η t*`` is exactly constant: not 0, since t* falls over the fitted range."""
     near = multiple[(multiple > 1) & (multiple <= NEAR)]
     return float(-log_slopes(np.log(near - 1), -np.log(near)[None])[0])
 

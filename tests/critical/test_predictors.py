@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from planted import planted
 
-from phantomlib.critical import calibration, predictors
+from phantomlib.critical import predictors
 from phantomlib.critical.predictors import LADDER, _Path, _sample, predict_critical_rates
 from phantomlib.critical.search import critical_rates
 from phantomlib.critical.step_zero import velocity
@@ -119,30 +118,3 @@ def test_predictions_are_kept_and_make_no_runs(tmp_path, monkeypatch):
 def test_recipes_that_the_ladder_cannot_follow_are_refused(tmp_path, recipe):
     with pytest.raises(ParameterError, match="critical_rates"):
         predict_critical_rates(Store(tmp_path), tiny.model(), [], recipe)
-
-
-def test_calibrations_recover_the_planted_law():
-    table = planted()
-    assert calibration.fit_calibration(table, "velocity", "none") == (0.0, 0.0)
-    assert calibration.fit_calibration(table, "velocity", "gap") == pytest.approx((0.1, 0.2))
-    constant, slope = calibration.fit_calibration(table, "velocity", "constant")
-    assert constant == pytest.approx(0.1 + 0.2 * table.gap.abs().mean()) and slope == 0
-    np.testing.assert_allclose(calibration.apply_calibration(table, "velocity", (0.1, 0.2)), table.measured)
-
-
-def test_leaving_one_out_never_fits_on_what_it_predicts():
-    table = planted()
-    table.loc[table.model == "e", "measured"] *= 10  # an outlier must not help itself
-    errors = calibration.leave_one_out(table, ["velocity"])
-    of_e = errors[(errors.model == "e") & (errors.calibration == "gap")].error
-    np.testing.assert_allclose(of_e, -np.log(10))
-
-
-def test_the_best_predictor_ranks_first_and_partial_ones_last():
-    ranked = calibration.ranking(calibration.leave_one_out(planted()))
-    assert ranked.predictor[0] == "third_order" or ranked.calibration[0] == "gap"
-    assert ranked.rms.iloc[0] < 1e-3
-    assert set(ranked.predictor.tail(3)) == {"first_steps"} and (ranked.missing.tail(3) == 50).all()
-    words = calibration.in_words(ranked)
-    np.testing.assert_allclose(words["rms (%)"], 100 * ranked.rms)
-    assert "third order" in set(words.predictor)

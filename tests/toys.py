@@ -1,0 +1,53 @@
+"""Recordings made by hand, potentials with known descents, and a store that keeps nothing."""
+
+import numpy as np
+import xarray as xr
+
+from phantomlib.measure.finetune import finetune
+from phantomlib.measure.recipe import Recipe
+from phantomlib.transition import double_well, examine
+
+
+class Direct:
+    """A store that keeps nothing."""
+
+    def run(self, model, contexts, learning_rates, recipe, **options):
+        options.pop("progress", None)
+        dataset = finetune(model, contexts, learning_rates, recipe, **options)
+        dataset.attrs["run_id"] = "direct"
+        return dataset
+
+
+class Logistic(double_well.DoubleWell):
+    """Two tokens of one softmax: a loss without barrier, whose descent crosses zero smoothly."""
+
+    energy = staticmethod(lambda gap: np.logaddexp(0, -gap))
+    slope = staticmethod(lambda gap: -1 / (1 + np.exp(gap)))
+
+
+STARTS = {f"start {x:.1f}": x for x in (-2.2, -2.0, -1.8)}
+
+
+def examined(toy, high):
+    rates = toy.critical_rates()
+    recipe = Recipe(optimizer="sgd", steps=20)
+    return examine.examine(toy, None, toy.contexts(), rates, recipe, multiples=(0.5, high), counted=(high,))
+
+
+def recorded(phi, *, overlap=0.6, contexts=("a",), **fields) -> xr.Dataset:
+    """Runs with given Φ (C, rates, T + 1), one seed."""
+    phi = np.asarray(phi, dtype=float)[:, :, None]
+    dims = ("context", "rate", "seed", "step")
+    readout = 0.9 * np.diff(phi, prepend=np.nan)
+    values = {
+        "phi": phi,
+        "phi_readout_part": readout,
+        "phi_geometry_part": readout / 9,
+        "overlap": np.full_like(phi, overlap),
+        "readout_drift": np.zeros_like(phi),
+        "logit_gap": np.zeros_like(phi),
+        "cross_entropy": -phi,
+    } | {name: np.asarray(v, dtype=float)[:, :, None] for name, v in fields.items()}
+    coords = {"context": list(contexts), "seed": [0], "step": np.arange(phi.shape[-1])}
+    rates = (("context", "rate"), np.tile(np.arange(1.0, phi.shape[1] + 1), (len(phi), 1)))
+    return xr.Dataset({name: (dims, v) for name, v in values.items()}, coords | {"learning_rate": rates})

@@ -1,0 +1,91 @@
+"""Jumps against recordings made by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from toys import recorded
+
+from phantomlib.transition import jumps
+
+
+# steps of 0.001, one of them replaced; the bound at overlap 0.6 is 0.8
+@pytest.mark.parametrize(
+    ("step", "factors", "expected"),
+    [
+        (0.081, {}, 1),
+        (0.079, {}, 0),
+        (-0.2, {}, 1),
+        (0.081, {"median_factor": 100}, 0),
+        (0.079, {"size_factor": 0.09}, 1),
+        (np.nan, {}, 0),
+    ],
+)
+def test_a_jump_is_large_against_the_bound_and_against_the_median(step, factors, expected):
+    changes = np.full(20, 0.001)
+    changes[6] = step
+    table = jumps.find_jumps(recorded(np.cumsum([0, *changes])[None, None]), **factors)
+    assert len(table) == expected
+    if expected:
+        row = table.iloc[0]
+        assert row.loss_change == pytest.approx(-step)
+        assert (
+            row.step == 7
+            and row["size"] == pytest.approx(step)
+            and row.share_of_bound == pytest.approx(abs(step) / 0.8)
+        )
+        assert row.readout_part + row.geometry_part == pytest.approx(
+            row["size"]
+        ) and row.readout_share == pytest.approx(0.9)
+
+
+def test_a_run_of_equal_large_steps_has_no_jump():
+    assert jumps.find_jumps(recorded(np.linspace(-0.5, 0.5, 6)[None, None])).empty
+
+
+def test_first_jumps_and_counts():
+    phi = np.zeros((2, 2, 12))
+    phi[0, 1, 3:], phi[0, 1, 8:], phi[1, 1, 5:] = 0.2, 0.5, -0.3
+    table = jumps.find_jumps(recorded(phi, contexts=("a", "b")))
+    assert jumps.jumping_contexts(table, 2) == [0, 2]
+    assert jumps.first_jumps(table, 1)["step"].to_dict() == {"a": 3, "b": 5}
+    assert jumps.first_jumps(table, 0).empty
+    found = jumps.geometry_at_jumps(table)
+    assert found.n == 3 and found.median_share == pytest.approx(0.1) and found.high_drift == 0
+
+
+def test_sizes_are_measured_against_the_bound_before_the_step():
+    run = recorded([[[0, 0.1, 0.4]]])
+    run["overlap"][..., 1] = 0.8
+    assert jumps.step_sizes(run).values.ravel() == pytest.approx([0.1 / 0.8, 0.3 / 0.6])
+
+
+def test_onset_places_runs_on_the_edge_of_stability():
+    phi = np.zeros((2, 2, 12))
+    phi[0, 1, 3:] = 0.2
+    run = recorded(phi, contexts=("a", "b"))  # learning rates 1 and 2
+    table = jumps.onset(jumps.find_jumps(run), run, [0.5, 1.0], pd.Series({"a": 3.0}))
+    assert table.edge.tolist() == [1.5, 3.0] and table.critical_edge.tolist() == [3.0, 3.0]
+    assert table.jumped.tolist() == [False, True] and table.largest.tolist() == pytest.approx([0, 0.2 / 0.8])
+
+
+def test_contexts_without_critical_rate_are_left_out():
+    found = xr.Dataset({"critical_rate": ("context", [0.1, np.nan, 0.4])})
+    contexts, rates = jumps.with_critical_rate(["a", "b", "c"], found)
+    assert contexts == ["a", "c"] and rates.tolist() == [0.1, 0.4]
+    assert jumps.geometric_mean(found.critical_rate) == pytest.approx(0.2)
+
+
+def test_nearest_multiple_and_clearest_context():
+    assert jumps.nearest_multiple([0.7, 3, 30], 1.5) == 1
+    phi = np.zeros((2, 1, 12))
+    phi[0, 0, 3:], phi[1, 0, 3:] = 0.2, -0.4
+    assert jumps.clearest_jump(jumps.find_jumps(recorded(phi, contexts=("a", "b")))) == "b"
+    assert jumps.clearest_jump(jumps.find_jumps(recorded(phi[:, :, :2], contexts=("a", "b")))) is None
+
+
+def test_interval_of_a_median_covers_it():
+    values = np.random.default_rng(1).normal(size=200)
+    low, high = jumps.median_interval(values)
+    assert low < np.median(values) < high and high - low == pytest.approx(2 * 1.96 * np.sqrt(np.pi / 2 / 200), rel=0.4)
+    assert jumps.median_interval([0.5]) == (0.5, 0.5)

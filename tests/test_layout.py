@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "phantomlib"
 FLOORS = [
-    {"errors", "progress"},
+    {"errors", "files", "progress"},
     {"zoo"},
     {"measure"},
     {"critical"},

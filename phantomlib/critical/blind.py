@@ -8,7 +8,6 @@
 When a book is built again, the file is older than every run of the held-out model, and both take up what is there.
 """
 
-import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
+from phantomlib import files
 from phantomlib.critical.calibration import CALIBRATIONS, apply_calibration, fit_calibration, leave_one_out, ranking
 from phantomlib.critical.predictors import LADDER, STEP_0, predict_critical_rates
 from phantomlib.critical.search import critical_rates
@@ -28,7 +28,7 @@ from phantomlib.errors import PhantomError
 from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.models import LanguageModel
 from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.store import Store, commit, specification, write_json
+from phantomlib.measure.store import Store, commit, specification
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def predict_held_out(
     chosen = errors[(errors.predictor == predictor) & (errors.calibration == calibration)]
     spread = math.sqrt((chosen.groupby("model").error.mean() ** 2).mean())
     half = stats.t.ppf(0.975, table.model.nunique() - 1) * spread
-    write_json(
+    files.write_json(
         path,
         {
             "model": model.name,
@@ -174,7 +174,7 @@ def sweep_held_out(
 def read_prediction(path: Path) -> Prediction:
     """A prediction from its file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = files.read_json(path)
         for name in ("interval", "coefficients", "fitted_on"):
             content[name] = tuple(content[name])
         return Prediction(**content, path=path)
@@ -214,12 +214,8 @@ def _path(store: Store, model: LanguageModel, recipe: Recipe) -> Path:
 
 def _evidence(table: pd.DataFrame) -> str:
     numbers = table.drop(columns=["model", "context"]).map(lambda x: f"{x:.6g}")
-    return _hash([list(table.model), list(table.context), numbers.to_dict("list")])
+    return files.digest([list(table.model), list(table.context), numbers.to_dict("list")])[:12]
 
 
 def _subject(model: LanguageModel, contexts: list[Resolved], recipe: Recipe) -> str:
-    return _hash(specification(model, contexts, np.zeros((len(contexts), 0)), recipe, ()))
-
-
-def _hash(content) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    return files.digest(specification(model, contexts, np.zeros((len(contexts), 0)), recipe, ()))[:12]

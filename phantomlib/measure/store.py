@@ -26,6 +26,7 @@ import torch
 import xarray as xr
 from filelock import FileLock
 
+from phantomlib import files
 from phantomlib.errors import ParameterError, StoreError
 from phantomlib.measure import cluster
 from phantomlib.measure.contexts import Resolved
@@ -134,8 +135,7 @@ class Store:
             StoreError: it cannot be saved.
         """
         spec = specification(model, contexts, np.zeros((len(contexts), 0)), recipe, seeds)
-        digest = hashlib.sha256(json.dumps([*key, spec], sort_keys=True).encode()).hexdigest()[:12]
-        path = self.root / kind / f"{model.name}-{recipe.optimizer}-{digest}.json"
+        path = self.root / kind / f"{model.name}-{recipe.optimizer}-{files.digest([*key, spec])[:12]}.json"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -144,7 +144,10 @@ class Store:
             found = _read_json(path)
             if found is None or (holds and not holds(found)):
                 found = compute()
-                write_json(path, found)
+                try:
+                    files.write_json(path, found)
+                except OSError as error:
+                    raise _not_saved(path, error) from error
         return found
 
     def _compute(self, path, spec, model, contexts, rates, recipe, seeds, extra) -> xr.Dataset:
@@ -172,14 +175,10 @@ class Store:
         return dataset
 
     def _write(self, path: Path, dataset: xr.Dataset) -> None:
-        temporary = path.with_suffix(".tmp")  # one writer at a time: the run is locked
         try:
-            temporary.write_bytes(dataset.to_netcdf(engine="netcdf4"))  # HDF5 itself may crash on a full disk
-            os.replace(temporary, path)
+            files.write_bytes(path, dataset.to_netcdf(engine="netcdf4"))  # HDF5 itself may crash on a full disk
         except OSError as error:
             raise _not_saved(path, error) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> xr.Dataset | None:
         """The stored run, or None if there is none; a file that cannot be read is set aside."""
@@ -198,7 +197,7 @@ class Store:
 def _read_json(path: Path) -> dict | None:
     """What is remembered, or None if nothing is; a file that cannot be read is set aside."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return files.read_json(path)
     except FileNotFoundError:
         return None
     except ValueError:
@@ -255,21 +254,9 @@ def _source(function: Callable) -> str:
         ) from None
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Write a file that is complete once it has its name; StoreError if it cannot be saved."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise _not_saved(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def run_id(specification: dict) -> str:
     """Twelve hex digits of the SHA-256 of a specification."""
-    return hashlib.sha256(json.dumps(specification, sort_keys=True).encode()).hexdigest()[:12]
+    return files.digest(specification)[:12]
 
 
 def checksum(dataset: xr.Dataset) -> str:

@@ -9,6 +9,7 @@ import pytest
 import tiny
 from planted import planted
 
+from phantomlib import files
 from phantomlib.critical import blind
 from phantomlib.critical.blind import predict_held_out, sweep_held_out
 from phantomlib.errors import PhantomError
@@ -87,7 +88,7 @@ def test_a_prediction_of_something_else_does_not_count(case, change):
             sweep_held_out(store, model, contexts, Recipe(optimizer="sgd", steps=5))
         return
     if change == "tampered":
-        prediction.path.write_text(prediction.path.read_text().replace(prediction.subject, "0" * 12))
+        files.write_json(prediction.path, files.read_json(prediction.path) | {"subject": "0" * 12})
     with pytest.raises(PhantomError, match="other weights, contexts or another recipe"):
         sweep_held_out(store, model, contexts[:1] if change == "contexts" else contexts, RECIPE)
 

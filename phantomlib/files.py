@@ -1,0 +1,68 @@
+"""Files that are whole or absent, and JSON that notices when it was damaged."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path in the same folder; what was written there takes the name ``path`` when the block ends.
+
+    If the block raises, it is removed and ``path`` stays as it was. What a killed process left is overwritten by the
+    next writer, so processes that may write the same file at the same time hold a lock.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file (UTF-8) that is complete once it has its name; OSError if it cannot be written."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that is complete once it has its name; OSError if it cannot be written."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def digest(content) -> str:
+    """SHA-256 of plain JSON types, whatever the order of keys: 64 hex digits."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write plain JSON types with their checksum, to be read by :func:`read_json`; OSError if that fails."""
+    content = json.loads(json.dumps(content))  # what will be read: keys are text, tuples are lists
+    write_text(path, json.dumps({"checksum": digest(content), "content": content}, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    """The content of a file of :func:`write_json`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it cannot be read.
+        ValueError: the file is damaged: no JSON, of another shape, or not what its checksum was taken of.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        content, checksum = found["content"], found["checksum"]
+        intact = set(found) == {"checksum", "content"} and isinstance(content, dict) and checksum == digest(content)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        intact = False
+    if not intact:
+        raise ValueError(f"{path.name} is not what was written: its checksum does not fit")
+    return content

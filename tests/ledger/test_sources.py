@@ -165,6 +165,6 @@ def test_every_data_file_of_the_package_belongs_to_a_module():
     data = {
         path
         for path in sources.PACKAGE.rglob("*")
-        if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
+        if path.is_file() and path.suffix not in (".py", ".typed") and "__pycache__" not in path.parts
     }
     assert {path for path in data if not named & {path, *path.parents}} == set()

@@ -79,7 +79,9 @@ def load_contexts(source: str | Path = "default") -> list[Context]:
     except OSError as error:
         raise ContextError(f"{name} cannot be read ({error.strerror}). Mend its permissions, or copy it.") from None
     except yaml.YAMLError as error:
-        raise ContextError(f"{name} is not valid YAML ({' '.join(str(error).split())[:300]}). Mend it and run again.") from None
+        raise ContextError(
+            f"{name} is not valid YAML ({' '.join(str(error).split())[:300]}). Mend it and run again."
+        ) from None
     if not isinstance(entries, list) or not entries:
         raise ContextError(
             f"{name} must hold a non-empty YAML list of contexts; each entry needs id, prompt, correct and competitor."
@@ -93,9 +95,7 @@ def load_contexts(source: str | Path = "default") -> list[Context]:
     ids = [context.id for context in contexts]
     for repeated in dict.fromkeys(one for one in ids if ids.count(one) > 1):
         problems.append(
-            ContextError(
-                f"{name} uses the id '{repeated}' {ids.count(repeated)} times; give every context its own id."
-            )
+            ContextError(f"{name} uses the id '{repeated}' {ids.count(repeated)} times; give every context its own id.")
         )
     all_at_once(problems, f"of the {len(entries)} entries")
     return contexts

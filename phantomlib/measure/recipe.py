@@ -104,9 +104,7 @@ def check_learning_rates(learning_rates, contexts: int, steps: int | None = None
     Raises:
         ParameterError: empty, not numbers, not all positive and finite, or of the wrong shape.
     """
-    advice = (
-        f"learning rates {shown(learning_rates)} must be a non-empty list of positive, finite numbers, such as [1e-4, 3e-4]."
-    )
+    advice = f"learning rates {shown(learning_rates)} must be a non-empty list of positive, finite numbers, such as [1e-4, 3e-4]."
     flat = np.ravel(np.asarray(learning_rates, dtype=object))
     if not len(flat) or any(isinstance(v, bool | str) or not isinstance(v, REAL) for v in flat):
         raise ParameterError(advice)

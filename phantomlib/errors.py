@@ -1,7 +1,10 @@
 """Errors a user can act on: one paragraph that names the value, the reason and a way out."""
 
 import difflib
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Iterable, Sequence
+
+NAMED = 10  # problems that one message holds
 
 
 class PhantomError(Exception):
@@ -32,3 +35,28 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`` (nearest: 'steps')`` or nothing."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (nearest: '{near[0]}')" if near else ""
+
+
+def shown(value, longest: int = 80) -> str:
+    """A value as a message quotes it: in one line, and short however large it is."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxlist, short.maxtuple, short.maxset, short.maxdict = 2, 8, 8, 8, 8
+    short.maxstring = short.maxother = short.maxlong = longest
+    text = short.repr(value)
+    return text if len(text) <= 4 * longest else f"{text[: 4 * longest]}..."
+
+
+def all_at_once(problems: Sequence[PhantomError], among: str = "") -> None:
+    """Raise what was found wrong, if anything: one error that holds every message, of the kind of the first.
+
+    Args:
+        problems: errors, each with its own paragraph.
+        among: what they were found in, such as "of the 10 contexts".
+    """
+    if not problems:
+        return
+    if len(problems) == 1:
+        raise problems[0]
+    more = f" (and {len(problems) - NAMED} more)" if len(problems) > NAMED else ""
+    listed = " ".join(f"({number}) {problem}" for number, problem in enumerate(problems[:NAMED], 1))
+    raise type(problems[0])(f"{len(problems)} problems{f' {among}' if among else ''}: {listed}{more}")

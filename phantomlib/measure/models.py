@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from phantomlib.errors import ModelError, ParameterError
+from phantomlib.measure import checkpoint
 from phantomlib.measure.contexts import Resolved
 
+LEAST_TOKENS = 5
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -86,17 +88,24 @@ def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str
         raise ParameterError(f"dtype '{dtype}' is not known; choose one of {', '.join(DTYPES)}.")
     check_device(device)
     folder = find(ref)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    options = {"revision": revision, "trust_remote_code": False}
-    source = str(folder or ref)
     try:
+        source = folder or checkpoint.fetch(ref, revision)
+    except Exception as error:  # of the hub's client, and of the network below it
+        raise ModelError(_why_not(ref, None, error)) from error
+    checkpoint.check_folder(source, ref)
+    try:
+        options = {"trust_remote_code": False, "local_files_only": True}
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        config = AutoConfig.from_pretrained(source, **options)
+        config._attn_implementation = "eager"  # a configuration may ask for another, even for code from the hub
         module, loaded = AutoModelForCausalLM.from_pretrained(
             source,
+            config=config,
             use_safetensors=True,
             dtype=DTYPES[dtype],
             attn_implementation="eager",
@@ -104,7 +113,7 @@ def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str
             **options,
         )
     except Exception as error:  # configurations, tokenizers and weights each fail in many ways
-        raise ModelError(_why_not(ref, folder, error)) from error
+        raise ModelError(_why_not(ref, source, error)) from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise ModelError(f"'{ref}' has no tokenizer vocabulary; save the model's tokenizer beside its weights.")
     if loaded["missing_keys"]:
@@ -123,7 +132,7 @@ def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str
         module=module,
         tokenizer=tokenizer,
         fingerprint=fingerprint(module),
-        revision=getattr(module.config, "_commit_hash", None) or "",
+        revision="" if folder else source.name,
     )
 
 
@@ -155,13 +164,7 @@ def find(ref: str) -> Path | None:
                 f"No model folder at '{ref}'. Check the path, or give a hub id (owner/name) or 'zoo:NAME'."
             )
         return None
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"'{ref}' has no config.json; give a folder saved with transformers' save_pretrained.")
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"'{ref}' holds no .safetensors weights. Pickled weights are not loaded, because they can run code; "
-            "convert them once with save_pretrained(..., safe_serialization=True)."
-        )
+    checkpoint.check_folder(folder, ref)
     return folder
 
 
@@ -176,11 +179,6 @@ def _why_not(ref: str, folder: Path | None, error: Exception) -> str:
             f"'{ref}' holds weights of other shapes than its config.json asks for; give a folder that belongs together."
         )
     if folder is None:
-        if "safetensors" in text:
-            return (
-                f"'{ref}' offers no safetensors weights on the hub. Pickled weights are not loaded; choose another "
-                "revision or model."
-            )
         if "gated" in text.lower():
             return f"'{ref}' is gated on the hub; log in with `hf auth login` and accept its terms first."
         return (
@@ -193,8 +191,14 @@ def _why_not(ref: str, folder: Path | None, error: Exception) -> str:
 @torch.no_grad()
 def _check_causal(module: nn.Module, ref: str) -> None:
     """Refuse a model whose logits at a position depend on the next token; padding on the right relies on it."""
+    vocabulary = len(module.get_output_embeddings().weight)
+    if vocabulary < LEAST_TOKENS:
+        raise ModelError(f"'{ref}' has a vocabulary of {vocabulary} tokens; a language needs at least {LEAST_TOKENS}.")
     ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=next(module.parameters()).device)
-    one, other = module(ids, use_cache=False).logits[:, :-1]
+    try:
+        one, other = module(ids, use_cache=False).logits[:, :-1].double()
+    except Exception as error:  # a configuration that passes and still does not compute, in many ways
+        raise ModelError(_why_not(ref, Path(ref), error)) from error
     if not bool(torch.isfinite(one).all()):
         raise ModelError(f"'{ref}' computes nan or infinite logits; its weights are damaged. Fetch or save it again.")
     if bool((one - other).norm() > 1e-5 * one.norm()):

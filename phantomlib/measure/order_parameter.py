@@ -46,7 +46,32 @@ class Decomposition:
 
 def normalise(E: Tensor) -> Tensor:
     """Rows of a readout ``E`` (..., V, d) scaled to length one; a zero row has no direction and stays zero."""
+    E = E / _powers_of_two(E)
     return E / E.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(E.dtype).tiny)
+
+
+def _powers_of_two(E: Tensor) -> Tensor:
+    """The power of two (..., V, 1) below each row's largest number, 1 for a zero row; dividing by it is exact.
+
+    Without it the squares of numbers of 1e-30 vanish, and those of 1e30 are infinite, in single precision.
+    """
+    largest = E.abs().amax(-1, keepdim=True)
+    mantissa, _ = torch.frexp(largest)  # in [0.5, 1)
+    return torch.where(largest > 0, largest / (2 * mantissa), 1.0)
+
+
+def row_norms(E: Tensor) -> Tensor:
+    """Lengths (..., V) of the rows of ``E`` (..., V, d).
+
+    Rows whose squares would vanish or overflow are measured in double precision, all others in that of ``E``.
+    """
+    norms = E.norm(dim=-1)
+    lowest, highest = torch.finfo(E.dtype).tiny ** 0.25, torch.finfo(E.dtype).max ** 0.25
+    odd = ~((norms > lowest) & (norms < highest))
+    if E.is_cuda:  # to ask whether there are any would be to wait
+        return torch.where(odd, torch.linalg.vector_norm(E, dim=-1, dtype=torch.float64).to(E.dtype), norms)
+    norms[odd] = E[odd].double().norm(dim=-1).to(E.dtype)
+    return norms
 
 
 def overlaps(E: Tensor, ids: Tensor) -> Tensor:
@@ -57,12 +82,14 @@ def overlaps(E: Tensor, ids: Tensor) -> Tensor:
         ids: token ids (..., n) with the leading dimensions of ``E``.
 
     Returns:
-        (..., V, n); one product of E with a few columns is much faster than the transposed one, or one per column.
+        (..., V, n), zero where a row is zero; one product of E with a few columns is much faster than the transposed
+        one, or one per column.
     """
-    norms = E.norm(dim=-1).clamp_min(torch.finfo(E.dtype).tiny)  # (..., V)
+    norms = row_norms(E)  # (..., V)
+    norms = norms.masked_fill(norms == 0, 1.0)
     rows = torch.take_along_dim(E, ids[..., None], dim=-2)  # (..., n, d)
-    row_norms = torch.take_along_dim(norms, ids, dim=-1)  # (..., n)
-    return E @ (rows / row_norms[..., None]).mT / norms[..., None]
+    lengths = torch.take_along_dim(norms, ids, dim=-1)  # (..., n)
+    return E @ (rows / lengths[..., None]).mT / norms[..., None]
 
 
 def contrast(g: Tensor, exponent: int = 2) -> Tensor:
@@ -71,10 +98,15 @@ def contrast(g: Tensor, exponent: int = 2) -> Tensor:
 
 
 def split(p: Tensor, h: Tensor, c: Tensor, k: Tensor, g_ck: Tensor, exponent: int = 2) -> tuple[Tensor, Tensor]:
-    """Signal and drag of a batch: ``p`` and ``h`` (..., V), ids and ``g_ck`` (...). Returns two tensors (...)."""
+    """Signal and drag of a batch: ``p`` and ``h`` (..., V), ids and ``g_ck`` (...). Returns two tensors (...).
+
+    A token whose row is zero has no direction: its projector is zero and it adds nothing of its own to the signal. It is
+    told by its contrast with the other token, which is exactly 0 instead of 1 or -1.
+    """
     pair = torch.stack([c, k], -1)
-    p_pair = torch.take_along_dim(p, pair, -1)
-    signal = (p_pair[..., 0] - p_pair[..., 1]) * (1 - g_ck**exponent)
+    p_pair, h_pair = torch.take_along_dim(p, pair, -1), torch.take_along_dim(h, pair, -1)
+    gone = p_pair * ((h_pair == 0) & (g_ck == 0)[..., None])  # probability on tokens without a direction
+    signal = (p_pair[..., 0] - p_pair[..., 1]) * (1 - g_ck**exponent) - (gone[..., 0] - gone[..., 1])
     drag = (p * h).scatter(-1, pair, 0.0).sum(-1)
     return signal, drag
 
@@ -113,7 +145,8 @@ def decompose(p, E, c: int, k: int, exponent: int = 2) -> Decomposition:
         raise ParameterError("E holds nan or infinite values; the overlaps are not defined.")
     if isinstance(exponent, bool) or not isinstance(exponent, int) or exponent < 1:
         raise ParameterError(f"exponent is {exponent!r}; give 2 (the definition) or 1 (a sensitivity check).")
-    c, k, E = int(c), int(k), E.to(p.dtype)
+    c, k = int(c), int(k)
+    E = (E / _powers_of_two(E)).to(p.dtype)
     ids_c, ids_k = torch.tensor(c, device=p.device), torch.tensor(k, device=p.device)
     g = overlaps(E, torch.stack([ids_c, ids_k]))
     g_ck = g[k, 0]

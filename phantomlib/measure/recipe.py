@@ -6,10 +6,11 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from phantomlib.errors import ContextError, ParameterError
-from phantomlib.measure.contexts import Resolved
+from phantomlib.errors import ContextError, ParameterError, all_at_once, shown
+from phantomlib.measure.contexts import Context, Resolved, resolve
 from phantomlib.measure.models import LanguageModel, next_token_logits
 
+MOST_STEPS = 10**9  # what is recorded of more would fit no memory
 REAL = int | float | np.integer | np.floating
 _checked: WeakKeyDictionary = WeakKeyDictionary()  # module -> the contexts that check_contexts found to fit it
 
@@ -70,7 +71,9 @@ class Recipe:
         for name, lowest in (("steps", 1), ("rank", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-                raise ParameterError(f"{name} is {value!r}; give a whole number of at least {lowest}.")
+                raise ParameterError(f"{name} is {shown(value)}; give a whole number of at least {lowest}.")
+            if value > MOST_STEPS:
+                raise ParameterError(f"{name} is {shown(value)}; give at most {MOST_STEPS:,}.")
         bounds = {
             "weight_decay": (0, math.inf),
             "beta1": (0, 1),
@@ -101,9 +104,7 @@ def check_learning_rates(learning_rates, contexts: int, steps: int | None = None
     Raises:
         ParameterError: empty, not numbers, not all positive and finite, or of the wrong shape.
     """
-    advice = (
-        f"learning rates {learning_rates!r} must be a non-empty list of positive, finite numbers, such as [1e-4, 3e-4]."
-    )
+    advice = f"learning rates {shown(learning_rates)} must be a non-empty list of positive, finite numbers, such as [1e-4, 3e-4]."
     flat = np.ravel(np.asarray(learning_rates, dtype=object))
     if not len(flat) or any(isinstance(v, bool | str) or not isinstance(v, REAL) for v in flat):
         raise ParameterError(advice)
@@ -126,9 +127,60 @@ def check_learning_rates(learning_rates, contexts: int, steps: int | None = None
 
 
 def check_seeds(seeds) -> None:
-    """Raise ParameterError unless ``seeds`` is a non-empty list or tuple of whole numbers, none negative."""
-    if not isinstance(seeds, list | tuple) or not seeds or any(type(s) is not int or s < 0 for s in seeds):
-        raise ParameterError(f"seeds is {seeds!r}; give a list of whole numbers of at least 0, such as [0, 1].")
+    """Raise ParameterError unless ``seeds`` is a non-empty list or tuple of whole numbers from 0 to 2**63 - 1."""
+    if not isinstance(seeds, list | tuple) or not seeds or any(type(s) is not int or not 0 <= s < 2**63 for s in seeds):
+        raise ParameterError(
+            f"seeds is {shown(seeds)}; give a list of whole numbers of at least 0 and below 2**63, such as [0, 1]."
+        )
+
+
+def check_lengths(model_name: str, vocabulary: int, positions: float, contexts: list[Resolved]) -> None:
+    """Refuse contexts whose token ids or number of tokens the model does not have room for.
+
+    Args:
+        model_name: to be named.
+        vocabulary: number V of tokens.
+        positions: longest prompt that the model reads, ``inf`` without a limit.
+        contexts: resolved contexts.
+
+    Raises:
+        ContextError: naming all that do not fit.
+    """
+    problems = []
+    for context in contexts:
+        if max(*context.prompt_ids, context.correct_id, context.competitor_id) >= vocabulary:
+            problems.append(
+                ContextError(
+                    f"Context '{context.id}' has token ids beyond the {vocabulary} of the vocabulary of '{model_name}'; "
+                    "resolve it with the model's own tokenizer."
+                )
+            )
+        elif len(context.prompt_ids) > positions:
+            problems.append(
+                ContextError(
+                    f"The prompt of context '{context.id}' has {len(context.prompt_ids)} tokens, but '{model_name}' "
+                    f"reads no more than {positions}; shorten it."
+                )
+            )
+    all_at_once(problems, f"in {len(contexts)} contexts")
+
+
+def positions_of(config) -> float:
+    """Longest text that a model with this configuration reads, in tokens; ``inf`` if it has no limit."""
+    return getattr(config, "max_position_embeddings", None) or math.inf
+
+
+def fitting_contexts(model: LanguageModel, contexts: list[Context]) -> tuple[list[Resolved], list[ContextError]]:
+    """The contexts that fit a model, as its ids, and why the others do not."""
+    found, refused = [], []
+    for context in contexts:
+        try:
+            one = resolve(context, model.tokenizer)
+            check_contexts(model, [one])
+            found.append(one)
+        except ContextError as error:
+            refused.append(error)
+    return found, refused
 
 
 def check_contexts(model: LanguageModel, contexts: list[Resolved]) -> None:
@@ -141,27 +193,28 @@ def check_contexts(model: LanguageModel, contexts: list[Resolved]) -> None:
         raise ContextError("There is no context to learn; give at least one.")
     known = _checked.setdefault(model.module, set())
     contexts = [context for context in contexts if context not in known]
-    vocabulary = len(model.readout)
-    positions = getattr(model.module.config, "max_position_embeddings", None) or math.inf
-    for context in contexts:
-        if max(*context.prompt_ids, context.correct_id, context.competitor_id) >= vocabulary:
-            raise ContextError(
-                f"Context '{context.id}' has token ids beyond the {vocabulary} of the vocabulary of '{model.name}'; "
-                "resolve it with the model's own tokenizer."
-            )
-        if len(context.prompt_ids) > positions:
-            raise ContextError(
-                f"The prompt of context '{context.id}' has {len(context.prompt_ids)} tokens, but '{model.name}' reads "
-                f"no more than {positions}; shorten it."
-            )
+    check_lengths(model.name, len(model.readout), positions_of(model.module.config), contexts)
+    problems = []
     for context in contexts:
         z = next_token_logits(model, [context])[0]
         gap = float(z[context.correct_id] - z[context.competitor_id])
-        if not gap < 0:
-            words = context.context
-            raise ContextError(
-                f"Context '{context.id}': '{model.name}' already prefers '{words.correct}' to '{words.competitor}' "
-                f"before training (logit gap {gap:+.2f} nats), so there is nothing to overtake. Choose a competitor "
-                "that the model prefers, or exchange the two words."
-            )
-        known.add(context)
+        if gap < 0:
+            known.add(context)
+        else:
+            problems.append(ContextError(_not_behind(model.name, context.context, gap)))
+    all_at_once(problems, f"in {len(contexts)} contexts")
+
+
+def _not_behind(model_name: str, words: Context, gap: float) -> str:
+    right, wrong = shown(words.correct), shown(words.competitor)
+    if math.isnan(gap):
+        said = f"'{model_name}' computes no finite logits for {right} and {wrong}"
+    elif gap == 0:
+        said = f"'{model_name}' gives {right} and {wrong} the same logit before training, a tie"
+    else:
+        said = f"'{model_name}' already prefers {right} to {wrong} before training (logit gap {gap:+.2g} nats)"
+    way_out = "" if gap == 0 else ", or exchange the two words"
+    return (
+        f"Context '{words.id}': {said}, so there is nothing to overtake. Choose a competitor that the model prefers"
+        f"{way_out}."
+    )

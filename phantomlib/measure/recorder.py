@@ -51,7 +51,8 @@ class Recorder:
         self.E_0, self.E, self.c, self.k, self.recipe, self.extra = E_0, E, c, k, recipe, extra
         self.pair = torch.stack([c, k], -1)  # (R, 2)
         self.trained = E.dim() == 3
-        self.norm_0 = E_0.norm()
+        norm = E_0.norm()
+        self.norm_0 = torch.where((norm > 0) & norm.isfinite(), norm, E_0.double().norm().to(norm.dtype))
         self.moved = torch.empty_like(E)  # memory for E - E_0
         replicas = len(c)
         self.fields = {name: E_0.new_full((replicas, recipe.steps + 1), math.nan) for name in [*RECORDED, *extra]}

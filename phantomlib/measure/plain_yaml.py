@@ -1,0 +1,52 @@
+"""YAML from others, read within bounds: small files, no code, no key twice, no value that unfolds into a giant one."""
+
+from pathlib import Path
+
+import yaml
+
+LARGEST = 300_000  # bytes; some 1,500 contexts
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML. Of anchors only those of text and numbers may be used again.
+
+    An alias of a list that holds aliases of lists is how a few lines become a billion values.
+    """
+
+    def compose_node(self, parent, index):
+        alias = self.peek_event() if self.check_event(yaml.AliasEvent) else None
+        node = super().compose_node(parent, index)
+        if alias and not isinstance(node, yaml.ScalarNode):
+            raise yaml.composer.ComposerError(
+                None, None, f"'*{alias.anchor}' repeats a list or mapping; write it out", alias.start_mark
+            )
+        return node
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is given twice", key.start_mark)
+            seen.add((key.tag, str(key.value)))
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path):
+    """The content of a YAML file, in plain Python types.
+
+    Raises:
+        OSError: it cannot be read.
+        yaml.YAMLError: larger than 300 kB, not UTF-8, not YAML, a tag that makes objects, a key given twice, a list or
+            mapping repeated by an alias, or nested beyond reason.
+    """
+    with path.open("rb") as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise yaml.YAMLError(f"it is larger than {LARGEST // 1000} kB")
+    try:
+        return yaml.load(content.decode("utf-8"), _Loader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested beyond reason") from None
+    except (ValueError, OverflowError, TypeError, AttributeError, KeyError) as error:
+        # not UTF-8, a date such as 2024-13-45, !!int of a word, !!timestamp of something else
+        raise yaml.YAMLError(str(error)[:200]) from None

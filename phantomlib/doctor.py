@@ -1,4 +1,4 @@
-"""What ``phantom doctor`` looks at: versions, devices, the store, the shipped weights."""
+"""What ``phantom doctor`` looks at: versions, devices, the store, the shipped and the fetched weights."""
 
 import os
 import sys
@@ -7,6 +7,7 @@ from importlib import metadata
 
 from phantomlib.book.jobs import cores, find_root, notebooks
 from phantomlib.errors import PhantomError
+from phantomlib.measure import pretrained
 from phantomlib.zoo import shipped
 
 
@@ -20,6 +21,7 @@ def findings() -> Iterator[tuple[str, bool, str]]:
         "Threads": _threads,
         "Store": _store,
         "Zoo": _zoo,
+        "Pretrained": _pretrained,
     }.items():
         try:
             yield name, True, check()
@@ -90,3 +92,12 @@ def _zoo() -> str:
     if problems:
         raise PhantomError(" ".join(problems))
     return f"weights of {', '.join(shipped.ALL)} verified"
+
+
+def _pretrained() -> str:
+    fetched = [name for name in pretrained.CATALOGUE if pretrained.is_fetched(name)]
+    for name in fetched:
+        pretrained.check_fetched(name)
+    if not fetched:
+        return "none fetched ('phantom models list' names what can be)"
+    return f"{', '.join(fetched)} verified, in {pretrained.cache_folder()}"

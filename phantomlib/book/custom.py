@@ -13,7 +13,7 @@ from pathlib import Path
 from phantomlib.book.build import GENERATED, build_book, load_profile
 from phantomlib.book.jobs import find_root
 from phantomlib.errors import BookError, ParameterError
-from phantomlib.measure.models import find
+from phantomlib.measure.models import find, short_name
 
 PROFILE = "own"
 COPIED = ("_toc.yml", "_config.yml", "book", "notebooks")
@@ -36,7 +36,7 @@ def build_own_book(
     """Make the book for ``models``.
 
     Args:
-        models: references (``zoo:NAME``, absolute folders, hub ids).
+        models: references (``zoo:NAME``, ``pretrained:NAME``, absolute folders or GGUF files, hub ids).
         contexts: ``default`` or the absolute path of a contexts file. Those that do not fit a model are left out, and its
             pages say so.
         held_out: a further model, for the chapter on blind prediction; without it, or with one model only, that chapter is left out.
@@ -88,7 +88,7 @@ def build_own_book(
 
 
 def _name(ref: str) -> str:
-    return re.sub(r"[^\w.-]", "-", Path(ref).name.removeprefix("zoo:"))
+    return re.sub(r"[^\w.-]", "-", short_name(ref))
 
 
 def _prepare(root: Path, output: Path) -> None:

@@ -173,7 +173,7 @@ def start(
 
     Args:
         name: the notebook's file name without its ending.
-        models: model references (``zoo:NAME``, a folder, a hub id), at least one, none twice.
+        models: model references (``zoo:NAME``, ``pretrained:NAME``, a folder, a ``.gguf`` file, a hub id), at least one, none twice.
         contexts: ``default`` or the path of a contexts file; after ``fitting:``, only those that fit each model are used.
         device: a torch device, e.g. ``cpu`` or ``cuda``.
         dtype: ``float32`` or ``float64``.

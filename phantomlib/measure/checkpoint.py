@@ -92,7 +92,7 @@ def _read(path: Path, ref: str) -> dict:
     return found
 
 
-def fetch(ref: str, revision: str | None) -> Path:
+def hub_snapshot(ref: str, revision: str | None) -> Path:
     """The folder into which a model of the hub was fetched; of an earlier time if the hub does not answer soon.
 
     Raises:

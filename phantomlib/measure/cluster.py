@@ -62,7 +62,7 @@ def run_there(model, chunks, recipe, engine, extra, progress) -> list[dict[str, 
 
     client = connect(os.environ[ENVIRONMENT])
     which = {
-        "ref": os.path.abspath(model.ref) if os.path.isdir(model.ref) else model.ref,
+        "ref": os.path.abspath(model.ref) if os.path.exists(model.ref) else model.ref,
         "dtype": str(model.readout.dtype).removeprefix("torch."),
         "device": str(model.device),
         "revision": model.revision or None,

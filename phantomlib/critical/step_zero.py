@@ -189,20 +189,10 @@ def gradients(problem: Problem, offset: Vector | None = None, scale: float = 1.0
     return [problem.gradient(z, leaves, retain_graph=True) for z in problem.three(problem.logits(leaves))]
 
 
-def differentials(
-    problem: Problem, direction: Vector, offset: Vector | None = None, scale: float = 1.0
-) -> Iterator[tuple[Vector, Vector]]:
-    """Of each of the three logits the gradient and its derivative along a direction, exact.
-
-    The weights are moved by ``scale * offset``. One logit at a time, so that the graph of one gradient only is held.
-    """
-    leaves = problem.leaves(offset, scale)
-
-    def of(z: Tensor) -> tuple[Vector, Vector]:
-        slopes = problem.gradient(z, leaves, retain_graph=True, create_graph=True)
-        return _detached(slopes), _along(problem, slopes, leaves, direction)
-
-    yield from map(of, problem.three(problem.logits(leaves)))
+def differential(problem: Problem, z: Tensor, leaves: dict[str, Tensor], direction: Vector) -> tuple[Vector, Vector]:
+    """Gradient of one logit, and its derivative along a direction, exact; the graph of the gradient is gone after it."""
+    slopes = problem.gradient(z, leaves, retain_graph=True, create_graph=True)
+    return _detached(slopes), _along(problem, slopes, leaves, direction)
 
 
 def derivatives(problem: Problem, direction: Vector, order: int, *, reach: float = 1.0) -> list[list[Vector]]:
@@ -221,15 +211,21 @@ def derivatives(problem: Problem, direction: Vector, order: int, *, reach: float
         D, with ``D[o][j]`` the o-th derivative along d of the gradient of logit j: so up to an error of the next order
         :math:`\nabla z_j(\alpha d) = \sum_o \alpha^o D_{oj} / o!`.
     """
-    third = []
+    D = [[], [], []][:order]
     if order == 3:  # first, while the lower orders take no memory
         h = 0.1 * reach
-        before, after = (differentials(problem, direction, direction, sign * h) for sign in (-1, 1))
-        for (_, low), (_, high) in zip(before, after, strict=True):
-            third.append([b.sub_(a).div_(2 * h) for a, b in zip(low, high, strict=True)])
-        del before, after, low, high, _
-    pairs = list(differentials(problem, direction))
-    return [[g for g, _ in pairs], [change for _, change in pairs]] + ([third] if third else [])
+        moved = [problem.leaves(direction, sign * h) for sign in (-1, 1)]
+        for pair in zip(*(problem.three(problem.logits(leaves)) for leaves in moved), strict=True):
+            before, after = (differential(problem, z, of, direction)[1] for z, of in zip(pair, moved, strict=True))
+            D[2].append([b.sub_(a).div_(2 * h) for a, b in zip(before, after, strict=True)])
+            del before, after
+        del moved, pair
+    leaves = problem.leaves()
+    for z in problem.three(problem.logits(leaves)):
+        gradient, change = differential(problem, z, leaves, direction)
+        D[0].append(gradient)
+        D[1].append(change)
+    return D
 
 
 def tangent_kernel(problem: Problem, recipe: Recipe = PLAIN) -> Tensor:

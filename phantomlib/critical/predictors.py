@@ -27,6 +27,7 @@ Nothing in them is fitted. A calibration can be fitted on other architectures: a
 """
 
 import math
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,7 @@ import xarray as xr
 from torch import Tensor
 
 from phantomlib.critical.search import critical_rates
-from phantomlib.critical.step_zero import Problem, derivatives, differentials, first_update, gradients
+from phantomlib.critical.step_zero import Problem, Vector, blocks, derivatives, dot, first_update, gradients
 from phantomlib.errors import ParameterError
 from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.models import LanguageModel
@@ -46,7 +47,7 @@ STEP_0 = ("velocity", "straight_line", "three_gradients", "second_order", "third
 LADDER = (*STEP_0, "quadrature")
 PREDICTORS = (*LADDER, "first_steps")
 FIRST_STEPS = 3
-VERSION = 5  # raised whenever a prediction could change
+VERSION = 6  # raised whenever a prediction could change
 SAMPLE = 65_536  # coordinates on which Adam is followed; more are sampled, see _sample
 
 
@@ -92,34 +93,41 @@ def first_steps(store: Store, model: LanguageModel, contexts: list[Resolved], re
 
 
 def _ladder(problem: Problem, recipe: Recipe) -> dict[str, float]:
-    with torch.no_grad():
-        z = problem.three(problem.logits(problem.values))
-    residual = z.softmax(0)
-    residual[0] -= 1  # the gradient of the loss with respect to the three logits
-    G, along = differentials(problem)
-    u = first_update(residual @ G, recipe)
-    D = derivatives(problem, u, 2, start=(G, along))
+    leaves = problem.leaves()
+    logits = problem.logits(leaves)
+    z = problem.three(logits).detach()
+    u = [first_update(g, recipe) for g in problem.gradient(problem.loss(logits), leaves)]
+    D = derivatives(problem, u, 2)
     gap = float(z[0] - z[1])
-    change = D[:, 0] - D[:, 1]  # (2, P): gradient of the gap and its derivative along u
-    v, curvature = (float(row.double() @ u.double()) for row in change)
+    v, curvature = (dot(c, u) - dot(k, u) for c, k, _ in D)  # of the gap along u
     velocity = -gap / (recipe.steps * v) if v > 0 else math.nan
     found = {"velocity": velocity, "straight_line": _quadratic(gap, v, curvature) / recipe.steps, "gap": gap}
-    start = velocity if v > 0 else abs(gap) / (recipe.steps * float(change[0].norm() * u.norm()))
+    start = velocity
+    if not v > 0:
+        steepest = sum((c.double() - k.double()).square().sum() for c, k in blocks(*D[0][:2]))
+        start = abs(gap) / (recipe.steps * math.sqrt(steepest * dot(u, u)))
 
-    second = _Path(z, D, u, u, recipe)
-    found["three_gradients"] = second.critical_rate(start, order=1)
-    found["second_order"] = rate = second.critical_rate(start)
+    path = _Path(z, D, u, u, recipe)
+    found["three_gradients"] = path.critical_rate(start, order=1)
+    found["second_order"] = rate = path.critical_rate(start)
     found |= {"third_order": math.nan, "quadrature": math.nan}
     if math.isfinite(rate):
-        displacement = second.displacement(rate, D)
-        reach = float(displacement.norm())
-        direction = displacement / reach
-        D = derivatives(problem, direction, 3, reach=reach, start=(G, along))
-        found["third_order"] = _Path(z, D, direction, displacement, recipe).critical_rate(rate)
-        middle, end = (gradients(problem, share * displacement) for share in (0.5, 1.0))
-        torch.sub(4 * middle - end, G, alpha=3, out=D[1]).div_(reach)
-        torch.add(end - 2 * middle, G, out=D[2]).mul_(4 / reach**2)
-        found["quadrature"] = _Path(z, D, direction, displacement, recipe).critical_rate(rate)
+        direction = path.displacement(rate, D)
+        del u, D, leaves, logits  # room for the next
+        reach = math.sqrt(dot(direction, direction))
+        for piece in direction:
+            piece.div_(reach)
+        D = derivatives(problem, direction, 3, reach=reach)
+        found["third_order"] = _Path(z, D, direction, direction, recipe).critical_rate(rate)
+        del D
+        middle, end = (gradients(problem, direction, share * reach) for share in (0.5, 1.0))
+        D = [gradients(problem), middle, end]
+        for of_one in zip(*D, strict=True):
+            for g, m, e in zip(*of_one, strict=True):  # in place: the parabola through the three
+                first = (4 * m - e).sub_(g, alpha=3).div_(reach)
+                e.sub_(m, alpha=2).add_(g).mul_(4 / reach**2)
+                m.copy_(first)
+        found["quadrature"] = _Path(z, D, direction, direction, recipe).critical_rate(rate)
     return found
 
 
@@ -135,23 +143,23 @@ class _Path:
 
     Args:
         z: the three logits at step 0 (3,).
-        D: derivatives (order, 3, P) of their gradients along ``direction``.
-        direction: d (P,).
-        expected: a displacement (P,) near those to come, up to scale; it tells which coordinates matter.
+        D: derivatives of their gradients along ``direction``, see :func:`phantomlib.critical.step_zero.derivatives`.
+        direction: d.
+        expected: a displacement near those to come, up to scale; it tells which coordinates matter.
         recipe: optimiser and number of steps.
     """
 
-    def __init__(self, z: Tensor, D: Tensor, direction: Tensor, expected: Tensor, recipe: Recipe):
+    def __init__(self, z: Tensor, D: list[list[Vector]], direction: Vector, expected: Vector, recipe: Recipe):
         self.z, self.order, self.recipe, self.factors = z.double().cpu(), len(D), recipe, []
-        rows = torch.cat([D.flatten(0, 1), direction[None] / direction.dot(direction)])  # (3n + 1, P)
+        rows = [*chain(*D), direction]  # 3n + 1 vectors
         if recipe.optimizer == "sgd":  # all gradients lie in the span of the rows, and SGD does not mind a rotation
-            gram = sum(block.double() @ block.double().T for block in rows.split(SAMPLE, dim=1)).cpu()
+            gram = sum(block.double() @ block.double().T for block in blocks(*rows)).cpu()
             size, axes = torch.linalg.eigh(gram)
             self.rows = axes * size.clamp_min(0).sqrt()
             self.weights = torch.ones(len(rows), dtype=torch.float64)
         else:  # Adam acts on every coordinate by itself
-            chosen, self.weights = _sample(rows, expected, SAMPLE)
-            self.rows = rows[:, chosen]
+            self.rows, self.weights = _sample(rows, expected, SAMPLE)
+        self.rows[-1] /= dot(direction, direction)  # times a displacement: how far along
         self.weighted = self.rows * self.weights
 
     def critical_rate(self, start: float, order: int | None = None) -> float:
@@ -173,17 +181,20 @@ class _Path:
                 return math.exp(following)
         return math.nan
 
-    def displacement(self, rate: float, D: Tensor) -> Tensor:
-        """Where the path at ``rate`` ends, in all coordinates (P,); ``D`` as given to the path."""
+    def displacement(self, rate: float, D: list[list[Vector]]) -> Vector:
+        """Where the path at ``rate`` ends, in all coordinates; ``D`` as given to the path."""
         self._final_gap(rate, self.order)
-        steps = [factors.to(D) for factors in self.factors]
-        blocks = []
-        for block in D.flatten(0, 1).split(SAMPLE, dim=1):
+        like = D[0][0]
+        sizes = [piece.numel() for piece in like]
+        whole = like[0].new_empty(sum(sizes))
+        steps, done = [factors.to(whole) for factors in self.factors], 0
+        for block in blocks(*chain(*D)):
             optimizer = _Optimizer(block[0], rate, self.recipe)
             for factors in steps:
                 optimizer.step(factors @ block)
-            blocks.append(optimizer.position)
-        return torch.cat(blocks)
+            whole[done : done + block.shape[1]] = optimizer.position
+            done += block.shape[1]
+        return [part.view_as(piece) for part, piece in zip(whole.split(sizes), like, strict=True)]
 
     def _final_gap(self, rate: float, order: int) -> float:
         inverse = [1 / math.factorial(o) for o in range(order + 1)]
@@ -222,35 +233,47 @@ class _Optimizer:
         self.position.addcdiv_(self.m, scale, value=-self.rate / (1 - recipe.beta1**self.steps))
 
 
-def _sample(rows: Tensor, expected: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Coordinates and weights with which ``rows @ displacement`` (n,) can be estimated for displacements near
-    ``expected``.
+def _sample(rows: list[Vector], expected: Vector, count: int) -> tuple[Tensor, Tensor]:
+    """Some coordinates of n vectors (n, m), and weights (m,) with which the vectors' inner products with displacements
+    near ``expected`` can be estimated.
 
     Coordinates are drawn in proportion to what they contribute, in one systematic pass; the weights are then corrected
     so that the expected displacement itself gives exact sums (a regression estimator).
     """
-    first = rows[:3].abs().sum(0)  # (P,)
-    active = first > 0
-    if active.sum() <= count:
-        chosen = active.nonzero()[:, 0]
-        return chosen, torch.ones(len(chosen), dtype=rows.dtype, device=rows.device)
-    share = (first * expected.abs()).double()
-    share = (share + 0.05 * share.sum() / active.sum()) * active
-    chance = (share * (count / share.sum())).clamp_(max=1.0)
-    passed = (chance.cumsum(0) + 0.5).floor_()
-    chosen = (torch.diff(passed, prepend=passed.new_zeros(1)) > 0).nonzero()[:, 0]
-    weights = 1 / chance[chosen]
-    target, squares = torch.zeros((2, len(rows)), dtype=torch.float64, device=rows.device)
-    for block, displaced in zip(rows.split(SAMPLE, dim=1), expected.split(SAMPLE), strict=True):
-        parts = (block * displaced).double()
+
+    def contributions(*vectors: Vector):
+        for block in blocks(*vectors, expected):
+            first = block[:3].abs().sum(0)
+            yield block, first > 0, (first * block[-1].abs()).double()
+
+    active, total = 0, 0.0
+    for _, moving, share in contributions(*rows[:3]):
+        active, total = active + moving.sum(), total + share.sum()
+    if active <= count:
+        chosen = torch.cat([block[:, moving] for block, moving, _ in contributions(*rows)], 1)
+        return chosen[:-1], chosen.new_ones(chosen.shape[1])
+    least = 0.05 * total / active  # no coordinate is left out for sure
+    scale = count / (total + least * active)
+    chosen, chances, passed = [], [], total.new_zeros(1)
+    target, squares = total.new_zeros((2, len(rows)))
+    for block, moving, share in contributions(*rows):
+        chance = ((share + least) * moving * scale).clamp_(max=1.0)
+        reached = torch.cat([passed, chance]).cumsum(0)
+        picked = torch.diff((reached + 0.5).floor()) > 0
+        passed = reached[-1:]
+        chosen.append(block[:, picked])
+        chances.append(chance[picked])
+        parts = (block[:-1] * block[-1]).double()
         target += parts.sum(1)
         squares += parts.square().sum(1)
-    scale = squares.sqrt().clamp_min(1e-300)
-    seen = (rows[:, chosen] * expected[chosen]).double() / scale[:, None]
-    missing = target / scale - (seen * weights).sum(1)
+    *sampled, displaced = torch.cat(chosen, 1)
+    sampled, weights = torch.stack(sampled), 1 / torch.cat(chances)
+    size = squares.sqrt().clamp_min(1e-300)
+    seen = (sampled * displaced).double() / size[:, None]
+    missing = target / size - (seen * weights).sum(1)
     correction = torch.linalg.lstsq((seen * weights) @ seen.T, missing[:, None], driver="gelsd").solution[:, 0]
     weights = weights * (1 + correction @ seen)
-    return chosen, weights.to(rows.dtype)
+    return sampled, weights.to(sampled.dtype)
 
 
 def results(store: Store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe, **options) -> pd.DataFrame:

@@ -13,15 +13,17 @@ Adam's first update has this form exactly, because the bias corrections of both 
 The loss of one context depends on three numbers only: :math:`z_c`, :math:`z_k`, and the rest of the vocabulary lumped
 into :math:`z_r = \log \sum_{i \ne c,k} e^{z_i}`, whose gradient is the probability-weighted mean of the others'
 gradients.
+
+A vector of parameter space is a list of tensors, one for each trainable tensor, never one array: at a hundred million
+parameters only what is asked for should exist, and what one vector gives back should fit the next.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
 from phantomlib.errors import ParameterError
@@ -30,7 +32,11 @@ from phantomlib.measure.finetune import trainable
 from phantomlib.measure.models import LanguageModel, share_tensors
 from phantomlib.measure.recipe import Recipe
 
+Vector = list[Tensor]  # shaped like the trainable tensors of a problem, in their order
 PLAIN = Recipe()
+BLOCK = 65_536  # coordinates converted to float64 at a time
+KRYLOV = 5  # vectors of the Lanczos basis
+KEPT = 2  # of them after a restart
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Sharpness:
 
 
 class Problem:
-    """One context of one model as a function of its trainable tensors, also as one flat vector (P,).
+    """One context of one model as a function of its trainable tensors.
 
     Args:
         model: the checkpoint; it is not changed.
@@ -90,11 +96,13 @@ class Problem:
         readout = module.get_output_embeddings().weight
         self.readout = next((name for name, p in values.items() if p is readout), None)
 
-    def leaves(self, offset: Tensor | None = None) -> dict[str, Tensor]:
-        """The trainable tensors, moved by a vector ``offset`` (P,) if given, recording gradients."""
-        pieces = self.split(offset) if offset is not None else [0.0] * len(self.values)
-        pairs = zip(self.values.items(), pieces, strict=True)
-        return {name: (value + piece).detach().requires_grad_() for (name, value), piece in pairs}
+    def leaves(self, offset: Vector | None = None, scale: float = 1.0) -> dict[str, Tensor]:
+        """The trainable tensors, recording gradients: the model's own memory, or moved by ``scale * offset``."""
+        pairs = zip(self.values.items(), offset or [None] * len(self.values), strict=True)
+        return {
+            name: (value.detach() if piece is None else value.add(piece, alpha=scale).detach()).requires_grad_()
+            for (name, value), piece in pairs
+        }
 
     def logits(self, values: dict[str, Tensor]) -> Tensor:
         """Next-token logits (V,) with the trainable tensors set to ``values``."""
@@ -112,15 +120,34 @@ class Problem:
     def loss(self, logits: Tensor) -> Tensor:
         return F.cross_entropy(logits, torch.tensor(self.context.correct_id, device=logits.device))
 
-    def flat(self, tensors, out: Tensor | None = None) -> Tensor:
-        """One vector (P,) from tensors in the order of ``values``, written to ``out`` if given; None counts as zeros."""
-        pairs = zip(tensors, self.values.values(), strict=True)
-        return torch.cat([(torch.zeros_like(v) if t is None else t.detach()).reshape(-1) for t, v in pairs], out=out)
+    def gradient(self, values, leaves: dict[str, Tensor], **options) -> Vector:
+        """Gradient of a scalar (or of several, see ``grad_outputs``); zeros for tensors it does not depend on."""
+        found = torch.autograd.grad(values, list(leaves.values()), allow_unused=True, **options)
+        vector, taken = [], {g.data_ptr() for g in options.get("grad_outputs", ())}
+        for g, v in zip(found, leaves.values(), strict=True):
+            g = torch.zeros_like(v) if g is None else g
+            vector.append(g.clone() if g.data_ptr() in taken else g)  # autograd may hand out one tensor twice
+            taken.add(g.data_ptr())
+        return vector
 
-    def split(self, vector: Tensor) -> list[Tensor]:
-        """The inverse of :meth:`flat`."""
-        pieces = vector.split([v.numel() for v in self.values.values()])
-        return [piece.view_as(v) for piece, v in zip(pieces, self.values.values(), strict=True)]
+
+def blocks(*vectors: Vector) -> Iterator[Tensor]:
+    """The coordinates of n vectors side by side, as matrices (n, B) with B up to twice ``BLOCK``."""
+    held, size = [], 0
+    for pieces in zip(*vectors, strict=True):
+        for block in zip(*(piece.detach().reshape(-1).split(BLOCK) for piece in pieces), strict=True):
+            held.append(torch.stack(block))
+            size += held[-1].shape[1]
+            if size >= BLOCK:
+                yield torch.cat(held, 1)
+                held, size = [], 0
+    if held:
+        yield torch.cat(held, 1)
+
+
+def dot(a: Vector, b: Vector) -> float:
+    """Inner product, summed in float64."""
+    return float(sum((x.double() * y.double()).sum() for x, y in blocks(a, b)))
 
 
 def first_update(gradient: Tensor, recipe: Recipe) -> Tensor:
@@ -143,47 +170,32 @@ def velocity(model: LanguageModel, contexts: list[Resolved], recipe: Recipe = PL
         leaves = problem.leaves()
         logits = problem.logits(leaves)
         loss, gap = problem.loss(logits), problem.gap(logits)
-        of_loss = problem.flat(_gradients(loss, leaves, retain_graph=True))
-        of_gap = problem.flat(_gradients(gap, leaves))
-        along = of_gap.double() * first_update(of_loss, recipe).double()
-        parts = dict(zip(leaves, problem.split(along), strict=True))
-        total = along.sum()
-        readout = parts[problem.readout].sum() / total if problem.readout else 0.0
-        rows.append([total, gap.detach(), of_loss.double().norm(), readout, loss.detach()])
+        of_loss = problem.gradient(loss, leaves, retain_graph=True)
+        of_gap = problem.gradient(gap, leaves)
+        along = {  # by tensor
+            name: float(sum((x.double() * first_update(y, recipe).double()).sum() for x, y in blocks([a], [b])))
+            for name, a, b in zip(leaves, of_gap, of_loss, strict=True)
+        }
+        total = sum(along.values())
+        readout = along[problem.readout] / total if problem.readout else 0.0
+        rows.append([total, gap.detach(), math.sqrt(dot(of_loss, of_loss)), readout, loss.detach()])
     table = torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float64)  # (C, 5)
     return Velocity(*table.T)
 
 
-def gradients(problem: Problem, offset: Tensor | None = None) -> Tensor:
-    """Gradients of the three logits (3, P), with the weights moved by ``offset`` (P,); three backward passes."""
-    leaves = problem.leaves(offset)
-    rows = [problem.flat(_gradients(z, leaves, retain_graph=True)) for z in problem.three(problem.logits(leaves))]
-    return torch.stack(rows)
+def gradients(problem: Problem, offset: Vector | None = None, scale: float = 1.0) -> list[Vector]:
+    """Gradients of the three logits, with the weights moved by ``scale * offset``; three backward passes."""
+    leaves = problem.leaves(offset, scale)
+    return [problem.gradient(z, leaves, retain_graph=True) for z in problem.three(problem.logits(leaves))]
 
 
-def differentials(problem: Problem, offset: Tensor | None = None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Gradients of the three logits (3, P), with the weights moved by ``offset`` (P,), and how they change.
-
-    Returns:
-        the gradients, and a function from a direction (P,) to their derivatives along it (3, P); exact.
-    """
-    leaves = problem.leaves(offset)
-    slopes = [
-        _gradients(z, leaves, retain_graph=True, create_graph=True) for z in problem.three(problem.logits(leaves))
-    ]
-
-    def along(direction: Tensor) -> Tensor:
-        pieces = problem.split(direction)
-        changes = torch.empty((3, len(direction)), dtype=direction.dtype, device=direction.device)
-        for of_one, out in zip(slopes, changes, strict=True):
-            slope = sum((g * d).sum() for g, d in zip(of_one, pieces, strict=True) if g is not None)
-            problem.flat(_gradients(slope, leaves, retain_graph=True), out)
-        return changes
-
-    return torch.stack([problem.flat(of_one) for of_one in slopes]), along
+def differential(problem: Problem, z: Tensor, leaves: dict[str, Tensor], direction: Vector) -> tuple[Vector, Vector]:
+    """Gradient of one logit, and its derivative along a direction, exact; the graph of the gradient is gone after it."""
+    slopes = problem.gradient(z, leaves, retain_graph=True, create_graph=True)
+    return _detached(slopes), _along(problem, slopes, leaves, direction)
 
 
-def derivatives(problem: Problem, direction: Tensor, order: int, *, reach: float = 1.0, start=None) -> Tensor:
+def derivatives(problem: Problem, direction: Vector, order: int, *, reach: float = 1.0) -> list[list[Vector]]:
     r"""Derivatives of the three logits at step 0: gradients, and how they change along a direction.
 
     The first two orders are exact; the third is a central difference of the second, because the third derivative of a
@@ -191,22 +203,29 @@ def derivatives(problem: Problem, direction: Tensor, order: int, *, reach: float
 
     Args:
         problem: the context.
-        direction: d (P,).
+        direction: d.
         order: 2 or 3.
         reach: distance along d over which the third derivative matters; its difference spans a fifth of it.
-        start: what :func:`differentials` returned for step 0, if it is known already.
 
     Returns:
-        D (order, 3, P), with ``D[o, j]`` the o-th derivative along d of the gradient of logit j: so up to an error of
-        the next order :math:`\nabla z_j(\alpha d) = \sum_o \alpha^o D_{oj} / o!`.
+        D, with ``D[o][j]`` the o-th derivative along d of the gradient of logit j: so up to an error of the next order
+        :math:`\nabla z_j(\alpha d) = \sum_o \alpha^o D_{oj} / o!`.
     """
-    G, along = start or differentials(problem)
-    orders = [G, along(direction)]
-    if order == 3:
+    D = [[], [], []][:order]
+    if order == 3:  # first, while the lower orders take no memory
         h = 0.1 * reach
-        before, after = (differentials(problem, sign * h * direction)[1](direction) for sign in (-1, 1))
-        orders.append(after.sub_(before).div_(2 * h))
-    return torch.stack(orders)
+        moved = [problem.leaves(direction, sign * h) for sign in (-1, 1)]
+        for pair in zip(*(problem.three(problem.logits(leaves)) for leaves in moved), strict=True):
+            before, after = (differential(problem, z, of, direction)[1] for z, of in zip(pair, moved, strict=True))
+            D[2].append([b.sub_(a).div_(2 * h) for a, b in zip(before, after, strict=True)])
+            del before, after
+        del moved, pair
+    leaves = problem.leaves()
+    for z in problem.three(problem.logits(leaves)):
+        gradient, change = differential(problem, z, leaves, direction)
+        D[0].append(gradient)
+        D[1].append(change)
+    return D
 
 
 def tangent_kernel(problem: Problem, recipe: Recipe = PLAIN) -> Tensor:
@@ -214,13 +233,14 @@ def tangent_kernel(problem: Problem, recipe: Recipe = PLAIN) -> Tensor:
 
     For SGD the Gram matrix of their gradients (the neural tangent kernel); for Adam weighted with 1/(\\|∇L\\| + ε).
     """
-    G = gradients(problem).double()
-    if recipe.optimizer == "sgd":
-        return G @ G.T
     with torch.no_grad():
         residual = problem.three(problem.logits(problem.values)).softmax(0).double()
     residual[0] -= 1
-    return (G / ((residual @ G).abs() + recipe.epsilon)) @ G.T
+    kernel = torch.zeros((3, 3), dtype=torch.float64, device=residual.device)
+    for block in blocks(*gradients(problem)):
+        G = block.double()
+        kernel += (G if recipe.optimizer == "sgd" else G / ((residual @ G).abs() + recipe.epsilon)) @ G.T
+    return kernel
 
 
 def sharpness(
@@ -232,7 +252,7 @@ def sharpness(
     tolerance: float = 1e-2,
     iterations: int = 50,
 ) -> Sharpness:
-    """Largest eigenvalue of the Hessian of each context's loss at step 0, by Lanczos iteration (ARPACK).
+    """Largest eigenvalue of the Hessian of each context's loss at step 0, by Lanczos iteration.
 
     For Adam the Hessian is rescaled by the first update: ``D^(-1/2) H D^(-1/2)`` with ``D = |∇L| + ε``, so that
     ``η λ_max / 2 = 1`` marks the edge of stability of either optimiser on the quadratic approximation.
@@ -247,59 +267,110 @@ def sharpness(
     """
     if not 0 < tolerance < 1:
         raise ParameterError(f"tolerance is {tolerance!r}; give a relative accuracy between 0 and 1, such as 0.01.")
-    found = [_largest(Problem(model, c, recipe, seed), recipe, tolerance, iterations) for c in contexts]
+    found = [_largest(Hessian(Problem(model, c, recipe, seed), recipe), tolerance, iterations) for c in contexts]
     value, residual, converged, products = zip(*found, strict=True)
     numbers = (torch.tensor(column, dtype=torch.float64) for column in (value, residual))
     return Sharpness(*numbers, torch.tensor(converged), torch.tensor(products))
 
 
-def hessian(problem: Problem, recipe: Recipe = PLAIN) -> tuple[LinearOperator, Tensor]:
-    """The Hessian (P, P) of the loss as an operator, rescaled as in :func:`sharpness`, and the loss gradient (P,)."""
-    leaves = problem.leaves()
-    slopes = _gradients(problem.loss(problem.logits(leaves)), leaves, create_graph=True)
-    gradient = problem.flat(slopes)
-    scale = torch.ones_like(gradient)
-    if recipe.optimizer != "sgd":
-        scale = (gradient.abs() + recipe.epsilon).rsqrt()
+class Hessian:
+    """The Hessian of the loss, rescaled as in :func:`sharpness`, as a map of vectors.
 
-    def product(vector: np.ndarray) -> np.ndarray:
-        pieces = problem.split(scale * torch.as_tensor(vector.reshape(-1), dtype=scale.dtype, device=scale.device))
-        inner = sum((g * v).sum() for g, v in zip(slopes, pieces, strict=True) if g is not None)
-        return (scale * problem.flat(_gradients(inner, leaves, retain_graph=True))).double().cpu().numpy()
+    Attributes:
+        gradient: of the loss, not rescaled.
+        update: the first update, rescaled too: it has a large part along the sharpest direction.
+        products: how many were asked for.
+    """
 
-    return LinearOperator((len(scale), len(scale)), matvec=product, dtype=np.float64), gradient
+    def __init__(self, problem: Problem, recipe: Recipe):
+        self.problem, self.leaves, self.products = problem, problem.leaves(), 0
+        loss = problem.loss(problem.logits(self.leaves))
+        self._slopes = problem.gradient(loss, self.leaves, create_graph=True)
+        self.gradient = _detached(self._slopes)
+        self._scale = None
+        if recipe.optimizer != "sgd":
+            self._scale = [g.abs().add_(recipe.epsilon).rsqrt_() for g in self.gradient]
+        self.update = [first_update(g, recipe) for g in self.gradient]
 
-
-def _largest(problem: Problem, recipe: Recipe, tolerance: float, iterations: int) -> tuple:
-    operator, gradient = hessian(problem, recipe)
-    count = 0
-
-    def counted(vector):
-        nonlocal count
-        count += 1
-        return operator.matvec(vector)
-
-    # a fixed start makes repeated calls equal; the first update has a large part along the sharpest direction
-    start = first_update(gradient, recipe).double().cpu().numpy()
-    try:
-        values, vectors = eigsh(
-            LinearOperator(operator.shape, matvec=counted, dtype=np.float64),
-            k=1,
-            which="LA",  # the default, largest magnitude, may find a negative one
-            v0=start,
-            ncv=min(8, operator.shape[0]),
-            tol=tolerance,
-            maxiter=iterations,
-        )
-        converged = True
-    except ArpackNoConvergence as error:
-        values, vectors, converged = error.eigenvalues, error.eigenvectors, False
-        if not len(values):
-            return np.nan, np.nan, False, count
-    value, vector = values[0], vectors[:, 0]
-    return value, np.linalg.norm(operator.matvec(vector) - value * vector) / abs(value), converged, count
+    def __call__(self, vector: Vector) -> Vector:
+        self.products += 1
+        if self._scale is None:
+            return _along(self.problem, self._slopes, self.leaves, vector)
+        scaled = [v * s for v, s in zip(vector, self._scale, strict=True)]
+        product = _along(self.problem, self._slopes, self.leaves, scaled)
+        return [p.mul_(s) for p, s in zip(product, self._scale, strict=True)]
 
 
-def _gradients(value: Tensor, leaves: dict[str, Tensor], **options) -> tuple[Tensor | None, ...]:
-    """Gradients of a scalar; None for tensors it does not depend on."""
-    return torch.autograd.grad(value, list(leaves.values()), allow_unused=True, **options)
+def _largest(hessian: Hessian, tolerance: float, iterations: int) -> tuple[float, float, bool, int]:
+    """Largest eigenvalue, relative residual, whether converged, products: Lanczos with full reorthogonalisation.
+
+    A restart keeps the ``KEPT`` best vectors of ``KRYLOV`` (Wu and Simon, SIAM J. Matrix Anal. Appl. 22, 602 (2000)),
+    so that a handful of vectors is enough. Vectors have the model's precision, their inner products float64.
+    """
+    most = min(KRYLOV, sum(g.numel() for g in hessian.gradient))
+    basis = [_normalised(hessian.update)]  # a fixed start makes repeated calls equal
+    projected = torch.zeros((most, most), dtype=torch.float64)
+    del hessian.update
+    for _ in range(iterations):
+        rest = 1.0
+        while len(basis) <= most and rest > 0:
+            n = len(basis)
+            following = hessian(basis[-1])
+            size = math.sqrt(dot(following, following))
+            for _again in range(2):
+                for i, vector in enumerate(basis):
+                    part = dot(vector, following)
+                    projected[i, n - 1] += part
+                    _add(following, vector, -part)
+            projected[n - 1, : n - 1] = projected[: n - 1, n - 1]
+            rest = math.sqrt(dot(following, following))
+            rest = rest if rest > 1e-12 * size else 0.0  # the basis spans an invariant space
+            basis.append(_normalised(following) if rest else following)
+        n = len(basis) - 1
+        values, vectors = torch.linalg.eigh(projected[:n, :n])
+        if not math.isfinite(float(values[-1])):
+            return math.nan, math.nan, False, hessian.products
+        converged = rest * abs(float(vectors[-1, -1])) <= tolerance * abs(float(values[-1]))
+        last = basis.pop()
+        _rotate(basis, vectors[:, -KEPT:].flip(1))
+        del basis[KEPT:]
+        if converged or not rest:
+            break
+        basis.append(last)
+        projected.zero_()
+        projected[range(KEPT), range(KEPT)] = values[-KEPT:].flip(0)
+    del last
+    value, off = float(values[-1]), hessian(basis[0])
+    _add(off, basis[0], -value)
+    return value, math.sqrt(dot(off, off)) / abs(value), bool(converged), hessian.products
+
+
+def _rotate(basis: list[Vector], columns: Tensor) -> None:
+    """Replace the first k vectors by combinations of all n, with coefficients ``columns`` (n, k), block by block."""
+    for pieces in zip(*basis, strict=True):
+        for block in zip(*(piece.view(-1).split(BLOCK) for piece in pieces), strict=True):
+            combined = columns.T.to(block[0]) @ torch.stack(block)
+            for piece, value in zip(block, combined, strict=False):
+                piece.copy_(value)
+
+
+def _add(vector: Vector, other: Vector, factor: float) -> None:
+    for v, o in zip(vector, other, strict=True):
+        v.add_(o, alpha=factor)
+
+
+def _normalised(vector: Vector) -> Vector:
+    """The vector at length one, in memory that can be viewed as one row; a zero vector stays zero."""
+    length = math.sqrt(dot(vector, vector)) or 1.0
+    return [v.div_(length).contiguous() for v in vector]
+
+
+def _along(problem: Problem, slopes: Vector, leaves: dict[str, Tensor], direction: Vector) -> Vector:
+    """Derivative along a direction of a gradient that has a graph."""
+    moving = [(s, d) for s, d in zip(slopes, direction, strict=True) if s.requires_grad]
+    values, along = zip(*moving, strict=True)
+    return problem.gradient(values, leaves, grad_outputs=along, retain_graph=True)
+
+
+def _detached(vector: Vector) -> Vector:
+    return [v.detach() for v in vector]

@@ -23,7 +23,7 @@ from phantomlib.measure.recipe import Recipe, check_contexts, check_learning_rat
 from phantomlib.measure.recorder import Recorder, check_extra, label_runs
 from phantomlib.measure.replicas import stack
 
-ENGINE_VERSION = 5  # raised whenever the numbers of a run could change
+ENGINE_VERSION = 6  # raised whenever the numbers of a run could change
 # module -> its copies with LoRA by (rank, alpha, seed): to make one takes as long as many steps
 _adapted = WeakKeyDictionary()
 
@@ -145,10 +145,9 @@ def advance(model, chunk: list[Replica], recipe, engine, extra, progress) -> dic
     k = torch.tensor([x.competitor_id for x in contexts], device=device)
 
     optimizer = BatchedOptimizer(stacked, rates, recipe)  # before E is taken: it moves small parameters to other memory
-    E_0 = readout_0.detach().clone()
-    E = stacked.parameters.get(
-        readout_name, readout_0
-    ).detach()  # (R, V, d) if trained, else (V, d) for all; same memory
+    E_0, E = readout_0.detach(), stacked.parameters.get(readout_name, readout_0).detach()
+    if E.dim() == 2:  # frozen, (V, d) for all; else (R, V, d), a copy that is trained
+        E_0 = E_0.clone()  # what must not change is compared with memory that nothing else knows
     recorder = Recorder(E_0, E, c, k, recipe, extra)
     for step in range(recipe.steps + 1):
         with torch.set_grad_enabled(step < recipe.steps):

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from phantomlib.errors import ParameterError
 
+BLOCK = 8192  # rows of a readout normalised at a time
+
 
 @dataclass(frozen=True)
 class Decomposition:
@@ -164,8 +166,11 @@ def decompose(p, E, c: int, k: int, exponent: int = 2) -> Decomposition:
 
 def density_matrix(p: Tensor, E: Tensor) -> Tensor:
     """ρ (..., d, d) of probabilities ``p`` (..., V) and readout ``E`` (..., V, d): symmetric, positive, trace one."""
-    e = normalise(E)
-    return (e * p[..., None]).mT @ e
+    rho = 0.0
+    for some, rows in zip(p.split(BLOCK, -1), E.split(BLOCK, -2), strict=True):  # no copy of E at a time
+        e = normalise(rows)
+        rho = rho + (e * some[..., None]).mT @ e
+    return rho
 
 
 def order_parameter_by_trace(rho: Tensor, e_c: Tensor, e_k: Tensor) -> Tensor:
@@ -175,8 +180,7 @@ def order_parameter_by_trace(rho: Tensor, e_c: Tensor, e_k: Tensor) -> Tensor:
 
 def trace_residual(p: Tensor, E: Tensor, c: int, k: int) -> float:
     """Absolute difference between ``signal + drag`` and the trace formula, for ``p`` (V,) and ``E`` (V, d)."""
-    e = normalise(E)
-    by_trace = order_parameter_by_trace(density_matrix(p, E), e[c], e[k])
+    by_trace = order_parameter_by_trace(density_matrix(p, E), *normalise(E[[c, k]]))
     return abs(decompose(p, E, c, k).phi - float(by_trace))
 
 

@@ -8,28 +8,27 @@ from torch import Tensor
 from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.order_parameter import normalise, spectrum
 
+BLOCK = 8192  # rows, or pairs of rows, converted to float64 at a time
+
 
 def sample_overlaps(E: Tensor, pairs: int, seed: int = 0) -> np.ndarray:
-    """Overlaps g_ij (n,) of random pairs of distinct rows of a readout ``E`` (V, d); n is at most ``pairs``."""
+    """Overlaps g_ij (n,), float64, of random pairs of distinct rows of a readout ``E`` (V, d); n is at most ``pairs``."""
     generator = torch.Generator().manual_seed(seed)
     i, j = torch.randint(len(E), (2, pairs), generator=generator).to(E.device)
     keep = i != j
-    e = normalise(E)
-    return (e[i[keep]] * e[j[keep]]).sum(-1).cpu().numpy()
+    found = [_overlap(E, *block) for block in zip(i[keep].split(BLOCK), j[keep].split(BLOCK), strict=True)]
+    return torch.cat(found).cpu().numpy()
 
 
 def pair_overlaps(E: Tensor, contexts: list[Resolved]) -> np.ndarray:
     """Overlap g_ck (C,) of the two tokens of each context, from a readout ``E`` (V, d)."""
-    e = normalise(E.detach().double())
-    return np.array([float(e[c.correct_id] @ e[c.competitor_id]) for c in contexts])
+    c, k = torch.tensor([(c.correct_id, c.competitor_id) for c in contexts], device=E.device).reshape(-1, 2).T
+    return _overlap(E, c, k).cpu().numpy()
 
 
 def coherence(E: Tensor) -> float:
     """``B = d ⟨g_ij²⟩`` over all pairs i ≠ j of rows of a readout ``E`` (V, d): 1 for isotropic directions."""
-    e = normalise(E.detach().double())
-    squares = (e.mT @ e).square().sum()  # sum of g_ij² over all i, j, from the (d, d) Gram matrix
-    v, d = e.shape
-    return float(d * (squares - (e.square().sum(1) ** 2).sum()) / (v * (v - 1)))
+    return _coherence(E, *_sums(E))
 
 
 def readout_statistics(E: Tensor, *, pairs: int = 200_000, seed: int = 0) -> dict[str, float]:
@@ -40,16 +39,36 @@ def readout_statistics(E: Tensor, *, pairs: int = 200_000, seed: int = 0) -> dic
     ``skew`` and
     ``kurtosis`` (excess) of the overlaps, from ``pairs`` random pairs drawn by ``seed``.
     """
-    e = normalise(E.detach().double())
-    v = len(e)
-    total = e.sum(0)  # |total|² is the sum of g_ij over all i, j
-    gram = e.mT @ e
-    sampled = sample_overlaps(E.detach().double(), pairs, seed)
+    v, (total, gram, fourth) = len(E), _sums(E)
+    sampled = sample_overlaps(E, pairs, seed)
     return {
-        "coherence": coherence(E),
-        "mean_overlap": float((total @ total - e.square().sum()) / (v * (v - 1))),
+        "coherence": _coherence(E, total, gram, fourth),
+        "mean_overlap": float((total @ total - gram.trace()) / (v * (v - 1))),
         "common_share": float(total @ gram @ total / (total @ total) / v),
         "top_share": float(spectrum(gram / v)[0]),
         "skew": float(stats.skew(sampled)),
         "kurtosis": float(stats.kurtosis(sampled)),
     }
+
+
+def _sums(E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the unit rows: their sum (d,), whose square is the sum of g_ij; their Gram matrix (d, d), whose square is the
+    sum of g_ij²; and the sum of g_ii², which counts the rows that are not zero."""
+    d = E.shape[1]
+    total, gram, fourth = (torch.zeros(n, dtype=torch.float64, device=E.device) for n in ((d,), (d, d), ()))
+    for block in E.detach().split(BLOCK):
+        e = normalise(block.double())
+        total += e.sum(0)
+        gram.addmm_(e.mT, e)
+        fourth += e.square().sum(1).square().sum()
+    return total, gram, fourth
+
+
+def _coherence(E: Tensor, _: Tensor, gram: Tensor, fourth: Tensor) -> float:
+    v, d = E.shape
+    return float(d * (gram.square().sum() - fourth) / (v * (v - 1)))
+
+
+def _overlap(E: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """Overlaps (n,) of the rows ``i`` and ``j`` (n,), in float64."""
+    return (normalise(E.detach()[i].double()) * normalise(E.detach()[j].double())).sum(-1)

@@ -44,6 +44,9 @@ def check_extra(extra: Mapping[str, Callable] | None) -> dict[str, Callable]:
     return extra
 
 
+IN_CACHE = 2**18  # numbers of a readout that a CPU measures at a time
+
+
 class Recorder:
     """Writes each step's measurements into tensors (R, T + 1) on the device; nothing is read back before the end."""
 
@@ -53,7 +56,8 @@ class Recorder:
         self.trained = E.dim() == 3
         norm = E_0.norm()
         self.norm_0 = torch.where((norm > 0) & norm.isfinite(), norm, E_0.double().norm().to(norm.dtype))
-        self.moved = torch.empty_like(E)  # memory for E - E_0
+        self.norms = E.new_empty(E.shape[:-1])
+        self.products = E.new_empty((len(c), len(E_0), 2))  # of the rows of E with those of c and k
         replicas = len(c)
         self.fields = {name: E_0.new_full((replicas, recipe.steps + 1), math.nan) for name in [*RECORDED, *extra]}
         self.h = self.g_ck = self.previous = None
@@ -66,10 +70,8 @@ class Recorder:
         """``logits`` (R, V) and ``loss`` (R,) of the state before update ``step``."""
         p = logits.softmax(-1)
         z_pair, p_pair = logits.gather(1, self.pair), p.gather(1, self.pair)
-        if self.h is None or self.trained:  # a frozen readout keeps its overlaps
-            self._measure_geometry()
+        drift, unchanged = self._read_readout()
         signal, drag = order_parameter.split(p, self.h, self.c, self.k, self.g_ck, self.recipe.exponent)
-        moved = torch.sub(self.E, self.E_0, out=self.moved)
         values = {
             "cross_entropy": loss,
             "logit_gap": z_pair[:, 0] - z_pair[:, 1],
@@ -80,8 +82,8 @@ class Recorder:
             "signal": signal,
             "drag": drag,
             "overlap": self.g_ck,
-            "readout_drift": torch.linalg.vector_norm(moved, dim=(-2, -1)) / self.norm_0,
-            "readout_unchanged": self._unchanged(),
+            "readout_drift": drift / self.norm_0,
+            "readout_unchanged": unchanged,
         }
         if self.previous is not None:  # Φ is bilinear in p and h, so its change splits exactly
             p_0, h_0 = self.previous
@@ -95,28 +97,46 @@ class Recorder:
         if step in self.recipe.snapshots:
             self._snapshot(self.recipe.snapshots.index(step), p)
 
-    def _unchanged(self) -> Tensor:
-        """Whether E equals E_0 bit for bit (R,), or one answer for all."""
-        if self.E.is_cuda:  # torch.equal would wait for the device
-            return (self.E == self.E_0).all(-1).all(-1)
-        return torch.tensor([torch.equal(E, self.E_0) for E in self.E.view(-1, *self.E_0.shape)])
+    def _read_readout(self) -> tuple[Tensor, Tensor]:
+        """Overlaps, where they can have changed; |E - E_0| and whether E equals E_0 bit for bit, (R,) or (1,) for all.
+
+        Everything is asked of a block of rows while it is in the cache: a large readout is read once, and no array of
+        its size is needed.
+        """
+        E, geometry = self.E.view(-1, *self.E_0.shape), self.h is None or self.trained
+        if geometry:
+            rows = order_parameter.normalise(torch.take_along_dim(self._rows(), self.pair[..., None], -2)).mT
+        squared = torch.zeros(len(E), dtype=torch.float64, device=E.device)
+        unchanged = torch.ones(len(E), dtype=torch.bool, device=E.device)
+        block = len(self.E_0) if E.is_cuda else max(1, IN_CACHE // E[:, 0].numel())
+        for start in range(0, len(self.E_0), block):
+            here = slice(start, start + block)
+            e, e_0 = E[:, here], self.E_0[here]
+            if geometry:
+                self.norms.view(len(E), -1)[:, here] = order_parameter.row_norms(e)
+                self.products[:, here] = e @ rows
+            moved = e - e_0
+            squared += torch.linalg.vector_norm(moved, dim=(1, 2)).double().square()
+            if E.is_cuda or unchanged.any():  # to ask a GPU would mean to wait for it
+                unchanged &= (e == e_0).flatten(1).all(1)
+        if geometry:
+            g = self.products / self.norms.clamp_min(torch.finfo(E.dtype).tiny)[..., None]  # (R, V, 2)
+            self.h = order_parameter.contrast(g, self.recipe.exponent)
+            self.g_ck = g[torch.arange(len(g), device=g.device), self.k, 0]
+        return squared.sqrt().to(E.dtype), unchanged
 
     def _rows(self) -> Tensor:
         """E (R, V, d); a frozen readout is the same memory for all."""
         return self.E if self.trained else self.E.expand(len(self.c), -1, -1)
 
-    def _measure_geometry(self) -> None:
-        g = order_parameter.overlaps(self._rows(), self.pair)  # (R, V, 2)
-        self.h = order_parameter.contrast(g, self.recipe.exponent)
-        self.g_ck = g[torch.arange(len(g), device=g.device), self.k, 0]
-
     def _snapshot(self, index: int, p: Tensor) -> None:
         """Eigenvalues of ρ, and Φ from ρ itself: a path that shares nothing with signal and drag."""
         E = self._rows()
-        finite = torch.isfinite(p).all(1) & torch.isfinite(E).flatten(1).all(1)  # eigenvalue routines refuse nan
-        rho = order_parameter.density_matrix(p.nan_to_num(0.0), E.nan_to_num(0.0, 0.0, 0.0))
-        e = order_parameter.normalise(torch.take_along_dim(E, self.pair[..., None], 1))
+        rho = order_parameter.density_matrix(p, E)
+        finite = torch.isfinite(rho).flatten(1).all(1)
         gone = torch.where(finite, 0.0, math.nan).to(p.dtype)
+        rho = torch.where(finite[:, None, None], rho, 0.0)  # eigenvalue routines refuse nan
+        e = order_parameter.normalise(torch.take_along_dim(E, self.pair[..., None], 1)).nan_to_num(0.0)
         self.snapshots["spectrum"][:, index] = order_parameter.spectrum(rho) + gone[:, None]
         self.snapshots["phi_trace"][:, index] = order_parameter.order_parameter_by_trace(rho, e[:, 0], e[:, 1]) + gone
 

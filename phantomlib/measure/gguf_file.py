@@ -5,9 +5,9 @@ import io
 import tempfile
 from contextlib import redirect_stderr
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from phantomlib.errors import ModelError
 
@@ -15,8 +15,8 @@ MAGIC = b"GGUF"
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether the name says that this is a GGUF file."""
-    return path.suffix.lower() == ".gguf"
+    """Whether the name says that this is a GGUF file, there or not."""
+    return path.suffix.lower() == ".gguf" and not path.is_dir()
 
 
 def check_header(path: Path) -> None:
@@ -37,7 +37,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_gguf(path: Path) -> tuple[nn.Module, object, dict]:
+def read_gguf(path: Path) -> tuple[Any, Any, dict[str, Any]]:
     """The model of a GGUF file in float32 on the CPU, its tokenizer, and what transformers says about the loading.
 
     The file alone decides: what lies beside it is not looked at. Every weight is what the package ``gguf`` dequantises
@@ -50,11 +50,12 @@ def read_gguf(path: Path) -> tuple[nn.Module, object, dict]:
     # an absolute name, because a file of the same name in the working folder would be taken for the weights, and
     # an empty folder, because an adapter or a tokenizer's configuration found there would be taken too
     with tempfile.TemporaryDirectory(prefix="phantom-") as empty, redirect_stderr(io.StringIO()):  # no bar in a page
-        options = {"gguf_file": str(path.resolve()), "trust_remote_code": False}
+        options: Any = {"gguf_file": str(path.resolve()), "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(empty, **options)
-        loaded, report = AutoModelForCausalLM.from_pretrained(
+        both: Any = AutoModelForCausalLM.from_pretrained(
             empty, dtype=torch.float32, output_loading_info=True, **options
         )
+    loaded, report = both
     # transformers counts the loaded object as quantised and refuses to save it; an ordinary one takes its tensors over
     settings = loaded.config.to_dict()
     settings.pop("quantization_config", None)

@@ -186,7 +186,7 @@ def find(ref: str) -> Path | None:
     if ref.startswith(pretrained.PREFIX):
         return pretrained.folder_of(ref.removeprefix(pretrained.PREFIX))
     folder = Path(os.path.expanduser(ref))
-    if gguf_file.is_gguf(folder) and not folder.is_dir():
+    if gguf_file.is_gguf(folder):
         gguf_file.check_header(folder)
         return folder
     if not os.path.exists(folder):  # False, too, for text that cannot be a path

@@ -296,7 +296,7 @@ def propose(model: LanguageModel, prompt: str, correct: str, count: int = 5) -> 
         resolve(given, model.tokenizer)  # raises, proposing words that would do
     prompt_ids, (correct_id,) = found
     alone = Resolved(Context("given", prompt, correct, correct), prompt_ids, correct_id, correct_id)
-    check_lengths(model.name, len(model.readout), positions_of(model.module.config), [alone])
+    check_lengths(f"'{model.name}'", len(model.readout), positions_of(model.module.config), [alone])
     z = next_token_logits(model, [alone])[0]
     g = overlaps(model.readout.detach(), torch.tensor([correct_id], device=z.device))[:, 0]
     p, better = z.softmax(-1), z > z[correct_id]

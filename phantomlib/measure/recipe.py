@@ -210,7 +210,7 @@ def _not_behind(model_name: str, words: Context, gap: float) -> str:
     if math.isnan(gap):
         said = f"'{model_name}' computes no finite logits for {right} and {wrong}"
     elif gap == 0:
-        said = f"'{model_name}' gives {right} and {wrong} the same logit before training, a tie"
+        said = f"'{model_name}' gives {right} and {wrong} the same logit before training, a tie (logit gap 0 nats)"
     else:
         said = f"'{model_name}' already prefers {right} to {wrong} before training (logit gap {gap:+.2g} nats)"
     way_out = "" if gap == 0 else ", or exchange the two words"

@@ -404,6 +404,10 @@ def _whatever_the_terminal() -> None:
 
 def main() -> None:
     _whatever_the_terminal()
+    try:
+        os.getcwd()
+    except OSError:
+        sys.exit("error: The working folder no longer exists. Change to another one and run again.")
     app()
 
 

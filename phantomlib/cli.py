@@ -1,6 +1,8 @@
 """The ``phantom`` command. Heavy packages are imported where they are used, so help and mistakes answer at once."""
 
+import io
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -392,7 +394,20 @@ def verify():
     typer.echo(f"{len(shipped.ALL)} models verified.")
 
 
+def _whatever_the_terminal() -> None:
+    """A terminal that lacks a letter shows a question mark; a display that a shell names for matplotlib is not opened."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # none is there under pythonw
+            stream.reconfigure(errors="replace")
+    os.environ.pop("MPLBACKEND", None)
+
+
 def main() -> None:
+    _whatever_the_terminal()
+    try:
+        os.getcwd()
+    except OSError:
+        sys.exit("error: The working folder no longer exists. Change to another one and run again.")
     app()
 
 

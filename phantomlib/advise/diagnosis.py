@@ -4,6 +4,7 @@ Everything here comes from passes at step 0 and a rehearsal of four coarse steps
 """
 
 import math
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,24 +12,38 @@ import torch
 
 from phantomlib.critical.coarse_run import (
     CLOSE,
+    COARSE,
+    OVERTAKES,
     SILENT,
+    UNKNOWN,
     Estimate,
     estimate_critical_rate,
     expected_errors,
     load_constants,
+    rehearsal,
 )
 from phantomlib.critical.search import critical_rates
 from phantomlib.critical.step_zero import PLAIN, velocity
 from phantomlib.errors import ContextError
 from phantomlib.measure import readout_geometry
-from phantomlib.measure.contexts import Context, Resolved, resolve, single_tokens
+from phantomlib.measure.bounds import check_memory, check_time
+from phantomlib.measure.contexts import Context, Resolved, check_spelling, resolve, single_tokens
+from phantomlib.measure.finetune import finetune
 from phantomlib.measure.models import LanguageModel, next_token_logits
 from phantomlib.measure.order_parameter import decompose, overlaps
-from phantomlib.measure.recipe import Recipe, check_contexts, check_learning_rates
+from phantomlib.measure.recipe import (
+    MOST_STEPS,
+    Recipe,
+    check_contexts,
+    check_learning_rates,
+    check_lengths,
+    positions_of,
+)
 
 MARGIN = 1.1  # what is advised lies this far beyond the interval
 LORA_FACTOR = 10  # the book's LoRA recipe trains at this many times the critical learning rate of full fine-tuning
 JUMPS_ABOVE = 10  # critical learning rates from which on single-step jumps were seen
+RUNS = 6  # that a check takes: a search of about five, and the one asked about
 
 
 @dataclass(frozen=True)
@@ -174,12 +189,24 @@ def diagnose(
         "kinematic_range": expected_errors("kinematic", recipe).range,
         "critical": critical,
         "critical_lora": by_method["lora"],
-        "outcome": None if learning_rate is None else critical.outcome(learning_rate),
+        "outcome": None if learning_rate is None else _outcome(model, context, recipe, critical, learning_rate),
         "coherence": coherence,
         "bulk_class": _bulk_class(coherence),
         "lora_outlook": by_method["lora"].outcome(LORA_FACTOR * by_method["full"].rate),
     }
     return Diagnosis(**facts, verdict=_verdict(facts))
+
+
+def _outcome(model: LanguageModel, context: Resolved, recipe: Recipe, critical: Estimate, learning_rate: float) -> str:
+    """By the interval; far above it, where a run may diverge, only if the rehearsal at this very learning rate overtakes."""
+    outcome, coarse = critical.outcome(learning_rate), rehearsal(recipe)
+    if outcome != OVERTAKES or learning_rate <= JUMPS_ABOVE * critical.rate:
+        return outcome
+    rehearsed = learning_rate * recipe.steps / coarse.steps
+    if not math.isfinite(rehearsed):
+        return UNKNOWN
+    gap = finetune(model, [context], [rehearsed], coarse, chunk=1).logit_gap
+    return OVERTAKES if bool((gap > 0).any()) else UNKNOWN
 
 
 def _bulk_class(coherence: float) -> str:
@@ -202,27 +229,41 @@ def _verdict(facts: dict) -> str:
             f"{critical.low:.3g} and {critical.high:.3g}). Below it the loss falls and their order stays; {enough:.2g} "
             "should do."
         )
-    longer = math.ceil(MARGIN * steps * critical.high / rate)
+    longer = MARGIN * steps * critical.high / rate
+    or_longer = f", or {math.ceil(longer)} steps" if longer <= MOST_STEPS else ""
     if facts["outcome"] == SILENT:
+        hopeless = "" if or_longer else " No number of steps that anyone could run would do at this one."
         return (
-            f"At {rate:.3g}, {how} will lower the loss without ever preferring {right} to {wrong}. Try {enough:.2g}, "
-            f"or {longer} steps."
+            f"At {rate:.3g}, {how} will lower the loss without ever preferring {right} to {wrong}. "
+            f"Try {enough:.2g}{or_longer}.{hopeless}"
         )
     if facts["outcome"] == CLOSE:
         return (
             f"At {rate:.3g} it is too close to call whether {how} will come to prefer {right} to {wrong}. "
-            f"{enough:.2g}, or {longer} steps, would be on the safe side."
+            f"{enough:.2g}{or_longer}{',' if or_longer else ''} would be on the safe side."
         )
     times = rate / critical.rate
+    if facts["outcome"] == UNKNOWN:
+        return (
+            f"At {rate:.3g} it cannot be told whether {how} will come to prefer {right} to {wrong}: that is "
+            f"{_many(times)} times what is needed, and a rehearsal in {counted_steps(min(COARSE, steps))} diverges or never "
+            f"gets there. Try {enough:.2g}."
+        )
     text = f"At {rate:.3g}, {how} will come to prefer {right} to {wrong} after about {counted_steps(_first(steps, times))}."
     if times > JUMPS_ABOVE:
-        text += f" That is {times:.0f} times what is needed; so far above, training moves in jumps. Try {enough:.2g}."
+        text += (
+            f" That is {_many(times)} times what is needed; so far above, training moves in jumps. Try {enough:.2g}."
+        )
     return text
 
 
 def _first(steps: int, times: float) -> int:
     """The step at which a run overtakes at so many times the critical learning rate: only η·T matters."""
     return max(1, math.ceil(steps / times))
+
+
+def _many(times: float) -> str:
+    return f"{times:.0f}" if times < 1e6 else "more than a million"
 
 
 def counted_steps(n: int) -> str:
@@ -244,14 +285,18 @@ def propose(model: LanguageModel, prompt: str, correct: str, count: int = 5) -> 
         count: how many at most.
 
     Raises:
-        ContextError: ``correct`` is not a single token, or no other word outranks it.
+        ContextError: the prompt is unknown to the tokenizer or longer than the model reads, ``correct`` is not a single
+            token, or no other word outranks it.
     """
     prompt, correct = prompt.strip(), correct.strip()
+    given = Context("given", prompt, correct, "")
+    check_spelling(given, model.tokenizer)
     found = single_tokens(prompt, [correct], model.tokenizer)
     if found is None:
-        resolve(Context("given", prompt, correct, ""), model.tokenizer)  # raises, proposing words that would do
+        resolve(given, model.tokenizer)  # raises, proposing words that would do
     prompt_ids, (correct_id,) = found
     alone = Resolved(Context("given", prompt, correct, correct), prompt_ids, correct_id, correct_id)
+    check_lengths(f"'{model.name}'", len(model.readout), positions_of(model.module.config), [alone])
     z = next_token_logits(model, [alone])[0]
     g = overlaps(model.readout.detach(), torch.tensor([correct_id], device=z.device))[:, 0]
     p, better = z.softmax(-1), z > z[correct_id]
@@ -279,7 +324,12 @@ def check_diagnosis(model: LanguageModel, context: Resolved, recipe: Recipe, dia
     Args:
         model, context, recipe, diagnosis: of :func:`diagnose`.
         store: a :class:`phantomlib.measure.store.Store`.
+
+    Raises:
+        ParameterError: it would take more memory than there is, or longer than a day.
     """
+    check_memory(2, recipe.steps, model.readout.element_size())
+    check_time(_seconds_per_step(model, context, recipe, diagnosis), recipe.steps, RUNS)
     found = critical_rates(store, model, [context], recipe).isel(context=0)
     rate, low, high = float(found.critical_rate), float(found.lower), float(found.upper)
     inside = diagnosis.critical.low <= rate <= diagnosis.critical.high
@@ -296,3 +346,14 @@ def check_diagnosis(model: LanguageModel, context: Resolved, recipe: Recipe, dia
         first_step=int(ahead[0]) if len(ahead) else None,
         cross_entropy_fall=float(run.cross_entropy[0] - run.cross_entropy[-1]),
     )
+
+
+def _seconds_per_step(model: LanguageModel, context: Resolved, recipe: Recipe, diagnosis: Diagnosis) -> float:
+    """Of one replica, from four steps more than one."""
+    seconds = []
+    rate = diagnosis.critical.rate if math.isfinite(diagnosis.critical.rate) else 1e-6
+    for steps in (1, 1, 5):  # the first to warm up
+        started = time.perf_counter()
+        finetune(model, [context], [rate], replace(recipe, steps=steps, snapshots=()), chunk=1)
+        seconds.append(time.perf_counter() - started)
+    return max(seconds[2] - seconds[1], 0.0) / 4

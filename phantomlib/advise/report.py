@@ -64,7 +64,8 @@ def _number(d: Diagnosis) -> str:
         return f"not without a learning rate ({usual})"
     if math.isnan(d.kinematic_number):
         return "undefined: the first update moves away from the correct token"
-    return f"{d.kinematic_number:.3f} ({usual})"
+    plain = 1e-3 <= d.kinematic_number < 1e3
+    return f"{d.kinematic_number:{'.3f' if plain else '.3g'}} ({usual})"
 
 
 def _estimate(e: Estimate) -> str:
@@ -79,6 +80,6 @@ def _outcome(outcome: Check) -> dict[str, str]:
         rows = {"  measured": f"{outcome.critical_rate:.4g} ({outcome.low:.4g} to {outcome.high:.4g}): {place}"}
     if outcome.final_gap is not None:
         when = "never ahead" if outcome.first_step is None else f"ahead after {counted_steps(outcome.first_step)}"
-        fall = f"cross-entropy {outcome.cross_entropy_fall:.3f} nat lower"
-        rows["  the run"] = f"{when}; gap ends at {outcome.final_gap:+.3f} nat, {fall}"
+        end = f"gap ends at {outcome.final_gap:+.3f} nat, cross-entropy {outcome.cross_entropy_fall:.3f} nat lower"
+        rows["  the run"] = f"{when}; {'it diverges' if math.isnan(outcome.final_gap) else end}"
     return rows

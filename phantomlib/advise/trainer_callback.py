@@ -2,7 +2,7 @@
 
 ::
 
-    from phantomlib.callback import PhantomCallback
+    from phantomlib import PhantomCallback
 
     trainer = Trainer(...)                                   # any Trainer, full or peft; TRL's are Trainers too
     watch = PhantomCallback("my_contexts.yaml", every=10).attach(trainer)
@@ -14,21 +14,23 @@ and logs it through the Trainer, so that TensorBoard and the others get it.
 """
 
 import math
+import sys
 import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
 from phantomlib.critical.step_zero import first_update
-from phantomlib.errors import ParameterError, PhantomError
+from phantomlib.errors import ContextError, ParameterError, PhantomError, all_at_once, shown
 from phantomlib.measure import order_parameter
 from phantomlib.measure.contexts import Context, Resolved, load_contexts, resolve
-from phantomlib.measure.recipe import Recipe
+from phantomlib.measure.recipe import Recipe, check_lengths, positions_of
 
 LEAST_FALL = 0.1  # nats by which a context's cross-entropy must have fallen before its failure counts as silent
 WARMING = 0.25  # share of the learning-rate budget before which no forecast is made
@@ -80,9 +82,11 @@ class PhantomCallback(TrainerCallback):
         seconds: time spent measuring, without that before the first step.
 
     Raises:
-        ContextError: the contexts cannot be read, or, when training starts, do not fit the tokenizer.
+        ContextError: the contexts cannot be read, do not fit the tokenizer, or are longer than the model reads. What can
+            be told here, with ``tokenizer`` or resolved contexts, is told here; the rest by :meth:`attach`, or else when
+            training starts.
         ParameterError: ``every`` is not a whole number of at least 1.
-        PhantomError: when training starts, the weights are sharded over processes, or there is no tokenizer.
+        PhantomError: there is no tokenizer; or, when training starts, the weights are sharded over processes.
 
     Example:
         >>> import phantomlib as ph
@@ -93,16 +97,20 @@ class PhantomCallback(TrainerCallback):
 
     def __init__(self, contexts="default", *, every: int = 10, tokenizer=None, kinematic=True, prefix="phantom"):
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ParameterError(f"every is {every!r}; give a whole number of steps of at least 1.")
+            raise ParameterError(f"every is {shown(every)}; give a whole number of steps of at least 1.")
         self.contexts = load_contexts(contexts) if isinstance(contexts, str | Path) else list(contexts)
         if not self.contexts or not all(isinstance(c, Context | Resolved) for c in self.contexts):
             raise ParameterError("contexts must be 'default', a contexts file, or a non-empty list of contexts.")
         self.every, self.tokenizer, self.kinematic, self.prefix = every, tokenizer, kinematic, prefix
         self.trainer, self.seconds = None, 0.0
         self.watched: list[_Watched] = []
+        if tokenizer is not None:
+            limit = getattr(tokenizer, "model_max_length", math.inf)
+            check_lengths("the model of this tokenizer", sys.maxsize, limit, self._resolved(None))
 
     def attach(self, trainer) -> "PhantomCallback":
-        """Add this callback to a Trainer, and log through it."""
+        """Add this callback to a Trainer, and log through it; refuses contexts that do not fit its model."""
+        self._fitting(trainer.model, getattr(trainer, "processing_class", None))
         self.trainer = trainer
         trainer.add_callback(self)
         return self
@@ -116,7 +124,8 @@ class PhantomCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, processing_class=None, optimizer=None, **kwargs):
         if getattr(args, "fsdp", None) or getattr(args, "deepspeed", None):
             raise PhantomError("PhantomCallback needs whole weights in every process; FSDP and DeepSpeed shard them.")
-        self.watched = [_Watched(self._resolved(c, processing_class)) for c in self.contexts]
+        self.watched = [_Watched(context) for context in self._fitting(model, processing_class)]
+        self.ahead = None  # (T + 1,) sum of the learning rates from each step on
         self.spent, self.seconds, self.unlogged, self.geometry = 0.0, 0.0, {}, None
         if self.kinematic:
             recipe = _recipe(optimizer)
@@ -131,7 +140,7 @@ class PhantomCallback(TrainerCallback):
     def on_step_end(self, args, state, control, model=None, lr_scheduler=None, **kwargs):
         if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
             self._measure(state, control, model)
-            budget = self.spent + _still_to_come(lr_scheduler, state)
+            budget = self.spent + self._still_to_come(lr_scheduler, state)
             for w in self.watched:
                 if w.fails_silently() and not w.warned and WARMING * budget <= self.spent < budget:
                     end = w.forecast(budget)
@@ -151,13 +160,33 @@ class PhantomCallback(TrainerCallback):
 
     # -------------------------------------------------------------------------------------------- inside
 
-    def _resolved(self, context, processing_class) -> Resolved:
-        if isinstance(context, Resolved):
-            return context
+    def _resolved(self, processing_class) -> list[Resolved]:
         tokenizer = self.tokenizer or processing_class
-        if tokenizer is None:
+        if tokenizer is None and not all(isinstance(context, Resolved) for context in self.contexts):
             raise PhantomError("The Trainer has no processing_class; give PhantomCallback(..., tokenizer=...).")
-        return resolve(context, tokenizer)
+        found, problems = [], []
+        for context in self.contexts:
+            try:
+                found.append(context if isinstance(context, Resolved) else resolve(context, tokenizer))
+            except ContextError as error:
+                problems.append(error)
+        all_at_once(problems, f"in {len(self.contexts)} contexts")
+        return found
+
+    def _fitting(self, model, processing_class) -> list[Resolved]:
+        found = self._resolved(processing_class)
+        vocabulary = len(model.get_output_embeddings().weight)
+        check_lengths(type(model).__name__, vocabulary, positions_of(model.config), found)
+        return found
+
+    def _still_to_come(self, scheduler, state) -> float:
+        """Sum of the learning rates of the steps that are left."""
+        if not hasattr(scheduler, "lr_lambdas"):
+            return (state.max_steps - state.global_step) * scheduler.get_last_lr()[0]
+        if self.ahead is None:  # the schedules of transformers are functions of the step: summed up once, from the end
+            rates = [scheduler.base_lrs[0] * scheduler.lr_lambdas[0](step) for step in range(state.max_steps)]
+            self.ahead = np.append(np.cumsum(rates[::-1])[::-1], 0.0)
+        return float(self.ahead[state.global_step])
 
     def _warn(self, w: _Watched, outlook: str) -> None:
         w.warned = True
@@ -265,14 +294,6 @@ def _readout(layer) -> Tensor:
 
 def _is_trained(layer) -> bool:
     return any(p.requires_grad for p in layer.parameters())
-
-
-def _still_to_come(scheduler, state) -> float:
-    """Sum of the learning rates of the steps that are left."""
-    steps = range(state.global_step, state.max_steps)
-    if hasattr(scheduler, "lr_lambdas"):  # the schedules of transformers are functions of the step
-        return sum(scheduler.base_lrs[0] * scheduler.lr_lambdas[0](step) for step in steps)
-    return len(steps) * scheduler.get_last_lr()[0]
 
 
 class _evaluating:

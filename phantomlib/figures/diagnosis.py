@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from phantomlib.advise.diagnosis import Check, Diagnosis
 from phantomlib.errors import ParameterError
 from phantomlib.figures import palette, style
+from phantomlib.figures.escaping import in_figure
 
 
 def diagnosis_figure(diagnosis: Diagnosis, outcome: Check | None = None) -> Figure:
@@ -17,7 +18,7 @@ def diagnosis_figure(diagnosis: Diagnosis, outcome: Check | None = None) -> Figu
 
     d = diagnosis
     fig, (left, right) = plt.subplots(1, 2, figsize=(style.WIDTH, 2.8), layout="constrained", width_ratios=(2, 3))
-    names = [f"“{d.correct}”", f"“{d.competitor}”", "all others", "$S$", "$D$", r"$\Phi$"]
+    names = [f"“{in_figure(d.correct)}”", f"“{in_figure(d.competitor)}”", "all others", "$S$", "$D$", r"$\Phi$"]
     values = [d.p_correct, d.p_competitor, d.bulk_mass, d.signal, d.drag, d.phi]
     colours = [palette.CORRECT, palette.COMPETITOR, palette.REFERENCE, palette.SIGNAL, palette.DRAG, palette.PHI]
     left.barh(names, values, color=colours)

@@ -4,6 +4,7 @@ The page holds the numbers and plotly's own script, so nothing is fetched when i
 """
 
 import json
+import re
 from importlib import resources
 
 import numpy as np
@@ -13,6 +14,7 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from phantomlib.figures import palette
+from phantomlib.figures.escaping import json_in_page
 
 SHOWN = {  # variable -> (row of the figure, label, colour)
     "cross_entropy": (1, "cross-entropy", palette.LOSS),
@@ -41,12 +43,8 @@ def page(runs: dict[str, dict[str, xr.Dataset]], multiples: list[float]) -> str:
     }
     figure = _figure(next(iter(next(iter(runs.values())).values())))
     template = resources.files("phantomlib.figures").joinpath("explorer.html").read_text(encoding="utf-8")
-    parts = {"DATA": json.dumps(data, ensure_ascii=False), "FIGURE": figure.to_json(), "PLOTLY": get_plotlyjs()}
-    for name in ("DATA", "FIGURE"):
-        parts[name] = parts[name].replace("</", "<\\/")  # no text of ours ends the script it stands in
-    for name, text in parts.items():
-        template = template.replace(f"/*{name}*/", text)
-    return template
+    parts = {"DATA": json_in_page(data), "FIGURE": json_in_page(json.loads(figure.to_json())), "PLOTLY": get_plotlyjs()}
+    return re.sub(r"/\*(DATA|FIGURE|PLOTLY)\*/", lambda marker: parts[marker[1]], template)
 
 
 def _contexts(ds: xr.Dataset) -> dict:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from phantomlib.figures.escaping import in_figure
 from phantomlib.figures.palette import COMPETITOR, CORRECT, LOSS, REFERENCE
 from phantomlib.figures.style import WIDTH, label_line, small_multiples
 
@@ -28,8 +29,8 @@ def loss_and_rank(run: xr.Dataset) -> Figure:
     right.plot(run.step, run.p_correct, color=CORRECT)
     right.set(xlabel="step", ylabel="probability of the next token", ylim=(0, None))
     last = run.isel(step=-1)
-    label_line(right, float(last.step), float(last.p_competitor), f"“{competitor}”", COMPETITOR)
-    label_line(right, float(last.step), float(last.p_correct), f"“{correct}”", CORRECT)
+    label_line(right, float(last.step), float(last.p_competitor), f"“{in_figure(competitor)}”", COMPETITOR)
+    label_line(right, float(last.step), float(last.p_correct), f"“{in_figure(correct)}”", CORRECT)
     right.set_title("What the model would say")
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -16,6 +16,7 @@ import xarray as xr
 from torch import Tensor
 
 from phantomlib.errors import ParameterError
+from phantomlib.measure.bounds import check_memory
 from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.models import LanguageModel, add_lora
 from phantomlib.measure.optimizer import BatchedOptimizer
@@ -81,6 +82,7 @@ def finetune(
         raise ParameterError(f"chunk is {chunk!r}; give a number of replicas of at least 1, or None.")
     extra = check_extra(extra)
     shape = (len(contexts), rates.shape[1], len(seeds))
+    check_memory(int(np.prod(shape)), recipe.steps, model.readout.element_size(), len(extra))
     grid = list(np.ndindex(shape))
     _, values = trainable(model, recipe, seeds[0])
     chunk = chunk or chunk_size(sum(v.numel() for v in values.values()), model.device)

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,10 +148,13 @@ def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str
 
 
 def short_name(ref: str) -> str:
-    """The last part of a reference: ``gpt2-s`` of ``zoo:gpt2-s``, ``model`` of ``path/model.gguf``."""
+    """The last part of a reference: ``gpt2-s`` of ``zoo:gpt2-s``, ``model`` of ``path/model.gguf``.
+
+    It stands in names of files, in pages and in figures, so anything but letters, digits and ``_ . + -`` becomes a ``-``.
+    """
     last = Path(os.path.abspath(ref))  # of "." too
     name = last.stem if gguf_file.is_gguf(last) else last.name
-    return name.removeprefix("zoo:").removeprefix(pretrained.PREFIX)
+    return re.sub(r"[^\w.+-]", "-", name.removeprefix("zoo:").removeprefix(pretrained.PREFIX))
 
 
 def _revision(ref: str, source: Path, place: Path | None) -> str:
@@ -195,7 +199,7 @@ def find(ref: str) -> Path | None:
                 f"No model folder at '{ref}'. Check the path, or give a hub id (owner/name) or 'zoo:NAME'."
             )
         return None
-    quantised = [] if (folder / "config.json").exists() else sorted(folder.glob("*.gguf"))
+    quantised = [] if os.path.exists(folder / "config.json") else sorted(folder.glob("*.gguf"))
     if quantised:
         raise ModelError(f"'{ref}' holds GGUF files; give the path of one of them, such as '{quantised[0]}'.")
     checkpoint.check_folder(folder, ref)

@@ -134,11 +134,11 @@ def check_seeds(seeds) -> None:
         )
 
 
-def check_lengths(model_name: str, vocabulary: int, positions: float, contexts: list[Resolved]) -> None:
+def check_lengths(reader: str, vocabulary: int, positions: float, contexts: list[Resolved]) -> None:
     """Refuse contexts whose token ids or number of tokens the model does not have room for.
 
     Args:
-        model_name: to be named.
+        reader: what the message calls the model.
         vocabulary: number V of tokens.
         positions: longest prompt that the model reads, ``inf`` without a limit.
         contexts: resolved contexts.
@@ -151,14 +151,14 @@ def check_lengths(model_name: str, vocabulary: int, positions: float, contexts: 
         if max(*context.prompt_ids, context.correct_id, context.competitor_id) >= vocabulary:
             problems.append(
                 ContextError(
-                    f"Context '{context.id}' has token ids beyond the {vocabulary} of the vocabulary of '{model_name}'; "
+                    f"Context '{context.id}' has token ids beyond the {vocabulary} of the vocabulary of {reader}; "
                     "resolve it with the model's own tokenizer."
                 )
             )
         elif len(context.prompt_ids) > positions:
             problems.append(
                 ContextError(
-                    f"The prompt of context '{context.id}' has {len(context.prompt_ids)} tokens, but '{model_name}' "
+                    f"The prompt of context '{context.id}' has {len(context.prompt_ids)} tokens, but {reader} "
                     f"reads no more than {positions}; shorten it."
                 )
             )
@@ -193,7 +193,7 @@ def check_contexts(model: LanguageModel, contexts: list[Resolved]) -> None:
         raise ContextError("There is no context to learn; give at least one.")
     known = _checked.setdefault(model.module, set())
     contexts = [context for context in contexts if context not in known]
-    check_lengths(model.name, len(model.readout), positions_of(model.module.config), contexts)
+    check_lengths(f"'{model.name}'", len(model.readout), positions_of(model.module.config), contexts)
     problems = []
     for context in contexts:
         z = next_token_logits(model, [context])[0]

@@ -2,11 +2,12 @@
 
 import copy
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny import contexts, leading, model
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from phantomlib.advise.trainer_callback import PhantomCallback, SilentFailureWarning
 from phantomlib.critical.step_zero import velocity
@@ -200,14 +201,58 @@ def test_bad_contexts(given):
 
 def test_what_cannot_be_watched_is_refused_before_training(tmp_path):
     plain = model("GPT2", "float32")
+    one = trainer(still(plain.module), contexts(plain)[0], tmp_path, 1e-3)
+    before = copy.deepcopy(one.model.state_dict())
     pair = Context("x", "she felt deep", "shame", "guilt")
-    before = plain.module.state_dict()
-    for callback, kind in (
-        (PhantomCallback([pair]), PhantomError),  # no tokenizer
-        (PhantomCallback([Context("x", "she felt", "zyzzyva", "guilt")], tokenizer=leading()), ContextError),
-    ):
-        one = trainer(still(plain.module), contexts(plain)[0], tmp_path, 1e-3)
-        callback.attach(one)
-        with pytest.raises(kind):
-            one.train()
-        assert all(torch.equal(a, b) for a, b in zip(one.model.state_dict().values(), before.values(), strict=True))
+    with pytest.raises(PhantomError, match="tokenizer"):
+        PhantomCallback([pair]).attach(one)
+    unknown = [Context("x", "she felt", "zyzzyva", "guilt"), Context("y", "she felt?", "shame", "guilt")]
+    with pytest.raises(ContextError, match="2 problems.*zyzzyva.*'\\?'"):
+        PhantomCallback(unknown, tokenizer=leading())
+    one.add_callback(PhantomCallback([pair]))  # not attached: told when training starts
+    with pytest.raises(PhantomError, match="tokenizer"):
+        one.train()
+    assert all(torch.equal(a, b) for a, b in zip(one.model.state_dict().values(), before.values(), strict=True))
+
+
+def test_a_prompt_that_is_too_long_is_refused_at_construction(tmp_path):
+    plain = model("GPT2", "float32")
+    context = contexts(plain)[0]
+    tokenizer = leading()
+    tokenizer.model_max_length = 64
+    long = Context("long", "she felt deep " * 40, "shame", "guilt")
+    with pytest.raises(ContextError, match="'long' has [0-9]+ tokens.*no more than 64"):
+        PhantomCallback([long], tokenizer=tokenizer)
+    one = trainer(still(plain.module), context, tmp_path, 1e-3)
+    with pytest.raises(ContextError, match="'c0' has 70 tokens.*no more than 64"):
+        PhantomCallback([replace(context, prompt_ids=context.prompt_ids * 10)]).attach(one)
+    with pytest.raises(ContextError, match="vocabulary"):
+        PhantomCallback([replace(context, correct_id=41)]).attach(one)
+
+
+class Counted:
+    """A schedule of transformers, linear from 1 to 0, that counts how often it is asked."""
+
+    def __init__(self, steps):
+        self.steps, self.asked = steps, 0
+        self.base_lrs, self.lr_lambdas = [2.0], [self.share]
+
+    def share(self, step):
+        self.asked += 1
+        return 1 - step / self.steps
+
+
+def test_the_budget_left_is_summed_up_once():
+    steps, watch = 500, PhantomCallback()
+    watch.ahead, schedule = None, Counted(steps)
+    for step in range(steps + 1):
+        state = TrainerState(global_step=step, max_steps=steps)
+        left = watch._still_to_come(schedule, state)
+        assert left == pytest.approx((steps - step) * (steps - step + 1) / steps)  # twice the sum of 1/T to (T - t)/T
+    assert schedule.asked == steps
+
+
+def test_a_schedule_that_is_no_function_of_the_step_goes_by_its_last_rate():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 10)
+    assert PhantomCallback()._still_to_come(schedule, TrainerState(global_step=3, max_steps=9)) == 6 * 0.5

@@ -1,11 +1,17 @@
 """Contexts: files that are read or refused, words that become single tokens whatever a tokenizer does with spaces."""
 
+import time
+from itertools import pairwise
+
 import pytest
 import tiny
 import yaml
+from transformers import AutoTokenizer
 
 from phantomlib.errors import ContextError
-from phantomlib.measure.contexts import Context, load_contexts, resolve
+from phantomlib.measure.contexts import Context, check_spelling, load_contexts, resolve
+from phantomlib.measure.control_contexts import ANTONYMS
+from phantomlib.zoo import shipped
 
 SHAME = Context("shame", "she felt deep", "shame", "guilt")
 
@@ -62,6 +68,16 @@ MALFORMED = {  # content -> what the message must name
     "same word twice": ("- {id: a, prompt: b, correct: c, competitor: c}", "both 'c'"),
     "same word but for spaces": ('- {id: a, prompt: b, correct: " c", competitor: "c "}', "both"),
     "same id twice": (f"[{GOOD}, {GOOD}, {GOOD}]", "'a' 3 times"),
+    "a key twice": ("- {id: a, prompt: b, correct: c, competitor: d, correct: e}", "'correct' is given twice"),
+    "a key twice in other words": ("- {id: a, prompt: b, correct: c, competitor: d, 'id': e}", "'id' is given twice"),
+    "markup as id": ("- {id: <script>alert(1)</script>, prompt: b, correct: c, competitor: d}", "id is '<script>"),
+    "a path as id": ("- {id: ../a, prompt: b, correct: c, competitor: d}", "id is '../a'"),
+    "blanks in an id": ("- {id: a b, prompt: b, correct: c, competitor: d}", "id is 'a b'"),
+    "integer that is none": ("- {id: !!int abc, prompt: b, correct: c, competitor: d}", "not valid YAML"),
+    "timestamp that is none": ("- {id: !!timestamp abc, prompt: b, correct: c, competitor: d}", "not valid YAML"),
+    "integer of 5,000 digits": ("- {id: " + "9" * 5000 + "}", "not valid YAML"),
+    "a tag without end": ("- !" + "x" * 100_000 + " {id: a}", "not valid YAML"),
+    "larger than anyone writes": ("# " + "x" * 400_000, "larger than 300 kB"),
 }
 
 
@@ -131,3 +147,144 @@ def test_two_spellings_of_one_token_are_refused(habit):
 def test_a_prompt_without_tokens_is_refused():
     with pytest.raises(ContextError):
         resolve(Context("a", " ", "shame", "guilt"), tiny.bare())
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghij")
+)
+BOMBS = {
+    "lists of lists": f"- {{id: a, prompt: b, correct: c, competitor: d, wrong: {{{BOMB.replace(chr(10), ', ')}}}}}",
+    "lists as an entry": BOMB,
+    "mappings": "- &a {x: 1}\n- &b {x: *a, y: *a}\n- &c {x: *b, y: *b}\n",
+    "a list that holds itself": "- &a [*a]\n",
+    "merged mappings": "- &a {id: a, prompt: b}\n- {<<: *a, correct: c, competitor: d}\n",
+}
+
+
+@pytest.mark.parametrize("content", BOMBS.values(), ids=BOMBS)
+def test_values_that_unfold_are_refused_at_once(content, tmp_path):
+    started = time.perf_counter()
+    with pytest.raises(ContextError, match="repeats a list or mapping; write it out"):
+        load_contexts(write(tmp_path, content))
+    assert time.perf_counter() - started < 5
+
+
+def test_text_may_be_used_again(tmp_path):
+    content = (
+        "- {id: a, prompt: &p she felt, correct: c, competitor: d}\n- {id: b, prompt: *p, correct: e, competitor: f}"
+    )
+    assert [context.prompt for context in load_contexts(write(tmp_path, content))] == ["she felt", "she felt"]
+
+
+@pytest.mark.parametrize("value", ["x" * 200_000, f"[{', '.join('x' * 50_000)}]"], ids=["text", "list"])
+def test_what_is_shown_of_a_value_is_short(value, tmp_path):
+    with pytest.raises(ContextError) as error:
+        load_contexts(write(tmp_path, f"- {{id: a, prompt: b, correct: c, competitor: d, kind: [{value}]}}"))
+    assert "kind is" in str(error.value) and len(str(error.value)) < 600
+
+
+def test_a_file_that_cannot_be_read_is_refused():
+    with pytest.raises(
+        ContextError, match="'/proc/self/mem' cannot be read"
+    ):  # whoever asks: its first byte is nowhere
+        load_contexts("/proc/self/mem")
+
+
+def test_everything_that_is_wrong_with_a_file_is_said_at_once(tmp_path):
+    content = f"[{GOOD}, {{id: b}}, {GOOD}, {{id: c d, prompt: x, correct: y, competitor: z}}, shame]"
+    with pytest.raises(ContextError) as error:
+        load_contexts(write(tmp_path, content))
+    message = str(error.value)
+    assert "4 problems of the 5 entries" in message and "\n" not in message
+    for words in ("Entry 2", "Entry 4", "'c d'", "Entry 5", "'a' 2 times"):
+        assert words in message
+
+
+# ------------------------------------------------------------------------------- a prompt is what the model reads
+
+
+@pytest.fixture(scope="module")
+def zoo_tokenizers():
+    return [AutoTokenizer.from_pretrained(shipped.path(name)) for name in shipped.ALL]
+
+
+def test_the_contexts_of_the_book_and_the_controls_are_read_as_written(zoo_tokenizers):
+    for tokenizer in zoo_tokenizers:
+        for context in [*load_contexts(), *load_contexts(ANTONYMS)]:
+            check_spelling(context, tokenizer)
+        assert len([resolve(context, tokenizer) for context in load_contexts()]) == 10
+
+
+UNKNOWN = {  # prompt -> characters to be named
+    'Anna said "yes" and felt': ["'\"'"],
+    "Anna saw 12 men and 3 dogs and felt": ["'12'", "'3'"],
+    "Was Anna glad? She felt": ["'?'"],
+    "What a day! She felt": ["'!'"],
+    "Her words: she felt": ["':'"],
+    "Anna (my friend) felt": ["'('", "')'"],
+    "Über Anna felt": ["'ü'"],
+    "Anna felt 🙂": ["'🙂'"],
+    "Anna\tfelt": ["'\\t'"],
+    "Anna\x00 felt": ["'\\x00'"],
+    "雪": ["'雪'"],
+}
+
+
+@pytest.mark.parametrize("prompt, characters", UNKNOWN.items(), ids=UNKNOWN)
+def test_a_prompt_that_would_be_altered_is_refused_by_its_characters(prompt, characters, zoo_tokenizers):
+    for tokenizer in (zoo_tokenizers[0], zoo_tokenizers[5]):
+        with pytest.raises(ContextError) as error:
+            resolve(Context("a", prompt, "glad", "happy"), tokenizer)
+        message = str(error.value)
+        assert "does not know" in message and "\n" not in message
+        assert all(character in message for character in characters)
+
+
+@pytest.mark.parametrize("habit", tiny.TOKENIZERS)
+@pytest.mark.parametrize("prompt", ["she felt QQ deep", "she felt deep 雪", "ß she felt deep"])
+def test_unknown_letters_are_named_whatever_a_tokenizer_does_with_them(habit, prompt):
+    with pytest.raises(ContextError, match="does not know '(qq|雪|ss)"):
+        resolve(Context("a", prompt, "shame", "guilt"), tiny.TOKENIZERS[habit]())
+
+
+def test_a_word_that_its_piece_does_not_spell_is_refused():
+    with pytest.raises(ContextError, match="correct word 'shamé' is unknown|correct word 'shamé' is . tokens"):
+        resolve(Context("a", "she felt deep", "shamé", "guilt"), tiny.bare())
+
+
+def test_an_endless_prompt_is_refused_soon(zoo_tokenizers):
+    started = time.perf_counter()
+    with pytest.raises(ContextError, match=r"'\?'") as error:
+        resolve(Context("a", "she felt " * 20_000 + "?", "glad", "happy"), zoo_tokenizers[0])
+    assert time.perf_counter() - started < 10 and len(str(error.value)) < 500
+
+
+class Greedy:
+    """The longest piece that fits, from the left; letters otherwise."""
+
+    def __init__(self, *pieces):
+        self.pieces = [*sorted(pieces, key=len, reverse=True), *"abcdefghijklmnopqrstuvwxyz"]
+
+    def __call__(self, text, **options):
+        ids = []
+        while text:
+            piece = next(piece for piece in self.pieces if text.startswith(piece))
+            ids.append(self.pieces.index(piece))
+            text = text[len(piece) :]
+        return {"input_ids": ids}
+
+    def decode(self, ids, **options):
+        return "".join(self.pieces[i] for i in ids)
+
+    def get_vocab(self):
+        return {piece: i for i, piece in enumerate(self.pieces)}
+
+
+def test_a_word_is_not_blamed_for_what_it_is_not():
+    apart = Greedy("she", " felt", " ", "shame")  # a space is a piece of its own
+    with pytest.raises(ContextError) as error:
+        resolve(Context("a", "she felt", "shame", "guilt"), apart)
+    assert "the competitor word 'guilt' is 5 tokens" in str(error.value) and "correct word" not in str(error.value)
+    mixed = Greedy("she", " felt", " ", " shame", "guilt ")  # each word is one token, but in another way of joining
+    with pytest.raises(ContextError, match="'shame' and 'guilt' cannot follow this prompt as one token each"):
+        resolve(Context("a", "she felt", "shame", "guilt"), mixed)

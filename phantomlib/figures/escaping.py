@@ -1,0 +1,31 @@
+"""Words of other people on a page: whatever they hold, they are text there, and never markup, code or a formula."""
+
+import html
+import json
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
+
+
+def json_in_page(value) -> str:
+    """JSON that may stand in a ``<script>``: no text in it can end the script, or begin a comment."""
+    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
+
+
+def in_markdown(text: str) -> str:
+    """Text for a sentence or a table cell of a page: in one line, HTML shown as it was written."""
+    return " ".join(html.escape(text, quote=False).replace("|", "\\|").split())
+
+
+def in_figure(text: str) -> str:
+    """Text for a label of matplotlib, which would read what stands between dollars as a formula."""
+    return text.replace("$", "\\$")
+
+
+def csv_of(frame) -> str:
+    """A pandas table as CSV; text that a spreadsheet would compute is quoted with an apostrophe, numbers are as they are."""
+    safe = frame.map(_no_formula).rename(columns=_no_formula)
+    return safe.to_csv(index=False, float_format="%.7g")
+
+
+def _no_formula(value):
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

@@ -149,6 +149,14 @@ def test_constants_that_are_nearly_the_same_differ(one, other):
     assert sources.key(one) != sources.key(other)
 
 
+def test_commands_of_ipython_are_no_obstacle():
+    code = "%matplotlib inline\nif 1:\n    !ls\nfrom phantomlib.transition import jumps"
+    assert "transition.jumps" in reached(code)
+    assert sources.key(code) != sources.key(code.replace("ls", "rm"))
+    with pytest.raises(SyntaxError):
+        sources.key("def f(:")
+
+
 def test_modules_of_the_project_count(tmp_path):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "mine.py").write_text("from phantomlib.transition import branches")

@@ -117,12 +117,11 @@ def record_measurement(
     optimizer: str,
     n: Mapping[str, int],
     runs: list[str],
-    key: str | None = None,
     interval: tuple[float, float] | None = None,
     detail: Mapping | None = None,
     ledger: Path = LEDGER,
 ) -> None:
-    """Write a measurement; notebooks call it through ``Notebook.record``, which knows the source and its key.
+    """Write a measurement; notebooks call it through ``Notebook.record``, which knows the source.
 
     Args:
         store: the store whose runs were measured.
@@ -132,7 +131,6 @@ def record_measurement(
         optimizer: ``adam`` or ``sgd``.
         n: sample sizes by kind; it must name every kind of the claim's ``needs``.
         runs: ids of all runs behind the measurement; a claim without any stays untested.
-        key: of the code when the notebook started; as it is now if None.
         interval: uncertainty of the first criterion, with its kind and level given in ``detail``.
         detail: anything else worth keeping, in JSON types.
         ledger: the file that holds the claim.
@@ -156,7 +154,7 @@ def record_measurement(
         n={kind: int(count) for kind, count in n.items()},
         runs=tuple(sorted(set(runs))),
         detail=dict(detail or {}),
-        key=source.key() if key is None else key,
+        key=source.key,
     )
     write_measurement(store, source, id, optimizer, measurement)
 
@@ -186,7 +184,7 @@ def judge(claim: Claim, store: Store, source: Source | None, optimizer: str | No
 
 def _judge(claim: Claim, store: Store, source: Source, measurement: Measurement) -> tuple[str, str]:
     """Status and reason."""
-    if not measurement.key or measurement.key != source.key():
+    if not measurement.key or measurement.key != source.key:
         return STALE, f"notebook {claim.notebook}, or a module that it reaches, is no longer what recorded it"
     if not measurement.runs:
         return NOT_TESTED, "its measurement names no run"

@@ -7,8 +7,8 @@ records leaves nothing behind.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from filelock import FileLock
@@ -20,7 +20,7 @@ from phantomlib.measure.contexts import Context
 from phantomlib.measure.store import Store
 
 
-@dataclass(frozen=True)
+@dataclass
 class Source:
     """A notebook with all its parameters: what a measurement is made by.
 
@@ -28,11 +28,19 @@ class Source:
         notebook: the py:percent file.
         parameters: every parameter by name, in plain JSON types; ``store`` does not count.
         contexts: those that the parameter of this name stands for.
+        key: hash of the notebook's code and of what it reaches, when this was made; empty if they cannot be read.
     """
 
     notebook: Path
     parameters: Mapping
-    contexts: tuple[Context, ...] = ()
+    contexts: Sequence[Context] = ()
+    key: str = field(init=False)
+
+    def __post_init__(self):
+        try:
+            self.key = sources.key(self.notebook)
+        except (OSError, SyntaxError, ValueError):
+            self.key = ""
 
     @property
     def description(self) -> dict:
@@ -44,13 +52,6 @@ class Source:
     def folder(self, store: Store) -> Path:
         """Where measurements of this source are."""
         return store.root / "measurements" / f"{self.notebook.stem}-{files.digest(self.description)[:12]}"
-
-    def key(self) -> str:
-        """Hash of the notebook's code and of what it reaches, as they are now; empty if they cannot be read."""
-        try:
-            return sources.key(self.notebook)
-        except (OSError, SyntaxError, ValueError):
-            return ""
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def read_measurement(store: Store, source: Source, claim: str, optimizer: str) -
     except ValueError:
         raise ValueError("its measurement is damaged") from None
     about = {"claim": claim, "optimizer": optimizer, "source": source.description}
-    if about != {name: content.get(name) for name in about}:
+    if files.digest(about) != files.digest({name: content.get(name) for name in about}):
         raise ValueError("its measurement was made of something else")
     try:
         interval = content["interval"]

@@ -97,6 +97,8 @@ def _files(dotted: str, folders: tuple[Path, ...]) -> Iterator[tuple[str, Path]]
             for path in (place.with_suffix(".py"), place / "__init__.py"):
                 if path.is_file() and path != PACKAGE / "__init__.py":  # it only says where the public names are
                     yield ".".join(parts[:end]), path
+            if not place.is_dir():
+                break
 
 
 @cache

@@ -311,17 +311,24 @@ def checksum(dataset: xr.Dataset) -> str:
 @lru_cache(maxsize=1)  # what this process has loaded stays the same
 def commit() -> str:
     """The commit of this package's source, with ``+`` if files differ from it; empty outside a repository."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    folder = Path(__file__).parent
+    head = _git(folder, "rev-parse", "--short=10", "HEAD")
+    return head and head + ("+" if _git(folder, "status", "--porcelain", "-uno") else "")
+
+
+def commit_of(path: Path) -> str:
+    """Hash and day of the first commit that holds a file as it is now; empty if none does."""
+    blob = _git(path.parent, "hash-object", path.name)
+    found = blob and _git(path.parent, "log", "--reverse", "--format=%h, %cs", f"--find-object={blob}", "--", path.name)
+    return found.split("\n")[0]
+
+
+def _git(folder: Path, *words: str) -> str:
+    """What git says; empty if it cannot say it."""
     try:
-        head = subprocess.run(
-            [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        ).stdout
+        return subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return head + ("+" if changed.strip() else "")
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -67,8 +67,10 @@ labels = {"adam": "Adam", "sgd": "SGD"}
 # 3. Apply it to the held-out model. Only quantities of the untouched model enter. Write the prediction, with its interval, commit and time, to a file.
 # 4. Only now fine-tune the held-out model and measure.
 #
-# The order is enforced by the library. The measurement refuses to start without a prediction on disk. The prediction refuses to be made once any run of the held-out model is in the
-# store. When this page is built again, the file and the runs are taken up as they are, and the file must be the older. Whoever has seen the held-out model's runs in another store is on their honour.
+# The order is enforced by the library. The measurement refuses to start without a prediction on disk. The prediction refuses to be made once any run or search of the held-out
+# model is in the store. When this page is built again, the file and the runs are taken up as they are: the prediction must follow from its evidence, computed anew, the runs must
+# carry the file's checksum, and the file must be the older. Whoever has seen the held-out model's runs in another store is on their honour;
+# [How verdicts are made](../verdicts.md) says what else is.
 
 # %% [markdown]
 # ## Step 1 and 2: the predictors, judged on the other architectures
@@ -110,7 +112,8 @@ notebook.table(
             "predictor": p.predictor,
             "calibration": p.calibration,
             "written (UTC)": p.time[:19].replace("T", " "),
-            "commit": (p.commit or "none")[:7],
+            "made by commit": (p.commit or "none")[:7],
+            "held by commit": p.held_by or "none",
         }
         for o, p in predictions.items()
     )

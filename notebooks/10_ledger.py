@@ -23,7 +23,8 @@
 # For each assertion we wrote down, before the runs, the quantity that tests it, the threshold it must meet, and the optimiser whose
 # measurement decides: Adam, because that is what practitioners use. SGD is shown beside it. The notebooks record what they measured. The
 # verdict follows from the two by one comparison. It is withheld (“not tested”) if the sample is smaller than was asked
-# for, or if one of the runs behind the measurement is no longer in the store.
+# for, or if one of the runs behind the measurement is no longer in the store or is damaged, and “stale” if the code that
+# measured has changed since. [How verdicts are made](../verdicts.md) says what a verdict is bound to, and what it is not.
 
 # %% tags=["parameters"]
 models: list[str] = ["zoo:gpt2-s", "zoo:neox-s"]  # model references, zoo:NAME, a folder or a hub id
@@ -36,21 +37,21 @@ seed: int = 0  # base seed
 # %% tags=["hide-cell"]
 from IPython.display import Markdown
 
-from phantomlib.book import notebook
+from phantomlib.book import evidence, notebook
 from phantomlib.ledger import claims
 
 nb = notebook.start("10_ledger", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
-pairs = claims.verdicts(nb.store, nb.scope)
+pairs = claims.verdicts(nb.store, evidence.expected_beside(nb))
 decisive = [pair[0] for pair in pairs]
 
 # %% tags=["hide-input"]
-count = {status: sum(v.status == status for v in decisive) for status in (claims.REPRODUCED, claims.NOT_REPRODUCED, claims.NOT_TESTED)}
-notebook.say(f"Of {len(decisive)} claims, {count[claims.REPRODUCED]} are reproduced, {count[claims.NOT_REPRODUCED]} are not, and {count[claims.NOT_TESTED]} were not tested.")
+count = {status: sum(v.status == status for v in decisive) for status in claims.STATUSES}
+notebook.say(f"Of {len(decisive)} claims, {count[claims.REPRODUCED]} are reproduced, {count[claims.NOT_REPRODUCED]} are not, and {count[claims.NOT_TESTED] + count[claims.STALE]} were not tested.")
 notebook.table(claims.ledger_summary(pairs))
 nb.glue("ledger", Markdown(notebook.markdown_table(claims.ledger_summary(pairs))))
 
 # %% tags=["hide-input"]
-nb.made_by([v.measurement["runs"] for v in decisive if v.measurement])
+nb.made_by([list(v.measurement.runs) for v in decisive if v.measurement])
 
 # %% [markdown]
 # ## Every criterion
@@ -65,11 +66,11 @@ notebook.table(claims.ledger_table(pairs))
 
 # %% tags=["hide-input"]
 for verdict in decisive:
-    claim, measurement = verdict.claim, verdict.measurement or {}
+    claim, measurement = verdict.claim, claims.verdict_as_dict(verdict)
     lines = [f"**{claim.id}. {claim.statement}** Verdict: {verdict.status}.", ""]
     lines += [f"- *{c.name.replace('_', ' ')}*: {c.quantity} ({c.direction} {c.threshold:g})." for c in claim.criteria]
-    lines += [f"- sample: {', '.join(f'{count} {kind}' for kind, count in measurement.get('n', {}).items()) or 'none'}; runs: {len(measurement.get('runs', []))}; measured in notebook {claim.notebook}."]
-    if measurement.get("interval"):
+    lines += [f"- sample: {', '.join(f'{count} {kind}' for kind, count in measurement['n'].items()) or 'none'}; runs: {len(measurement['runs'])}; measured in notebook {claim.notebook}."]
+    if measurement["interval"]:
         lines += ["- interval: {:.3g} to {:.3g}".format(*measurement["interval"])]
     lines += [f"- threshold changed: {change}" for change in claim.changes]
     notebook.say("\n".join(lines))

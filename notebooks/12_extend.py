@@ -150,7 +150,7 @@ with TemporaryDirectory() as folder:
     nb.record("X1", share, optimizer="adam", n={"contexts": run.sizes["context"]}, runs=run, ledger=ledger)
     [claim] = claims.load_claims(ledger)
 
-verdict = claims.judge(claim, nb.store, nb.scope)
+verdict = claims.judge(claim, nb.store, nb.source)
 print(f"{claim.statement} {verdict.status}: {verdict.reason}")
 
 # %% [markdown]

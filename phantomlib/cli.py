@@ -287,18 +287,15 @@ def claims(
     """The ledger: every claim with its measured value, threshold and verdict."""
     import json
 
-    from phantomlib.book import build
+    from phantomlib.book.build import load_profile
+    from phantomlib.book.evidence import expected_sources
     from phantomlib.book.jobs import find_root
-    from phantomlib.ledger.claims import scope_of, verdict_as_dict, verdicts
-    from phantomlib.measure.contexts import load_contexts
+    from phantomlib.ledger.claims import verdict_as_dict, verdicts
     from phantomlib.measure.store import Store
 
     root = find_root()
-    common = build.load_profile(root, profile).common
-    source = common["contexts"].removeprefix(FITTING)
-    found = load_contexts(source if source == "default" else root / source)
-    store = Store(root / common["store"])
-    pairs = verdicts(store, scope_of(common["models"], found, common["dtype"]))
+    chosen = load_profile(root, profile)
+    pairs = verdicts(Store(root / chosen.common.get("store", "runs")), expected_sources(root, chosen))
     if as_json:
         typer.echo(json.dumps([verdict_as_dict(verdict) for pair in pairs for verdict in pair], indent=1))
         return

@@ -13,8 +13,10 @@ import base64
 import html
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from phantomlib.errors import ContextError, ParameterError
 
@@ -34,7 +36,9 @@ class Notebook:
         device: a torch device.
         dtype: ``float32`` or ``float64``.
         seed: base seed of the notebook.
-        parameters: every parameter whose value the notebook was given, by name.
+        parameters: every parameter by name.
+        source: what its measurements are made by (``phantomlib.ledger.measurements.Source``).
+        profile: name of the profile it runs with, or "".
         fitting: resolved contexts by model fingerprint, once they were asked for.
     """
 
@@ -46,6 +50,8 @@ class Notebook:
     dtype: str
     seed: int
     parameters: dict = field(default_factory=dict)
+    source: object = None
+    profile: str = ""
     fitting: dict = field(default_factory=dict)
 
     def load(self, ref: str, **options):
@@ -68,7 +74,7 @@ class Notebook:
             self.store,
             claim,
             value,
-            scope=self.scope,
+            source=self.source,
             optimizer=optimizer,
             n=n,
             runs=ids,
@@ -76,13 +82,6 @@ class Notebook:
             detail=detail,
             **options,
         )
-
-    @property
-    def scope(self) -> str:
-        """What this notebook's measurements are of (:func:`phantomlib.ledger.claims.scope_of`)."""
-        from phantomlib.ledger import claims
-
-        return claims.scope_of(self.models, self.contexts, self.dtype)
 
     def fitting_contexts(self, model) -> list:
         """The contexts as ids of one model (``phantomlib.measure.contexts.Resolved``), each outranked by its competitor.
@@ -181,6 +180,8 @@ def start(
         seed: 0 or more.
         own: further parameters of the notebook, only to be named by :meth:`Notebook.made_by`.
 
+    What this notebook recorded before with the same parameters is dropped: a verdict rests on a notebook that ran through.
+
     Raises:
         ParameterError: a parameter has a wrong type or an impossible value.
         ContextError, ModelError, StoreError: the contexts, a model or the store cannot be used.
@@ -190,6 +191,7 @@ def start(
     import torch
 
     from phantomlib.figures.style import use_style
+    from phantomlib.ledger.measurements import Source, forget_measurements
     from phantomlib.measure.contexts import load_contexts
     from phantomlib.measure.models import DTYPES, check_device, find
     from phantomlib.measure.store import Store
@@ -203,15 +205,21 @@ def start(
     use_style()
     _shown.watch()
     common = {"models": models, "contexts": contexts, "device": device, "dtype": dtype, "store": store, "seed": seed}
+    opened, loaded, file = Store(store), load_contexts(contexts.removeprefix(FITTING)), _file_of(name)
+    parameters = _from_runner().get("parameters") or _session_parameters(file) | common | own
+    source = Source(file, parameters, loaded)
+    forget_measurements(opened, source)
     return Notebook(
         name=name,
         models=list(models),
-        contexts=load_contexts(contexts.removeprefix(FITTING)),
-        store=Store(store),
+        contexts=loaded,
+        store=opened,
         device=device,
         dtype=dtype,
         seed=seed,
-        parameters=_from_runner().get("parameters", common | own),
+        parameters=parameters,
+        source=source,
+        profile=_from_runner().get("profile", ""),
     )
 
 
@@ -292,6 +300,24 @@ def _check_types(**given) -> None:
             raise ParameterError(f"{key} is {given[key]!r}; it must be non-empty text.")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ParameterError(f"seed is {seed!r}; it must be a whole number from 0 to {2**32 - 1}.")
+
+
+def _file_of(name: str) -> Path:
+    """The notebook's file, at or above the working folder; in Jupyter its cells are taken to be those that run."""
+    here = Path.cwd()
+    places = [folder / "notebooks" / f"{name}.py" for folder in (here, *here.parents)]
+    return next((place for place in places if place.is_file()), places[0])
+
+
+def _session_parameters(file: Path) -> dict:
+    """The parameters of a notebook that runs in Jupyter, as they are set there."""
+    import jupytext
+
+    from phantomlib.book.parameters import declared
+
+    values = vars(sys.modules["__main__"])
+    names = declared(jupytext.read(file, fmt="py:percent")) if file.is_file() else ()
+    return {name: values[name] for name in names if name in values}
 
 
 def _from_runner() -> dict:

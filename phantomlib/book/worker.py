@@ -164,7 +164,7 @@ class Worker:
     def _follow(self, job: Job, on_progress: Callable[[dict], None], stop: threading.Event) -> dict:
         """Hand the worker its job and pass on what it says; returns its last word, {} if it died without one."""
         task = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(job).items()}
-        told = json.dumps({"command": job.command, "parameters": _all_values(job)})
+        told = json.dumps({"command": job.command, "parameters": _all_values(job), "profile": job.profile})
         watched = os.path.join(self.scratch.name, f"{job.name}.json")
         environment = {progress.ENVIRONMENT: watched, notebook.ENVIRONMENT: told}
         with contextlib.suppress(BrokenPipeError):  # it died at once; its last word says so

@@ -1,16 +1,23 @@
 """The blind protocol: a prediction is on disk before the model it is about is fine-tuned, or it is not blind.
 
 1. :func:`predict_held_out` reads the results of other architectures and step-0 quantities of the held-out one, and
-   writes a file. It refuses if the store already holds a run of that model.
+   writes a file. It refuses if the store already holds a run or a search of that model.
 2. :func:`sweep_held_out` measures. It refuses until that file exists and is about this model, these contexts and this
-   recipe.
+   recipe. Its runs carry the file's checksum.
 
-When a book is built again, the file is older than every run of the held-out model, and both take up what is there.
+When a book is built again, both take up what is there. Checked then, each time: the prediction is what follows from its
+evidence, computed anew; the runs name this very file; no run or search of the model is older than it.
+
+What nobody can check is a convention. The store does not know what was seen in another store, or was deleted from this
+one. Times, and a file together with its checksum, can be written by hand. The list of predictors was drawn up by people.
+Whoever wants to be believed commits the prediction before the sweep: the commit that holds it is named on the page.
 """
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,6 +25,7 @@ import netCDF4
 import numpy as np
 import pandas as pd
 import xarray as xr
+from filelock import FileLock
 from scipy import stats
 
 from phantomlib import files
@@ -28,7 +36,7 @@ from phantomlib.errors import PhantomError
 from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.models import LanguageModel
 from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.store import Store, commit, specification
+from phantomlib.measure.store import Store, commit, commit_of, specification
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ class Prediction:
         subject: hash of the held-out model's weights, the contexts and the recipe.
         commit, time: of the program, and UTC time of writing.
         path: the file.
+        checksum: of its content; runs of the sweep carry it.
     """
 
     model: str
@@ -65,6 +74,12 @@ class Prediction:
     commit: str
     time: str
     path: Path
+    checksum: str
+
+    @property
+    def held_by(self) -> str:
+        """Hash and day of the commit that holds the file; empty if none does."""
+        return commit_of(self.path)
 
 
 def predict_held_out(
@@ -91,18 +106,28 @@ def predict_held_out(
     if table.model.nunique() < 3:
         raise PhantomError(f"A prediction is fitted on at least 3 other architectures, not on {table.model.nunique()}.")
     path = _path(store, model, recipe)
-    evidence, subject = _evidence(table), _subject(model, contexts, recipe)
-    if path.is_file():
-        found = read_prediction(path)
-        if (found.evidence, found.subject) == (evidence, subject):
-            _refuse_older_runs(store, model, found)
-            return found
-    runs = runs_of(store, model)
-    if runs:
-        raise PhantomError(
-            f"A prediction for '{model.name}' would not be blind: the store '{store.root}' holds {len(runs)} of its runs "
-            f"already (such as {runs[0].name}) and no matching prediction. Delete them, or use an empty store."
-        )
+    about = {"evidence": _evidence(table), "subject": _subject(model, contexts, recipe)}
+    with FileLock(path.with_suffix(".lock")):
+        if path.is_file():
+            found = read_prediction(path)
+            if about == {"evidence": found.evidence, "subject": found.subject}:
+                _refuse_if_another(found, _predict(store, model, contexts, recipe, table))
+                _refuse_if_seen(store, model, recipe, found)
+                return found
+        seen = _seen(store, model)
+        if seen:
+            raise PhantomError(
+                f"A prediction for '{model.name}' would not be blind: the store '{store.root}' holds {len(seen)} of its "
+                f"runs and searches already (such as {seen[0].name}) and no matching prediction. Delete them, or use an "
+                "empty store."
+            )
+        written = {"commit": commit(), "time": datetime.now(UTC).isoformat()}
+        files.write_json(path, _predict(store, model, contexts, recipe, table) | about | written)
+        return read_prediction(path)
+
+
+def _predict(store: Store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe, table: pd.DataFrame) -> dict:
+    """What the other architectures say of this one; all that is in the file but by whom, when and of what."""
     errors = leave_one_out(table, STEP_0)
     best = ranking(errors).iloc[0]
     predictor, calibration = str(best.predictor), str(best.calibration)
@@ -123,26 +148,18 @@ def predict_held_out(
     chosen = errors[(errors.predictor == predictor) & (errors.calibration == calibration)]
     spread = math.sqrt((chosen.groupby("model").error.mean() ** 2).mean())
     half = stats.t.ppf(0.975, table.model.nunique() - 1) * spread
-    files.write_json(
-        path,
-        {
-            "model": model.name,
-            "optimizer": recipe.optimizer,
-            "value": value,
-            "interval": [value * math.exp(-half), value * math.exp(half)],
-            "rates": dict(zip(step_0.context, map(float, rates), strict=True)),
-            "predictor": predictor,
-            "calibration": calibration,
-            "coefficients": coefficients,
-            "tried": tried,
-            "fitted_on": list(dict.fromkeys(table.model)),
-            "evidence": evidence,
-            "subject": subject,
-            "commit": commit(),
-            "time": datetime.now(UTC).isoformat(),
-        },
-    )
-    return read_prediction(path)
+    return {
+        "model": model.name,
+        "optimizer": recipe.optimizer,
+        "value": value,
+        "interval": [value * math.exp(-half), value * math.exp(half)],
+        "rates": dict(zip(step_0.context, map(float, rates), strict=True)),
+        "predictor": predictor,
+        "calibration": calibration,
+        "coefficients": list(coefficients),
+        "tried": tried,
+        "fitted_on": list(dict.fromkeys(table.model)),
+    }
 
 
 def sweep_held_out(
@@ -167,17 +184,17 @@ def sweep_held_out(
             f"The prediction {path.name} is about other weights, contexts or another recipe than this sweep of "
             f"'{model.name}'. Predict again in an empty store."
         )
-    _refuse_older_runs(store, model, found)
-    return critical_rates(store, model, contexts, recipe, **options)
+    _refuse_if_seen(store, model, recipe, found)
+    return critical_rates(store.noting(prediction=found.checksum), model, contexts, recipe, **options)
 
 
 def read_prediction(path: Path) -> Prediction:
     """A prediction from its file."""
     try:
         content = files.read_json(path)
-        for name in ("interval", "coefficients", "fitted_on"):
-            content[name] = tuple(content[name])
-        return Prediction(**content, path=path)
+        tuples = {name: tuple(content[name]) for name in ("interval", "coefficients", "fitted_on")}
+        datetime.fromisoformat(content["time"])
+        return Prediction(**content | tuples, path=path, checksum=files.digest(content))
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = f"The prediction '{path}' cannot be read ({error}). Delete it and the runs of its model."
         raise PhantomError(reason) from None
@@ -185,25 +202,69 @@ def read_prediction(path: Path) -> Prediction:
 
 def runs_of(store: Store, model: LanguageModel) -> list[Path]:
     """Files of finished runs of exactly this model in the store."""
+    return [path for path, specification, _ in _runs(store) if specification["model"] == model.fingerprint]
+
+
+def searches_of(store: Store, model: LanguageModel) -> list[Path]:
+    """Files of remembered searches of exactly this model in the store: who reads one has seen its critical rates."""
     found = []
-    for path in sorted(store.root.glob("*.nc")):
-        try:
-            with netCDF4.Dataset(path) as file:
-                if json.loads(file.specification)["model"] == model.fingerprint:
-                    found.append(path)
-        except Exception:  # a damaged file is nobody's run; the store sets it aside when it is asked for
-            continue
+    for path in sorted(store.root.glob("searches/*.json")):
+        with suppress(OSError, ValueError):  # a damaged one is nobody's
+            if files.read_json(path).get("model") == model.fingerprint:
+                found.append(path)
     return found
 
 
-def _refuse_older_runs(store: Store, model: LanguageModel, prediction: Prediction) -> None:
+def _seen(store: Store, model: LanguageModel) -> list[Path]:
+    return [*runs_of(store, model), *searches_of(store, model)]
+
+
+def _runs(store: Store) -> Iterator[tuple[Path, dict, str]]:
+    """Every run with its specification and the checksum of the prediction it was made after, if any."""
+    for path in sorted(store.root.glob("*.nc")):
+        try:
+            with netCDF4.Dataset(path) as file:
+                yield path, json.loads(file.specification), getattr(file, "prediction", "")
+        except Exception:  # a damaged file is nobody's run; the store sets it aside when it is asked for
+            continue
+
+
+def _refuse_if_another(found: Prediction, computed: dict) -> None:
+    """Refuse a prediction that does not follow from its evidence; numbers may differ by one in ten thousand."""
+    for name, expected in computed.items():
+        if not _agree(getattr(found, name), expected):
+            raise PhantomError(
+                f"The prediction '{found.path}' is not what follows from its evidence: {name} is "
+                f"{getattr(found, name)}, computed anew {expected}. Delete it and the runs and searches of '{found.model}'."
+            )
+
+
+def _agree(one, other) -> bool:
+    if isinstance(other, dict):
+        return isinstance(one, dict) and one.keys() == other.keys() and all(_agree(one[k], other[k]) for k in other)
+    if isinstance(other, list):
+        return isinstance(one, tuple) and len(one) == len(other) and all(map(_agree, one, other))
+    if isinstance(other, float) and isinstance(one, float):
+        return math.isclose(one, other, rel_tol=1e-4) or (math.isnan(one) and math.isnan(other))
+    return one == other
+
+
+def _refuse_if_seen(store: Store, model: LanguageModel, recipe: Recipe, prediction: Prediction) -> None:
+    """Refuse a prediction that is younger than a run or search of its model, or is not the one its runs were made after."""
     written = datetime.fromisoformat(prediction.time).timestamp()
-    older = [path for path in runs_of(store, model) if path.stat().st_mtime < written]
+    older = [path for path in _seen(store, model) if path.stat().st_mtime < written]
     if older:
         raise PhantomError(
-            f"The prediction for '{model.name}' is not blind: {len(older)} of its runs in '{store.root}' (such as "
-            f"{older[0].name}) are older than the prediction. Delete both, or use an empty store."
+            f"The prediction for '{model.name}' is not blind: {len(older)} of its runs and searches in '{store.root}' "
+            f"(such as {older[0].name}) are older than the prediction. Delete both, or use an empty store."
         )
+    same = json.loads(json.dumps(asdict(recipe)))
+    for path, made, after in _runs(store):
+        if made["model"] == model.fingerprint and made["recipe"] == same and after not in ("", prediction.checksum):
+            raise PhantomError(
+                f"The prediction '{prediction.path}' is not the one after which {path.name} was run: it was changed since. "
+                f"Delete it and the runs and searches of '{model.name}', or use an empty store."
+            )
 
 
 def _path(store: Store, model: LanguageModel, recipe: Recipe) -> Path:

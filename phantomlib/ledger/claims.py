@@ -1,24 +1,27 @@
 """The ledger: claims, their thresholds, the measurements that notebooks record, and the verdicts that follow.
 
 A notebook can only record what it measured. The verdict is computed here, from ``claims.yaml`` and the measurement, and
-only while every run behind the measurement is still in the store.
+only while that is bound to its evidence: the measurement is whole and was made with the parameters that are asked for,
+the notebook and the modules it reaches are those that recorded it, and every run behind it is in the store and intact.
+
+Checksums find damage and carelessness, not intent: who writes a file together with its checksum can write what they like.
+That the published runs are what the code gives is found out by running it again, which is one command.
 """
 
-import hashlib
-import json
 import math
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
 from phantomlib.errors import ParameterError
+from phantomlib.ledger.measurements import Measurement, Source, read_measurement, write_measurement
 from phantomlib.measure.store import Store
 
-REPRODUCED, NOT_REPRODUCED, NOT_TESTED = "reproduced", "not reproduced", "not tested"
+REPRODUCED, NOT_REPRODUCED, NOT_TESTED, STALE = "reproduced", "not reproduced", "not tested", "stale"
+STATUSES = (REPRODUCED, NOT_REPRODUCED, NOT_TESTED, STALE)
 OPTIMIZERS = ("adam", "sgd")
 LEDGER = Path(__file__).with_name("claims.yaml")
 
@@ -71,16 +74,16 @@ class Verdict:
     """What the data say of one claim under one optimiser.
 
     Attributes:
-        status: ``reproduced``, ``not reproduced`` or ``not tested``.
+        status: ``reproduced``, ``not reproduced``, ``not tested``, or ``stale`` if code that recorded it has changed.
         reason: one sentence.
-        measurement: the recorded mapping (values, interval, n, runs, detail), or None.
+        measurement: what was recorded, or None.
     """
 
     claim: Claim
     optimizer: str
     status: str
     reason: str
-    measurement: dict | None
+    measurement: Measurement | None
 
 
 def load_claims(path: Path = LEDGER) -> list[Claim]:
@@ -110,7 +113,7 @@ def record_measurement(
     id: str,
     value: float | Mapping[str, float],
     *,
-    scope: str,
+    source: Source,
     optimizer: str,
     n: Mapping[str, int],
     runs: list[str],
@@ -118,22 +121,23 @@ def record_measurement(
     detail: Mapping | None = None,
     ledger: Path = LEDGER,
 ) -> None:
-    """Write a measurement; notebooks call it through ``Notebook.record``, which knows the scope.
+    """Write a measurement; notebooks call it through ``Notebook.record``, which knows the source.
 
     Args:
         store: the store whose runs were measured.
         id: the claim.
         value: one number per criterion, by name; a bare number if the claim has a single criterion.
-        scope: what the measurement is of (models, contexts, dtype); measurements of different scopes do not mix.
+        source: the notebook with its parameters; measurements of different sources do not mix.
         optimizer: ``adam`` or ``sgd``.
         n: sample sizes by kind; it must name every kind of the claim's ``needs``.
-        runs: ids of all runs behind the measurement.
+        runs: ids of all runs behind the measurement; a claim without any stays untested.
         interval: uncertainty of the first criterion, with its kind and level given in ``detail``.
         detail: anything else worth keeping, in JSON types.
         ledger: the file that holds the claim.
 
     Raises:
         ParameterError: unknown claim, optimiser, or criteria and sample kinds that are not the claim's.
+        StoreError: it cannot be saved.
     """
     claim = {c.id: c for c in load_claims(ledger)}.get(id)
     if claim is None or optimizer not in OPTIMIZERS:
@@ -144,74 +148,82 @@ def record_measurement(
         raise ParameterError(
             f"Claim {id} needs values for {names} and n for {list(claim.needs)}; got {list(values)} and {list(n)}."
         )
-    measurement = {
-        "values": {name: float(v) for name, v in values.items()},
-        "interval": None if interval is None else [float(bound) for bound in interval],
-        "n": {kind: int(count) for kind, count in n.items()},
-        "runs": sorted(set(runs)),
-        "detail": dict(detail or {}),
-    }
-    path = _path(store, scope, id, optimizer)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(measurement, indent=1, default=float), encoding="utf-8")
-    os.replace(temporary, path)
+    measurement = Measurement(
+        values={name: float(v) for name, v in values.items()},
+        interval=None if interval is None else tuple(float(bound) for bound in interval),
+        n={kind: int(count) for kind, count in n.items()},
+        runs=tuple(sorted(set(runs))),
+        detail=dict(detail or {}),
+        key=source.key,
+    )
+    write_measurement(store, source, id, optimizer, measurement)
 
 
-def scope_of(models: list[str], contexts: list, dtype: str) -> str:
-    """Name of a measurement's scope: eight hex digits from the model references, the contexts and the dtype."""
-    text = json.dumps([models, [asdict(context) for context in contexts], dtype])
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+def judge(claim: Claim, store: Store, source: Source | None, optimizer: str | None = None) -> Verdict:
+    """The verdict on a claim; withheld (``not tested``, ``stale``) unless it is bound to all of its evidence.
 
-
-def judge(claim: Claim, store: Store, scope: str, optimizer: str | None = None) -> Verdict:
-    """The verdict on a claim; withheld (``not tested``) without measurement, sample or runs."""
+    Args:
+        claim: the claim.
+        store: where the measurement and its runs are.
+        source: the claim's notebook with the parameters asked for; None if there is no such notebook.
+        optimizer: whose measurement; that of the one that decides if None.
+    """
     optimizer = optimizer or claim.decides
-    path = _path(store, scope, claim.id, optimizer)
+    again = f"run notebook {claim.notebook}"
+    if source is None:
+        return Verdict(claim, optimizer, NOT_TESTED, f"there is no notebook {claim.notebook} here", None)
     try:
-        measurement = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # absent, or damaged and therefore worth nothing
-        measurement = None
+        measurement = read_measurement(store, source, claim.id, optimizer)
+    except ValueError as error:
+        return Verdict(claim, optimizer, NOT_TESTED, f"{error}; {again} again", None)
     if measurement is None:
-        reason = f"no measurement; run notebook {claim.notebook}"
-        return Verdict(claim, optimizer, NOT_TESTED, reason, None)
+        return Verdict(claim, optimizer, NOT_TESTED, f"no measurement with these parameters; {again}", None)
+    status, reason = _judge(claim, store, source, measurement)
+    return Verdict(claim, optimizer, status, f"{reason}; {again} again" if status == STALE else reason, measurement)
 
-    def verdict(status, reason):
-        return Verdict(claim, optimizer, status, reason, measurement)
 
-    missing = [run for run in measurement["runs"] if not store.has(run)]
-    if missing:
-        return verdict(NOT_TESTED, f"{len(missing)} of its runs are no longer in the store, such as {missing[0]}")
-    small = [f"{measurement['n'].get(kind, 0)} of {count} {kind}" for kind, count in claim.needs.items()]
-    if any(measurement["n"].get(kind, 0) < count for kind, count in claim.needs.items()):
-        return verdict(NOT_TESTED, f"the sample is too small: {', '.join(small)}")
-    values = measurement["values"]
+def _judge(claim: Claim, store: Store, source: Source, measurement: Measurement) -> tuple[str, str]:
+    """Status and reason."""
+    if not measurement.key or measurement.key != source.key:
+        return STALE, f"notebook {claim.notebook}, or a module that it reaches, is no longer what recorded it"
+    if not measurement.runs:
+        return NOT_TESTED, "its measurement names no run"
+    for problem, fine in (("no longer in the store", store.has), ("damaged", store.holds)):
+        bad = [run for run in measurement.runs if not fine(run)]
+        if bad:
+            return NOT_TESTED, f"{len(bad)} of its {len(measurement.runs)} runs are {problem}, such as {bad[0]}"
+    small = [f"{measurement.n.get(kind, 0)} of {count} {kind}" for kind, count in claim.needs.items()]
+    if any(measurement.n.get(kind, 0) < count for kind, count in claim.needs.items()):
+        return NOT_TESTED, f"the sample is too small: {', '.join(small)}"
+    values = measurement.values
     unknown = [c.name for c in claim.criteria if not math.isfinite(values.get(c.name, math.nan))]
     if unknown:
-        return verdict(NOT_TESTED, f"{unknown[0]} could not be measured")
+        return NOT_TESTED, f"{unknown[0]} could not be measured"
     failed = [c for c in claim.criteria if not c.holds(values[c.name])]
     parts = "; ".join(
         f"{c.name} is {values[c.name]:.4g}, needs {c.direction} {c.threshold:g}" for c in failed or claim.criteria
     )
-    return verdict(NOT_REPRODUCED if failed else REPRODUCED, parts)
+    return NOT_REPRODUCED if failed else REPRODUCED, parts
 
 
-def _path(store: Store, scope: str, id: str, optimizer: str) -> Path:
-    return store.root / "measurements" / scope / f"{id}-{optimizer}.json"
+def verdicts(store: Store, sources: Mapping[str, Source]) -> list[tuple[Verdict, Verdict]]:
+    """For every claim the verdict under the optimiser that decides, and under the other.
 
-
-def verdicts(store: Store, scope: str) -> list[tuple[Verdict, Verdict]]:
-    """For every claim the verdict under the optimiser that decides, and under the other."""
+    Args:
+        store: where the measurements and their runs are.
+        sources: the notebooks, by number, with the parameters asked for.
+    """
     pairs = []
     for claim in load_claims():
         other = next(name for name in OPTIMIZERS if name != claim.decides)
-        pairs.append((judge(claim, store, scope), judge(claim, store, scope, other)))
+        source = sources.get(claim.notebook)
+        pairs.append((judge(claim, store, source), judge(claim, store, source, other)))
     return pairs
 
 
 def verdict_as_dict(verdict: Verdict) -> dict:
     """A verdict in JSON types: statement, each criterion's measured value and threshold, verdict, reason, n, run ids."""
-    measurement = verdict.measurement or {}
+    measurement = verdict.measurement
     return {
         "id": verdict.claim.id,
         "statement": verdict.claim.statement,
@@ -223,17 +235,17 @@ def verdict_as_dict(verdict: Verdict) -> dict:
             {
                 "name": c.name,
                 "quantity": c.quantity,
-                "measured": measurement.get("values", {}).get(c.name),
+                "measured": measurement and measurement.values.get(c.name),
                 "direction": c.direction,
                 "threshold": c.threshold,
                 "unit": c.unit,
             }
             for c in verdict.claim.criteria
         ],
-        "interval": measurement.get("interval"),
-        "n": measurement.get("n", {}),
-        "runs": measurement.get("runs", []),
-        "detail": measurement.get("detail", {}),
+        "interval": measurement and measurement.interval,
+        "n": measurement.n if measurement else {},
+        "runs": list(measurement.runs) if measurement else [],
+        "detail": measurement.detail if measurement else {},
         "notebook": verdict.claim.notebook,
         "figure": verdict.claim.figure,
         "changes": verdict.claim.changes,
@@ -244,7 +256,7 @@ def ledger_table(pairs: list[tuple[Verdict, Verdict]]) -> pd.DataFrame:
     """The ledger as a table: one row per claim and criterion; the claim, what was measured, the threshold, the verdicts."""
     rows = []
     for decisive, other in pairs:
-        measured, shown = (v.measurement["values"] if v.measurement else {} for v in (decisive, other))
+        measured, shown = (v.measurement.values if v.measurement else {} for v in (decisive, other))
         for i, criterion in enumerate(decisive.claim.criteria):
             sign = "≥" if criterion.direction == "at least" else "≤"
             rows.append(

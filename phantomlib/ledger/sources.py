@@ -7,6 +7,7 @@ that the module names, such as ``contexts.yaml``, is.
 
 import ast
 import hashlib
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -15,9 +16,12 @@ import phantomlib
 from phantomlib.files import digest
 
 PACKAGE = Path(__file__).parents[1]
-# These decide where and how a notebook is run and shown on a terminal, but not what is in it.
-WITHOUT_INFLUENCE = ("phantomlib.cli", "phantomlib.doctor", "phantomlib.progress", "phantomlib.measure.cluster")
 NOTEBOOK = "phantomlib.book.notebook"
+ON_THE_PAGE = (
+    NOTEBOOK,
+    "phantomlib.book.markup",
+)  # all else in the folder decides how notebooks are run, not what is in them
+WITHOUT_INFLUENCE = ("phantomlib.cli", "phantomlib.doctor", "phantomlib.progress", "phantomlib.measure.cluster")
 
 
 def reached(notebook: Path | str) -> tuple[str, ...]:
@@ -72,7 +76,7 @@ def _imported(text: str, importer: str, folders: tuple[Path, ...]) -> Iterator[t
     """Name and file of every module that some code imports, less what has no influence."""
     for dotted in _names(text, importer):
         for name, path in _files(dotted, folders):
-            machinery = name.startswith("phantomlib.book.") and name != NOTEBOOK
+            machinery = name.startswith("phantomlib.book.") and name not in ON_THE_PAGE
             if not machinery and name not in WITHOUT_INFLUENCE:
                 yield name, path
 
@@ -93,13 +97,26 @@ def _files(dotted: str, folders: tuple[Path, ...]) -> Iterator[tuple[str, Path]]
             for path in (place.with_suffix(".py"), place / "__init__.py"):
                 if path.is_file() and path != PACKAGE / "__init__.py":  # it only says where the public names are
                     yield ".".join(parts[:end]), path
+            if not place.is_dir():
+                break
+
+
+@cache
+def _parse(text: str) -> ast.Module:
+    """The syntax tree of some code; IPython's commands in it, ``%magic`` and ``!shell``, as texts."""
+    try:
+        return ast.parse(text)
+    except SyntaxError:
+        commands = re.compile(r"^([ \t]*)([%!].*)$", re.MULTILINE)
+        return ast.parse(commands.sub(lambda found: f"{found[1]}_ = {found[2]!r}", text))
 
 
 @cache
 def _names(text: str, importer: str) -> tuple[str, ...]:
     """Dotted names that some code imports, and those that it uses of a package it imported under a name."""
-    found, packages, chains = set(), {}, []
-    for node in ast.walk(ast.parse(text)):
+    found, packages = set(), {}
+    nodes = list(ast.walk(_parse(text)))
+    for node in nodes:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 found.add(alias.name)
@@ -110,14 +127,20 @@ def _names(text: str, importer: str) -> tuple[str, ...]:
             for alias in node.names:
                 found.add(f"{module}.{alias.name}")
                 packages[alias.asname or alias.name] = f"{module}.{alias.name}"
-        elif isinstance(node, ast.Attribute):
-            chains.append(ast.unparse(node).split(".") if _is_chain(node) else [])
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("phantomlib."):
-            found.add(node.value)  # import_module("phantomlib.measure.store")
-    for first, *rest in filter(None, chains):
-        if first in packages:
-            found.add(".".join([packages[first] or first, *rest]))
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and _is_chain(node):
+            first, *rest = ast.unparse(node).split(".")
+            if first in packages:
+                found.add(".".join([packages[first] or first, *rest]))
+    found |= {name for name in _strings(text) if name.startswith("phantomlib.")}  # import_module("phantomlib.zoo")
     return tuple(sorted(found))
+
+
+@cache
+def _strings(text: str) -> frozenset[str]:
+    """The texts in some code, each as a whole."""
+    constants = (node.value for node in ast.walk(_parse(text)) if isinstance(node, ast.Constant))
+    return frozenset(value for value in constants if isinstance(value, str))
 
 
 def _is_chain(node: ast.expr) -> bool:
@@ -128,7 +151,7 @@ def _is_chain(node: ast.expr) -> bool:
 @cache
 def _code(text: str) -> str:
     """Hash of what Python makes of a text, the same for every version of Python."""
-    return digest(_shape(ast.parse(text)))
+    return digest(_shape(_parse(text)))
 
 
 def _shape(node):
@@ -147,11 +170,7 @@ def _is_text(node) -> bool:
 
 def _data(path: Path) -> list[Path]:
     """Files beside a module that its code names; folders, such as the zoo's weights, only within the package."""
-    named = {
-        node.value
-        for node in ast.walk(ast.parse(_read(path)))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.strip(".")
-    }
+    named = _strings(_read(path))
     beside = [one for one in sorted(path.parent.iterdir()) if one.name in named and one.suffix != ".py"]
     return [
         one for one in beside if one.is_file() or (one.is_relative_to(PACKAGE) and not (one / "__init__.py").exists())
@@ -162,8 +181,16 @@ def _content(path: Path) -> str | dict:
     """Hash of a file, or of every file in a folder."""
     if path.is_dir():
         return {str(one.relative_to(path)): _content(one) for one in sorted(path.rglob("*")) if one.is_file()}
+    return _file_hash(path, *_state(path))
+
+
+def _read(path: Path) -> str:
+    return _file_text(path, *_state(path))
+
+
+def _state(path: Path) -> tuple[int, int]:
     status = path.stat()
-    return _file_hash(path, status.st_mtime_ns, status.st_size)
+    return status.st_mtime_ns, status.st_size
 
 
 @cache
@@ -171,5 +198,6 @@ def _file_hash(path: Path, changed: int, size: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _read(path: Path) -> str:
+@cache
+def _file_text(path: Path, changed: int, size: int) -> str:
     return path.read_text(encoding="utf-8")

@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import tempfile
@@ -16,8 +17,9 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import asdict
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -63,6 +65,7 @@ class Store:
 
     def __init__(self, root: str | Path):
         self.root = Path(os.path.expanduser(root))
+        self.notes = {}
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
@@ -102,13 +105,19 @@ class Store:
                 dataset = self._compute(path, spec, model, contexts, rates, recipe, seeds, extra)
         return dataset
 
+    def noting(self, **notes: str) -> "Store":
+        """The same store, but runs that it computes carry these attributes too."""
+        noting = copy(self)
+        noting.notes = self.notes | notes
+        return noting
+
     def open(self, identifier: str) -> xr.Dataset:
         """The finished run with this ``run_id``.
 
         Raises:
             StoreError: there is none.
         """
-        for path in self.root.glob(f"*-{identifier}.nc"):
+        for path in self._paths(identifier):
             dataset = self._read(path)
             if dataset is not None:
                 return dataset
@@ -116,7 +125,15 @@ class Store:
 
     def has(self, identifier: str) -> bool:
         """Whether a finished run with this ``run_id`` is there."""
-        return any(self.root.glob(f"*-{identifier}.nc"))
+        return any(self._paths(identifier))
+
+    def holds(self, identifier: str) -> bool:
+        """Whether a finished run with this ``run_id`` is there and is what was written; looks into each file once."""
+        return any(_is_intact(path, *_state(path)) for path in self._paths(identifier))
+
+    def _paths(self, identifier: str) -> list[Path]:
+        named = isinstance(identifier, str) and re.fullmatch(r"[0-9a-f]{12}", identifier)
+        return [path for path in self.root.glob(f"*-{identifier}.nc") if path.is_file()] if named else []
 
     def remember(
         self, kind: str, key: list, model, contexts, recipe, compute: Callable[[], dict], *, seeds=(), holds=None
@@ -135,20 +152,23 @@ class Store:
             StoreError: it cannot be saved.
         """
         spec = specification(model, contexts, np.zeros((len(contexts), 0)), recipe, seeds)
-        path = self.root / kind / f"{model.name}-{recipe.optimizer}-{files.digest([*key, spec])[:12]}.json"
+        whole_key = files.digest([*key, spec])
+        path = self.root / kind / f"{model.name}-{recipe.optimizer}-{whole_key[:12]}.json"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _not_saved(path, error) from error
         with FileLock(path.with_suffix(".lock")):
-            found = _read_json(path)
-            if found is None or (holds and not holds(found)):
-                found = compute()
+            kept = _read_json(path)
+            if kept is not None and (kept.get("kind"), kept.get("key")) != (kind, whole_key):
+                kept = _set_aside(path)  # a copy of another file
+            if kept is None or (holds and not holds(kept["found"])):
+                kept = {"kind": kind, "key": whole_key, "model": model.fingerprint, "found": compute()}
                 try:
-                    files.write_json(path, found)
+                    files.write_json(path, kept)
                 except OSError as error:
                     raise _not_saved(path, error) from error
-        return found
+        return kept["found"]
 
     def _compute(self, path, spec, model, contexts, rates, recipe, seeds, extra) -> xr.Dataset:
         label = f"{model.name}, {recipe.method}, {recipe.optimizer}"
@@ -156,7 +176,7 @@ class Store:
         with track(label, rates.size * len(seeds) * recipe.steps) as advance:
             options = {"seeds": seeds, "extra": extra, "progress": advance, "run": cluster.runner()}
             dataset = finetune(model, contexts, rates, recipe, **options)
-        dataset.attrs |= {
+        dataset.attrs |= self.notes | {
             "run_id": run_id(spec),
             "specification": json.dumps(spec),
             "model": model.name,
@@ -184,14 +204,31 @@ class Store:
         """The stored run, or None if there is none; a file that cannot be read is set aside."""
         if not path.exists():
             return None
-        try:
-            dataset = xr.load_dataset(path, engine="netcdf4")
-            if path.stem.endswith(dataset.attrs["run_id"]) and dataset.attrs["checksum"] == checksum(dataset):
-                return dataset
-        except Exception:  # the reader raises many kinds for a damaged file
-            pass
-        _set_aside(path)
+        dataset = _intact(path)
+        if dataset is None:
+            _set_aside(path)
+        return dataset
+
+
+def _intact(path: Path) -> xr.Dataset | None:
+    """The run in a file, or None if it is not what was written under this name."""
+    try:
+        dataset = xr.load_dataset(path, engine="netcdf4")
+        named = dataset.attrs["run_id"] == run_id(json.loads(dataset.attrs["specification"]))
+        whole = dataset.attrs["checksum"] == checksum(dataset)
+        return dataset if named and whole and path.stem.endswith(f"-{dataset.attrs['run_id']}") else None
+    except Exception:  # the reader raises many kinds for a damaged file
         return None
+
+
+@cache
+def _is_intact(path: Path, changed: int, size: int) -> bool:
+    return _intact(path) is not None
+
+
+def _state(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
 
 
 def _read_json(path: Path) -> dict | None:
@@ -201,8 +238,7 @@ def _read_json(path: Path) -> dict | None:
     except FileNotFoundError:
         return None
     except ValueError:
-        _set_aside(path)
-        return None
+        return _set_aside(path)
 
 
 def _set_aside(path: Path) -> None:
@@ -275,17 +311,24 @@ def checksum(dataset: xr.Dataset) -> str:
 @lru_cache(maxsize=1)  # what this process has loaded stays the same
 def commit() -> str:
     """The commit of this package's source, with ``+`` if files differ from it; empty outside a repository."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    folder = Path(__file__).parent
+    head = _git(folder, "rev-parse", "--short=10", "HEAD")
+    return head and head + ("+" if _git(folder, "status", "--porcelain", "-uno") else "")
+
+
+def commit_of(path: Path) -> str:
+    """Hash and day of the first commit that holds a file as it is now; empty if none does."""
+    blob = _git(path.parent, "hash-object", path.name)
+    found = blob and _git(path.parent, "log", "--reverse", "--format=%h, %cs", f"--find-object={blob}", "--", path.name)
+    return found.split("\n")[0]
+
+
+def _git(folder: Path, *words: str) -> str:
+    """What git says; empty if it cannot say it."""
     try:
-        head = subprocess.run(
-            [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        ).stdout
+        return subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return head + ("+" if changed.strip() else "")
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -2,6 +2,9 @@
 
 import json
 import os
+import random
+import subprocess
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
@@ -12,6 +15,7 @@ from planted import planted
 from phantomlib import files
 from phantomlib.critical import blind
 from phantomlib.critical.blind import predict_held_out, sweep_held_out
+from phantomlib.critical.search import critical_rates
 from phantomlib.errors import PhantomError
 from phantomlib.measure.recipe import Recipe
 from phantomlib.measure.store import Store
@@ -99,6 +103,117 @@ def test_the_held_out_model_cannot_be_among_the_fitted_ones(case):
         predict_held_out(*case, RECIPE, table)
     with pytest.raises(PhantomError, match="at least 3"):
         predict_held_out(*case, RECIPE, planted().query("model in ['a', 'b']"))
+
+
+def forge(prediction, **changes):
+    """Change what the file says, and write it with a fitting checksum."""
+    files.write_json(prediction.path, files.read_json(prediction.path) | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"value": 0.123},
+        {"value": None},
+        {"interval": [0.0, 1.0]},
+        {"interval": "ab"},
+        {"rates": {"c0": 1.0, "c1": 1.0}},
+        {"rates": []},
+        {"predictor": "quadrature"},
+        {"fitted_on": ["a", "b", "c"]},
+        {"tried": {}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_prediction_that_does_not_follow_from_its_evidence_is_refused(case, changes):
+    forge(predict_held_out(*case, RECIPE, planted()), **changes)
+    with pytest.raises(PhantomError, match="not what follows from its evidence"):
+        predict_held_out(*case, RECIPE, planted())
+
+
+def test_rounding_is_no_forgery(case):
+    prediction = predict_held_out(*case, RECIPE, planted())
+    forge(prediction, value=prediction.value * (1 + 1e-6))
+    assert predict_held_out(*case, RECIPE, planted()).value != prediction.value
+
+
+@pytest.mark.parametrize("name", ["time", "commit"])
+def test_a_prediction_that_is_not_the_one_before_the_runs_is_refused(case, name):
+    """The runs of the sweep carry the checksum of the file, so not even its time can be changed afterwards."""
+    prediction = predict_held_out(*case, RECIPE, planted())
+    sweep_held_out(*case, RECIPE)
+    forge(prediction, **{name: {"time": "2020-01-01T00:00:00+00:00", "commit": "0123456789"}[name]})
+    for ask in (lambda: predict_held_out(*case, RECIPE, planted()), lambda: sweep_held_out(*case, RECIPE)):
+        with pytest.raises(PhantomError, match="changed since"):
+            ask()
+
+
+def test_who_searched_has_looked(case):
+    """The runs may be gone; what the search found of them is still there to be read."""
+    store, model, contexts = case
+    critical_rates(store, model, contexts, RECIPE)
+    for path in blind.runs_of(store, model):
+        path.unlink()
+    assert len(blind.searches_of(store, model)) == 1
+    with pytest.raises(PhantomError, match="would not be blind"):
+        predict_held_out(*case, RECIPE, planted())
+
+
+def test_a_search_that_is_older_than_the_prediction_has_been_seen(case):
+    predict_held_out(*case, RECIPE, planted())
+    sweep_held_out(*case, RECIPE)
+    for path in blind.searches_of(case[0], case[1]):
+        os.utime(path, (0, 0))
+    with pytest.raises(PhantomError, match="not blind"):
+        predict_held_out(*case, RECIPE, planted())
+
+
+def test_searches_of_other_models_do_not_matter(case):
+    other = tiny.model("GPT2")
+    critical_rates(case[0], other, tiny.contexts(other, place=2), RECIPE)
+    assert predict_held_out(*case, RECIPE, planted()).model == "tiny-Llama"
+
+
+def test_the_commit_that_holds_a_prediction_is_named(case):
+    def git(*words):
+        person = ["-c", "user.name=x", "-c", "user.email=x@y.z"]
+        done = subprocess.run(["git", "-C", case[0].root, *person, *words], check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    prediction = predict_held_out(*case, RECIPE, planted())
+    assert prediction.held_by == ""
+    git("init", "-q")
+    assert prediction.held_by == ""
+    git("add", "predictions")
+    git("commit", "-qm", "A prediction")
+    first = git("log", "--format=%h, %cs")
+    assert prediction.held_by == first
+    git("commit", "-qm", "Something else", "--allow-empty")
+    assert prediction.held_by == first
+    forge(prediction, commit="")
+    assert prediction.held_by == ""
+
+
+def test_two_hundred_flipped_bits(case):
+    """Of a prediction; what is still read has the same content."""
+    prediction = predict_held_out(*case, RECIPE, planted())
+    whole, accepted = prediction.path.read_bytes(), 0
+    for bit in random.Random(0).sample(range(8 * len(whole)), 200):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        prediction.path.write_bytes(damaged)
+        with suppress(PhantomError):
+            assert blind.read_prediction(prediction.path) == prediction
+            accepted += 1
+    assert accepted < 50
+
+
+@pytest.mark.parametrize("changes", [{"time": "soon"}, {"time": 3}, {"interval": 3}, {"more": 1}])
+def test_a_prediction_of_another_shape_is_named(case, changes):
+    prediction = predict_held_out(*case, RECIPE, planted())
+    forge(prediction, **changes)
+    with pytest.raises(PhantomError, match="cannot be read"):
+        predict_held_out(*case, RECIPE, planted())
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", json.dumps({"model": "x"})])

@@ -3,33 +3,73 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import pytest
+import tiny
 import yaml
 
 from phantomlib.errors import ParameterError
 from phantomlib.ledger import claims
+from phantomlib.ledger.measurements import Source
+from phantomlib.measure.contexts import Context
+from phantomlib.measure.recipe import Recipe
 from phantomlib.measure.store import Store
 
-SCOPE = "scope"
-RUNS = ["aaaaaaaaaaaa", "bbbbbbbbbbbb"]
+NOTEBOOK = """
+# %% tags=["parameters"]
+steps: int = 20  # how many
+
+# %%
+from phantomlib.transition import jumps
+"""
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """A store with two runs, and their ids."""
+    store, model = Store(tmp_path_factory.mktemp("filled")), tiny.model("GPT2")
+    runs = [store.run(model, tiny.contexts(model), [rate], Recipe(steps=1)) for rate in (1e-3, 1e-2)]
+    return store.root, sorted(run.attrs["run_id"] for run in runs)
 
 
 @pytest.fixture
-def store(tmp_path):
-    store = Store(tmp_path)
-    for run in RUNS:
-        (store.root / f"model-full-adam-{run}.nc").touch()
-    return store
+def runs(filled):
+    return filled[1]
+
+
+@pytest.fixture
+def store(filled, tmp_path):
+    shutil.copytree(filled[0], tmp_path / "store")
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def source(tmp_path):
+    return make_source(tmp_path)
+
+
+def make_source(folder, number="06", models=("m",), contexts=(), **parameters):
+    """A source as it is now on the disk; the notebook is written if it is not there."""
+    path = folder / "notebooks" / f"{number}_toy.py"
+    path.parent.mkdir(exist_ok=True)
+    if not path.exists():
+        path.write_text(NOTEBOOK)
+    return Source(path, {"models": list(models), "steps": 20, "store": "runs"} | parameters, contexts)
 
 
 def claim(identifier="C8"):
     return {c.id: c for c in claims.load_claims()}[identifier]
 
 
-def measure(store, value, identifier="C8", optimizer="adam", n=None, runs=RUNS):
-    n = claim(identifier).needs if n is None else n
-    claims.record_measurement(store, identifier, value, scope=SCOPE, optimizer=optimizer, n=n, runs=runs)
+@pytest.fixture
+def measure(store, source, runs):
+    def record(value, identifier="C8", optimizer="adam", n=None, runs=runs, source=source, **more):
+        n = claim(identifier).needs if n is None else n
+        options = {"source": source, "optimizer": optimizer, "n": n, "runs": runs} | more
+        claims.record_measurement(store, identifier, value, **options)
+
+    return record
 
 
 def test_all_eleven_claims_are_declared_with_bounds_and_samples():
@@ -48,64 +88,64 @@ def test_thresholds_stated_in_advance():
 @pytest.mark.parametrize(
     "value, status", [(0.049, claims.REPRODUCED), (0.05, claims.REPRODUCED), (0.051, claims.NOT_REPRODUCED)]
 )
-def test_verdict_is_the_comparison_with_the_threshold(store, value, status):
-    measure(store, value)
-    assert claims.judge(claim(), store, SCOPE).status == status
+def test_verdict_is_the_comparison_with_the_threshold(store, source, measure, value, status):
+    measure(value)
+    assert claims.judge(claim(), store, source).status == status
 
 
-def test_changed_threshold_changes_the_verdict(store):
-    measure(store, 0.04)
+def test_changed_threshold_changes_the_verdict(store, source, measure):
+    measure(0.04)
     strict = dataclasses.replace(claim(), criteria=(dataclasses.replace(claim().criteria[0], threshold=0.03),))
-    assert claims.judge(claim(), store, SCOPE).status == claims.REPRODUCED
-    assert claims.judge(strict, store, SCOPE).status == claims.NOT_REPRODUCED
+    assert claims.judge(claim(), store, source).status == claims.REPRODUCED
+    assert claims.judge(strict, store, source).status == claims.NOT_REPRODUCED
 
 
-def test_turned_direction_turns_the_verdict(store):
-    measure(store, 0.04)
+def test_turned_direction_turns_the_verdict(store, source, measure):
+    measure(0.04)
     turned = dataclasses.replace(claim(), criteria=(dataclasses.replace(claim().criteria[0], direction="at least"),))
-    assert claims.judge(turned, store, SCOPE).status == claims.NOT_REPRODUCED
+    assert claims.judge(turned, store, source).status == claims.NOT_REPRODUCED
 
 
-def test_removed_run_withholds_the_verdict(store):
-    measure(store, 0.04)
-    next(store.root.glob(f"*-{RUNS[1]}.nc")).unlink()
-    verdict = claims.judge(claim(), store, SCOPE)
-    assert verdict.status == claims.NOT_TESTED and RUNS[1] in verdict.reason
+def test_removed_run_withholds_the_verdict(store, source, measure, runs):
+    measure(0.04)
+    next(store.root.glob(f"*-{runs[1]}.nc")).unlink()
+    verdict = claims.judge(claim(), store, source)
+    assert verdict.status == claims.NOT_TESTED and runs[1] in verdict.reason
 
 
-def test_small_sample_withholds_the_verdict(store):
-    measure(store, 0.04, n={"architectures": 4, "contexts": 10})
-    assert claims.judge(claim(), store, SCOPE).status == claims.NOT_TESTED
+def test_small_sample_withholds_the_verdict(store, source, measure):
+    measure(0.04, n={"architectures": 4, "contexts": 10})
+    assert claims.judge(claim(), store, source).status == claims.NOT_TESTED
 
 
-def test_undefined_value_withholds_the_verdict(store):
-    measure(store, math.nan)
-    assert claims.judge(claim(), store, SCOPE).status == claims.NOT_TESTED
+def test_undefined_value_withholds_the_verdict(store, source, measure):
+    measure(math.nan)
+    assert claims.judge(claim(), store, source).status == claims.NOT_TESTED
 
 
 @pytest.mark.parametrize(
     "damage", [lambda path: path.unlink(), lambda path: path.write_text("{"), lambda path: path.write_text("")]
 )
-def test_missing_or_damaged_measurement_withholds_the_verdict(store, damage):
-    measure(store, 0.04)
-    damage(next((store.root / "measurements" / SCOPE).glob("C8-adam.json")))
-    assert claims.judge(claim(), store, SCOPE).status == claims.NOT_TESTED
+def test_missing_or_damaged_measurement_withholds_the_verdict(store, source, measure, damage):
+    measure(0.04)
+    damage(source.folder(store) / "C8-adam.json")
+    assert claims.judge(claim(), store, source).status == claims.NOT_TESTED
 
 
-def test_optimisers_and_scopes_do_not_mix(store):
-    measure(store, 0.04, optimizer="sgd")
-    assert claims.judge(claim(), store, SCOPE).status == claims.NOT_TESTED
-    assert claims.judge(claim(), store, SCOPE, "sgd").status == claims.REPRODUCED
-    assert claims.judge(claim(), store, "another", "sgd").status == claims.NOT_TESTED
+def test_optimisers_and_sources_do_not_mix(store, source, measure, tmp_path):
+    measure(0.04, optimizer="sgd")
+    assert claims.judge(claim(), store, source).status == claims.NOT_TESTED
+    assert claims.judge(claim(), store, source, "sgd").status == claims.REPRODUCED
+    assert claims.judge(claim(), store, make_source(tmp_path, steps=21), "sgd").status == claims.NOT_TESTED
 
 
 @pytest.mark.parametrize(
     "values, status", [((3, 0), claims.REPRODUCED), ((2, 0), claims.NOT_REPRODUCED), ((3, 1), claims.NOT_REPRODUCED)]
 )
-def test_every_criterion_must_hold(store, values, status):
+def test_every_criterion_must_hold(store, source, measure, values, status):
     names = [c.name for c in claim("C6").criteria]
-    measure(store, dict(zip(names, values, strict=True)), "C6")
-    assert claims.judge(claim("C6"), store, SCOPE).status == status
+    measure(dict(zip(names, values, strict=True)), "C6")
+    assert claims.judge(claim("C6"), store, source).status == status
 
 
 @pytest.mark.parametrize(
@@ -117,9 +157,9 @@ def test_every_criterion_must_hold(store, values, status):
         ("C8", 1.0, "adam", {"architectures": 5}),
     ],
 )
-def test_measurement_of_something_else_is_refused(store, identifier, value, optimizer, n):
+def test_measurement_of_something_else_is_refused(store, source, identifier, value, optimizer, n):
     with pytest.raises(ParameterError):
-        claims.record_measurement(store, identifier, value, scope=SCOPE, optimizer=optimizer, n=n, runs=[])
+        claims.record_measurement(store, identifier, value, source=source, optimizer=optimizer, n=n, runs=[])
 
 
 @pytest.mark.parametrize("change", [{"direction": "about"}, {"threshold": None}])
@@ -135,24 +175,27 @@ def test_incomplete_ledger_is_refused(tmp_path, change):
         claims.load_claims(path)
 
 
-def test_scope_depends_on_models_contexts_and_dtype():
-    from phantomlib.measure.contexts import Context
-
+def test_a_source_is_every_parameter_but_the_place_of_the_store(store, tmp_path):
     one, other = Context("a", "p", "x", "y"), Context("a", "p", "x", "z")
-    scopes = {
-        claims.scope_of(["m"], [one], "float32"),
-        claims.scope_of(["n"], [one], "float32"),
-        claims.scope_of(["m"], [other], "float32"),
-        claims.scope_of(["m"], [one], "float64"),
-    }
-    assert len(scopes) == 4
+    sources = [
+        make_source(tmp_path),
+        make_source(tmp_path, "07"),
+        make_source(tmp_path, models=["n"]),
+        make_source(tmp_path, contexts=[one]),
+        make_source(tmp_path, contexts=[other]),
+        make_source(tmp_path, dtype="float64"),
+        make_source(tmp_path, size_factor=5.0),
+        make_source(tmp_path, steps=21),
+    ]
+    assert len({source.folder(store) for source in sources}) == len(sources)
+    assert make_source(tmp_path, store="elsewhere").folder(store) == sources[0].folder(store)
 
 
-def test_ledger_in_json_has_everything(store):
-    measure(store, 0.04)
-    pairs = claims.verdicts(store, SCOPE)
+def test_ledger_in_json_has_everything(store, source, measure, runs):
+    measure(0.04)
+    pairs = claims.verdicts(store, {"06": source})
     entries = json.loads(json.dumps([claims.verdict_as_dict(v) for pair in pairs for v in pair]))
     assert len(entries) == 22 and sum(e["decides"] for e in entries) == 11
     found = next(e for e in entries if e["id"] == "C8" and e["decides"])
     assert found["criteria"][0]["measured"] == 0.04 and found["criteria"][0]["threshold"] == 0.05
-    assert found["verdict"] == "reproduced" and found["runs"] == RUNS and found["n"]["contexts"] == 10
+    assert found["verdict"] == "reproduced" and found["runs"] == runs and found["n"]["contexts"] == 10

@@ -1,6 +1,5 @@
 """What a notebook reaches is what it imports, and its key changes with that code and with nothing else."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,17 +13,6 @@ NOTEBOOKS = sorted(Path(__file__).parents[2].glob("notebooks/[0-9]*.py"))
 
 def reached(code):
     return {name.removeprefix("phantomlib.") for name in sources.reached(code)}
-
-
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A copy of the package that may be changed."""
-    copy = tmp_path / "phantomlib"
-    shutil.copytree(sources.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "weights"))
-    (copy / "zoo/weights").mkdir()
-    (copy / "zoo/weights/checksums.json").write_text("{}")
-    monkeypatch.setattr(sources, "PACKAGE", copy)
-    return copy
 
 
 @pytest.mark.parametrize(
@@ -83,7 +71,8 @@ def test_nothing_is_loaded_that_was_not_foreseen():
     told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=NOTEBOOKS[0].parents[1]).stdout
     for path, *loaded in map(str.split, told.splitlines()):
         assert len(loaded) > 5
-        assert set(loaded) - set(sources.WITHOUT_INFLUENCE) <= set(sources.reached(Path(path)))
+        machinery = {name for name in loaded if name.startswith("phantomlib.book.")} - set(sources.ON_THE_PAGE)
+        assert set(loaded) - machinery - set(sources.WITHOUT_INFLUENCE) <= set(sources.reached(Path(path)))
 
 
 def test_the_machinery_has_no_part():
@@ -147,6 +136,14 @@ def test_thresholds_count_for_those_who_read_them(package):
 )
 def test_constants_that_are_nearly_the_same_differ(one, other):
     assert sources.key(one) != sources.key(other)
+
+
+def test_commands_of_ipython_are_no_obstacle():
+    code = "%matplotlib inline\nif 1:\n    !ls\nfrom phantomlib.transition import jumps"
+    assert "transition.jumps" in reached(code)
+    assert sources.key(code) != sources.key(code.replace("ls", "rm"))
+    with pytest.raises(SyntaxError):
+        sources.key("def f(:")
 
 
 def test_modules_of_the_project_count(tmp_path):

@@ -56,7 +56,7 @@ def gap_trajectories(runs: dict[str, xr.Dataset], colours: dict, is_silent: dict
     return figure
 
 
-def count_map(counts, title: str, unit: str, largest: int) -> Axes:
+def count_map(counts, title: str, unit: str, largest: int, across: str) -> Axes:
     """Heat map of counts with the numbers written in; rows are models, columns learning rates.
 
     Args:
@@ -64,6 +64,7 @@ def count_map(counts, title: str, unit: str, largest: int) -> Axes:
         title: of the panel.
         unit: what is counted, for the colour bar.
         largest: upper end of the colour scale, so that panels compare.
+        across: label of the columns.
     """
     figure, axes = plt.subplots(figsize=(WIDTH, 0.42 * len(counts) + 1.2), layout="constrained")
     sns.heatmap(
@@ -79,7 +80,7 @@ def count_map(counts, title: str, unit: str, largest: int) -> Axes:
     )
     axes.set_title(title)
     axes.tick_params(axis="y", rotation=0)
-    axes.set_ylabel("")
+    axes.set(xlabel=across, ylabel="")
     return axes
 
 

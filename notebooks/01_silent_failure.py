@@ -92,9 +92,10 @@ nb.glue("hero", picture)
 nb.figure(
     picture,
     "fig-silent",
-    caption="""A silent failure: one context of the first model, full fine-tuning with Adam, one run (no randomness, so no
-        seeds). Left: cross-entropy of the correct token. Right: probability of the correct token (blue) and of its
-        near-synonym (orange). The run shown is the silent failure with the largest fall of cross-entropy.""",
+    caption="""A silent failure: one context of the first model, full fine-tuning with Adam, one run (no
+        randomness, so no seeds). Left: cross-entropy of the correct token. Right: probability of the
+        correct token (blue) and of its near-synonym (orange). The run shown is the silent failure with
+        the largest fall of cross-entropy.""",
     alt="Left, a falling loss curve. Right, the probabilities of the two words, whose order does not change.",
     runs=adam[first],
 )
@@ -102,9 +103,10 @@ nb.figure(
 # %% tags=["hide-input"]
 start, end = example.isel(step=0), example.isel(step=-1)
 nb.say(
-    "In this run (learning rate {rate:.3g}, {steps} steps) cross-entropy falls from {loss:.2f} to {last_loss:.2f} nats. The "
-    "probability of “{correct}” goes from {p:.3f} to {last_p:.3f}, that of “{competitor}” from {q:.3f} to {last_q:.3f}. The "
-    "logit gap goes from {gap:+.2f} to {last_gap:+.2f} nats: {what}",
+    "In this run (learning rate {rate:.3g}, {steps} steps) cross-entropy falls from {loss:.2f} to "
+    "{last_loss:.2f} nats. The probability of “{correct}” goes from {p:.3f} to {last_p:.3f}, that of "
+    "“{competitor}” from {q:.3f} to {last_q:.3f}. The logit gap goes from {gap:+.2f} to {last_gap:+.2f} "
+    "nats: {what}",
     rate=float(example.learning_rate),
     steps=steps,
     loss=float(start.cross_entropy),
@@ -131,10 +133,10 @@ nb.say(
 nb.figure(
     gap_trajectories(adam, colours, silent.sel("adam")),
     "fig-silent-trajectories",
-    caption="""Logit gap against cross-entropy for every run of Adam (every context at five learning rates in each panel;
-        deterministic, no seeds). Coloured: silent failures whose cross-entropy ends at least 0.1 nat lower. Light grey: all
-        other runs. The horizontal line marks where the correct token overtakes; the axis is cut at plus and minus 5
-        nats.""",
+    caption="""Logit gap against cross-entropy for every run of Adam (every context at five learning rates in
+        each panel; deterministic, no seeds). Coloured: silent failures whose cross-entropy ends at least
+        0.1 nat lower. Light grey: all other runs. The horizontal line marks where the correct token
+        overtakes; the axis is cut at plus and minus 5 nats.""",
     alt="Trajectories of the logit gap against cross-entropy, one panel per model.",
     runs=adam,
 )
@@ -156,8 +158,8 @@ def counts(optimizer):
 nb.figure(
     count_map(counts("adam"), "Adam", "contexts", largest=len(nb.contexts), across="learning rate"),
     "fig-silent-counts",
-    caption="""Number of contexts that failed silently, with cross-entropy ending at least 0.1 nat lower, by model and
-        learning rate of Adam (full fine-tuning; one deterministic run per cell and context).""",
+    caption="""Number of contexts that failed silently, with cross-entropy ending at least 0.1 nat lower, by
+        model and learning rate of Adam (full fine-tuning; one deterministic run per cell and context).""",
     alt="Heat map of the number of silent failures by model and learning rate under Adam.",
     runs=adam,
 )
@@ -190,8 +192,8 @@ for optimizer, rates in grids.items():
 for optimizer in grids:
     tally = silent_failure.tally(list(runs.sel(optimizer).values()), least_fall)
     nb.say(
-        "**{label}**: contexts that fail silently at one or more of the declared rates: {counts}, of {contexts}. All {runs} "
-        "runs: {outcomes}.",
+        "**{label}**: contexts that fail silently at one or more of the declared rates: {counts}, of "
+        "{contexts}. All {runs} runs: {outcomes}.",
         label=labels[optimizer],
         counts=", ".join(f"{name} {count}" for name, count in failing.sel(optimizer).items()),
         contexts=len(nb.contexts),
@@ -200,9 +202,9 @@ for optimizer in grids:
     )
 share = [count / adam[name].sizes["context"] for name, count in failing.sel("adam").items()]
 nb.answer(
-    "{yes} Under Adam, {least:.0%} to {most:.0%} of each model's contexts fail silently at one or more of {rates} ordinary "
-    "learning rates. In the run of {{numref}}`fig-silent` cross-entropy falls by {fall:.2f} nats in {steps} steps, and “{k}” "
-    "{stays} ahead of “{c}”.",
+    "{yes} Under Adam, {least:.0%} to {most:.0%} of each model's contexts fail silently at one or more "
+    "of {rates} ordinary learning rates. In the run of {{numref}}`fig-silent` cross-entropy falls by "
+    "{fall:.2f} nats in {steps} steps, and “{k}” {stays} ahead of “{c}”.",
     yes="Yes." if max(share) > 0 else "Not in these runs.",
     least=min(share),
     most=max(share),

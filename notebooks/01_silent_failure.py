@@ -100,7 +100,7 @@ nb.figure(
     runs=adam[first],
 )
 
-# %% tags=["hide-input"]
+# %%
 start, end = example.isel(step=0), example.isel(step=-1)
 nb.say(
     "In this run (learning rate {rate:.3g}, {steps} steps) cross-entropy falls from {loss:.2f} to "

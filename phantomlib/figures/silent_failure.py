@@ -119,6 +119,28 @@ def failure_modes(table, threshold: float) -> Figure:
     return figure
 
 
+def drag_over_time(table, threshold: float) -> Figure:
+    """Change of the drag along every silent failure, one panel per kind.
+
+    Args:
+        table: pandas table with columns model, context, rate, mode (kinematic or structural), step and drag_change.
+        threshold: fall of the drag that separates the kinds.
+    """
+    kinds = [mode for mode in ("kinematic", "structural") if (table["mode"] == mode).any()]
+    figure, panels = small_multiples(len(kinds), columns=2, height=2.6)
+    for axes, mode in zip(panels, kinds, strict=True):
+        chosen = table[table["mode"] == mode]
+        for _, one in chosen.groupby(["model", "context", "rate"]):
+            axes.plot(one.step, one.drag_change, color=MODES[mode], linewidth=0.8, alpha=0.6)
+        axes.axhline(-threshold, color=REFERENCE, linewidth=1)
+        axes.set_title(f"{mode}: {len(chosen.groupby(['model', 'context', 'rate']))} runs")
+        axes.set_yscale("symlog", linthresh=threshold)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.supxlabel("step", fontsize="medium")
+    figure.supylabel("change of the drag, $D_t - D_0$", fontsize="medium")
+    return figure
+
+
 def phase_diagram(table, boundary: float, band: tuple[float, float]) -> Figure:
     """Outcome of every run over overlap and kinematic number, on the boundary that was predicted before.
 

@@ -328,6 +328,9 @@ def _tidy(executed, job: Job) -> None:
             if tag in tags:
                 tags.add("hide-input")
                 cell.metadata["mystnb"] = {"code_prompt_show": title, "code_prompt_hide": title}
+        if "hide-input" in tags and "nb.answer(" in cell.source:
+            title = "Where the answer at the head comes from"  # it has no output of its own here
+            cell.metadata["mystnb"] = {"code_prompt_show": title, "code_prompt_hide": title}
         if tags:
             cell.metadata["tags"] = sorted(tags)
         if cell.cell_type == "code":

@@ -18,6 +18,26 @@ def fill(template: str, **values) -> str:
     return _Words().format(template, **values) if values else template
 
 
+SYMBOLS = {  # as the plain text of the ledger writes them, the longer ones first
+    "t* ~ (eta/eta_c - 1)^-nu for eta/eta_c": r"$t^* \sim (\eta/\eta_c - 1)^{-\nu}$ for $\eta/\eta_c$",
+    "rho times (Pi_c - Pi_k)": r"$\rho$ times $(\Pi_c - \Pi_k)$",
+    "sqrt(1 - g_ck^2)": r"$\sqrt{1 - g_{ck}^2}$",
+    "exponent nu": r"exponent $\nu$",
+    "dDelta/ds": r"$d\Delta/ds$",
+    "eta t*": r"$\eta t^*$",
+    "g_ck": "$g_{ck}$",
+    "N_c": "$N_c$",
+    "log B": r"$\log B$",
+}
+
+
+def with_symbols(text: str) -> str:
+    """A text of the ledger with its symbols as formulas."""
+    for plain, formula in SYMBOLS.items():
+        text = text.replace(plain, formula)
+    return text
+
+
 def folded(title: str, text: str) -> str:
     """MyST of a text folded under its title."""
     return f":::{{dropdown}} {title}\n{text}\n:::"

@@ -328,8 +328,8 @@ def _tidy(executed, job: Job) -> None:
             if tag in tags:
                 tags.add("hide-input")
                 cell.metadata["mystnb"] = {"code_prompt_show": title, "code_prompt_hide": title}
-        if "hide-input" in tags and "nb.answer(" in cell.source:
-            title = "Where the answer at the head comes from"  # it has no output of its own here
+        if "hide-input" in tags and "nb.answer(" in cell.source and len(cell.outputs) == 1:
+            title = "Where the answer at the head comes from"  # the cell shows nothing here
             cell.metadata["mystnb"] = {"code_prompt_show": title, "code_prompt_hide": title}
         if tags:
             cell.metadata["tags"] = sorted(tags)

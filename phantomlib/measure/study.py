@@ -65,7 +65,8 @@ class Study(Mapping):
         parts = []
         for (optimizer, model), result in self.results.items():
             found = describe(result, *arguments)
-            frame = found.copy() if isinstance(found, pd.DataFrame) else pd.DataFrame([dict(found)])
+            frame = found if isinstance(found, pd.DataFrame) else pd.DataFrame([dict(found)])
+            frame = frame.drop(columns=["optimizer", "model"], errors="ignore")
             frame.insert(0, "optimizer", optimizer)
             frame.insert(1, "model", model)
             parts.append(frame)

@@ -12,18 +12,18 @@
 # ---
 
 # %% [markdown]
-# # Models and contexts
+# # 00 · Models and contexts
 #
 # **Question.** On what are the claims tested, and are these models fit for the purpose?
 #
-# **Answer.** Six small language models, pretrained from scratch on a generated language, and ten sentences whose right
-# completion has a near-synonym that the model prefers. The tables below show how well each model learnt its language and
-# where each sentence stands before any fine-tuning.
+# ```{glue:md} answer_00
+# :format: myst
+# ```
 #
-# Large public checkpoints are the natural subjects, and the `paper` profile runs this book on them. The default profile
-# must run anywhere, offline, in minutes. So it uses a *zoo*: models with the real GPT-2, GPT-NeoX and Llama
-# architectures, but small, trained on a language that we generate. That has one advantage over natural text: the language's
-# own probabilities are known exactly, so we can say how far each model is from a perfect one.
+# Large public checkpoints are the natural subjects, and the `paper` profile runs this book on them. The default
+# profile must run anywhere, offline, in minutes. So it uses a *zoo*: models with the real GPT-2, GPT-NeoX and Llama
+# architectures, but small, trained on a language that we generate. That has one advantage over natural text: the
+# language's own probabilities are known exactly, so we can say how far each model is from a perfect one.
 
 # %% tags=["parameters"]
 models: list[str] = ["zoo:gpt2-s", "zoo:neox-s"]  # model references, zoo:NAME, a folder or a hub id
@@ -41,23 +41,25 @@ from phantomlib.figures.order_parameter import overlap_histograms
 from phantomlib.figures.palette import model_colours
 from phantomlib.measure import readout_geometry
 from phantomlib.measure.models import next_token_logits
-from phantomlib.zoo import shipped
 from phantomlib.measure.order_parameter import decompose
+from phantomlib.zoo import shipped
 
-nb = notebook.start("00_models_and_contexts", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
+nb = notebook.start(
+    "00_models_and_contexts", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed
+)
 loaded = [nb.load(ref) for ref in nb.models]
-colours = model_colours(loaded)
 
 # %% [markdown]
 # ## The models
 #
-# The two families differ in honest ways. The GPT-2 style models tie the readout to the token embedding, learn their positions,
-# and start from random weights of a fixed size (standard deviation 0.02). The GPT-NeoX style models have a readout of their own, rotary positions, parallel
-# residual branches, and GPT-NeoX's width-dependent initialisation. The Llama style model belongs to neither family
-# and is held out: no fine-tuning of it is looked at until its critical learning rate has been predicted.
+# The two families differ in honest ways. The GPT-2 style models tie the readout to the token embedding, learn their
+# positions, and start from random weights of a fixed size (standard deviation 0.02). The GPT-NeoX style models have a
+# readout of their own, rotary positions, parallel residual branches, and GPT-NeoX's width-dependent initialisation.
+# The Llama style model belongs to neither family and is held out: no fine-tuning of it is looked at until its
+# critical learning rate has been predicted.
 
-# %% tags=["hide-input"]
-notebook.table(
+# %%
+nb.table(
     pd.DataFrame(
         {
             "model": m.name,
@@ -71,131 +73,142 @@ notebook.table(
     )
 )
 
-# %% tags=["hide-input"]
-nb.made_by()
-
 # %% [markdown]
 # ## How well each model learnt its language
 #
-# A language model cannot do better than the language's own entropy. For the generated language that bound is exact: we
-# know the probability of every sentence. The table compares the cross-entropy of each zoo model with the bound, on the same
-# held-out sentences, in nats per token. The excess is what the model still has to learn.
+# A language model cannot do better than the language's own entropy. For the generated language that bound is exact:
+# we know the probability of every sentence. The table compares the cross-entropy of each zoo model with the bound, on
+# the same held-out sentences, in nats per token. The excess is what the model still has to learn.
 
-# %% tags=["hide-input"]
-reports = {ref.removeprefix("zoo:"): shipped.report(ref.removeprefix("zoo:")) for ref in nb.models if ref.startswith("zoo:")}
-if reports:
-    notebook.table(
-        pd.DataFrame(
-            {
-                "model": name,
-                "training steps": r["recipe"]["steps"],
-                "tokens (M)": r["recipe"]["steps"] * r["recipe"]["rows"] * r["recipe"]["tokens_per_row"] / 1e6,
-                "seed": r["recipe"]["seed"],
-                "time (s)": round(r["seconds"]),
-                "cross-entropy": r["validation_cross_entropy"],
-                "language entropy": r["language_entropy"],
-                "excess": r["validation_cross_entropy"] - r["language_entropy"],
-            }
-            for name, r in reports.items()
-        ),
-        digits=3,
-    )
+# %%
+zoo = [ref.removeprefix("zoo:") for ref in nb.models if ref.startswith("zoo:")]
+trained = pd.DataFrame(
+    {
+        "model": name,
+        "training steps": r["recipe"]["steps"],
+        "tokens (M)": r["recipe"]["steps"] * r["recipe"]["rows"] * r["recipe"]["tokens_per_row"] / 1e6,
+        "seed": r["recipe"]["seed"],
+        "time (s)": round(r["seconds"]),
+        "cross-entropy": r["validation_cross_entropy"],
+        "language entropy": r["language_entropy"],
+        "excess": r["validation_cross_entropy"] - r["language_entropy"],
+    }
+    for name, r in ((name, shipped.report(name)) for name in zoo)
+)
+if len(trained):
+    nb.table(trained)
 else:
-    notebook.say("None of these models belongs to the zoo, so there is no language entropy to compare with.")
-
-# %% tags=["hide-input"]
-nb.made_by()
+    nb.say("None of these models belongs to the zoo, so there is no language entropy to compare with.")
 
 # %% [markdown]
-# ## The ten contexts before training
+# ## The contexts before training
 #
-# Each context is a prompt, its correct completion $c$, and a competitor $k$ that nearly means the same. Fine-tuning will ask
-# for $c$. The table shows the least and the greatest value over the contexts: the probabilities of the two words,
-# their logit gap $\Delta = z_c - z_k$, the overlap $g_{ck}$ of their readout rows, and the mass of all other
-# tokens, the bulk.
+# Each [context](../definitions.md#context) is a prompt, its correct completion $c$, and a competitor $k$ that nearly
+# means the same. Fine-tuning will ask for $c$. Measured are the probabilities of the two words, their logit gap
+# $\Delta = z_c - z_k$, the overlap $g_{ck}$ of their readout rows, and the mass of all other tokens, the bulk. The
+# table shows the least and the greatest value over the contexts.
 
-# %% tags=["hide-input"]
-rows = []
-for model in loaded:
-    for found in nb.fitting_contexts(model):
-        z = next_token_logits(model, [found])[0].double()
-        p = z.softmax(-1)
-        d = decompose(p, model.readout, found.correct_id, found.competitor_id)
-        rows.append(
-            {
-                "model": model.name,
-                "context": found.id,
-                "p_c": float(p[found.correct_id]),
-                "p_k": float(p[found.competitor_id]),
-                "gap": float(z[found.correct_id] - z[found.competitor_id]),
-                "overlap": d.overlap,
-                "bulk": d.bulk_mass,
-                "rank of k": int((z > z[found.competitor_id]).sum()) + 1,
-                "phi": d.phi,
-            }
-        )
-step0 = pd.DataFrame(rows)
-spread = step0.groupby("model", sort=False)[["p_c", "p_k", "gap", "overlap", "bulk"]].agg(["min", "max"])
+
+# %%
+def before_training(model, context):
+    z = next_token_logits(model, [context])[0].double()  # (V,)
+    p = z.softmax(-1)
+    split = decompose(p, model.readout, context.correct_id, context.competitor_id)
+    return {
+        "model": model.name,
+        "context": context.id,
+        "$p_c$": float(p[context.correct_id]),
+        "$p_k$": float(p[context.competitor_id]),
+        "gap": float(z[context.correct_id] - z[context.competitor_id]),
+        "overlap": split.overlap,
+        "bulk": split.bulk_mass,
+        "rank of $k$": int((z > z[context.competitor_id]).sum()) + 1,
+        r"$\Phi$": split.phi,
+    }
+
+
+step0 = pd.DataFrame(before_training(model, context) for model in loaded for context in nb.fitting_contexts(model))
+spread = step0.groupby("model", sort=False)[["$p_c$", "$p_k$", "gap", "overlap", "bulk"]].agg(["min", "max"])
 spread.columns = [f"{name} {which}" for name, which in spread.columns]
-notebook.table(spread.reset_index(), digits=2)
-
-# %% tags=["hide-input"]
-nb.made_by()
+nb.table(spread.reset_index(), digits=2)
 
 # %% [markdown]
-# Are the requirements met? They were written before the models were trained. The competitor must outrank the correct word
-# everywhere; the bulk must hold at least 40 % of the probability in most contexts; and the overlaps must be spread, so that a
-# law can be told from a coincidence.
+# Are the requirements met? They were written before the models were trained. The competitor must outrank the correct
+# word everywhere; the bulk must hold at least 40 % of the probability in most contexts; and the overlaps must be
+# spread, so that a law can be told from a coincidence.
 
-# %% tags=["hide-input"]
-notebook.table(
+# %%
+cells = len(step0)
+behind, broad, first = (step0.gap < 0).sum(), (step0.bulk >= 0.4).sum(), (step0["rank of $k$"] == 1).sum()
+nb.table(
     pd.DataFrame(
         [
-            ("competitor ahead of the correct word", f"{int((step0.gap < 0).sum())} of {len(step0)} cells", "all"),
-            ("bulk mass at least 0.4", f"{int((step0.bulk >= 0.4).sum())} of {len(step0)} cells", "more than half"),
-            ("overlap g, smallest to largest", f"{step0.overlap.min():.2f} to {step0.overlap.max():.2f}", "spread"),
-            ("competitor is the most probable token", f"{int((step0['rank of k'] == 1).sum())} of {len(step0)} cells", "not required"),
+            ("competitor ahead of the correct word", f"{behind} of {cells} cells", "all"),
+            ("bulk mass at least 0.4", f"{broad} of {cells} cells", "more than half"),
+            ("overlap, smallest to largest", f"{step0.overlap.min():.2f} to {step0.overlap.max():.2f}", "spread"),
+            ("competitor is the most probable token", f"{first} of {cells} cells", "not required"),
         ],
         columns=["requirement", "measured", "needed"],
     )
 )
-nb.glue("cells", len(step0))
+nb.glue("cells", cells)
 
 # %% tags=["hide-input"]
-nb.made_by()
+sizes = [m.n_parameters / 1e6 for m in loaded]
+learnt = (
+    f" They learnt their language to within {trained.excess.max():.2f} nats per token of its own entropy."
+    if zoo
+    else ""
+)
+nb.answer(
+    "On {count} language models of {small:.2g} to {large:.2g} million parameters and {contexts} "
+    "sentences whose right completion has a near-synonym that the model prefers.{learnt} The competitor "
+    "leads in {behind} of {cells} cases, by {least:.1f} to {most:.1f} nats.",
+    count=len(loaded),
+    small=min(sizes),
+    large=max(sizes),
+    contexts=len(nb.contexts),
+    learnt=learnt,
+    behind=behind,
+    cells=cells,
+    least=-step0.gap.max(),
+    most=-step0.gap.min(),
+)
 
 # %% [markdown]
-# All contexts in all models, one row each:
+# The sentences, and all of them in all models:
 
-# %% tags=["hide-input", "scroll-output"]
-words = pd.DataFrame({"context": c.id, "prompt": c.prompt, "c": c.correct, "k": c.competitor} for c in nb.contexts)
-notebook.table(words)
-
-# %% tags=["hide-input", "scroll-output"]
-notebook.table(step0, digits=3)
-
-# %% tags=["hide-input"]
-nb.made_by()
+# %%
+nb.table(
+    pd.DataFrame({"context": c.id, "prompt": c.prompt, "$c$": c.correct, "$k$": c.competitor} for c in nb.contexts)
+)
+nb.table(step0, top=len(nb.contexts))
 
 # %% [markdown]
 # ## The overlaps of the readout
 #
-# The order parameter of this book depends on the overlaps $g_{ij}$, the cosines between rows of the readout. In a
-# high-dimensional space random directions would be nearly orthogonal. Trained readouts are not random: their rows share a common direction, so
-# the mean overlap is positive. How strongly differs between the families.
+# The [order parameter](02_order_parameter.ipynb) of this book depends on the overlaps $g_{ij}$, the cosines between
+# rows of the readout. In a high-dimensional space random directions would be nearly orthogonal. Trained readouts are
+# not random: their rows share a common direction, so the mean overlap is positive. How strongly differs between the
+# families.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-overlaps", "caption": "Overlaps of readout rows (cosine similarity) in each model: density over all pairs of distinct tokens (one million sampled pairs; fixed seed), its mean (grey line), and the overlaps of the contexts' near-synonym pairs (orange ticks). Measured on the models before any fine-tuning."}, "image": {"alt": "Histograms of the cosine similarity between readout rows, one panel per model, with the overlaps of the context pairs marked.", "width": "100%"}}
+# %%
 samples = {m.name: readout_geometry.sample_overlaps(m.readout, pairs=1_000_000, seed=nb.seed) for m in loaded}
 pairs = {m.name: step0[step0.model == m.name].overlap.to_numpy() for m in loaded}
-overlap_histograms(samples, pairs, colours);
-
-# %% tags=["hide-input"]
-nb.made_by()
+nb.figure(
+    overlap_histograms(samples, pairs, model_colours(loaded)),
+    "fig-overlaps",
+    caption="""Overlaps of readout rows (cosine similarity) in each model: density over all pairs of distinct
+        tokens (one million sampled pairs; fixed seed), its mean (grey line), and the overlaps of the
+        contexts' near-synonym pairs (orange ticks). Measured on the models before any fine-tuning.""",
+    alt="""Histograms of the cosine similarity between readout rows, one panel per model, with the overlaps of
+        the context pairs marked.""",
+)
 
 # %% [markdown]
 # ## What could be wrong
 #
-# The zoo is small and its language is simple: short sentences from a fixed set of frames. A claim that holds here need not hold in a
-# large model, and the other way round. The language was made to contain near-synonyms of known interchangeability, so the
-# contexts are easier to interpret than natural ones. That is what makes the zoo a good instrument, and why the same notebooks
-# also run on public checkpoints.
+# The zoo is small and its language is simple: short sentences from a fixed set of frames. A claim that holds here
+# need not hold in a large model, and the other way round. The language was made to contain near-synonyms of known
+# interchangeability, so the contexts are easier to interpret than natural ones. That is what makes the zoo a good
+# instrument, and why the same notebooks also run on public checkpoints.

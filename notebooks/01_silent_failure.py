@@ -14,13 +14,14 @@
 # ---
 
 # %% [markdown]
-# # Silent failure
+# # 01 · Silent failure
 #
-# **Question.** Can fine-tuning look healthy, with a loss that falls at every step, and still never teach the model the word it was
-# trained on?
+# **Question.** Can fine-tuning look healthy, with a loss that falls at every step, and still not teach the model the
+# word it was trained on?
 #
-# **Answer.** The table at the end of this page counts it, model by model. The loss is not a witness: it can fall because
-# *both* near-synonyms gain on everything else, while their order stays as it was.
+# ```{glue:md} answer_01
+# :format: myst
+# ```
 
 # %% tags=["parameters"]
 models: list[str] = ["zoo:gpt2-s", "zoo:neox-s"]  # model references, zoo:NAME, a folder or a hub id
@@ -40,131 +41,192 @@ import pandas as pd
 from phantomlib.book import notebook
 from phantomlib.figures.palette import model_colours
 from phantomlib.figures.silent_failure import count_map, gap_trajectories, loss_and_rank
-from phantomlib.transition import silent_failure
 from phantomlib.measure.recipe import Recipe
+from phantomlib.measure.study import Study
+from phantomlib.transition import silent_failure
 
-nb = notebook.start("01_silent_failure", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
+nb = notebook.start(
+    "01_silent_failure", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed
+)
 loaded = [nb.load(ref) for ref in nb.models]
 colours = model_colours(loaded)
 grids = {"adam": learning_rates, "sgd": sgd_learning_rates}
+labels = {"adam": "Adam", "sgd": "SGD"}
 
 # %% [markdown]
 # ## What was done
 #
-# Each context is fine-tuned on its own. The loss is the cross-entropy of the correct token after the prompt. All parameters are
-# trained. Each run starts from the same checkpoint and takes the same number of steps, at one of five learning rates that were chosen
-# beforehand to cover what practitioners use. At every step we record the loss, the probabilities and logits of the correct token $c$ and the
-# competitor $k$, and everything the later chapters need.
+# Each [context](../definitions.md#context) is fine-tuned on its own. The loss is the cross-entropy of the correct
+# token after the prompt. All parameters are trained. Each run starts from the same checkpoint and takes the same
+# number of steps, at one of five learning rates that were chosen beforehand to cover what practitioners use. At every
+# step we record the loss, the probabilities and logits of the correct token $c$ and the competitor $k$, and
+# everything the other chapters need.
 #
-# A run is a **silent failure** if its cross-entropy never rises and ends lower, yet the logit gap $\Delta = z_c - z_k$ is never positive: the
-# correct token never overtakes. For the count we also ask that cross-entropy falls by at least 0.1 nat, so that runs in which
-# nothing happened do not count.
+# A run is a [silent failure](../definitions.md#silent-failure) if its cross-entropy never rises and ends lower, yet
+# the logit gap $\Delta = z_c - z_k$ is never positive: the correct token never overtakes. For the count we also ask
+# that cross-entropy falls by at least 0.1 nat, so that runs in which nothing happened do not count.
 #
-# "Never" is a statement about a budget. A longer run, or a larger learning rate, may well succeed; a later chapter computes how much is
-# enough.
+# "Never" is a statement about a budget: not within this number of steps at this learning rate. A longer run, or a
+# larger learning rate, may well succeed. [Chapter 06](06_dimensionless_numbers.ipynb) computes how much is enough.
 
-# %% tags=["hide-input"]
-runs, silent = {}, {}
-for optimizer, rates in grids.items():
-    for model in loaded:
-        fitting = nb.fitting_contexts(model)
-        ds = nb.store.run(model, fitting, rates, Recipe(optimizer=optimizer, steps=steps))
-        runs[optimizer, model.name], silent[optimizer, model.name] = ds, silent_failure.silent(ds, least_fall)
+
+# %%
+def fine_tune(model, optimizer):
+    return nb.store.run(model, nb.fitting_contexts(model), grids[optimizer], Recipe(optimizer=optimizer, steps=steps))
+
+
+runs = Study.of(fine_tune, loaded)  # a dataset (context, rate, seed, step) for each optimiser and model
+silent = runs.map(silent_failure.silent, least_fall)
+adam = runs.sel("adam")
 
 # %% [markdown]
 # ## One run, two stories
 #
 # The left panel is what a training script shows: a loss that falls. The right panel is what the model would say.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-silent", "caption": "A silent failure: one context of the first model, full fine-tuning with Adam, one run (no randomness, so no seeds). Left: cross-entropy of the correct token falls at every step. Right: probability of the correct token (blue) and of its near-synonym (orange); their order never changes. The run shown is the silent failure with the largest fall of cross-entropy."}, "image": {"alt": "Left, a falling loss curve. Right, the probabilities of the two words, whose order does not change.", "width": "100%"}}
-first = runs["adam", loaded[0].name]
-example = silent_failure.clearest_failure(first, silent["adam", loaded[0].name])
-figure = loss_and_rank(example)
-nb.glue("hero", figure)
+# %%
+first = loaded[0].name
+example = silent_failure.clearest_failure(adam[first], silent["adam", first])
+picture = loss_and_rank(example)
+nb.glue("hero", picture)
+nb.figure(
+    picture,
+    "fig-silent",
+    caption="""A silent failure: one context of the first model, full fine-tuning with Adam, one run (no
+        randomness, so no seeds). Left: cross-entropy of the correct token. Right: probability of the
+        correct token (blue) and of its near-synonym (orange). The run shown is the silent failure with
+        the largest fall of cross-entropy.""",
+    alt="Left, a falling loss curve. Right, the probabilities of the two words, whose order does not change.",
+    runs=adam[first],
+)
 
-# %% tags=["hide-input"]
-nb.made_by(first)
-
-# %% tags=["hide-input"]
+# %%
 start, end = example.isel(step=0), example.isel(step=-1)
-notebook.say(
-    f"In this run (learning rate {float(example.learning_rate):.3g}, {steps} steps) cross-entropy falls from "
-    f"{float(start.cross_entropy):.2f} to {float(end.cross_entropy):.2f} nats. The probability of “{example.correct.item()}” "
-    f"goes from {float(start.p_correct):.3f} to {float(end.p_correct):.3f}, that of “{example.competitor.item()}” from "
-    f"{float(start.p_competitor):.3f} to {float(end.p_competitor):.3f}. The logit gap goes from {float(start.logit_gap):+.2f} "
-    f"to {float(end.logit_gap):+.2f} nats: "
-    + ("it has closed somewhat and is still negative." if float(end.logit_gap) < 0 else "it has closed.")
+nb.say(
+    "In this run (learning rate {rate:.3g}, {steps} steps) cross-entropy falls from {loss:.2f} to "
+    "{last_loss:.2f} nats. The probability of “{correct}” goes from {p:.3f} to {last_p:.3f}, that of "
+    "“{competitor}” from {q:.3f} to {last_q:.3f}. The logit gap goes from {gap:+.2f} to {last_gap:+.2f} "
+    "nats: {what}",
+    rate=float(example.learning_rate),
+    steps=steps,
+    loss=float(start.cross_entropy),
+    last_loss=float(end.cross_entropy),
+    correct=example.correct.item(),
+    competitor=example.competitor.item(),
+    p=float(start.p_correct),
+    last_p=float(end.p_correct),
+    q=float(start.p_competitor),
+    last_q=float(end.p_competitor),
+    gap=float(start.logit_gap),
+    last_gap=float(end.logit_gap),
+    what="it has closed somewhat and is still negative." if float(end.logit_gap) < 0 else "it has closed.",
 )
 
 # %% [markdown]
 # ## All runs
 #
-# Each line below is one run of Adam. Training moves it to the right, as cross-entropy falls. A run succeeds when it crosses the
-# grey line at $\Delta = 0$. Coloured lines never do, although their loss never rose: they failed silently. Light grey lines crossed, or fell by
-# too little to count.
+# Each line below is one run of Adam. Training moves it to the right, as cross-entropy falls. A run succeeds when it
+# crosses the grey line at $\Delta = 0$. Coloured lines do not, although their loss never rose: they failed silently.
+# Light grey lines crossed, or fell by too little to count.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-silent-trajectories", "caption": "Logit gap against cross-entropy for every run of Adam (ten contexts by five learning rates in each panel; deterministic, no seeds). Coloured: silent failures whose cross-entropy ends at least 0.1 nat lower. Light grey: all other runs. The horizontal line marks where the correct token overtakes; the axis is cut at plus and minus 5 nats."}, "image": {"alt": "Trajectories of the logit gap against cross-entropy, one panel per model.", "width": "100%"}}
-adam = {m.name: runs["adam", m.name] for m in loaded}
-gap_trajectories(adam, colours, {m.name: silent["adam", m.name] for m in loaded});
-
-# %% tags=["hide-input"]
-nb.made_by(adam)
+# %%
+nb.figure(
+    gap_trajectories(adam, colours, silent.sel("adam")),
+    "fig-silent-trajectories",
+    caption="""Logit gap against cross-entropy for every run of Adam (every context at five learning rates in
+        each panel; deterministic, no seeds). Coloured: silent failures whose cross-entropy ends at least
+        0.1 nat lower. Light grey: all other runs. The horizontal line marks where the correct token
+        overtakes; the axis is cut at plus and minus 5 nats.""",
+    alt="Trajectories of the logit gap against cross-entropy, one panel per model.",
+    runs=adam,
+)
 
 # %% [markdown]
 # ## How often
 #
-# The map counts, for each model and learning rate, the contexts that failed silently. Very small rates fail to move the loss by 0.1
-# nat within the budget, so they do not count. Large rates overtake.
+# The map counts, for each model and learning rate, the contexts that failed silently. Very small rates fail to move
+# the loss by 0.1 nat within the budget, so they do not count. Large rates overtake.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-silent-counts", "caption": "Number of contexts that failed silently, with cross-entropy ending at least 0.1 nat lower, by model and learning rate of Adam (full fine-tuning; one deterministic run per cell and context)."}, "image": {"alt": "Heat map of the number of silent failures by model and learning rate under Adam.", "width": "100%"}}
-counts = {
-    optimizer: pd.DataFrame(
-        {m.name: silent[optimizer, m.name].sum(["context", "seed"]).values for m in loaded},
-        index=[f"{rate:.0e}" for rate in rates],
-    ).T
-    for optimizer, rates in grids.items()
-}
-axes = count_map(counts["adam"], "Adam", "contexts", largest=len(nb.contexts))
-axes.set_xlabel("learning rate");
 
-# %% tags=["hide-input"]
-nb.made_by(adam)
+# %%
+def counts(optimizer):
+    """Contexts that failed silently; a row for each model, a column for each learning rate."""
+    table = {model: failed.sum(["context", "seed"]).values for model, failed in silent.sel(optimizer).items()}
+    return pd.DataFrame(table, index=[f"{rate:.0e}" for rate in grids[optimizer]]).T
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-silent-counts-sgd", "caption": "The same count under SGD, at its own grid of learning rates."}, "image": {"alt": "Heat map of the number of silent failures by model and learning rate under SGD.", "width": "100%"}}
-axes = count_map(counts["sgd"], "SGD", "contexts", largest=len(nb.contexts))
-axes.set_xlabel("learning rate");
 
-# %% tags=["hide-input"]
-nb.made_by({m.name: runs["sgd", m.name] for m in loaded})
+nb.figure(
+    count_map(counts("adam"), "Adam", "contexts", largest=len(nb.contexts), across="learning rate"),
+    "fig-silent-counts",
+    caption="""Number of contexts that failed silently, with cross-entropy ending at least 0.1 nat lower, by
+        model and learning rate of Adam (full fine-tuning; one deterministic run per cell and context).""",
+    alt="Heat map of the number of silent failures by model and learning rate under Adam.",
+    runs=adam,
+)
+nb.figure(
+    count_map(counts("sgd"), "SGD", "contexts", largest=len(nb.contexts), across="learning rate"),
+    "fig-silent-counts-sgd",
+    caption="The same count under SGD, at its own grid of learning rates.",
+    alt="Heat map of the number of silent failures by model and learning rate under SGD.",
+    runs=runs.sel("sgd"),
+)
+
+# %%
+failing = silent.map(lambda failed: int(failed.any(["rate", "seed"]).sum()))  # contexts that fail at some rate
+for optimizer, rates in grids.items():
+    by_model = failing.sel(optimizer)
+    nb.record(
+        "C1",
+        min(by_model.values()),
+        optimizer=optimizer,
+        n={
+            "architectures": len(loaded),
+            "contexts": min(runs.fewest_contexts(o) for o in grids),
+            "rates": len(rates),
+        },
+        runs=runs.sel(optimizer),
+        detail={"contexts failing at some rate": by_model},
+    )
 
 # %% tags=["hide-input"]
 for optimizer in grids:
-    failing = {m.name: int(silent[optimizer, m.name].any(["rate", "seed"]).sum()) for m in loaded}
-    nb.record(
-        "C1",
-        min(failing.values()),
-        optimizer=optimizer,
-        n={"architectures": len(loaded), "contexts": min(ds.sizes["context"] for ds in runs.values()), "rates": len(grids[optimizer])},
-        runs=[runs[optimizer, m.name] for m in loaded],
-        detail={"contexts failing at some rate": failing},
+    tally = silent_failure.tally(list(runs.sel(optimizer).values()), least_fall)
+    nb.say(
+        "**{label}**: contexts that fail silently at one or more of the declared rates: {counts}, of "
+        "{contexts}. All {runs} runs: {outcomes}.",
+        label=labels[optimizer],
+        counts=", ".join(f"{name} {count}" for name, count in failing.sel(optimizer).items()),
+        contexts=len(nb.contexts),
+        runs=sum(tally.values()),
+        outcomes=", ".join(f"{count} {outcome}" for outcome, count in tally.items()),
     )
-    tally = silent_failure.tally([runs[optimizer, m.name] for m in loaded], least_fall)
-    notebook.say(
-        f"**{'SGD' if optimizer == 'sgd' else 'Adam'}**: contexts that fail silently at one or more of the declared rates: "
-        + ", ".join(f"{name} {count}" for name, count in failing.items())
-        + f", of {len(nb.contexts)}. All {sum(tally.values())} runs: "
-        + ", ".join(f"{count} {outcome}" for outcome, count in tally.items())
-        + "."
-    )
+share = [count / adam[name].sizes["context"] for name, count in failing.sel("adam").items()]
+nb.answer(
+    "{yes} Under Adam, {least:.0%} to {most:.0%} of each model's contexts fail silently at one or more "
+    "of {rates} ordinary learning rates. In the run of {{numref}}`fig-silent` cross-entropy falls by "
+    "{fall:.2f} nats in {steps} steps, and “{k}” {stays} ahead of “{c}”.",
+    yes="Yes." if max(share) > 0 else "Not in these runs.",
+    least=min(share),
+    most=max(share),
+    rates=len(learning_rates),
+    fall=float(start.cross_entropy - end.cross_entropy),
+    steps=steps,
+    stays="stays" if float(end.logit_gap) < 0 else "does not stay",
+    c=example.correct.item(),
+    k=example.competitor.item(),
+)
 
 # %% [markdown]
 # ## What it means
 #
 # A falling loss says that the correct token gains probability. It does not say from whom. Near-synonyms sit close
-# together in the readout, so an update that lifts one lifts the other; most of the gain comes from the bulk of the vocabulary.
+# together in the readout, so an update that lifts one lifts the other; most of the gain comes from the bulk of the
+# vocabulary.
 #
 # ## What could be wrong
 #
-# The count depends on the grid of learning rates and on the number of steps, which are ours. Where a whole grid lies above the critical learning rates, every run of it overtakes and none can fail
-# silently; the tally above says when that is so. The grids were declared before the runs and were not moved afterwards. At a large enough learning rate every context here
-# overtakes. The failure is one of budget, and the point of the book is that the budget can be known beforehand.
+# The count depends on the grid of learning rates and on the number of steps, which are ours. Where a whole grid lies
+# above the critical learning rates, every run of it overtakes and none can fail silently; the tally above says when
+# that is so. The grids were declared before the runs and were not moved afterwards. At a large enough learning rate
+# every context here overtakes. The failure is one of budget, and the point of the book is that the budget can be
+# known beforehand.

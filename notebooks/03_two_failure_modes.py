@@ -12,11 +12,13 @@
 # ---
 
 # %% [markdown]
-# # Two failure modes
+# # 03 · Two failure modes
 #
 # **Question.** When fine-tuning fails silently, what went wrong: did the signal not grow, or did the drag get worse?
 #
-# **Answer.** The split $\Phi = S + D$ tells the two apart. The table below counts both, with the threshold that separates them written down beforehand.
+# ```{glue:md} answer_03
+# :format: myst
+# ```
 
 # %% tags=["parameters"]
 models: list[str] = ["zoo:gpt2-s", "zoo:neox-s"]  # model references, zoo:NAME, a folder or a hub id
@@ -30,89 +32,164 @@ sgd_learning_rates: list[float] = [1.0e-3, 3.0e-3, 1.0e-2, 3.0e-2, 1.0e-1]  # le
 steps: int = 20  # optimiser steps of each run
 
 # %% tags=["hide-cell"]
-import pandas as pd
+import xarray as xr
 
 from phantomlib.book import notebook
-from phantomlib.figures.silent_failure import failure_modes, MODES
-from phantomlib.transition import silent_failure
+from phantomlib.figures.silent_failure import MODES, drag_over_time, failure_modes
 from phantomlib.measure.recipe import Recipe
+from phantomlib.measure.study import Study
+from phantomlib.transition import silent_failure
 
-nb = notebook.start("03_two_failure_modes", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
+nb = notebook.start(
+    "03_two_failure_modes", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed
+)
 loaded = [nb.load(ref) for ref in nb.models]
+grids = {"adam": learning_rates, "sgd": sgd_learning_rates}
+labels = {"adam": "Adam", "sgd": "SGD"}
 
 # %% [markdown]
 # ## What was done
 #
-# The runs are those of the chapter on silent failure. For each silent failure we ask how the drag changed from the first to the last step.
+# The runs are those of [chapter 01](01_silent_failure.ipynb). For each [silent
+# failure](../definitions.md#silent-failure) we ask how the [drag](../definitions.md#order-parameter-signal-and-drag)
+# changed from the first to the last step.
 #
-# - **Kinematic failure**: the drag did not worsen by more than $10^{-3}$. The signal was on its way and the budget ended first.
-# - **Structural failure**: the drag worsened by more than $10^{-3}$. The bulk leaks more towards the competitor than before, and works against the signal.
+# - **Kinematic failure**: the drag did not worsen by more than $10^{-3}$. The signal was on its way and the budget
+#   ended first.
+# - **Structural failure**: the drag worsened by more than $10^{-3}$. The bulk leaks more towards the competitor than
+#   before, and works against the signal.
 
-# %% tags=["hide-input"]
-by_optimizer, tables = {}, {}
-for optimizer, rates in (("adam", learning_rates), ("sgd", sgd_learning_rates)):
-    recipe = Recipe(optimizer=optimizer, steps=steps)
-    by_optimizer[optimizer] = {m.name: nb.store.run(m, nb.fitting_contexts(m), rates, recipe) for m in loaded}
-    parts = [silent_failure.failure_table(ds).assign(model=name) for name, ds in by_optimizer[optimizer].items()]
-    tables[optimizer] = pd.concat(parts, ignore_index=True)
-    counts = tables[optimizer].groupby(["model", "mode"], sort=False).size().unstack(fill_value=0)
+
+# %%
+def fine_tune(model, optimizer):
+    return nb.store.run(model, nb.fitting_contexts(model), grids[optimizer], Recipe(optimizer=optimizer, steps=steps))
+
+
+runs = Study.of(fine_tune, loaded)
+failures = runs.table(silent_failure.failure_table)  # a row for every run
+adam = failures[failures.optimizer == "adam"]
+outcomes = failures.groupby(["optimizer", "model"], sort=False)["mode"].value_counts().unstack(fill_value=0)
+nb.table(outcomes.rename(labels).rename_axis(["optimiser", "model"]).reset_index(), runs=runs)
+nb.say(
+    "The columns count runs; “overtakes” are successes, “other” are runs whose loss rose at some step. "
+    "The rest of this page is about Adam."
+)
+
+# %%
+kinds = {}
+for optimizer, of_optimizer in failures.groupby("optimizer", sort=False):
+    counts = of_optimizer.groupby(["model", "mode"], sort=False).size().unstack(fill_value=0)
     counts = counts.reindex(index=[m.name for m in loaded], columns=list(MODES), fill_value=0)
-    kinematic, structural = int(counts.kinematic.sum()), int(counts.structural.sum())
+    kinds[optimizer] = {"kinematic": int(counts.kinematic.sum()), "structural": int(counts.structural.sum())}
     nb.record(
         "C3",
-        {"kinematic_failures": kinematic, "structural_failures": structural},
+        {f"{kind}_failures": number for kind, number in kinds[optimizer].items()},
         optimizer=optimizer,
-        n={"architectures": len(loaded), "contexts": min(ds.sizes["context"] for ds in by_optimizer[optimizer].values()), "runs": len(tables[optimizer])},
-        runs=by_optimizer[optimizer],
+        n={
+            "architectures": len(loaded),
+            "contexts": runs.fewest_contexts(optimizer),
+            "runs": len(of_optimizer),
+        },
+        runs=runs.sel(optimizer),
         detail=counts.to_dict("index"),
     )
-    notebook.say(
-        f"**{'SGD' if optimizer == 'sgd' else 'Adam'}**: of {len(tables[optimizer])} runs, {kinematic + structural} failed silently, {kinematic} in the kinematic and {structural} in the structural way."
-    )
-    notebook.table(counts.reset_index())
-notebook.say("The columns count runs; “overtakes” are successes, “other” are runs whose loss rose at some step. The rest of this page is about Adam.")
-runs, table = by_optimizer["adam"], tables["adam"]
 
-# %% tags=["hide-input"]
-nb.made_by(by_optimizer["adam"], by_optimizer["sgd"])
+# %% [markdown]
+# ## What gets worse, and when
+#
+# The loss falls along every one of these lines. In a kinematic failure the drag stays or improves, and the run only
+# ends too early. In a structural one it gets worse, step by step: the curve leaves the grey line downwards.
+
+
+# %%
+def drag_history(ds):
+    """Change of the drag along every silent failure; a row for every run and step."""
+    change = ds.drag - ds.drag.isel(step=0, drop=True)
+    table = xr.Dataset({"mode": silent_failure.failure_mode(ds), "drag_change": change}).to_dataframe().reset_index()
+    return table[table["mode"].isin(["kinematic", "structural"])]
+
+
+history = runs.table(drag_history).query("optimizer == 'adam'")
+if len(history):
+    nb.figure(
+        drag_over_time(history, silent_failure.DRAG_WORSENS),
+        "fig-drag-over-time",
+        caption="""Change of the drag along every silent failure under Adam, by its kind (full fine-tuning,
+            deterministic; one line per run, all models together; symmetric logarithmic axis, linear
+            within plus and minus 0.001). Grey: a fall of 0.001, fixed beforehand; a run that ends below
+            it is structural.""",
+        alt="Lines of the change of the drag against the step; of structural failures they fall.",
+        runs=runs.sel("adam"),
+        data=history,
+    )
+if not kinds["adam"]["structural"]:
+    nb.say("No run under Adam failed in the structural way, so there is no such curve to show.")
 
 # %% [markdown]
 # ## Where the two modes lie
 #
 # To the right of the grey line the drag worsened. Low down, the signal is small.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-modes", "caption": "Every run as a point: final signal against the fall of the drag (symmetric logarithmic axis, linear within plus and minus 0.001), coloured by failure mode. Ten contexts by five learning rates in each panel; Adam, full fine-tuning, deterministic. The grey line is the threshold 0.001, fixed beforehand."}, "image": {"alt": "Scatter plots of final signal against fall of the drag, one panel per model.", "width": "100%"}}
-failure_modes(table, silent_failure.DRAG_WORSENS);
-
-# %% tags=["hide-input"]
-nb.made_by(runs)
+# %%
+nb.figure(
+    failure_modes(adam, silent_failure.DRAG_WORSENS),
+    "fig-modes",
+    caption="""Every run as a point: final signal against the fall of the drag (symmetric logarithmic axis,
+        linear within plus and minus 0.001), coloured by failure mode. All contexts at five learning rates
+        in each panel; Adam, full fine-tuning, deterministic. The grey line is the threshold 0.001, fixed
+        beforehand.""",
+    alt="Scatter plots of final signal against fall of the drag, one panel per model.",
+    runs=runs.sel("adam"),
+    data=adam,
+)
 
 # %% [markdown]
 # ## What the drag is made of
 #
-# The drag is a product: the mass of the bulk, $1 - p_c - p_k$, times the mean contrast of the bulk, $D / (1 - p_c - p_k)$. Mass falls when training draws
-# probability from the bulk to the pair. Contrast changes when probability moves *within* the bulk, or the geometry does. The table shows the medians over the
-# silent failures of each mode.
+# The drag is a product: the mass of the bulk, $1 - p_c - p_k$, times the mean contrast of the bulk, $D / (1 - p_c -
+# p_k)$. Mass falls when training draws probability from the bulk to the pair. Contrast changes when probability moves
+# *within* the bulk, or the geometry does. The table shows the medians over the silent failures of each mode.
 
-# %% tags=["hide-input"]
-factors = table[table["mode"].isin(["kinematic", "structural"])]
-if len(factors):
-    columns = ["bulk_mass_start", "bulk_mass_end", "contrast_start", "contrast_end", "drag_fall", "signal", "overlap"]
-    medians = factors.groupby(["model", "mode"], sort=False)[columns].median().reset_index()
-    notebook.table(medians.rename(columns=lambda name: name.replace("_", " ")), digits=4)
+# %%
+silent = adam[adam["mode"].isin(["kinematic", "structural"])]
+parts = ["bulk_mass_start", "bulk_mass_end", "contrast_start", "contrast_end", "drag_fall", "signal", "overlap"]
+if len(silent):
+    medians = silent.groupby(["model", "mode"], sort=False)[parts].median().reset_index()
+    nb.table(medians.rename(columns=lambda name: name.replace("_", " ")), digits=4, runs=runs.sel("adam"))
 else:
-    notebook.say("There is no silent failure among these runs, so there is nothing to take apart.")
+    nb.say("There is no silent failure among these runs, so there is nothing to take apart.")
 
 # %% tags=["hide-input"]
-nb.made_by(runs)
+count = kinds["adam"]
+failed = sum(count.values())
+nb.answer(
+    "{what} Of {runs} runs under Adam {failed} failed silently: in {kinematic} the signal was on its "
+    "way and the budget ended first (kinematic), in {structural} the drag got worse by more than "
+    "{threshold:g} (structural). Under SGD it is {sgd_kinematic} and {sgd_structural}.",
+    what="Nothing failed."
+    if not failed
+    else "Mostly the first."
+    if count["kinematic"] > count["structural"]
+    else "Mostly the second."
+    if count["structural"] > count["kinematic"]
+    else "Each as often as the other.",
+    runs=len(adam),
+    failed=failed,
+    kinematic=count["kinematic"],
+    structural=count["structural"],
+    threshold=silent_failure.DRAG_WORSENS,
+    sgd_kinematic=kinds["sgd"]["kinematic"],
+    sgd_structural=kinds["sgd"]["structural"],
+)
 
 # %% [markdown]
 # ## What it means
 #
-# A kinematic failure is cured by more steps or a larger learning rate: the run was heading the right way. A structural failure may not be. It says that the
-# tokens gaining probability beside $c$ are closer to $k$ than to $c$.
+# A kinematic failure is cured by more steps or a larger learning rate: the run was heading the right way. A
+# structural failure may not be. It says that the tokens gaining probability beside $c$ are closer to $k$ than to $c$.
 #
 # ## What could be wrong
 #
-# The threshold $10^{-3}$ is ours. It lies above the noise seen in prototypes, and it was fixed before these runs. A drag can worsen because probability flows
-# into the bulk's $k$-like tokens for a few steps only; the classification looks at the ends of a run, not at its path.
+# The threshold $10^{-3}$ is ours. It lies above the noise seen in prototypes, and it was fixed before these runs. A
+# drag can worsen because probability flows into the bulk's $k$-like tokens for a few steps only; the classification
+# looks at the ends of a run, not at its path, which is why the paths are shown.

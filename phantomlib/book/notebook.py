@@ -1,15 +1,17 @@
-"""What every notebook calls first: check the common parameters, open contexts and store, say how a figure was made.
+"""What every notebook calls first: check the common parameters, open contexts and store, show figures, tables and sentences.
 
-A notebook needs two lines of it, and one below each figure or table::
+A notebook needs two lines to start, and one for whatever it shows::
 
-    from phantomlib import notebook
+    from phantomlib.book import notebook
     nb = notebook.start("01_silent_failure", models=models, contexts=contexts, device=device, dtype=dtype,
                         store=store, seed=seed)
     ...
-    nb.made_by(runs)   # in a cell of its own; the runner hides the call and keeps the line it prints
+    nb.figure(loss_and_rank(run), "fig-silent", caption="A silent failure.", alt="A falling loss curve.", runs=run)
+    nb.say("Cross-entropy falls by {fall:.2f} nats.", fall=fall)
+
+Below each figure and table follows the folded line "How this was made": command, parameters, runs, commit, and the numbers.
 """
 
-import base64
 import html
 import json
 import os
@@ -18,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from phantomlib.book import markup
 from phantomlib.errors import ContextError, ParameterError
 
 FITTING = "fitting:"  # before the name of a contexts file: leave out what does not fit a model
@@ -40,6 +43,7 @@ class Notebook:
         source: what its measurements are made by (``phantomlib.ledger.measurements.Source``).
         profile: name of the profile it runs with, or "".
         fitting: resolved contexts by model fingerprint, once they were asked for.
+        tables: how many tables were shown; numbers their downloads.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Notebook:
     source: object = None
     profile: str = ""
     fitting: dict = field(default_factory=dict)
+    tables: int = 0
 
     def load(self, ref: str, **options):
         """Load one model with this notebook's device and dtype (``phantomlib.measure.models.load``)."""
@@ -65,7 +70,7 @@ class Notebook:
     ) -> None:
         """Record a measurement for the ledger (see :func:`phantomlib.ledger.claims.record_measurement`).
 
-        ``runs``: as in :meth:`made_by`.
+        ``runs``: as in :meth:`figure`.
         """
         from phantomlib.ledger import claims
 
@@ -120,16 +125,82 @@ class Notebook:
         values = " ".join(f"-p {key} {json.dumps(value)!r}" for key, value in sorted(self.parameters.items()))
         return f"phantom run {self.name.split('_')[0]} {values}".strip()
 
-    def made_by(self, *runs) -> None:
-        """Display one folded line, "How this was made": command, parameters, run ids, commit, and data to download.
-
-        The data are those of the figures and tables shown since the last such line.
+    def say(self, template: str, **values) -> None:
+        """Show sentences whose numbers come from the run, as Markdown.
 
         Args:
-            runs: datasets of the store, run ids, or lists and mappings of these; none at all for what needs no run.
-
-        Call it in a cell of its own: a caption set in a cell's metadata applies to each of its outputs.
+            template: with ``{name:.2f}`` where the value of that name stands; literal braces doubled, as in ``g_{{ck}}``.
+            values: numbers and texts by name; an undefined number (nan) reads "undefined". Without any, ``template`` is
+                shown as it is.
         """
+        say(markup.fill(template, **values))
+
+    def answer(self, template: str, **values) -> None:
+        """Write the answer of the chapter, as in :meth:`say`; it stands where the chapter's head pastes it.
+
+        The head is Markdown and comes first, the numbers come later. So the head holds, for chapter 01::
+
+            ```{glue:md} answer_01
+            :format: myst
+            ```
+        """
+        from IPython.display import Markdown
+        from myst_nb import glue
+
+        text = "**Answer.** " + markup.fill(template, **values)
+        # in Jupyter, where the head shows only its own source, the answer is shown where it is written
+        glue(f"answer_{self.name.split('_')[0]}", Markdown(text), display=not _from_runner())
+
+    def figure(self, figure, name: str, *, caption: str, alt: str, runs=None, data=None) -> None:
+        """Show a figure with a number, a caption and alt text, then the line "How this was made".
+
+        Args:
+            figure: a matplotlib figure, or axes of it.
+            name: prose refers to it, from any page, by ``{numref}`NAME```.
+            caption: MyST text: says what is drawn, of how many runs.
+            alt: what a reader who cannot see it should know.
+            runs: datasets of the store, run ids, or lists and mappings of these; none for what needs no run.
+            data: the tidy table that the figure draws, to be downloaded; read back from the figure if None.
+        """
+        import matplotlib.pyplot as plt
+        from IPython.display import display
+
+        from phantomlib.figures.figure_data import drawn
+
+        figure = figure.figure
+        frame = drawn(figure) if data is None else data
+        display(markup.figure(figure, name, caption, alt), raw=True)
+        plt.close(figure)  # or IPython would show it a second time
+        self._show_origin(runs, name, frame)
+
+    def table(self, frame, digits: int = 3, *, fold: str | None = None, top: int | None = None, runs=None) -> None:
+        """Show a pandas table, floats with ``digits`` decimals, then the line "How this was made".
+
+        Args:
+            frame: the table; an undefined number (nan) is shown as a dash.
+            digits: decimals of floats.
+            fold: fold the table under this line.
+            top: show this many rows, and fold all of them below.
+            runs: as in :meth:`figure`.
+        """
+        text = markdown_table(frame, digits)
+        if fold:
+            text = markup.folded(fold, text)
+        elif top is not None and len(frame) > top:
+            text = f"{markdown_table(frame.head(top), digits)}\n\n{markup.folded(f'All {len(frame)} rows', text)}"
+        say(text)
+        self.tables += 1
+        self._show_origin(runs, f"table-{self.tables}", frame)
+
+    def page(self, text: str, runs=None) -> None:
+        """Show HTML, then the line "How this was made" (``runs`` as in :meth:`figure`)."""
+        from IPython.display import HTML, display
+
+        display(HTML(text))
+        self._show_origin(runs)
+
+    def _show_origin(self, runs, name: str = "", frame=None) -> None:
+        """The folded line "How this was made": command, parameters, run ids, commit, and ``frame`` to download."""
         from IPython.display import display
 
         rows = {
@@ -138,14 +209,12 @@ class Notebook:
             "Runs": _runs(list(dict.fromkeys(_run_ids(runs)))),
             "Commit": _commit(),
         }
-        links = [_download(f"{self.name}-{number}.csv", frame) for number, frame in _shown.take()]
-        if links:
-            rows["Data"] = ", ".join(links)
+        if frame is not None:
+            rows["Data"] = markup.download(f"{self.name}-{name}.csv", frame)
         page = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in rows.items())
-        text = f"How this was made: {self.command}"
         bundle = {
             "text/html": f'<details class="made-by"><summary>How this was made</summary><dl>{page}</dl></details>',
-            "text/plain": text,
+            "text/plain": f"How this was made: {self.command}",
         }
         display(bundle, raw=True)
 
@@ -178,7 +247,7 @@ def start(
         dtype: ``float32`` or ``float64``.
         store: folder of runs.
         seed: 0 or more.
-        own: further parameters of the notebook, only to be named by :meth:`Notebook.made_by`.
+        own: further parameters of the notebook, only to be named in the line "How this was made".
 
     What this notebook recorded before with the same parameters is dropped: a verdict rests on a notebook that ran through.
 
@@ -203,7 +272,6 @@ def start(
     for ref in models:
         find(ref)  # a misspelt zoo name or folder is refused here, before anything runs
     use_style()
-    _shown.watch()
     common = {"models": models, "contexts": contexts, "device": device, "dtype": dtype, "store": store, "seed": seed}
     opened, loaded, file = Store(store), load_contexts(contexts.removeprefix(FITTING)), _file_of(name)
     parameters = _from_runner().get("parameters") or _session_parameters(file) | common | own
@@ -224,65 +292,23 @@ def start(
 
 
 def say(text: str) -> None:
-    """Show sentences whose numbers come from the run, as Markdown."""
+    """Show text as Markdown."""
     from IPython.display import Markdown, display
 
     display(Markdown(text))
 
 
-def table(frame, digits: int = 3, fold: str | None = None) -> None:
-    """Show a pandas table as a Markdown table, floats with ``digits`` decimals; folded under the line ``fold`` if given."""
-    _shown.add(frame)
-    text = markdown_table(frame, digits)
-    say(f":::{{dropdown}} {fold}\n{text}\n:::" if fold else text)
-
-
 def markdown_table(frame, digits: int = 3) -> str:
-    """A pandas table as Markdown, floats with ``digits`` decimals."""
-    cells = frame.map(lambda value: f"{value:.{digits}f}" if isinstance(value, float) else str(value))
+    """A pandas table as Markdown, floats with ``digits`` decimals, undefined ones as a dash."""
+    cells = frame.map(lambda value: _cell(value, digits))
     align = ["right" if column.dtype.kind in "iuf" else "left" for _, column in frame.items()]
     return cells.to_markdown(index=False, disable_numparse=True, colalign=align)
 
 
-class _Shown:
-    """Tables and figures shown since the last line "How this was made", which offers their numbers."""
-
-    def __init__(self):
-        self.items, self.taken = [], 0
-
-    def watch(self) -> None:
-        """From now on see every figure that IPython displays."""
-        from IPython import get_ipython
-        from matplotlib.figure import Figure
-
-        self.__init__()
-        shell = get_ipython()
-        if shell is not None:  # asked for a format of its own, every displayed object comes by
-            see = lambda shown: self.add(shown) if isinstance(shown, Figure) else None  # noqa: E731
-            shell.display_formatter.formatters["application/x-phantom-seen"] = see
-
-    def add(self, shown) -> None:
-        if not any(shown is item for item in self.items):  # a figure may be glued as well
-            self.items.append(shown)
-
-    def take(self) -> list:
-        """Numbered tables, each once."""
-        from phantomlib.figures.figure_data import drawn
-
-        frames = [drawn(item) if hasattr(item, "savefig") else item for item in self.items]
-        numbered = list(enumerate(frames, self.taken + 1))
-        self.items, self.taken = [], self.taken + len(frames)
-        return numbered
-
-
-_shown = _Shown()
-
-
-def _download(name: str, frame) -> str:
-    """A link that holds the table itself, so that it works offline and in a notebook that is passed on."""
-    text = frame.to_csv(index=False, float_format="%.7g").encode()
-    address = f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text).decode()}"
-    return f'<a download="{name}" href="{address}">{name}</a> ({len(text) / 1000:.0f} kB)'
+def _cell(value, digits: int) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return "–" if value != value else f"{value:.{digits}f}"
 
 
 def _check_types(**given) -> None:
@@ -325,13 +351,14 @@ def _from_runner() -> dict:
 
 
 def _run_ids(runs) -> list[str]:
-    """Ids named by datasets, strings, or lists and mappings of these."""
+    """Ids named by datasets and tables of runs, strings, or lists and mappings of these."""
     if runs is None:
         return []
     if isinstance(runs, str):
         return [runs]
     if hasattr(runs, "attrs"):  # a Dataset is a Mapping too, so it is asked first
-        return [str(runs.attrs.get("run_id", "unnamed run"))]
+        many = runs.attrs.get("run_ids", [runs.attrs.get("run_id", "unnamed run")])  # a search took several runs
+        return many.split() if isinstance(many, str) else [str(run_id) for run_id in many]
     if isinstance(runs, Mapping):
         return _run_ids(list(runs.values()))
     return [run_id for run in runs for run_id in _run_ids(run)]

@@ -8,16 +8,17 @@ from phantomlib.figures.palette import FAMILIES, REFERENCE
 from phantomlib.figures.style import WIDTH, label_line
 
 
-def blind_errors(comparison: dict, band: float, titles: dict[str, str]) -> Figure:
+def blind_errors(comparison, band: float, titles: dict[str, str]) -> Figure:
     """Error of a blind prediction by context, one panel per optimiser.
 
     Args:
-        comparison: for each optimiser a table with columns gap, predicted and measured.
+        comparison: pandas table with columns optimizer, context, gap, predicted and measured.
         band: in per cent, shaded around zero.
         titles: of the panels, by optimiser.
     """
-    figure, panels = plt.subplots(1, len(comparison), figsize=(WIDTH, 3.0), sharey=True, layout="constrained")
-    for axes, (optimizer, table) in zip(panels, comparison.items(), strict=True):
+    figure, panels = plt.subplots(1, len(titles), figsize=(WIDTH, 3.0), sharey=True, layout="constrained")
+    for axes, (optimizer, title) in zip(panels, titles.items(), strict=True):
+        table = comparison[comparison.optimizer == optimizer]
         axes.axhspan(-band, band, color="#E6E6E6", zorder=0)
         axes.axhline(0, color=REFERENCE, linewidth=0.8)
         error = 100 * (table.predicted / table.measured - 1)
@@ -26,23 +27,25 @@ def blind_errors(comparison: dict, band: float, titles: dict[str, str]) -> Figur
             label_line(axes, x, y, name, "#4D4D4D", fontsize="x-small")
         mean = 100 * np.expm1(np.log(table.predicted / table.measured).mean())
         axes.axhline(mean, color=FAMILIES["llama"], linestyle="--", linewidth=1)
-        axes.set(title=titles[optimizer], xlabel=r"initial logit gap $|\Delta_0|$ (nat)")
+        axes.set(title=title, xlabel=r"initial logit gap $|\Delta_0|$ (nat)")
         axes.margins(x=0.15)
     panels[0].set_ylabel("predicted over measured, error (%)")
     return figure
 
 
-def left_out_errors(errors: dict, band: float, colours: dict, titles: dict[str, str]) -> Figure:
+def left_out_errors(errors, band: float, colours: dict, titles: dict[str, str]) -> Figure:
     """Leave-one-out errors by architecture: contexts as dots, geometric means as squares.
 
     Args:
-        errors: for each optimiser rows of :func:`phantomlib.critical.calibration.leave_one_out` of one predictor and calibration.
+        errors: rows of :func:`phantomlib.critical.calibration.leave_one_out` of one predictor and calibration, with a
+            column optimizer.
         band: in per cent, shaded around zero.
         colours: by model.
         titles: of the panels, by optimiser.
     """
-    figure, panels = plt.subplots(1, len(errors), figsize=(WIDTH, 3.1), sharey=True, layout="constrained")
-    for axes, (optimizer, table) in zip(panels, errors.items(), strict=True):
+    figure, panels = plt.subplots(1, len(titles), figsize=(WIDTH, 3.1), sharey=True, layout="constrained")
+    for axes, (optimizer, title) in zip(panels, titles.items(), strict=True):
+        table = errors[errors.optimizer == optimizer]
         axes.axhspan(-band, band, color="#E6E6E6", zorder=0)
         axes.axhline(0, color=REFERENCE, linewidth=0.8)
         names = list(dict.fromkeys(table.model))
@@ -57,7 +60,7 @@ def left_out_errors(errors: dict, band: float, colours: dict, titles: dict[str, 
                 alpha=0.7,
             )
             axes.plot(place + 0.15, 100 * np.expm1(error.mean()), "s", markersize=5, color=colours[name])
-        axes.set(title=titles[optimizer], xticks=range(len(names)), xticklabels=names)
+        axes.set(title=title, xticks=range(len(names)), xticklabels=names)
         axes.tick_params(axis="x", rotation=30)
     panels[0].set_ylabel("predicted over measured, error (%)")
     return figure

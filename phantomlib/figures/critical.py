@@ -61,18 +61,20 @@ def numbers_by_model(numbers, summaries: dict, colours: dict, titles: dict[str, 
     return figure
 
 
-def predicted_rates(results: dict, predictors: list[str], colours: dict, titles: dict[str, str]) -> Figure:
+def predicted_rates(results, predictors: list[str], colours: dict, titles: dict[str, str]) -> Figure:
     """Predicted against measured critical rates; the first predictor open, the last filled.
 
     Args:
-        results: for each optimiser the rows of :func:`phantomlib.critical.predictors.results`.
+        results: pandas table with columns optimizer, model, measured and the predictors
+            (:func:`phantomlib.critical.predictors.results`).
         predictors: names of columns.
         colours: by model.
         titles: of the panels, by optimiser.
     """
     figure, panels = plt.subplots(1, len(titles), figsize=(WIDTH, 3.5), layout="constrained")
     for axes, (optimizer, title) in zip(panels, titles.items(), strict=True):
-        for name, rows in results[optimizer].groupby("model", sort=False):
+        chosen = results[results.optimizer == optimizer]
+        for name, rows in chosen.groupby("model", sort=False):
             for predictor in predictors:
                 face = colours[name] if predictor == predictors[-1] else "none"
                 axes.plot(
@@ -84,7 +86,7 @@ def predicted_rates(results: dict, predictors: list[str], colours: dict, titles:
                     markerfacecolor=face,
                     alpha=0.8,
                 )
-        low, high = results[optimizer].measured.min() / 1.3, results[optimizer].measured.max() * 1.3
+        low, high = chosen.measured.min() / 1.3, chosen.measured.max() * 1.3
         axes.plot([low, high], [low, high], color=REFERENCE, linewidth=0.8, zorder=0)
         axes.set(title=title, xscale="log", yscale="log", xlabel="measured critical learning rate")
         for axis in (axes.xaxis, axes.yaxis):  # few enough labels that they do not meet
@@ -101,17 +103,18 @@ def predicted_rates(results: dict, predictors: list[str], colours: dict, titles:
     handles += [
         mpl.lines.Line2D([], [], marker="o", linestyle="", color=c, label=n)
         for n, c in colours.items()
-        if n in set(results[optimizer].model)
+        if n in set(results.model)
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize="small")
     return figure
 
 
-def ladder(results: dict, predictors: list[str], colours: dict, titles: dict[str, str], floor: float) -> Figure:
+def ladder(results, predictors: list[str], colours: dict, titles: dict[str, str], floor: float) -> Figure:
     """Absolute error of every predictor and context on a logarithmic axis, with medians.
 
     Args:
-        results: for each optimiser the rows of :func:`phantomlib.critical.predictors.results`.
+        results: pandas table with columns optimizer, model, measured and the predictors
+            (:func:`phantomlib.critical.predictors.results`).
         predictors: names of columns, in order.
         colours: by model.
         titles: of the panels, by optimiser.
@@ -119,7 +122,7 @@ def ladder(results: dict, predictors: list[str], colours: dict, titles: dict[str
     """
     figure, panels = plt.subplots(1, len(titles), figsize=(WIDTH, 3.6), sharey=True, layout="constrained")
     for axes, (optimizer, title) in zip(panels, titles.items(), strict=True):
-        table = results[optimizer]
+        table = results[results.optimizer == optimizer]
         axes.axhline(floor, color=REFERENCE, linewidth=0.9, linestyle=":")
         for place, predictor in enumerate(predictors):
             error = (100 * (table[predictor] / table.measured - 1).abs()).clip(lower=0.01)
@@ -140,7 +143,7 @@ def ladder(results: dict, predictors: list[str], colours: dict, titles: dict[str
         )
         axes.set_yticks([0.01, 0.1, 1, 10, 100], ["0.01", "0.1", "1", "10", "100"])
     panels[0].set_ylabel("absolute error (%)")
-    present = {name for table in results.values() for name in table.model}
+    present = set(results.model)
     handles = [
         mpl.lines.Line2D([], [], marker="o", linestyle="", color=c, label=n) for n, c in colours.items() if n in present
     ]

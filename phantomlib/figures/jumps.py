@@ -122,19 +122,19 @@ def lora_jump_panels(runs: dict[str, xr.Dataset], tables: dict, colours: dict) -
     return figure
 
 
-def onset_against_sharpness(tables: dict, colours: dict, size: float, titles: dict[str, str]) -> Figure:
+def onset_against_sharpness(table, colours: dict, size: float, titles: dict[str, str]) -> Figure:
     """Largest single step of Φ of every run against its learning rate in units of the edge of stability, one panel per optimiser.
 
     Args:
-        tables: pandas tables by optimiser, with columns model, edge (η λ_max / 2), largest (step over bound) and jumped.
+        table: pandas table with columns optimizer, model, edge (η λ_max / 2), largest (step over bound) and jumped.
         colours: by model.
         size: smallest step of a jump over the bound.
         titles: by optimiser.
     """
     figure, panels = plt.subplots(
-        1, len(tables), figsize=(WIDTH, 3.1), sharey=True, squeeze=False, layout="constrained"
+        1, len(titles), figsize=(WIDTH, 3.1), sharey=True, squeeze=False, layout="constrained"
     )
-    for axes, (optimizer, table) in zip(panels[0], tables.items(), strict=True):
+    for axes, (optimizer, title) in zip(panels[0], titles.items(), strict=True):
         axes.axhline(size, color=REFERENCE, linewidth=1, linestyle=":")
         axes.axvline(1, color=REFERENCE, linewidth=1)
         axes.annotate(
@@ -146,7 +146,7 @@ def onset_against_sharpness(tables: dict, colours: dict, size: float, titles: di
             fontsize="small",
             color=REFERENCE,
         )
-        for name, rows in table.groupby("model", sort=False):
+        for name, rows in table[table.optimizer == optimizer].groupby("model", sort=False):
             for jumped, face in ((False, "none"), (True, colours[name])):
                 chosen = rows[rows.jumped == jumped]
                 axes.plot(
@@ -158,32 +158,32 @@ def onset_against_sharpness(tables: dict, colours: dict, size: float, titles: di
                     color=colours[name],
                     label=name if jumped else None,
                 )
-        axes.set(xscale="log", yscale="log", xlabel=rf"$\eta\,\lambda_{{\max}}/2$ at step 0, {titles[optimizer]}")
+        axes.set(xscale="log", yscale="log", xlabel=rf"$\eta\,\lambda_{{\max}}/2$ at step 0, {title}")
         axes.set_yticks([0.01, 0.03, 0.1, 0.3, 1], ["0.01", "0.03", "0.1", "0.3", "1"])
         axes.minorticks_off()
     panels[0][0].set_ylabel(r"largest $|\Delta\Phi|\,/\sqrt{1-g_{ck}^2}$")
-    names = list(dict.fromkeys(name for table in tables.values() for name in table.model))
+    names = list(dict.fromkeys(table.model))
     handles = [mpl.lines.Line2D([], [], marker="o", linestyle="", color=colours[n], label=n) for n in names]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(names), fontsize="small")
     return figure
 
 
-def readout_shares(tables: dict, colours: dict, threshold: float, titles: dict[str, str]) -> Figure:
+def readout_shares(table, colours: dict, threshold: float, titles: dict[str, str]) -> Figure:
     """Size of every jump against the part of it that the readout carries, one panel per optimiser.
 
     Args:
-        tables: jumps by optimiser, with columns model, share_of_bound and readout_share.
+        table: jumps, with columns optimizer, model, share_of_bound and readout_share.
         colours: by model.
         threshold: smallest median readout share.
         titles: by optimiser.
     """
     figure, panels = plt.subplots(
-        1, len(tables), figsize=(WIDTH, 2.9), sharex=True, sharey=True, squeeze=False, layout="constrained"
+        1, len(titles), figsize=(WIDTH, 2.9), sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
-    for axes, (optimizer, table) in zip(panels[0], tables.items(), strict=True):
+    for axes, (optimizer, title) in zip(panels[0], titles.items(), strict=True):
         axes.axhline(threshold, color=REFERENCE, linewidth=1)
         axes.axhline(1, color=REFERENCE, linewidth=0.8, linestyle=":")
-        for name, rows in table.groupby("model", sort=False):
+        for name, rows in table[table.optimizer == optimizer].groupby("model", sort=False):
             axes.plot(
                 rows.share_of_bound,
                 rows.readout_share,
@@ -194,7 +194,7 @@ def readout_shares(tables: dict, colours: dict, threshold: float, titles: dict[s
                 color=colours[name],
                 label=name,
             )
-        axes.set_title(titles[optimizer])
+        axes.set_title(title)
     handles, labels = max((axes.get_legend_handles_labels() for axes in panels[0]), key=lambda pair: len(pair[0]))
     figure.legend(handles, labels, loc="outside upper center", ncols=max(len(labels), 1), fontsize="small")
     figure.supxlabel(r"size of the jump, $|\Delta\Phi|\,/\sqrt{1-g_{ck}^2}$", fontsize="medium")

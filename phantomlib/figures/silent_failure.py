@@ -57,7 +57,7 @@ def gap_trajectories(runs: dict[str, xr.Dataset], colours: dict, is_silent: dict
     return figure
 
 
-def count_map(counts, title: str, unit: str, largest: int) -> Axes:
+def count_map(counts, title: str, unit: str, largest: int, across: str) -> Axes:
     """Heat map of counts with the numbers written in; rows are models, columns learning rates.
 
     Args:
@@ -65,6 +65,7 @@ def count_map(counts, title: str, unit: str, largest: int) -> Axes:
         title: of the panel.
         unit: what is counted, for the colour bar.
         largest: upper end of the colour scale, so that panels compare.
+        across: label of the columns.
     """
     figure, axes = plt.subplots(figsize=(WIDTH, 0.42 * len(counts) + 1.2), layout="constrained")
     sns.heatmap(
@@ -80,7 +81,7 @@ def count_map(counts, title: str, unit: str, largest: int) -> Axes:
     )
     axes.set_title(title)
     axes.tick_params(axis="y", rotation=0)
-    axes.set_ylabel("")
+    axes.set(xlabel=across, ylabel="")
     return axes
 
 
@@ -116,6 +117,28 @@ def failure_modes(table, threshold: float) -> Figure:
     figure.legend(handles=handles, loc="outside upper center", ncols=len(present), fontsize="small")
     figure.supxlabel("fall of the drag, $D_0 - D_T$", fontsize="medium")
     figure.supylabel("final signal $S_T$", fontsize="medium")
+    return figure
+
+
+def drag_over_time(table, threshold: float) -> Figure:
+    """Change of the drag along every silent failure, one panel per kind.
+
+    Args:
+        table: pandas table with columns model, context, rate, mode (kinematic or structural), step and drag_change.
+        threshold: fall of the drag that separates the kinds.
+    """
+    kinds = [mode for mode in ("kinematic", "structural") if (table["mode"] == mode).any()]
+    figure, panels = small_multiples(len(kinds), columns=2, height=2.6)
+    for axes, mode in zip(panels, kinds, strict=True):
+        chosen = table[table["mode"] == mode]
+        for _, one in chosen.groupby(["model", "context", "rate"]):
+            axes.plot(one.step, one.drag_change, color=MODES[mode], linewidth=0.8, alpha=0.6)
+        axes.axhline(-threshold, color=REFERENCE, linewidth=1)
+        axes.set_title(f"{mode}: {len(chosen.groupby(['model', 'context', 'rate']))} runs")
+        axes.set_yscale("symlog", linthresh=threshold)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.supxlabel("step", fontsize="medium")
+    figure.supylabel("change of the drag, $D_t - D_0$", fontsize="medium")
     return figure
 
 

@@ -11,7 +11,6 @@ keeps its state.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -182,8 +181,3 @@ def _median(values: np.ndarray) -> float:
     """Median of the finite values; nan without any."""
     finite = values[np.isfinite(values)]
     return float(np.median(finite)) if len(finite) else math.nan
-
-
-def join_jumps(examinations: Mapping[str, Examination]) -> pd.DataFrame:
-    """The jumps of several models in one table, with a column ``model``."""
-    return pd.concat([e.jumps.assign(model=name) for name, e in examinations.items()], ignore_index=True)

@@ -1,15 +1,9 @@
 """What a page offers to download is what its figures draw."""
 
-import base64
-import io
-import re
-
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 
-from phantomlib.book import notebook
 from phantomlib.figures.figure_data import drawn
 
 
@@ -48,22 +42,3 @@ def test_bars_histograms_and_cells():
     assert found["panel 2"][["x", "y"]].to_numpy().tolist() == [[4, 0], [5, 1]]
     assert found["panel 3"][["x", "y"]].to_numpy().tolist() == [[0.25, 2], [0.75, 1]]
     assert found["panel 4"][["x", "y", "value"]].to_numpy()[[0, 5]].tolist() == [["a", "u", 1], ["c", "v", 6]]
-
-
-def test_a_page_offers_tables_and_figures_once(axes, monkeypatch):
-    shown = []
-    monkeypatch.setattr("IPython.display.display", lambda bundle, **_: shown.append(bundle))
-    axes.plot([1, 2], [3, 4])
-    book = notebook.Notebook("01_x", ["m"], [], None, "cpu", "float32", 0)
-    notebook._shown.__init__()
-    table = pd.DataFrame({"model": ["a"], "gap": [-1.23456789]})
-    notebook.table(table)
-    for _ in range(2):  # a figure may be glued, and displayed
-        notebook._shown.add(axes.figure)
-    book.made_by()
-    book.made_by()
-    first, second = (bundle["text/html"] for bundle in shown if isinstance(bundle, dict))
-    links = re.findall(r'download="([^"]+)" href="data:text/csv;charset=utf-8;base64,([^"]+)"', first)
-    assert [name for name, _ in links] == ["01_x-1.csv", "01_x-2.csv"] and "download" not in second
-    frames = [pd.read_csv(io.BytesIO(base64.b64decode(data))) for _, data in links]
-    assert frames[0].gap[0] == pytest.approx(-1.234568) and frames[1].y.tolist() == [3, 4]

@@ -163,7 +163,7 @@ for optimizer in grids:
 # Where does failing end? The critical learning rate is the smallest one at which the correct token overtakes within the budget of steps. It is predicted here from the
 # checkpoint alone, before any step of training ([how](06_dimensionless_numbers)). Then the runs are made, on both sides of it.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-edge", "caption": "One sentence, full fine-tuning with Adam at thirteen learning rates (deterministic, no seeds). The grey line is the critical rate, predicted from the checkpoint before any of the runs; each dot is one run. Left: the two runs 2 % below and 2 % above it, the logit gap over their last steps. Right: all runs after their last step. The loss has no feature at the critical rate; the sign of the gap changes there."}, "image": {"alt": "Losses of two runs almost coincide; their logit gaps end on different sides of zero, at the predicted learning rate.", "width": "100%"}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-below-and-above", "caption": "One sentence, full fine-tuning with Adam at thirteen learning rates (deterministic, no seeds). The grey line is the critical rate, predicted from the checkpoint before any of the runs; each dot is one run. Left: the two runs 2 % below and 2 % above it, the logit gap over their last steps. Right: all runs after their last step. The loss has no feature at the critical rate; the sign of the gap changes there."}, "image": {"alt": "Losses of two runs almost coincide; their logit gaps end on different sides of zero, at the predicted learning rate.", "width": "100%"}}
 import numpy as np
 import matplotlib.pyplot as plt
 
@@ -177,7 +177,7 @@ chosen = int(np.isfinite(predicted).argmax())  # the first sentence that has a p
 multiples = np.array([0.5, 0.6, 0.7, 0.8, 0.9, 0.98, 1.02, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0])
 edge = nb.store.run(loaded[0], [fitting[chosen]], float(predicted[chosen]) * multiples, recipe).isel(context=0, seed=0)
 figure = below_and_above(edge, float(predicted[chosen]))
-nb.glue("edge", figure)
+nb.glue("below_and_above", figure)
 
 # %% tags=["hide-input"]
 nb.made_by(edge)
@@ -189,10 +189,10 @@ notebook.say(
     f"{float(below.cross_entropy):.2f} nats and the gap at {float(below.logit_gap):+.3f}; just above it, at {float(above.cross_entropy):.2f} and {float(above.logit_gap):+.3f}."
 )
 for side, run in {"below": below, "above": above}.items():
-    nb.glue(f"edge_loss_{side}", float(run.cross_entropy))
-    nb.glue(f"edge_gap_{side}", float(run.logit_gap))
+    nb.glue(f"below_and_above_loss_{side}", float(run.cross_entropy))
+    nb.glue(f"below_and_above_gap_{side}", float(run.logit_gap))
 narrow = below_and_above(edge, float(predicted[chosen]), narrow=True)
-nb.glue("edge_narrow", narrow)  # for phones, on the first page
+nb.glue("below_and_above_narrow", narrow)  # for phones, on the first page
 plt.close(narrow)
 
 # %% [markdown]

@@ -217,6 +217,44 @@ nb.answer(
 )
 
 # %% [markdown]
+# ## The edge between failing and learning
+#
+# Where does failing end? The critical learning rate is the smallest one at which the correct token overtakes within the budget of steps. It is predicted here from the
+# checkpoint alone, before any step of training ([how](06_dimensionless_numbers)). Then the runs are made, on both sides of it.
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-below-and-above", "caption": "One sentence, full fine-tuning with Adam at thirteen learning rates (deterministic, no seeds). The grey line is the critical rate, predicted from the checkpoint before any of the runs; each dot is one run. Left: the two runs 2 % below and 2 % above it, the logit gap over their last steps. Right: all runs after their last step. The loss has no feature at the critical rate; the sign of the gap changes there."}, "image": {"alt": "Losses of two runs almost coincide; their logit gaps end on different sides of zero, at the predicted learning rate.", "width": "100%"}}
+import numpy as np
+import matplotlib.pyplot as plt
+
+from phantomlib.critical.predictors import predict_critical_rates
+from phantomlib.figures.silent_failure import below_and_above
+
+recipe = Recipe(steps=steps)
+fitting = nb.fitting_contexts(loaded[0])
+predicted = predict_critical_rates(nb.store, loaded[0], fitting, recipe).third_order
+chosen = int(np.isfinite(predicted).argmax())  # the first sentence that has a prediction
+multiples = np.array([0.5, 0.6, 0.7, 0.8, 0.9, 0.98, 1.02, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0])
+edge = nb.store.run(loaded[0], [fitting[chosen]], float(predicted[chosen]) * multiples, recipe).isel(context=0, seed=0)
+figure = below_and_above(edge, float(predicted[chosen]))
+nb.glue("below_and_above", figure)
+
+# %% tags=["hide-input"]
+nb.made_by(edge)
+
+# %% tags=["hide-input"]
+below, above = (edge.isel(rate=index, step=-1) for index in (5, 6))
+notebook.say(
+    f"“{edge.correct.item()}” against “{edge.competitor.item()}”: the critical rate is predicted to be {float(predicted[chosen]):.3g}. Just below it the loss ends at "
+    f"{float(below.cross_entropy):.2f} nats and the gap at {float(below.logit_gap):+.3f}; just above it, at {float(above.cross_entropy):.2f} and {float(above.logit_gap):+.3f}."
+)
+for side, run in {"below": below, "above": above}.items():
+    nb.glue(f"below_and_above_loss_{side}", float(run.cross_entropy))
+    nb.glue(f"below_and_above_gap_{side}", float(run.logit_gap))
+narrow = below_and_above(edge, float(predicted[chosen]), narrow=True)
+nb.glue("below_and_above_narrow", narrow)  # for phones, on the first page
+plt.close(narrow)
+
+# %% [markdown]
 # ## What it means
 #
 # A falling loss says that the correct token gains probability. It does not say from whom. Near-synonyms sit close

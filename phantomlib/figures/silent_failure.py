@@ -191,3 +191,62 @@ def watched_trainings(runs: dict) -> Figure:
     right.set(xlabel="step", ylabel="logit gap $\\Delta$ (nat)")
     right.set_title("What the callback adds")
     return figure
+
+
+def below_and_above(run: xr.Dataset, predicted: float, *, narrow: bool = False) -> Figure:
+    """One sentence on both sides of its critical learning rate: the loss shows no edge, what the model says has one.
+
+    The two runs next to the predicted rate are drawn step by step; all runs by their last step. Orange: the competitor
+    leads to the end. Blue: the correct token has overtaken.
+
+    Args:
+        run: one context, variables over (rate, step); rates on both sides of ``predicted``.
+        predicted: critical learning rate, known before the runs; drawn first.
+        narrow: the panels one below the other, for a phone.
+    """
+    grid, size = ((4, 1), (3.6, 9.2)) if narrow else ((2, 2), (WIDTH, 4.9))
+    figure, axes = plt.subplots(*grid, figsize=size, layout="constrained")
+    (loss, gap), (losses, gaps) = (axes[:2], axes[2:]) if narrow else axes.T
+    multiples, steps = run.learning_rate.values / predicted, int(run.step[-1])
+    overtakes = (run.logit_gap > 0).any("step").values
+    for panel in (losses, gaps):
+        panel.axvline(1, color=REFERENCE, linewidth=1.2)
+    for panel in (gap, gaps):
+        panel.axhline(0, color=REFERENCE, linewidth=0.8, linestyle=":")
+    pair = (int((multiples < 1).nonzero()[0][-1]), int((multiples > 1).nonzero()[0][0]))
+    for index, linestyle in zip(pair, ("-", (0, (2.5, 2))), strict=True):
+        one, share = run.isel(rate=index), multiples[index] - 1
+        style = {"color": CORRECT if overtakes[index] else COMPETITOR, "linestyle": linestyle}
+        label = f"{abs(share):.0%} {'below' if share < 0 else 'above'} it"
+        loss.plot(one.step, one.cross_entropy, **style, label=label)
+        gap.plot(one.step, one.logit_gap, marker=".", **style)
+    for panel, variable in ((losses, run.cross_entropy), (gaps, run.logit_gap)):
+        last = variable.isel(step=-1).values
+        for chosen, colour in ((~overtakes, COMPETITOR), (overtakes, CORRECT)):
+            panel.plot(multiples[chosen], last[chosen], "o", color=colour, markersize=5)
+    ends = run.logit_gap.isel(step=-1).values
+    for index, place in zip(pair, ("top", "bottom"), strict=True):
+        word, colour = (run.correct, CORRECT) if overtakes[index] else (run.competitor, COMPETITOR)
+        label_line(gap, steps, float(ends[index]), f"“{word.item()}”", colour, va=place)
+    reach = 1.5 * np.nanmax(np.abs(ends))
+    gaps.set_ylim(-reach, reach)
+    gaps.text(0.95, -0.72 * reach, f"“{run.competitor.item()}”\nstill leads", color=COMPETITOR, ha="right", va="center")
+    gaps.text(1.05, 0.72 * reach, f"“{run.correct.item()}”\nhas overtaken", color=CORRECT, ha="left", va="center")
+    losses.text(
+        1.05, 0.96, "predicted\nbefore step 1", color=REFERENCE, va="top", transform=losses.get_xaxis_transform()
+    )
+    loss.legend(title="learning rate near the critical one", fontsize="small", title_fontsize="small")
+    loss.set(xlim=(0, steps), ylabel="cross-entropy (nat)", title="Two losses")
+    shown = run.logit_gap.values[pair, :][:, -1 - steps // 5 :]
+    margin = 0.15 * np.ptp(shown)
+    gap.set(xlim=(steps - steps // 5 - 0.2, steps + 0.2), ylim=(shown.min() - margin, shown.max() + margin))
+    gap.set(ylabel="logit gap $\\Delta$ (nat)", xlabel="step", title="Their last steps: which word leads?")
+    losses.set(title="The loss after the last step")
+    gaps.set(title="The gap after the last step", xlabel="learning rate / predicted critical rate")
+    for panel in (losses, gaps):
+        panel.set_xscale("log")
+        panel.set_xticks([0.5, 0.7, 1, 1.4, 2], ["0.5", "0.7", "1", "1.4", "2"])
+        panel.minorticks_off()
+    for panel in (loss, gap):
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure

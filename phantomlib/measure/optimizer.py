@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.replicas import Stack, multiply_out
+from phantomlib.measure.replicas import Stack, add_rows, multiply_out, squared_norms
 
 IN_CACHE = 2**19  # numbers of a matrix that a CPU updates at a time: see the page on speed
+PART = 2**18  # numbers of a matrix larger than that whose gradient is made and used up at a time
 SMALL = 2**17  # numbers of a stack that is updated together with the other small ones
 
 
@@ -14,7 +15,8 @@ class BatchedOptimizer:
     """SGD, Adam or AdamW with one learning rate per replica, applied to a parameter as soon as its gradient is known.
 
     Updating inside the backward pass means that no more than one parameter's gradient exists at a time. That of a
-    matrix comes as factors and is multiplied out for as many replicas as fit a cache, into memory used over and over.
+    matrix comes as factors and is multiplied out for as many replicas as fit a cache, into memory used over and over; of
+    a large matrix a few rows at a time.
     Small parameters, where starting an operation would take longer than the operation, share one tensor and are
     updated together after the backward pass.
     """
@@ -26,8 +28,10 @@ class BatchedOptimizer:
         self.small = [p for p in parameters if p.numel() <= SMALL]
         large = [p for p in parameters if p.numel() > SMALL]
         self.together = [self._join(self.small)] if self.small else []  # (R, all numbers of the small ones)
-        most = max(self._block(p) * p[0].numel() for p in large + self.together)
-        self.gradient, self.change = parameters[0].new_empty((2, most))
+        blocks = [self._block(p) * p[0].numel() for p in large + self.together]
+        if not parameters[0].is_cuda:
+            blocks = [max(min(n, IN_CACHE), p.shape[-1]) for n, p in zip(blocks, large + self.together, strict=True)]
+        self.gradient, self.change = parameters[0].new_empty((2, max(blocks)))
         self.handles = [p.register_post_accumulate_grad_hook(self._update) for p in large]
         self.factors.wanted.update(large)
 
@@ -74,30 +78,42 @@ class BatchedOptimizer:
             self._update_rows(p[rows], gradient, factors, moments, self.rate[rows], self.squared_norm[rows])
 
     def _update_rows(self, p, gradient, factors, moments, rate, squared_norm) -> None:
-        recipe = self.recipe
-        rate = rate.view(-1, *[1] * (p.dim() - 1))
-        one_product = len(factors) == 1 and factors[0][0].dim() == 3
-        if one_product:
-            a, b = factors[0]
-            squared_norm += ((a @ a.mT) * (b @ b.mT)).sum((1, 2)).clamp_min(0)  # |aᵀb|² from products L x L
-            if recipe.optimizer == "sgd":  # the gradient itself is never needed
-                p.baddbmm_((a * -rate).mT, b)
-                return
+        rates = rate.view(-1, *[1] * (p.dim() - 1))
         if gradient is None:
-            gradient = multiply_out(factors, self.gradient[: p.numel()].view_as(p))
-        if not one_product:
+            squared_norm += squared_norms(factors)
+        else:
             squared_norm += torch.linalg.vector_norm(gradient.flatten(1), dim=1).square()
-        if recipe.optimizer == "sgd":
-            p.addcmul_(gradient, rate, value=-1)
-            return
-        if recipe.weight_decay:
-            p.mul_(1 - rate * recipe.weight_decay)
-        change = self.change[: p.numel()].view_as(p).zero_()
-        torch._fused_adam_(  # what torch.optim.Adam(fused=True) calls; it knows one learning rate only, so 1 here
-            [change], [gradient], moments[:1], moments[1:], [], [self.count], amsgrad=False, maximize=False,
-            beta1=recipe.beta1, beta2=recipe.beta2, eps=recipe.epsilon, lr=1.0, weight_decay=0.0,
+        if self.recipe.weight_decay:
+            p.mul_(1 - rates * self.recipe.weight_decay)
+        if self.recipe.optimizer == "sgd":
+            if gradient is not None:
+                p.addcmul_(gradient, rates, value=-1)
+                return
+            for a, b in factors:  # the gradient itself is never needed
+                p.baddbmm_((a * -rates).mT, b) if a.dim() == 3 else add_rows(p, a, b * -rates)
+        elif len(p) > 1 or p.is_cuda:
+            if gradient is None:
+                gradient = multiply_out(factors, self.gradient[: p.numel()].view_as(p))
+            change = self.change[: p.numel()].view_as(p).zero_()
+            self._adam(change, gradient, moments, 1.0)  # it knows one learning rate only
+            p.addcmul_(change, rates)
+        elif gradient is not None:
+            self._adam(p, gradient, moments, float(rate))
+        else:
+            height = max(1, PART // p.shape[2])
+            for start in range(0, p.shape[1], height):
+                here = slice(start, start + height)
+                part, some = p[:, here], [m[:, here] for m in moments]
+                gradient = multiply_out(factors, self.gradient[: part.numel()].view_as(part), start)
+                self._adam(part, gradient, some, float(rate))
+
+    def _adam(self, p: Tensor, gradient: Tensor, moments: list[Tensor], rate: float) -> None:
+        """What torch.optim.Adam(fused=True) calls."""
+        recipe = self.recipe
+        torch._fused_adam_(
+            [p], [gradient], moments[:1], moments[1:], [], [self.count], amsgrad=False, maximize=False,
+            beta1=recipe.beta1, beta2=recipe.beta2, eps=recipe.epsilon, lr=rate, weight_decay=0.0,
         )  # fmt: skip
-        p.addcmul_(change, rate)
 
     def close(self) -> None:
         self.factors.wanted.clear()

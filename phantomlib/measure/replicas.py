@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from phantomlib.measure.models import share_tensors
 
+LARGE = 2**23  # numbers of a replica from which on the memory that its gradients take decides its speed
 _verdicts: dict[tuple, bool] = {}  # of the self-test, by what it depends on
 
 
@@ -60,14 +61,15 @@ def stack(module: nn.Module, initial: list[dict[str, Tensor]], engine: str = "au
         module: a causal language model; it is not changed.
         initial: for each replica the initial values of the trainable tensors by name. Names not listed stay frozen and
             shared.
-        engine: ``batch axis``, ``vmap``, or ``auto``: the plain model for one replica; for more the batch axis where it
-            is exact, else vmap.
+        engine: ``batch axis``, ``vmap``, or ``auto``: the plain model for one replica that is not large; else the batch
+            axis where it is exact, and else the plain model for one and vmap for more.
     """
     parameters = {
         name: torch.stack([values[name] for values in initial]).detach().requires_grad_() for name in initial[0]
     }
     factors = Factors()
-    if engine == "auto" and len(initial) == 1:
+    alone = engine == "auto" and len(initial) == 1
+    if alone and sum(p.numel() for p in parameters.values()) < LARGE:
         return Stack(parameters, _alone(module, parameters), "plain", factors)
     if engine != "vmap":
         on_batch_axis = _on_batch_axis(module, parameters, factors)
@@ -77,6 +79,8 @@ def stack(module: nn.Module, initial: list[dict[str, Tensor]], engine: str = "au
                 return stacked
         elif engine == "batch axis":
             raise NotImplementedError(f"no stacked version of every trainable module of {type(module).__name__}")
+    if alone:
+        return Stack(parameters, _alone(module, parameters), "plain", factors)
     return Stack(parameters, _by_vmap(module, parameters), "vmap", factors)
 
 
@@ -97,7 +101,7 @@ def _agrees(stacked: Stack, module: nn.Module, values: dict[str, Tensor]) -> boo
     vocabulary = module.get_output_embeddings().weight.shape[0]
     ids = (torch.arange(6, device=device) * 7 + 3) % vocabulary
     names = list(values)
-    leaves = [values[name].detach().clone().requires_grad_() for name in names]
+    leaves = [values[name].detach().requires_grad_() for name in names]
     own = dict(zip(names, leaves, strict=True))
     plain = torch.func.functional_call(module, own, (ids[None, :5],), {"use_cache": False}).logits[0, -1]
     try:
@@ -291,18 +295,42 @@ def add_rows(matrix: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
     return matrix.index_put_((torch.arange(len(ids), device=ids.device)[:, None], ids), rows, accumulate=True)
 
 
-def multiply_out(products: list[tuple[Tensor, Tensor]], out: Tensor) -> Tensor:
-    """The gradient (R, m, n) that is the sum of these products (see :class:`Factors`), written to ``out``."""
-    dense = [(a, b) for a, b in products if a.dim() == 3]
-    if dense:
-        a, b = (torch.cat(parts, 1) for parts in zip(*dense, strict=True)) if len(dense) > 1 else dense[0]
-        torch.bmm(a.mT, b, out=out)
-    else:
+def multiply_out(products: list[tuple[Tensor, Tensor]], out: Tensor, start: int = 0) -> Tensor:
+    """Rows ``start`` and following of the gradient (R, m, n) that is the sum of these products, written to ``out``.
+
+    For products see :class:`Factors`. Fewer than all rows can be asked for of one replica only.
+    """
+    stop, filled = start + out.shape[1], False
+    for a, b in products:
+        if a.dim() == 3:
+            torch.bmm(a[:, :, start:stop].mT, b, out=out) if not filled else out.baddbmm_(a[:, :, start:stop].mT, b)
+            filled = True
+    if not filled:
         out.zero_()
     for ids, rows in products:
         if ids.dim() == 2:
+            if len(ids) == 1:
+                here = (ids[0] >= start) & (ids[0] < stop)
+                ids, rows = ids[:, here] - start, rows[:, here]
             add_rows(out, ids, rows)
     return out
+
+
+def squared_norms(products: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Squared Euclidean norms (R,) of the gradients that are the sums of these products, from L×L matrices."""
+    total = 0.0
+    for n, (a, b) in enumerate(products):
+        for other, (c, d) in enumerate(products[: n + 1]):
+            if a.dim() == c.dim() == 3:
+                left = a @ c.mT
+            elif a.dim() == c.dim():
+                left = a[:, :, None] == c[:, None]
+            elif a.dim() == 3:
+                left = torch.take_along_dim(a, c[:, None], 2)
+            else:
+                left = torch.take_along_dim(c, a[:, None], 2).mT
+            total = total + (left * (b @ d.mT)).sum((1, 2)) * (1 if other == n else 2)
+    return total.clamp_min(0)
 
 
 class _OPTPositions(_Embedding):

@@ -159,10 +159,14 @@ def test_other_definitions_of_the_order_parameter(tied, changes):
     assert max(errors.values()) < 1e-10, errors
 
 
+@pytest.mark.parametrize("large", [0, 2**23])  # on the batch axis, and as a plain model
 @pytest.mark.parametrize("small", [0, 300, 2**17])
 @pytest.mark.parametrize("architecture, method, name", MATRIX)
-def test_one_replica_equals_torch_optim(architecture, method, name, small, monkeypatch):
+def test_one_replica_equals_torch_optim(architecture, method, name, small, large, monkeypatch):
     monkeypatch.setattr("phantomlib.measure.optimizer.SMALL", small)
+    monkeypatch.setattr("phantomlib.measure.optimizer.PART", 100)  # a few rows at a time
+    monkeypatch.setattr("phantomlib.measure.replicas.LARGE", large)
+    monkeypatch.setattr("phantomlib.measure.recorder.IN_CACHE", 100)
     rates, settings = OPTIMIZERS[name]
     recipe = Recipe(optimizer=name, method=method, steps=4, rank=2, alpha=4.0, **settings)
     model = tiny.model(architecture, "float64")

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from phantomlib.measure.finetune import trainable
 from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.replicas import stack
+from phantomlib.measure.replicas import multiply_out, squared_norms, stack
 
 # full fine-tuning; LoRA trains linear layers only and gets the batch axis everywhere
 ENGINES = dict.fromkeys(tiny.ARCHITECTURES, "batch axis") | dict.fromkeys(("Gemma", "Gemma2", "Cohere"), "vmap")
@@ -152,3 +153,25 @@ def test_an_unknown_module_is_refused_where_the_batch_axis_was_asked_for():
     module.model.norm = Unheard(module.model.norm)
     with pytest.raises(NotImplementedError, match="LlamaForCausalLM"):
         stack(module, [dict(module.named_parameters())], "batch axis")
+
+
+@pytest.mark.parametrize("kinds", ["a", "i", "ai", "aai", "iia"], ids=str)
+def test_products_give_norms_and_rows_of_the_gradient_they_stand_for(kinds):
+    generator = torch.Generator().manual_seed(0)
+    products, dense = [], torch.zeros(2, 9, 5, dtype=torch.float64)
+    for kind in kinds:
+        b = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64)
+        if kind == "a":
+            a = torch.randn(2, 3, 9, generator=generator, dtype=torch.float64)
+            dense += torch.einsum("rlm,rln->rmn", a, b)
+        else:
+            a = torch.tensor([[1, 7, 1], [0, 8, 8]])  # a row may come twice
+            for r, n in np.ndindex(2, 3):
+                dense[r, a[r, n]] += b[r, n]
+        products.append((a, b))
+    torch.testing.assert_close(squared_norms(products), dense.square().sum((1, 2)))
+    torch.testing.assert_close(multiply_out(products, torch.full_like(dense, torch.nan)), dense)
+    first = [(a[:1], b[:1]) for a, b in products]
+    for start, stop in ((0, 2), (1, 8), (8, 9)):
+        part = multiply_out(first, torch.full((1, stop - start, 5), torch.nan, dtype=torch.float64), start)
+        torch.testing.assert_close(part, dense[:1, start:stop])

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from phantomlib.book import build
-
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
 
@@ -74,7 +72,9 @@ def _faults(browser, here: str, name: str, scheme: str) -> list[str]:
             for violation in axe.Axe().run(page).response["violations"]:
                 if violation["impact"] in GRAVE:
                     where = violation["nodes"][0]["html"][:150]
-                    found.append(f"{at}: {violation['id']} ({violation['impact']}), {len(violation['nodes'])} × {where}")
+                    found.append(
+                        f"{at}: {violation['id']} ({violation['impact']}), {len(violation['nodes'])} × {where}"
+                    )
         if page.locator(".explorer-figure").count():
             for screen in (WIDE, PHONE):
                 page.set_viewport_size(screen)

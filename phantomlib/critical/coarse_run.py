@@ -10,9 +10,7 @@ written by :func:`measure_errors`. A prediction is corrected by the mean of thos
 made when each model was predicted from the others.
 """
 
-import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from phantomlib import files
 from phantomlib.critical import lora_classes
 from phantomlib.critical.search import critical_rates
 from phantomlib.errors import PhantomError
@@ -113,7 +112,7 @@ def load_constants() -> dict:
         PhantomError: the file is missing or damaged.
     """
     try:
-        return json.loads(CONSTANTS.read_text(encoding="utf-8"))
+        return files.read_json(CONSTANTS)
     except (OSError, ValueError) as error:
         raise PhantomError(
             f"'{CONSTANTS.name}' cannot be read ({error}). Restore it, or measure again: phantom zoo constants"
@@ -205,8 +204,6 @@ def _measure_one(model: LanguageModel, contexts: list[Resolved], recipe: Recipe,
 
 def write_constants(found: dict, path: Path = CONSTANTS) -> Path:
     """Write the table in one move, and forget the one in memory."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    os.replace(fresh, path)
+    files.write_json(path, found)
     load_constants.cache_clear()
     return path

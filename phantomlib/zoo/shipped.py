@@ -10,10 +10,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
 import tempfile
 from pathlib import Path
 
+from phantomlib import files
 from phantomlib.errors import ModelError, ParameterError
 
 NAMES = ("gpt2-s", "gpt2-m", "gpt2-l", "neox-s", "neox-m")
@@ -61,11 +61,12 @@ def _record(root: Path, name: str) -> None:
     target = root / "checksums.json"
     lock = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
     with FileLock(Path(tempfile.gettempdir()) / f"phantom-zoo-{lock}.lock"):
-        sums = json.loads(target.read_text()) if target.is_file() else {}
+        try:
+            sums = files.read_json(target)
+        except (FileNotFoundError, ValueError):  # the other models are then without a record, and `verify` says so
+            sums = {}
         sums[name] = {file.name: _digest(file) for file in sorted((root / name).iterdir())}
-        temporary = root / f".checksums.{os.getpid()}"
-        temporary.write_text(json.dumps(sums, indent=1, sort_keys=True) + "\n")
-        os.replace(temporary, target)
+        files.write_json(target, dict(sorted(sums.items())))
 
 
 def verify(root: Path | str | None = None) -> list[str]:
@@ -74,13 +75,16 @@ def verify(root: Path | str | None = None) -> list[str]:
     target = root / "checksums.json"
     if not target.is_file():
         return [f"{target} is missing; run `phantom zoo train`."]
-    sums = json.loads(target.read_text())
+    try:
+        sums = files.read_json(target)
+    except ValueError as error:
+        return [f"{error}; restore {target}, or run `phantom zoo train`."]
     problems = [
         f"{name} has no recorded weights; run `phantom zoo train --model {name}`." for name in ALL if name not in sums
     ]
-    for name, files in sums.items():
+    for name, recorded in sums.items():
         way_out = f"restore it, or run `phantom zoo train --model {name}`."
-        for file, digest in files.items():
+        for file, digest in recorded.items():
             here = root / name / file
             if not here.is_file():
                 problems.append(f"{name}/{file} is missing; {way_out}")

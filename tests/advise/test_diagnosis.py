@@ -2,6 +2,8 @@
 
 import json
 import math
+import random
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from tiny import ARCHITECTURES, contexts, model
 from typer.testing import CliRunner
 
+from phantomlib import files
 from phantomlib.advise.diagnosis import check_diagnosis, diagnose, propose
 from phantomlib.advise.report import diagnosis_as_text
 from phantomlib.cli import app
@@ -132,7 +135,7 @@ def test_constants_are_measured_and_written(tmp_path):
     )
     path = coarse_run.write_constants(measured, tmp_path / "constants.json")
     coarse_run.load_constants.cache_clear()
-    again = json.loads(path.read_text())
+    again = files.read_json(path)
     assert again == measured and set(again["errors"]) == {"adam-full", "adam-lora", "sgd-full", "sgd-lora"}
     exact = critical_rates(Store(tmp_path / "runs"), model("GPT2"), contexts(model("GPT2")), Recipe(steps=6))
     coarse = critical_rates(
@@ -143,12 +146,32 @@ def test_constants_are_measured_and_written(tmp_path):
     assert [math.exp(x) for x in written] == pytest.approx(ratio.tolist(), rel=1e-3)
 
 
-def test_a_missing_table_says_how_to_make_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "text", [None, "", "{", "[]", "null", "{}", '{"errors": {}}', '{"checksum": "", "content": {}}']
+)
+def test_a_missing_or_damaged_table_says_how_to_make_it(tmp_path, monkeypatch, text):
     monkeypatch.setattr(coarse_run, "CONSTANTS", tmp_path / "constants.json")
+    if text is not None:
+        coarse_run.CONSTANTS.write_text(text)
     coarse_run.load_constants.cache_clear()
     with pytest.raises(PhantomError, match="phantom zoo constants"):
         coarse_run.load_constants()
     coarse_run.load_constants.cache_clear()
+
+
+def test_two_hundred_flipped_bits_in_the_table(tmp_path, monkeypatch):
+    whole, known, accepted = coarse_run.CONSTANTS.read_bytes(), coarse_run.load_constants(), 0
+    monkeypatch.setattr(coarse_run, "CONSTANTS", tmp_path / "constants.json")
+    for bit in random.Random(0).sample(range(8 * len(whole)), 200):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        coarse_run.CONSTANTS.write_bytes(damaged)
+        coarse_run.load_constants.cache_clear()
+        with suppress(PhantomError):
+            assert coarse_run.load_constants() == known
+            accepted += 1
+    coarse_run.load_constants.cache_clear()
+    assert accepted < 150  # much of the file is blanks
 
 
 def test_proposals_outrank_the_word_and_come_by_overlap():

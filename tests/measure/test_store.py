@@ -2,7 +2,9 @@
 
 import dataclasses
 import errno
+import json
 import multiprocessing
+import random
 import resource
 import warnings
 from pathlib import Path
@@ -265,6 +267,87 @@ def test_what_is_remembered(tmp_path, monkeypatch):
     (tmp_path / "other").write_text("a file where the folder should be")
     with pytest.raises(StoreError, match="could not be saved"):
         store.remember("other", [], model, tiny.contexts(model), RECIPE, dict)
+
+
+KEPT = {"answer": 0.1234567, "runs": "0123456789ab", "list": [1, 2.5, float("nan")]}
+
+
+def keep(store, compute=lambda: KEPT, key=1):
+    model = tiny.model("GPT2", "float32")
+    return store.remember("kind", [key], model, tiny.contexts(model), RECIPE, compute)
+
+
+@pytest.mark.filterwarnings("ignore:.*damaged")
+def test_two_hundred_flipped_bits_of_what_is_remembered(tmp_path):
+    """What is damaged is computed again; 0 of 200 give anything else."""
+    store, computed = Store(tmp_path), []
+
+    def compute():
+        computed.append(1)
+        return KEPT
+
+    keep(store)
+    [path] = (tmp_path / "kind").glob("*.json")
+    whole = path.read_bytes()
+    for bit in random.Random(0).sample(range(8 * len(whole)), 200):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        assert json.dumps(keep(store, compute)) == json.dumps(KEPT)
+        for aside in (tmp_path / "kind").glob("*.damaged-*"):
+            aside.unlink()
+    assert len(computed) > 150
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "3", "{}", json.dumps(KEPT), '{"checksum": 1, "content": {}}'])
+def test_a_file_of_another_shape_is_computed_again(tmp_path, text):
+    store = Store(tmp_path)
+    keep(store)
+    [path] = (tmp_path / "kind").glob("*.json")
+    path.write_text(text)
+    with pytest.warns(UserWarning, match="damaged; it was set aside"):
+        assert keep(store)["answer"] == KEPT["answer"]
+
+
+def test_a_copy_of_another_file_is_computed_again(tmp_path):
+    store = Store(tmp_path)
+    keep(store)
+    [path] = (tmp_path / "kind").glob("*.json")
+    whole = path.read_bytes()
+    path.unlink()
+    keep(store, lambda: {"answer": 2}, key=2)
+    [other] = (tmp_path / "kind").glob("*.json")
+    other.write_bytes(whole)
+    with pytest.warns(UserWarning, match="damaged; it was set aside"):
+        assert keep(store, lambda: {"answer": 2}, key=2) == {"answer": 2}
+
+
+def test_only_whole_ids_name_runs(finished):
+    store, identifier = Store(finished[0]), finished[1].attrs["run_id"]
+    assert store.has(identifier) and store.holds(identifier)
+    for name in ("*", "?" * 12, "[0-9a-f]" * 12, identifier[:-1], identifier.upper() + "\n", "", None, 3, ["*"]):
+        assert not store.has(name) and not store.holds(name)
+        with pytest.raises(StoreError, match="No run"):
+            store.open(name)
+
+
+def test_a_damaged_run_is_there_but_not_held(finished, tmp_path):
+    (original,) = finished[0].glob("*.nc")
+    path, identifier = tmp_path / original.name, finished[1].attrs["run_id"]
+    for content in (b"", original.read_bytes()[: original.stat().st_size // 2], bytes(original.stat().st_size)):
+        path.write_bytes(content)
+        assert Store(tmp_path).has(identifier) and not Store(tmp_path).holds(identifier)
+    path.write_bytes(original.read_bytes())
+    assert Store(tmp_path).holds(identifier)
+
+
+def test_runs_carry_the_notes_of_their_store(tmp_path):
+    model = tiny.model("GPT2", "float32")
+    noted = Store(tmp_path).noting(prediction="abc")
+    run = noted.run(model, tiny.contexts(model), [0.01], RECIPE)
+    assert run.attrs["prediction"] == "abc" and "prediction" not in Store(tmp_path).notes
+    again = Store(tmp_path).run(model, tiny.contexts(model), [0.01], RECIPE)
+    assert again.identical(run)  # the numbers do not depend on it, so neither does the name
 
 
 def test_an_unknown_run_is_refused(tmp_path):

@@ -1,7 +1,9 @@
 """The zoo: the language against brute force and samples, the tokenizer, the shipped weights, the training."""
 
 import json
+import random
 import shutil
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -221,6 +223,27 @@ def test_verify_names_what_is_missing_or_changed(tmp_path):
     assert any("gpt2-s/config.json has changed" in p for p in problems)
     assert any("neox-s/model.safetensors is missing" in p for p in problems)
     assert shipped.verify(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"gpt2-s": {}}', '{"gpt2-s": []}'])
+def test_damaged_checksums_are_named(tmp_path, text):
+    (tmp_path / "checksums.json").write_text(text)
+    [problem] = shipped.verify(tmp_path)
+    assert "checksums.json" in problem and "phantom zoo train" in problem
+
+
+def test_two_hundred_flipped_bits_in_the_checksums(tmp_path):
+    for name in shipped.ALL:
+        (tmp_path / name).symlink_to(shipped.WEIGHTS / name)
+    whole = (shipped.WEIGHTS / "checksums.json").read_bytes()
+    for bit in random.Random(0).sample(range(8 * len(whole)), 200):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "checksums.json").write_bytes(damaged)
+        same = False
+        with suppress(ValueError):
+            same = json.loads(damaged) == json.loads(whole)
+        assert same or shipped.verify(tmp_path)
 
 
 def test_five_models_span_a_fivefold_range():

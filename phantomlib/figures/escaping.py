@@ -3,7 +3,7 @@
 import html
 import json
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
+FORMULA = ("=", "+", "-", "@", "\t")  # what a spreadsheet takes for the beginning of one
 
 
 def json_in_page(value) -> str:
@@ -22,10 +22,13 @@ def in_figure(text: str) -> str:
 
 
 def csv_of(frame) -> str:
-    """A pandas table as CSV; text that a spreadsheet would compute is quoted with an apostrophe, numbers are as they are."""
+    """A pandas table as CSV; text that a spreadsheet would compute gets an apostrophe in front, numbers are as they are."""
     safe = frame.map(_no_formula).rename(columns=_no_formula)
     return safe.to_csv(index=False, float_format="%.7g")
 
 
 def _no_formula(value):
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    if not isinstance(value, str):
+        return value
+    line = " ".join(value.splitlines())  # a second line could begin with a formula
+    return f"'{line}" if line.startswith(FORMULA) else line

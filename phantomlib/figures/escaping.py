@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 
 FORMULA = ("=", "+", "-", "@", "\t")  # what a spreadsheet takes for the beginning of one
 
@@ -13,7 +14,8 @@ def json_in_page(value) -> str:
 
 def in_markdown(text: str) -> str:
     """Text for a sentence or a table cell of a page: in one line, HTML shown as it was written."""
-    return " ".join(html.escape(text, quote=False).replace("|", "\\|").split())
+    marked = re.sub(r"(\\*)([|`])", r"\1\1\\\2", html.escape(text, quote=False))  # a backslash in front counts twice
+    return " ".join(marked.split())
 
 
 def in_figure(text: str) -> str:

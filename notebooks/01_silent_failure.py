@@ -243,9 +243,16 @@ nb.made_by(edge)
 
 # %% tags=["hide-input"]
 below, above = (edge.isel(rate=index, step=-1) for index in (5, 6))
-notebook.say(
-    f"“{edge.correct.item()}” against “{edge.competitor.item()}”: the critical rate is predicted to be {float(predicted[chosen]):.3g}. Just below it the loss ends at "
-    f"{float(below.cross_entropy):.2f} nats and the gap at {float(below.logit_gap):+.3f}; just above it, at {float(above.cross_entropy):.2f} and {float(above.logit_gap):+.3f}."
+nb.say(
+    "“{correct}” against “{competitor}”: the critical rate is predicted to be {predicted:.3g}. Just below it the loss ends at "
+    "{below_loss:.2f} nats and the gap at {below_gap:+.3f}; just above it, at {above_loss:.2f} and {above_gap:+.3f}.",
+    correct=edge.correct.item(),
+    competitor=edge.competitor.item(),
+    predicted=float(predicted[chosen]),
+    below_loss=float(below.cross_entropy),
+    below_gap=float(below.logit_gap),
+    above_loss=float(above.cross_entropy),
+    above_gap=float(above.logit_gap),
 )
 for side, run in {"below": below, "above": above}.items():
     nb.glue(f"below_and_above_loss_{side}", float(run.cross_entropy))

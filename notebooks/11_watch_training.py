@@ -91,12 +91,20 @@ critical = estimate_critical_rate(model, [context], Recipe(steps=steps))[0]
 failing, failing_watch, said = train(model, context, too_small * critical.rate)
 winning, winning_watch, _ = train(model, context, large_enough * critical.rate)
 words = context.context
-notebook.say(
-    f"Predicted for {model.name}, “{words.correct}” against “{words.competitor}”, {steps} steps: {critical.rate:.3g} (between {critical.low:.3g} and {critical.high:.3g}). "
-    f"We train at {too_small:g} times that rate. The callback says:"
+nb.say(
+    "Predicted for {model}, “{correct}” against “{competitor}”, {steps} steps: {rate:.3g} (between {low:.3g} and {high:.3g}). "
+    "We train at {times:g} times that rate. The callback says:",
+    model=model.name,
+    correct=words.correct,
+    competitor=words.competitor,
+    steps=steps,
+    rate=critical.rate,
+    low=critical.low,
+    high=critical.high,
+    times=too_small,
 )
 for message in said:
-    notebook.say(f"> {message}")
+    nb.say("> {message}", message=message)
 if not said:
     notebook.say("> (nothing)")
 

@@ -5,16 +5,23 @@ import html
 import io
 import string
 
+from phantomlib.figures.escaping import csv_of, in_markdown
+
 
 class _Words(string.Formatter):
-    """``str.format``, but nan is a word."""
+    """``str.format``, but nan is a word, and text is no markup."""
 
     def format_field(self, value, spec: str) -> str:
+        value = in_markdown(value) if isinstance(value, str) else value
         return "undefined" if isinstance(value, float) and value != value else format(value, spec)
 
 
 def fill(template: str, **values) -> str:
-    """Put values into ``{name:.2f}``; an undefined number (nan) reads "undefined". Without values, the template as it is."""
+    """Put values into ``{name:.2f}``; an undefined number (nan) reads "undefined".
+
+    A value that is text is shown as it was written, whatever it holds; markup belongs in the template. Without values, the
+    template as it is.
+    """
     return _Words().format(template, **values) if values else template
 
 
@@ -61,6 +68,6 @@ def figure(drawing, name: str, caption: str, alt: str) -> dict[str, str]:
 
 def download(name: str, frame) -> str:
     """A link that holds a pandas table itself, so that it works offline and in a notebook that is passed on."""
-    text = frame.to_csv(index=False, float_format="%.7g").encode()
+    text = csv_of(frame).encode()
     address = f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text).decode()}"
     return f'<a download="{name}" href="{address}">{name}</a> ({len(text) / 1000:.0f} kB)'

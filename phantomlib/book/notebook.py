@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from phantomlib.book import markup
-from phantomlib.errors import ContextError, ParameterError
+from phantomlib.errors import ContextError, ParameterError, all_at_once
+from phantomlib.figures.escaping import in_markdown
 
 FITTING = "fitting:"  # before the name of a contexts file: leave out what does not fit a model
 ENVIRONMENT = "PHANTOM_NOTEBOOK"  # set by the runner: a JSON mapping with the command and parameters of this notebook
@@ -94,23 +95,18 @@ class Notebook:
         If the parameter ``contexts`` starts with ``fitting:``, those that do not fit are left out, and the page says so.
 
         Raises:
-            ContextError: a word is not a single token, or the model prefers the correct word already.
+            ContextError: naming every context of which a word is not a single token, or whose correct word the model
+                prefers already.
         """
-        from phantomlib.measure.contexts import resolve
-        from phantomlib.measure.recipe import check_contexts
+        from phantomlib.measure.recipe import fitting_contexts
 
         if model.fingerprint in self.fitting:
             return list(self.fitting[model.fingerprint])
-        found = []
-        for context in self.contexts:
-            try:
-                one = resolve(context, model.tokenizer)
-                check_contexts(model, [one])
-                found.append(one)
-            except ContextError as error:
-                if not self.parameters.get("contexts", "").startswith(FITTING):
-                    raise
-                say(f"> Left out for {model.name}: {error}")
+        found, refused = fitting_contexts(model, self.contexts)
+        if not self.parameters.get("contexts", "").startswith(FITTING):
+            all_at_once(refused, f"in the {len(self.contexts)} contexts for '{model.name}'")
+        for error in refused:
+            self.say("> Left out for {model}: {reason}", model=model.name, reason=str(error))
         if not found:
             raise ContextError(f"None of the {len(self.contexts)} contexts fits '{model.name}'; write some that do.")
         self.fitting[model.fingerprint] = found
@@ -307,7 +303,7 @@ def markdown_table(frame, digits: int = 3) -> str:
 
 def _cell(value, digits: int) -> str:
     if not isinstance(value, float):
-        return str(value)
+        return in_markdown(str(value))
     return "–" if value != value else f"{value:.{digits}f}"
 
 

@@ -2,8 +2,9 @@
 
 import html
 import json
+import re
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
+FORMULA = ("=", "+", "-", "@", "\t")  # what a spreadsheet takes for the beginning of one
 
 
 def json_in_page(value) -> str:
@@ -13,7 +14,8 @@ def json_in_page(value) -> str:
 
 def in_markdown(text: str) -> str:
     """Text for a sentence or a table cell of a page: in one line, HTML shown as it was written."""
-    return " ".join(html.escape(text, quote=False).replace("|", "\\|").split())
+    marked = re.sub(r"(\\*)([|`])", r"\1\1\\\2", html.escape(text, quote=False))  # a backslash in front counts twice
+    return " ".join(marked.split())
 
 
 def in_figure(text: str) -> str:
@@ -22,10 +24,13 @@ def in_figure(text: str) -> str:
 
 
 def csv_of(frame) -> str:
-    """A pandas table as CSV; text that a spreadsheet would compute is quoted with an apostrophe, numbers are as they are."""
+    """A pandas table as CSV; text that a spreadsheet would compute gets an apostrophe in front, numbers are as they are."""
     safe = frame.map(_no_formula).rename(columns=_no_formula)
     return safe.to_csv(index=False, float_format="%.7g")
 
 
 def _no_formula(value):
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    if not isinstance(value, str):
+        return value
+    line = " ".join(value.splitlines())  # a second line could begin with a formula
+    return f"'{line}" if line.startswith(FORMULA) else line

@@ -169,6 +169,8 @@ def check_spelling(context: Context, tokenizer) -> None:
     given, read = _letters(prompt), _letters(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
     if given == read:
         return
+    for special in tokenizer.all_special_tokens:  # one stands for what is unknown; its letters are none of the prompt's
+        read = read if _letters(special) in given else read.replace(_letters(special), "\uffff")
     start = len(os.path.commonprefix([given, read]))
     given, read = given[start : start + LOOKED_AT], read[start : start + 2 * LOOKED_AT]
     changes = difflib.SequenceMatcher(None, given, read, autojunk=False).get_opcodes()

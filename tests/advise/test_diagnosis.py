@@ -1,10 +1,13 @@
 """Diagnosis before training: every architecture, predictions against measured outcomes, the command."""
 
+import copy
 import json
 import math
 import random
+import re
 from contextlib import suppress
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +22,7 @@ from phantomlib.critical import coarse_run
 from phantomlib.critical.coarse_run import CLOSE, OVERTAKES, SILENT, UNKNOWN, Estimate, estimate_critical_rate
 from phantomlib.critical.search import critical_rates
 from phantomlib.errors import ContextError, ParameterError, PhantomError
-from phantomlib.figures.diagnosis import diagnosis_figure
+from phantomlib.figures.diagnosis import diagnosis_figure, write_plot
 from phantomlib.measure import models
 from phantomlib.measure.contexts import load_contexts, resolve
 from phantomlib.measure.finetune import finetune
@@ -248,3 +251,82 @@ def test_an_impossible_learning_rate_is_refused():
     for rate in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ParameterError):
             diagnose(plain, contexts(plain)[0], Recipe(steps=4), rate)
+
+
+# ------------------------------------------------------------------------------------------- beyond what is sensible
+
+
+@pytest.mark.parametrize("rate", [5e-324, 1e-308, 1e-40])
+def test_a_learning_rate_next_to_nothing_is_advised_in_numbers_that_can_be_read(rate):
+    plain = model("GPT2")
+    context = contexts(plain)[0]
+    found = diagnose(plain, context, Recipe(steps=8), rate)
+    assert found.outcome == SILENT and "or " not in found.verdict and "No number of steps" in found.verdict
+    assert len(diagnosis_as_text(found)) < 1500
+    assert max(len(digits) for digits in re.findall(r"\d+", diagnosis_as_text(found))) < 10
+
+
+@pytest.mark.parametrize("rate", [1e30, 1e300, 1e308])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_learning_rate_beyond_anything_is_not_promised_to_work(rate, method, tmp_path):
+    plain = model("GPT2", "float32")
+    context = contexts(plain)[0]
+    recipe = Recipe(method=method, rank=4, steps=8)
+    found = diagnose(plain, context, recipe, rate)
+    assert found.outcome == UNKNOWN and "cannot be told" in found.verdict and "after about" not in found.verdict
+    assert found.learning_rate == rate and max(map(len, re.findall(r"\d+", diagnosis_as_text(found)))) < 10
+    outcome = check_diagnosis(plain, context, recipe, found, Store(tmp_path))
+    said = diagnosis_as_text(found, outcome)
+    assert "it diverges" in said and "nan" not in said
+
+
+def test_far_above_the_interval_the_rehearsal_at_this_very_rate_decides():
+    """With T = 4 the rehearsal is the run: the outcome must be the run's, at every multiple."""
+    plain = model("GPT2")
+    context = contexts(plain)[0]
+    recipe = Recipe(optimizer="sgd", steps=4)
+    critical = diagnose(plain, context, recipe).critical.rate
+    seen = set()
+    for multiple in (11.0, 1e2, 1e4, 1e8, 1e200):
+        found = diagnose(plain, context, recipe, multiple * critical)
+        crosses = bool((finetune(plain, [context], [multiple * critical], recipe).logit_gap > 0).any())
+        assert found.outcome == (OVERTAKES if crosses else UNKNOWN)
+        seen.add(crosses)
+    assert seen == {True, False}
+
+
+def test_a_check_that_would_never_end_is_refused_before_it_starts(tmp_path, monkeypatch):
+    plain = model("GPT2")
+    context = contexts(plain)[0]
+    monkeypatch.setattr("phantomlib.advise.diagnosis.critical_rates", lambda *_, **__: pytest.fail("it started"))
+    for steps, words in ((10**9, "GB of memory are free"), (2 * 10**7, "would take .* days at")):
+        recipe = Recipe(steps=steps)
+        found = diagnose(plain, context, recipe)
+        with monkeypatch.context() as roomy:
+            if steps < 10**9:
+                roomy.setattr(
+                    "phantomlib.measure.bounds.psutil.virtual_memory", lambda: SimpleNamespace(available=10**15)
+                )
+            with pytest.raises(ParameterError, match=words):
+                check_diagnosis(plain, context, recipe, found, Store(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_read_is_refused_without_a_competitor_too():
+    loaded = models.load("zoo:gpt2-s")
+    with pytest.raises(ContextError, match="reads no more than 64"):
+        propose(loaded, "Anna was very " * 40, "glad")
+    with pytest.raises(ContextError, match="does not know '\\?'"):
+        propose(loaded, "Was Anna? She felt very", "glad")
+    small = replace(loaded, module=copy.deepcopy(loaded.module))  # its tokenizer is larger than its vocabulary
+    small.module.resize_token_embeddings(50)
+    with pytest.raises(ContextError, match="beyond the 50 of the vocabulary"):
+        propose(small, "When the news came, Anna was very", "glad")
+
+
+@pytest.mark.parametrize("word", ["$$", "$\\frac$", "a$b$c"])
+def test_a_figure_shows_dollars_as_they_are(word, tmp_path):
+    plain = model("GPT2")
+    found = replace(diagnose(plain, contexts(plain)[0], Recipe(steps=4)), correct=word, competitor="$x^$")
+    write_plot(tmp_path / "out.svg", found)
+    assert (tmp_path / "out.svg").stat().st_size > 1000

@@ -1,6 +1,7 @@
 """What a notebook shows: figures and tables with their origin, sentences with their numbers."""
 
 import base64
+import html
 import io
 import re
 
@@ -9,8 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from markdown_it import MarkdownIt
 
 from phantomlib.book.notebook import Notebook
+from phantomlib.errors import ContextError
+from phantomlib.measure.contexts import Context, load_contexts
+from phantomlib.measure.models import load
 
 
 @pytest.fixture
@@ -80,3 +85,55 @@ def test_runs_are_named_by_datasets_searches_and_tables(book, shown):
     table.attrs["run_ids"] = ["four"]
     book.table(table, runs={"a": run, "b": [search, table, run]})
     assert re.findall(r"<code>(one|two|three|four)</code>", shown[1]["text/html"]) == ["one", "two", "three", "four"]
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "a\n\n```{raw} html\n<b>\n```",
+    "<!--",
+    "x</td>",
+]
+
+
+@pytest.mark.parametrize("word", HOSTILE)
+def test_words_of_other_people_are_shown_and_not_obeyed(word, book, shown):
+    book.say("The word is {word}, **once**.", word=word)
+    book.table(pd.DataFrame({"prompt": [word], "gap": [1.5]}))
+    sentence, table = shown[0]["text/markdown"], shown[1]["text/markdown"]
+    assert "**once**" in sentence and len(sentence.splitlines()) == 1
+    assert len(table.splitlines()) == 3 and "1.500" in table
+    for text in (sentence, table):
+        assert "<" not in text and ">" not in text
+    assert markdown(sentence).count("<strong>") == 1 and " ".join(word.split()) in html.unescape(markdown(sentence))
+
+
+def markdown(text):
+    return MarkdownIt("commonmark").render(text)
+
+
+@pytest.mark.parametrize("word", ["=HYPERLINK(0)", "+1", "@x", "-a"])
+def test_a_download_holds_no_formula(word, book, shown):
+    book.table(pd.DataFrame({"word": [word], "gap": [-1.5]}))
+    back = downloads(shown[1])["01_x-table-1.csv"]
+    assert back.word[0] == f"'{word}" and back.gap[0] == -1.5
+
+
+def fitting_book(contexts, source):
+    return Notebook("01_x", ["m"], contexts, None, "cpu", "float32", 0, {"contexts": source})
+
+
+def test_contexts_that_do_not_fit_are_named_at_once_or_left_out_in_plain_text(shown):
+    loaded = load("zoo:gpt2-s")
+    good = load_contexts()[0]
+    bad = [
+        Context("one", "Anna <b>felt</b> very", "glad", "happy"),
+        Context("two", "Anna was very", "<script>", "happy"),
+        Context("three", "When the news came, Anna was very", "happy", "glad"),
+    ]
+    with pytest.raises(ContextError, match="3 problems in the 4 contexts for 'gpt2-s'.*'one'.*'two'.*'three'"):
+        fitting_book([good, *bad], "default").fitting_contexts(loaded)
+    assert [c.id for c in fitting_book([good, *bad], "fitting:default").fitting_contexts(loaded)] == ["shame"]
+    said = [bundle["text/markdown"] for bundle in shown]
+    assert len(said) == 3 and all(line.startswith("> Left out for gpt2-s: Context") for line in said)
+    assert not any("<" in line for line in said) and "&lt;script&gt;" in said[1]

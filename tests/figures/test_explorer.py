@@ -49,3 +49,19 @@ def test_no_name_ends_the_script_it_stands_in(run):
         len(re.findall("</script", explorer.page({"tiny": {"full": r}}, [1.0, 2.0]))) for r in (run, hostile)
     )
     assert before == after and data_of(page)["runs"]["tiny"]["full"]["c0"]["words"][0] == "</script><b>"
+
+
+@pytest.mark.parametrize("word", ["<!--<script>", "</SCRIPT >", "/*FIGURE*/", "/*PLOTLY*/", "*/", "`${1}`", "\u2028"])
+def test_words_are_data_whatever_they_hold(run, word):
+    hostile = run.assign_coords(correct=("context", [word, "right1"]))
+    page, plain = (explorer.page({"tiny": {"full": r}}, [1.0, 2.0]) for r in (hostile, run))
+    assert data_of(page)["runs"]["tiny"]["full"]["c0"]["words"][0] == word
+    for mark in ("<script", "</script", "<!--", "Plotly.react"):
+        assert page.lower().count(mark.lower()) == plain.lower().count(mark.lower())
+
+
+def test_runs_are_parsed_as_data_so_that_no_name_is_special(run):
+    """As a literal of JavaScript, a key ``__proto__`` would not be a key."""
+    page = explorer.page({"__proto__": {"full": run}}, [1.0, 2.0])
+    assert '<script type="application/json" class="explorer-runs">{"multiples"' in page
+    assert "__proto__" in data_of(page)["runs"]

@@ -227,6 +227,7 @@ UNKNOWN = {  # prompt -> characters to be named
     "Anna\tfelt": ["'\\t'"],
     "Anna\x00 felt": ["'\\x00'"],
     "雪": ["'雪'"],
+    "Anna <b>felt</b> very": ["'<'", "'>'", "'</'"],
 }
 
 
@@ -272,6 +273,8 @@ class Greedy:
             ids.append(self.pieces.index(piece))
             text = text[len(piece) :]
         return {"input_ids": ids}
+
+    all_special_tokens = ()
 
     def decode(self, ids, **options):
         return "".join(self.pieces[i] for i in ids)

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import time
 from unittest.mock import patch
 
 import numpy as np
@@ -437,3 +438,76 @@ def test_contexts_are_checked_once_and_refused_every_time():
     for _ in range(2):
         with pytest.raises(ContextError, match="already prefers"):
             check_contexts(model, [*good, bad])
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_what_is_recorded_of_a_readout_far_from_one_is_exact(scale):
+    """In single precision, against the definition in double precision."""
+    plain = tiny.model("GPT2", "float32", tied=False)
+    module = copy.deepcopy(plain.module)
+    module.get_output_embeddings().weight.mul_(scale)
+    model = dataclasses.replace(plain, module=module)
+    (context,) = tiny.contexts(plain, (4,))
+    run = finetune(model, [context], [1e-30], Recipe(optimizer="sgd", steps=1)).isel(context=0, rate=0, seed=0, step=0)
+    z = module(torch.tensor([context.prompt_ids])).logits[0, -1].double()
+    E = plain.readout.double()
+    e = E / E.norm(dim=1, keepdim=True)
+    g = e @ e.T
+    c, k = context.correct_id, context.competitor_id
+    assert float(run.phi) == pytest.approx(float(z.softmax(0) @ (g[c] ** 2 - g[k] ** 2)), abs=1e-5)
+    assert float(run.overlap) == pytest.approx(float(g[c, k]), abs=1e-5)
+    assert float(run.phi) == pytest.approx(float(run.signal + run.drag), abs=1e-6)
+    assert np.isfinite(float(run.readout_drift))
+
+
+def test_a_readout_row_of_zero_keeps_the_recorded_split_exact():
+    plain = tiny.model("GPT2", tied=False)
+    (context,) = tiny.contexts(plain, (4,))
+    module = copy.deepcopy(plain.module)
+    module.get_output_embeddings().weight[context.correct_id] = 0
+    model = dataclasses.replace(plain, module=module)
+    run = finetune(model, [context], [1e-3], Recipe(optimizer="sgd", steps=3, snapshots=(0, 2)))
+    by_trace, phi = run.phi_trace.values, run.phi.sel(step=run.snapshot.values).values
+    assert abs(by_trace - phi).max() < 1e-12 and (phi != 0).all()
+
+
+@pytest.mark.parametrize("seeds", [(2**63,), (2**64,), (0, 10**400)])
+def test_seeds_that_no_generator_takes_are_refused(seeds):
+    model = tiny.model()
+    with pytest.raises(ParameterError, match="below 2\\*\\*63") as error:
+        finetune(model, tiny.contexts(model), [1e-3], Recipe(method="lora", steps=1), seeds=seeds)
+    assert len(str(error.value)) < 300
+
+
+def test_runs_that_no_memory_would_hold_are_refused_before_they_start():
+    model = tiny.model()
+    started = time.perf_counter()
+    with pytest.raises(ParameterError, match="would record .* GB, but .* GB of memory are free"):
+        finetune(model, tiny.contexts(model), [1e-3, 2e-3], Recipe(steps=10**9))
+    assert time.perf_counter() - started < 5
+    for steps in (10**10, 10**400):
+        with pytest.raises(ParameterError, match="at most 1,000,000,000"):
+            Recipe(steps=steps)
+
+
+def test_a_tie_is_called_a_tie():
+    plain = tiny.model("GPT2", tied=False)
+    (context,) = tiny.contexts(plain, (4,))
+    module = copy.deepcopy(plain.module)
+    E = module.get_output_embeddings().weight
+    E[context.correct_id] = E[context.competitor_id]
+    with pytest.raises(ContextError, match="the same logit before training, a tie") as error:
+        check_contexts(dataclasses.replace(plain, module=module), [context])
+    assert "already prefers" not in str(error.value) and "+0.00" not in str(error.value)
+
+
+def test_all_contexts_that_do_not_fit_are_named_at_once():
+    model = tiny.model()
+    first, second = tiny.contexts(model)
+    swapped = dataclasses.replace(first, correct_id=first.competitor_id, competitor_id=first.correct_id)
+    again = dataclasses.replace(second, correct_id=second.competitor_id, competitor_id=second.correct_id)
+    with pytest.raises(ContextError, match="2 problems.*'c0'.*'c1'"):
+        finetune(model, [swapped, again], [1e-3])
+    long, beyond = (dataclasses.replace(first, prompt_ids=(1,) * 70), dataclasses.replace(second, correct_id=tiny.V))
+    with pytest.raises(ContextError, match="2 problems.*70 tokens.*vocabulary"):
+        finetune(model, [long, beyond], [1e-3])

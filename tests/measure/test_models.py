@@ -2,8 +2,13 @@
 
 import copy
 import json
+import os
+import re
 import shutil
 import socket
+import subprocess
+import sys
+import time
 
 import pytest
 import tiny
@@ -122,6 +127,43 @@ def own_code(folder):
     (folder / "new.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
 
 
+INDEX = "model.safetensors.index.json"
+
+
+def tokenizer_code(folder):
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": ["new.T", None]}}))
+
+
+def adapter(folder):
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "somebody/else", "peft_type": "LORA"}')
+
+
+def index(folder, name):
+    """An index whose first weight is in another file; the weights that it names are where it says."""
+    state = tiny.model("GPT2", "float32").module.state_dict()
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(state, name)}))
+    if name == "w.bin":
+        torch.save(state, folder / name)
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+
+
+def link_out(folder):
+    weights = folder / "model.safetensors"
+    weights.rename(folder.parent / "elsewhere.safetensors")
+    weights.symlink_to(folder.parent / "elsewhere.safetensors")
+
+
+def tiny_gpt2(folder, **changes):
+    config = transformers.GPT2Config(**tiny.ARCHITECTURES["GPT2"][1] | changes)
+    with torch.random.fork_rng():
+        transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+
+
+def three_tokens(folder):
+    tiny_gpt2(folder, vocab_size=3)
+
+
 BROKEN = {  # what is done to a good folder -> what the message must say
     "truncated weights": (truncate, "could not be loaded"),
     "garbage weights": (lambda f: (f / "model.safetensors").write_bytes(b"garbage" * 99), "could not be loaded"),
@@ -140,6 +182,22 @@ BROKEN = {  # what is done to a good folder -> what the message must say
     "bidirectional": (bidirectional, "causal"),
     "encoder and decoder": (encoder_decoder, "causal"),
     "own code": (own_code, "own code"),
+    "own code beside a known type": (lambda f: configure(f, auto_map={"AutoModelForCausalLM": "x.M"}), "own code"),
+    "a tokenizer of own code": (tokenizer_code, "own code"),
+    "configuration a list": (lambda f: (f / "config.json").write_text("[]"), "not a JSON object"),
+    "configuration nested beyond reason": (lambda f: (f / "config.json").write_text("[" * 10**5), "not JSON"),
+    "an adapter beside it": (adapter, "Merge it first"),
+    "an adapter alone": (lambda f: (adapter(f), (f / "config.json").unlink()), "Merge it first"),
+    "an index of pickled weights": (lambda f: index(f, "w.bin"), "'w.bin'"),
+    "an index that leads up": (lambda f: index(f, "../other/model.safetensors"), "leads out of its folder"),
+    "an index that leads away": (lambda f: index(f, "/tmp/model.safetensors"), "leads out of its folder"),
+    "an index of a folder": (lambda f: index(f, ".."), "never pickled"),
+    "an index of numbers": (lambda f: index(f, 3), "no weight_map"),
+    "an index without a map": (lambda f: (f / INDEX).write_text("{}"), "no weight_map"),
+    "an index that is no JSON": (lambda f: (f / INDEX).write_text("{"), "not JSON"),
+    "weights that are a link": (link_out, "leads out of its folder"),
+    "a vocabulary of three": (three_tokens, "vocabulary of 3 tokens"),
+    "two positions": (lambda f: tiny_gpt2(f, n_positions=2), "could not be loaded"),
 }
 
 
@@ -150,6 +208,53 @@ def test_broken_checkpoints_are_refused(damage, named, copied):
         load(str(copied))
     assert named in str(error.value) and str(copied) in str(error.value) and "\n" not in str(error.value)
     assert not (copied / "ran").exists()
+
+
+@pytest.mark.parametrize("asked", ["sdpa", "flash_attention_2", "somebody/kernels:attention", {"": "sdpa"}], ids=str)
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
+def test_attention_is_eager_whatever_a_configuration_asks_for(key, asked, copied, saved):
+    configure(copied, **{key: asked})
+    found = load(str(copied))
+    assert found.module.config._attn_implementation == "eager" and found.fingerprint == load(str(saved)).fingerprint
+
+
+def test_a_link_within_the_folder_and_the_hub_s_own_cache_are_fine(saved, tmp_path):
+    cache = tmp_path / "models--a--b"
+    snapshot = shutil.copytree(saved, cache / "snapshots" / "0123456789abcdef")
+    (cache / "blobs").mkdir()
+    weights = snapshot / "model.safetensors"
+    weights.rename(cache / "blobs" / "aa")
+    weights.symlink_to("../../blobs/aa")
+    assert load(str(snapshot)).fingerprint == load(str(saved)).fingerprint
+
+
+def test_a_folder_that_may_not_be_read_is_refused(copied, monkeypatch):
+    def refuse(self, *_, **__):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr("pathlib.Path.exists", refuse)  # root may read everything, so a mode would not do
+    monkeypatch.setattr("pathlib.Path.is_file", refuse)
+    with pytest.raises(ModelError, match="cannot be read \\(Permission denied\\)"):
+        load(str(copied))
+
+
+def test_a_model_that_is_not_causal_is_not_hidden_by_logits_whose_squares_overflow(copied):
+    config = transformers.BertConfig(
+        vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, tie_word_embeddings=False
+    )
+    with torch.random.fork_rng():
+        module = transformers.BertForMaskedLM(config)
+    with torch.no_grad():
+        module.get_output_embeddings().weight.mul_(1e30)
+    module.save_pretrained(copied)
+    with pytest.raises(ModelError, match="causal"):
+        load(str(copied))
+
+
+@pytest.mark.parametrize("folder", ["a <b>", "$x$", "c|d", "=e", "f g"])
+def test_names_are_plain_text_on_pages_and_in_files(folder, saved, tmp_path):
+    name = load(str(shutil.copytree(saved, tmp_path / folder))).name
+    assert re.fullmatch(r"[\w.+-]+", name) and len(name) == len(folder)
 
 
 def test_a_missing_shard_is_refused(tmp_path):
@@ -264,3 +369,74 @@ def test_lora_is_drawn_from_its_seed_alone():
         return torch.cat([p.flatten() for name, p in module.named_parameters() if "lora_A" in name])
 
     assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
+
+
+# ------------------------------------------------------------------------------------------------------- the hub
+
+
+class Info:
+    """What the hub answers about a model."""
+
+    def __init__(self, *names):
+        self.sha, self.siblings = "0" * 40, [type("File", (), {"rfilename": name}) for name in names]
+
+
+@pytest.fixture
+def hub(monkeypatch, saved, tmp_path):
+    """A hub that has one model; what is asked of it is noted."""
+    asked = []
+    folder = shutil.copytree(saved, tmp_path / "models--a--b" / "snapshots" / ("0" * 40))
+
+    def model_info(self, ref, revision=None, timeout=None):
+        asked.append(("info", timeout))
+        return Info(
+            "model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "onnx/w.safetensors", "config.json"
+        )
+
+    def snapshot_download(ref, revision=None, allow_patterns=None, local_files_only=False, **_):
+        asked.append(("local" if local_files_only else "download", allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    return asked, folder
+
+
+def test_of_a_hub_model_only_what_is_needed_is_fetched(hub, saved):
+    asked, _ = hub
+    found = load("a/b")
+    assert found.fingerprint == load(str(saved)).fingerprint and found.revision == "0" * 40
+    assert asked == [("info", 5), ("download", ["config.json", "model.safetensors"])]
+
+
+def test_a_hub_model_is_checked_as_a_folder_is(hub):
+    index(hub[1], "w.bin")
+    with pytest.raises(ModelError, match="'w.bin'"):
+        load("a/b")
+
+
+def test_without_a_connection_what_was_fetched_earlier_is_taken(hub, saved, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
+    assert load("a/b").fingerprint == load(str(saved)).fingerprint and hub[0] == [("local", None)]
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(tmp_path):
+    """A port that takes connections and says nothing: the answer comes after the client's patience, not its retries."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        code = (
+            "import sys\nfrom phantomlib.errors import ModelError\nfrom phantomlib.measure.models import load\n"
+            "try:\n    load('nobody/nothing')\nexcept ModelError as error:\n    print(error)"
+        )
+        environment = os.environ | {
+            "HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)
+        }  # fmt: skip
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100
+        )
+        seconds = time.perf_counter() - started
+    assert "no connection to the hub" in done.stdout, done.stderr
+    assert seconds < 5 + 15  # the client's patience, and the start of Python and torch on a busy machine

@@ -144,6 +144,46 @@ def test_zero_rows_have_no_direction_and_no_weight():
     assert torch.isfinite(order_parameter.normalise(E)).all()
 
 
+@pytest.mark.parametrize("token", ["c", "k", "both"])
+@pytest.mark.parametrize("exponent", [1, 2])
+def test_a_token_without_a_direction_keeps_the_split_exact(token, exponent):
+    generator = torch.Generator().manual_seed(2)
+    p = torch.randn(20, generator=generator, dtype=torch.float64).softmax(0)
+    E = torch.randn(20, 5, generator=generator, dtype=torch.float64)
+    E[{"c": [3], "k": [8], "both": [3, 8]}[token]] = 0
+    e = order_parameter.normalise(E)
+    g = (e @ e.T) ** exponent
+    parts = order_parameter.decompose(p, E, 3, 8, exponent)
+    assert parts.phi == pytest.approx(float((p * (g[3] - g[8])).sum()), abs=1e-15)
+    if exponent == 2:
+        assert parts.phi == pytest.approx(
+            float(order_parameter.order_parameter_by_trace(order_parameter.density_matrix(p, E), e[3], e[8])), abs=1e-15
+        )
+    assert parts.signal == pytest.approx(float(p[3]) * (token == "k") - float(p[8]) * (token == "c"), abs=1e-15)
+
+
+@pytest.mark.parametrize("dtype, scale", [("float32", s) for s in (1e-36, 1e-30, 1e25, 1e30)] + [("float64", 1e-200)])
+def test_how_long_the_rows_are_does_not_matter_where_their_squares_vanish_or_overflow(dtype, scale):
+    generator = np.random.default_rng(3)
+    p, E = generator.dirichlet(np.ones(50)), generator.normal(size=(50, 8))
+    lengths = np.where(np.arange(50) % 2, scale, 1.0)[:, None]  # beside rows of ordinary length
+    for scaled in (scale * E, lengths * E):
+        readout = torch.as_tensor(scaled.astype(dtype))
+        parts = order_parameter.decompose(p.astype(dtype), readout, 4, 9)
+        assert parts.phi == pytest.approx(by_brute_force(p, E, 4, 9), abs=1e-6)
+        e = order_parameter.normalise(readout)
+        np.testing.assert_allclose(e.norm(dim=1), 1, atol=1e-6)
+        if dtype == "float32":
+            cosines = order_parameter.overlaps(readout, torch.tensor([4, 9]))
+            np.testing.assert_allclose(cosines, e @ e[[4, 9]].T, atol=1e-5)
+
+
+def test_rows_of_ordinary_length_are_measured_as_torch_does_it():
+    E = torch.randn(3, 40, 7, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(order_parameter.row_norms(E), E.norm(dim=-1))
+    assert torch.equal(order_parameter.normalise(E), E / E.norm(dim=-1, keepdim=True))
+
+
 @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor], ids=["numpy", "torch"])
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-14), ("float32", 1e-6)])
 def test_arrays_and_tensors_of_either_precision(kind, dtype, tolerance):

@@ -5,12 +5,16 @@ import html
 import io
 import string
 
+from phantomlib.figures.escaping import csv_of, in_markdown
+
 
 class _Words(string.Formatter):
-    """``str.format``, but nan is a word."""
+    """``str.format``, but nan is a word, and no text is taken for HTML."""
 
     def format_field(self, value, spec: str) -> str:
-        return "undefined" if isinstance(value, float) and value != value else format(value, spec)
+        if isinstance(value, float) and value != value:
+            return "undefined"
+        return format(in_markdown(value) if isinstance(value, str) else value, spec)
 
 
 def fill(template: str, **values) -> str:
@@ -61,6 +65,6 @@ def figure(drawing, name: str, caption: str, alt: str) -> dict[str, str]:
 
 def download(name: str, frame) -> str:
     """A link that holds a pandas table itself, so that it works offline and in a notebook that is passed on."""
-    text = frame.to_csv(index=False, float_format="%.7g").encode()
+    text = csv_of(frame).encode()
     address = f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text).decode()}"
     return f'<a download="{name}" href="{address}">{name}</a> ({len(text) / 1000:.0f} kB)'

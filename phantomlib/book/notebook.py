@@ -22,6 +22,7 @@ from pathlib import Path
 
 from phantomlib.book import markup
 from phantomlib.errors import ContextError, ParameterError
+from phantomlib.figures.escaping import in_markdown
 
 FITTING = "fitting:"  # before the name of a contexts file: leave out what does not fit a model
 ENVIRONMENT = "PHANTOM_NOTEBOOK"  # set by the runner: a JSON mapping with the command and parameters of this notebook
@@ -307,7 +308,7 @@ def markdown_table(frame, digits: int = 3) -> str:
 
 def _cell(value, digits: int) -> str:
     if not isinstance(value, float):
-        return str(value)
+        return in_markdown(str(value))
     return "–" if value != value else f"{value:.{digits}f}"
 
 

@@ -36,11 +36,14 @@ steps: int = 20  # optimiser steps of each run
 least_fall: float = 0.1  # nats by which cross-entropy must end lower for a failure to count
 
 # %% tags=["hide-cell"]
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 from phantomlib.book import notebook
+from phantomlib.critical.predictors import predict_critical_rates
 from phantomlib.figures.palette import model_colours
-from phantomlib.figures.silent_failure import count_map, gap_trajectories, loss_and_rank
+from phantomlib.figures.silent_failure import below_and_above, count_map, gap_trajectories, loss_and_rank
 from phantomlib.measure.recipe import Recipe
 from phantomlib.measure.study import Study
 from phantomlib.transition import silent_failure
@@ -219,47 +222,54 @@ nb.answer(
 # %% [markdown]
 # ## The edge between failing and learning
 #
-# Where does failing end? The critical learning rate is the smallest one at which the correct token overtakes within the budget of steps. It is predicted here from the
-# checkpoint alone, before any step of training ([how](06_dimensionless_numbers)). Then the runs are made, on both sides of it.
+# Where does failing end? The [critical learning rate](../definitions.md#critical-learning-rate) is the smallest one
+# at which the correct token overtakes within the budget of steps. It is predicted here from the checkpoint alone,
+# before any step of training ([chapter 06](06_dimensionless_numbers.ipynb) says how). Then the runs are made, on both
+# sides of it.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-below-and-above", "caption": "One sentence, full fine-tuning with Adam at thirteen learning rates (deterministic, no seeds). The grey line is the critical rate, predicted from the checkpoint before any of the runs; each dot is one run. Left: the two runs 2 % below and 2 % above it, the logit gap over their last steps. Right: all runs after their last step. The loss has no feature at the critical rate; the sign of the gap changes there."}, "image": {"alt": "Losses of two runs almost coincide; their logit gaps end on different sides of zero, at the predicted learning rate.", "width": "100%"}}
-import numpy as np
-import matplotlib.pyplot as plt
-
-from phantomlib.critical.predictors import predict_critical_rates
-from phantomlib.figures.silent_failure import below_and_above
-
-recipe = Recipe(steps=steps)
-fitting = nb.fitting_contexts(loaded[0])
-predicted = predict_critical_rates(nb.store, loaded[0], fitting, recipe).third_order
-chosen = int(np.isfinite(predicted).argmax())  # the first sentence that has a prediction
+# %%
+model, recipe = loaded[0], Recipe(steps=steps)
 multiples = np.array([0.5, 0.6, 0.7, 0.8, 0.9, 0.98, 1.02, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0])
-edge = nb.store.run(loaded[0], [fitting[chosen]], float(predicted[chosen]) * multiples, recipe).isel(context=0, seed=0)
-figure = below_and_above(edge, float(predicted[chosen]))
-nb.glue("below_and_above", figure)
+predictions = predict_critical_rates(nb.store, model, nb.fitting_contexts(model), recipe).third_order
+chosen = int(np.isfinite(predictions).argmax())  # the first sentence that has a prediction
+predicted = float(predictions[chosen])
+edge = nb.store.run(model, [nb.fitting_contexts(model)[chosen]], predicted * multiples, recipe).isel(context=0, seed=0)
 
-# %% tags=["hide-input"]
-nb.made_by(edge)
+# %%
+picture, narrow = below_and_above(edge, predicted), below_and_above(edge, predicted, narrow=True)
+nb.glue("below_and_above", picture)
+nb.glue("below_and_above_narrow", narrow)  # for phones, on the first page
+plt.close(narrow)
+nb.figure(
+    picture,
+    "fig-below-and-above",
+    caption="""One sentence, full fine-tuning with Adam at thirteen learning rates (deterministic, no seeds).
+        The grey line is the critical rate, predicted from the checkpoint before any of the runs; each dot
+        is one run. Left: the two runs 2 % below and 2 % above it, the logit gap over their last steps.
+        Right: all runs after their last step. The loss has no feature at the critical rate; the sign of
+        the gap changes there.""",
+    alt="The losses of two runs almost coincide; their gaps end on different sides of zero, where it was predicted.",
+    runs=edge,
+    data=edge[["cross_entropy", "logit_gap"]].to_dataframe().reset_index(),
+)
 
-# %% tags=["hide-input"]
+# %%
 below, above = (edge.isel(rate=index, step=-1) for index in (5, 6))
 nb.say(
-    "“{correct}” against “{competitor}”: the critical rate is predicted to be {predicted:.3g}. Just below it the loss ends at "
-    "{below_loss:.2f} nats and the gap at {below_gap:+.3f}; just above it, at {above_loss:.2f} and {above_gap:+.3f}.",
+    "“{correct}” against “{competitor}”: the critical rate is predicted to be {predicted:.3g}. Just "
+    "below it the loss ends at {loss_below:.2f} nats and the gap at {gap_below:+.3f}; just above it, at "
+    "{loss_above:.2f} and {gap_above:+.3f}.",
     correct=edge.correct.item(),
     competitor=edge.competitor.item(),
-    predicted=float(predicted[chosen]),
-    below_loss=float(below.cross_entropy),
-    below_gap=float(below.logit_gap),
-    above_loss=float(above.cross_entropy),
-    above_gap=float(above.logit_gap),
+    predicted=predicted,
+    loss_below=float(below.cross_entropy),
+    gap_below=float(below.logit_gap),
+    loss_above=float(above.cross_entropy),
+    gap_above=float(above.logit_gap),
 )
 for side, run in {"below": below, "above": above}.items():
     nb.glue(f"below_and_above_loss_{side}", float(run.cross_entropy))
     nb.glue(f"below_and_above_gap_{side}", float(run.logit_gap))
-narrow = below_and_above(edge, float(predicted[chosen]), narrow=True)
-nb.glue("below_and_above_narrow", narrow)  # for phones, on the first page
-plt.close(narrow)
 
 # %% [markdown]
 # ## What it means

@@ -14,12 +14,13 @@
 # ---
 
 # %% [markdown]
-# # A phase diagram
+# # 09 · A phase diagram
 #
 # **Question.** If we vary how interchangeable two words are, and how hard we train, where does the correct word win?
 #
-# **Answer.** Near the line $N = N_c$ that is fixed beforehand, from other models. This chapter goes beyond the paper. The table below says how many runs fall on the
-# predicted side.
+# ```{glue:md} answer_09
+# :format: myst
+# ```
 
 # %% tags=["parameters"]
 models: list[str] = ["zoo:gpt2-s", "zoo:neox-s"]  # models from which the boundary is predicted
@@ -30,7 +31,7 @@ dtype: str = "float32"  # float32 or float64
 store: str = "runs"  # folder of finished runs
 seed: int = 0  # base seed
 steps: int = 20  # optimiser steps of each run
-numbers: list[float] = [0.1, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0]  # kinematic numbers at which to run
+numbers: list[float] = [0.1, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0]  # kinematic numbers
 
 # %% tags=["hide-cell"]
 import numpy as np
@@ -39,106 +40,154 @@ import pandas as pd
 from phantomlib.book import notebook
 from phantomlib.critical import search
 from phantomlib.critical.numbers import kinematic_number
-from phantomlib.figures.silent_failure import phase_diagram
-from phantomlib.zoo import shipped
 from phantomlib.critical.step_zero import velocity
+from phantomlib.figures.silent_failure import phase_diagram
 from phantomlib.measure.recipe import Recipe
+from phantomlib.zoo import shipped
 
-nb = notebook.start("09_phase_diagram", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
+nb = notebook.start(
+    "09_phase_diagram", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed
+)
 recipe = Recipe(steps=steps)
 
 # %% [markdown]
 # ## The boundary, before any point
 #
-# The kinematic number $N = \eta T v_0 / |\Delta_0|$ compares the distance that the logit gap would travel at its initial velocity with the distance to go. The chapter on
-# dimensionless numbers measured the value $N_c$ at which the correct token just overtakes. Here that value comes from models that are not
-# charted.
+# The [kinematic number](../definitions.md#kinematic-number) $N = \eta T v_0 / |\Delta_0|$ compares the distance that
+# the logit gap would travel at its initial velocity with the distance to go. [Chapter
+# 06](06_dimensionless_numbers.ipynb) measured the value $N_c$ at which the correct token just overtakes. Here that
+# value comes from models that are not charted. This chapter goes beyond the paper.
 
-# %% tags=["hide-input"]
-fitted = []
-for ref in nb.models:
+
+# %%
+def find_critical(ref):
     model = nb.load(ref)
-    fitted.append(search.critical_rates(nb.store, model, nb.fitting_contexts(model), recipe))
-per_model = [float(np.exp(np.nanmean(np.log(kinematic_number(ds.critical_rate, steps, ds.velocity, ds.gap))))) for ds in fitted]
+    return search.critical_rates(nb.store, model, nb.fitting_contexts(model), recipe)
+
+
+def critical_number(ds):
+    """Of one model: the geometric mean over its contexts."""
+    return float(np.exp(np.nanmean(np.log(kinematic_number(ds.critical_rate, steps, ds.velocity, ds.gap)))))
+
+
+fitted = [find_critical(ref) for ref in nb.models]
+per_model = [critical_number(ds) for ds in fitted]
 boundary = float(np.exp(np.mean(np.log(per_model))))
 band = (min(per_model), max(per_model))
-notebook.say(f"From {len(per_model)} models: $N_c$ = {boundary:.3f}, between {band[0]:.3f} and {band[1]:.3f} over the models (geometric means over the contexts).")
-
-# %% tags=["hide-input"]
-nb.made_by([ds.attrs["run_ids"].split() for ds in fitted])
+nb.say(
+    "From {models} models: $N_c$ = {boundary:.3f}, between {low:.3f} and {high:.3f} over the models "
+    "(geometric means over the contexts).",
+    models=len(per_model),
+    boundary=boundary,
+    low=band[0],
+    high=band[1],
+)
 
 # %% [markdown]
 # ## The points
 #
-# The charted models are two GPT-2 style models of the smallest size. They learnt languages in which the interchangeability of the ten pairs
-# was reassigned, evenly between 0.05 and 0.98. That spreads the overlaps of the pairs. Each context is then fine-tuned with Adam at learning rates that
-# correspond to given kinematic numbers.
+# The charted models are two GPT-2 style models of the smallest size. They learnt languages in which the
+# interchangeability of the ten pairs was reassigned, evenly between 0.05 and 0.98. That spreads the overlaps of the
+# pairs. Each context is then fine-tuned with Adam at learning rates that correspond to given kinematic numbers.
 
-# %% tags=["hide-input"]
-rows, runs = [], []
-for ref in charted:
+
+# %%
+def chart(ref):
+    """The runs of one model at the given kinematic numbers."""
     model = nb.load(ref)
     fitting = nb.fitting_contexts(model)
     first = velocity(model, fitting, recipe)
-    usable = [i for i, v in enumerate(first.velocity.tolist()) if v > 0]
-    if len(usable) < len(fitting):
-        notebook.say(f"{model.name}: {len(fitting) - len(usable)} contexts start by moving away from the correct token; their kinematic number is undefined and they are not charted.")
-    v, gap = first.velocity.numpy()[usable], first.gap.numpy()[usable]
-    rates = np.outer(1 / kinematic_number(1.0, steps, v, gap), numbers)
-    ds = nb.store.run(model, [fitting[i] for i in usable], rates, recipe)
-    runs.append(ds)
-    planted = shipped.report(model.name)["interchangeability"] if ref.startswith("zoo:") else {}
-    for c, name in enumerate(ds.context.values):
-        for r, number in enumerate(numbers):
-            one = ds.isel(context=c, rate=r, seed=0)
-            rows.append(
-                {
-                    "model": model.name,
-                    "context": name,
-                    "interchangeability": planted.get(name, np.nan),
-                    "overlap": float(one.overlap[0]),
-                    "number": number,
-                    "order": float(one.phi[-1] / np.sqrt(1 - one.overlap[-1] ** 2)),
-                    "rank": int(one.rank_correct[-1]),
-                    "overtakes": bool((one.logit_gap > 0).any()),
-                }
-            )
-points = pd.DataFrame(rows)
+    usable = (first.velocity > 0).numpy()  # elsewhere the kinematic number is undefined
+    if not usable.all():
+        nb.say(
+            f"{model.name}: {(~usable).sum()} contexts start by moving away from the correct token; their kinematic "
+            "number is undefined and they are not charted."
+        )
+    one = kinematic_number(1.0, steps, first.velocity.numpy()[usable], first.gap.numpy()[usable])  # at learning rate 1
+    return nb.store.run(model, [c for c, use in zip(fitting, usable) if use], np.outer(1 / one, numbers), recipe)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-phase", "caption": "Phase diagram: every dot is one run of Adam (full fine-tuning, deterministic), placed by the overlap of its pair before training and by its kinematic number. Left: the final order parameter in units of its bound, from commitment to the competitor (blue) to the correct token (red). Right: the final rank of the correct token. Grey line and band: the critical kinematic number predicted from other models, and its range over them."}, "image": {"alt": "Two scatter plots over overlap and kinematic number; the outcome changes near the predicted horizontal line.", "width": "100%"}}
-phase_diagram(points, boundary, band);
 
-# %% tags=["hide-input"]
-nb.made_by(runs, [ds.attrs["run_ids"].split() for ds in fitted])
+runs = {ref: chart(ref) for ref in charted}
+
+
+# %%
+def outcomes(ref, ds):
+    """A row for every run: where it lies, and how it ended."""
+    name = ref.removeprefix("zoo:")
+    planted = shipped.report(name)["interchangeability"] if ref.startswith("zoo:") else {}
+    start, end = (ds.isel(step=step, seed=0, drop=True) for step in (0, -1))
+    table = (
+        ds[[]]
+        .assign(
+            overlap=start.overlap,
+            order=end.phi / np.sqrt(1 - end.overlap**2),  # the order parameter over its bound
+            rank=end.rank_correct,
+            overtakes=(ds.logit_gap > 0).any("step").isel(seed=0, drop=True),
+        )
+        .to_dataframe()
+        .reset_index()
+    )
+    number = np.array(numbers)[table.groupby("context", sort=False).cumcount()]
+    return table.assign(model=name, number=number, interchangeability=table.context.map(planted))
+
+
+points = pd.concat([outcomes(ref, ds) for ref, ds in runs.items()], ignore_index=True)
+nb.figure(
+    phase_diagram(points, boundary, band),
+    "fig-phase",
+    caption="""Phase diagram: every dot is one run of Adam (full fine-tuning, deterministic), placed by the
+        overlap of its pair before training and by its kinematic number. Left: the final order parameter
+        in units of its bound, from commitment to the competitor (blue) to the correct token (red). Right:
+        the final rank of the correct token. Grey line and band: the critical kinematic number predicted
+        from other models, and its range over them.""",
+    alt="Two scatter plots over overlap and kinematic number; the outcome changes near the predicted horizontal line.",
+    runs=[runs, fitted],
+    data=points,
+)
 
 # %% [markdown]
 # ## How sharp is the boundary?
 #
 # A run is predicted to overtake if its kinematic number exceeds the boundary.
 
-# %% tags=["hide-input"]
-predicted = points.number > boundary
-points["right"] = predicted == points.overtakes
-distance = pd.cut((np.log(points.number / boundary)).abs(), [0, 0.1, 0.25, 0.5, np.inf], labels=["within 10 %", "10 to 28 %", "28 to 65 %", "further"])
-right = points.groupby(distance, observed=True).right.agg(["count", "mean"]).reset_index()
-right.columns = ["distance of N from the boundary", "runs", "share on the predicted side"]
-notebook.table(right, digits=3)
-spread = points.drop_duplicates(["model", "context"])
-correlation = spread[["interchangeability", "overlap"]].corr(method="spearman").iloc[0, 1]
-notebook.say(
-    f"In all, {int(points.right.sum())} of {len(points)} runs end on the predicted side. Over the charted pairs the planted interchangeability and the overlap have a rank "
-    f"correlation of {correlation:.2f} (n = {len(spread)}): " + ("the language's setting shapes the readout." if correlation > 0.3 else "the setting shapes the readout only weakly.")
+# %%
+points["right"] = (points.number > boundary) == points.overtakes
+distance = pd.cut(
+    np.log(points.number / boundary).abs(),
+    [0, 0.1, 0.25, 0.5, np.inf],
+    labels=["within 10 %", "10 to 28 %", "28 to 65 %", "further"],
 )
+right = points.groupby(distance, observed=True).right.agg(["count", "mean"]).reset_index()
+right.columns = ["distance of $N$ from the boundary", "runs", "share on the predicted side"]
+nb.table(right, runs=runs)
 
 # %% tags=["hide-input"]
-nb.made_by(runs)
+pairs = points.drop_duplicates(["model", "context"])
+correlation = pairs[["interchangeability", "overlap"]].corr(method="spearman").iloc[0, 1]
+nb.say(
+    "Over the charted pairs the planted interchangeability and the overlap have a rank correlation of "
+    "{correlation:.2f} (n = {n}): the {what}.",
+    correlation=correlation,
+    n=len(pairs),
+    what="language's setting shapes the readout" if correlation > 0.3 else "setting shapes the readout only weakly",
+)
+nb.answer(
+    "Above the line $N = N_c$ = {boundary:.2f}, which was fixed beforehand, from other models: {right} "
+    "of {runs} runs end on the predicted side, at overlaps from {least:.2f} to {most:.2f}.",
+    boundary=boundary,
+    right=int(points.right.sum()),
+    runs=len(points),
+    least=points.overlap.min(),
+    most=points.overlap.max(),
+)
 
 # %% [markdown]
 # ## What it means
 #
-# If the boundary is flat in the overlap, the overlap does not decide whether the correct token wins; it acts only through the velocity $v_0$, which the kinematic number contains already.
+# If the boundary is flat in the overlap, the overlap does not decide whether the correct token wins; it acts only
+# through the velocity $v_0$, which the kinematic number contains already.
 #
 # ## What could be wrong
 #
-# The charted models are of one size and one family. The vertical axis is chosen from step-0 quantities of the charted model, so the diagram tests the constant
-# $N_c$, not the learning rate itself.
+# The charted models are of one size and one family. The vertical axis is chosen from step-0 quantities of the charted
+# model, so the diagram tests the constant $N_c$, not the learning rate itself.

@@ -14,17 +14,20 @@
 # ---
 
 # %% [markdown]
-# # The claims ledger
+# # 10 · The claims ledger
 #
 # **Question.** Which assertions of the paper's abstract does this book reproduce, and which not?
 #
-# **Answer.** The table below. Nothing in it is typed by hand.
+# ```{glue:md} answer_10
+# :format: myst
+# ```
 #
-# For each assertion we wrote down, before the runs, the quantity that tests it, the threshold it must meet, and the optimiser whose
-# measurement decides: Adam, because that is what practitioners use. SGD is shown beside it. The notebooks record what they measured. The
-# verdict follows from the two by one comparison. It is withheld (“not tested”) if the sample is smaller than was asked
-# for, or if one of the runs behind the measurement is no longer in the store or is damaged, and “stale” if the code that
-# measured has changed since. [How verdicts are made](../verdicts.md) says what a verdict is bound to, and what it is not.
+# For each assertion we wrote down, before the runs, the quantity that tests it, the threshold it must meet, and the
+# optimiser whose measurement decides: Adam, because that is what practitioners use. SGD is shown beside it. The
+# notebooks record what they measured. The verdict follows from the two by one comparison. It is withheld (“not
+# tested”) if the sample is smaller than was asked for, or if one of the runs behind the measurement is no longer in
+# the store or is damaged, and “stale” if the code that measured has changed since. [How verdicts are
+# made](../verdicts.md) says what a verdict is bound to, and what it is not.
 
 # %% tags=["parameters"]
 models: list[str] = ["zoo:gpt2-s", "zoo:neox-s"]  # model references, zoo:NAME, a folder or a hub id
@@ -34,49 +37,89 @@ dtype: str = "float32"  # float32 or float64
 store: str = "runs"  # folder of finished runs
 seed: int = 0  # base seed
 
-# %% tags=["hide-cell"]
+# %%
+import pandas as pd
 from IPython.display import Markdown
 
-from phantomlib.book import evidence, notebook
+from phantomlib.book import evidence, jobs, markup, notebook
 from phantomlib.ledger import claims
 
 nb = notebook.start("10_ledger", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
-pairs = claims.verdicts(nb.store, evidence.expected_beside(nb))
-decisive = [pair[0] for pair in pairs]
-
-# %% tags=["hide-input"]
-count = {status: sum(v.status == status for v in decisive) for status in claims.STATUSES}
-notebook.say(f"Of {len(decisive)} claims, {count[claims.REPRODUCED]} are reproduced, {count[claims.NOT_REPRODUCED]} are not, and {count[claims.NOT_TESTED] + count[claims.STALE]} were not tested.")
-notebook.table(claims.ledger_summary(pairs))
-nb.glue("ledger", Markdown(notebook.markdown_table(claims.ledger_summary(pairs))))
-
-# %% tags=["hide-input"]
-nb.made_by([list(v.measurement.runs) for v in decisive if v.measurement])
+pairs = claims.verdicts(nb.store, evidence.expected_beside(nb))  # under Adam, which decides, and under SGD
+decisive = [verdict for verdict, _ in pairs]
+runs = [list(verdict.measurement.runs) for verdict in decisive if verdict.measurement]
 
 # %% [markdown]
-# ## Every criterion
+# ## Value, threshold, verdict
 #
-# A claim with several criteria is reproduced only if all of them hold. The full wording of each quantity is in the section after.
+# The number of a claim leads to its chapter, the figure to what was measured. Where a claim has several criteria,
+# each has a row.
+
+# %%
+root = jobs.find_root()
+contents, chapters = (root / "_toc.yml").read_text(encoding="utf-8"), jobs.notebooks(root)
+
+
+def chapter(claim):
+    """Address of the chapter that tests a claim; None if this book has no such chapter."""
+    name = chapters[claim.notebook].stem if claim.notebook in chapters else ""
+    return f"/book/generated/{name}.ipynb" if name and f"/{name}" in contents else None
+
+
+def criterion_rows(verdict, other):
+    claim, linked = verdict.claim, chapter(verdict.claim)
+    for number, criterion in enumerate(claim.criteria):
+        sign = "≥" if criterion.direction == "at least" else "≤"
+        yield {
+            "claim": "" if number else f"[{claim.id}]({linked})" if linked else claim.id,
+            "statement": "" if number else markup.with_symbols(claim.statement),
+            "figure": "" if number or not linked else f"{{numref}}`{claim.figure}`",
+            "measured": value_of(verdict, criterion),
+            "needed": f"{sign} {criterion.threshold:g}",
+            "verdict": "" if number else f"**{verdict.status}**",
+            "under SGD": value_of(other, criterion) + ("" if number else f": {other.status}"),
+        }
+
+
+def value_of(verdict, criterion):
+    measured = verdict.measurement.values.get(criterion.name) if verdict.measurement else None
+    return "–" if measured is None else f"{measured:.3g}"
+
+
+nb.table(pd.DataFrame(row for pair in pairs for row in criterion_rows(*pair)), runs=runs)
 
 # %% tags=["hide-input"]
-notebook.table(claims.ledger_table(pairs))
+summary = claims.ledger_summary(pairs)
+summary["statement"] = summary.statement.map(markup.with_symbols)
+nb.glue("ledger", Markdown(notebook.markdown_table(summary)))
+count = {status: sum(verdict.status == status for verdict in decisive) for status in claims.STATUSES}
+nb.answer(
+    "Of {claims} claims, {yes} are reproduced and {no} are not; {withheld} were not tested. The table "
+    "below has every value with its threshold; nothing in it is typed by hand.",
+    claims=len(decisive),
+    yes=count[claims.REPRODUCED],
+    no=count[claims.NOT_REPRODUCED],
+    withheld=count[claims.NOT_TESTED] + count[claims.STALE],
+)
 
 # %% [markdown]
 # ## The wording of the quantities, and what lies behind each
 
-# %% tags=["hide-input"]
+# %%
 for verdict in decisive:
-    claim, measurement = verdict.claim, claims.verdict_as_dict(verdict)
+    claim, found = verdict.claim, claims.verdict_as_dict(verdict)
+    sample = ", ".join(f"{count} {kind}" for kind, count in found["n"].items()) or "none"
     lines = [f"**{claim.id}. {claim.statement}** Verdict: {verdict.status}.", ""]
-    lines += [f"- *{c.name.replace('_', ' ')}*: {c.quantity} ({c.direction} {c.threshold:g})." for c in claim.criteria]
-    lines += [f"- sample: {', '.join(f'{count} {kind}' for kind, count in measurement['n'].items()) or 'none'}; runs: {len(measurement['runs'])}; measured in notebook {claim.notebook}."]
-    if measurement["interval"]:
-        lines += ["- interval: {:.3g} to {:.3g}".format(*measurement["interval"])]
+    lines += [f"- {c.quantity} ({c.direction} {c.threshold:g})" for c in claim.criteria]
+    lines += [f"- sample: {sample}; runs: {len(found['runs'])}; measured in chapter {claim.notebook}"]
+    if found["interval"]:
+        lines += ["- interval: {:.3g} to {:.3g}".format(*found["interval"])]
     lines += [f"- threshold changed: {change}" for change in claim.changes]
-    notebook.say("\n".join(lines))
+    nb.say("\n".join(map(markup.with_symbols, lines)))
 
 # %% [markdown]
 # ## What could be wrong
 #
-# We know the paper's abstract, not its text. A verdict is about our reconstruction of each assertion, on our models. “Not reproduced” says that this
-# measurement, on these models, did not meet the threshold; it does not say that the paper is wrong.
+# We know the paper's abstract, not its text. A verdict is about our reconstruction of each assertion, on our models.
+# “Not reproduced” says that this measurement, on these models, did not meet the threshold; it does not say that the
+# paper is wrong.

@@ -9,11 +9,12 @@ from phantomlib.figures.escaping import csv_of, in_markdown
 
 
 class _Words(string.Formatter):
-    """``str.format``, but nan is a word, and text is no markup."""
+    """``str.format``, but nan is a word, and no text is taken for HTML."""
 
     def format_field(self, value, spec: str) -> str:
-        value = in_markdown(value) if isinstance(value, str) else value
-        return "undefined" if isinstance(value, float) and value != value else format(value, spec)
+        if isinstance(value, float) and value != value:
+            return "undefined"
+        return format(in_markdown(value) if isinstance(value, str) else value, spec)
 
 
 def fill(template: str, **values) -> str:

@@ -79,6 +79,15 @@ def test_sentences_take_their_numbers_and_name_undefined_ones(book, shown):
     assert shown[1]["text/markdown"] == "No numbers, so $g_{ck}$ stays."
 
 
+def test_words_of_others_are_text(book, shown):
+    word = "<b>|=1"
+    book.say("The word “{word}”.", word=word)
+    book.table(pd.DataFrame({"word": [word, "=1+1"]}))
+    for bundle in shown[:2]:
+        assert "&lt;b&gt;\\|=1" in bundle["text/markdown"] and "<b>" not in bundle["text/markdown"]
+    assert downloads(shown[2])["01_x-table-1.csv"].word.tolist() == [word, "'=1+1"]
+
+
 def test_runs_are_named_by_datasets_searches_and_tables(book, shown):
     run, search = xr.Dataset(attrs={"run_id": "one"}), xr.Dataset(attrs={"run_ids": "two three"})
     table = pd.DataFrame({"x": [1]})

@@ -295,7 +295,8 @@ def claims(
 
     root = find_root()
     chosen = load_profile(root, profile)
-    pairs = verdicts(Store(root / chosen.common.get("store", "runs")), expected_sources(root, chosen))
+    store, sources = Store(root / chosen.common.get("store", "runs")), expected_sources(root, chosen)
+    pairs = verdicts(store, sources) + verdicts(store, sources, ours=True)
     if as_json:
         typer.echo(json.dumps([verdict_as_dict(verdict) for pair in pairs for verdict in pair], indent=1))
         return

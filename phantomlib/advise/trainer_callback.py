@@ -17,7 +17,7 @@ import math
 import sys
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +26,12 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from phantomlib.advise.competitor_loss import CompetitorLoss
 from phantomlib.critical.step_zero import first_update
 from phantomlib.errors import ContextError, ParameterError, PhantomError, all_at_once, shown
 from phantomlib.measure import order_parameter
 from phantomlib.measure.contexts import Context, Resolved, load_contexts, resolve
+from phantomlib.measure.loss import training_loss
 from phantomlib.measure.recipe import Recipe, check_lengths, positions_of
 
 LEAST_FALL = 0.1  # nats by which a context's cross-entropy must have fallen before its failure counts as silent
@@ -66,7 +68,8 @@ class PhantomCallback(TrainerCallback):
 
     The kinematic number of a step is the budget spent so far, ``Σ η``, times ``v_0 / |Δ_0|``: where training on the
     context alone would be. ``v_0`` is taken along the first update of the Trainer's own optimiser (SGD, Adam, AdamW;
-    others have none). It costs two backward passes per context before training, which ``kinematic=False`` saves.
+    others have none) on the loss that is trained. It costs two backward passes per context before training, which
+    ``kinematic=False`` saves.
 
     A :class:`SilentFailureWarning` is raised, once per context, as soon as its cross-entropy has fallen by 0.1 nat and
     the gap, extrapolated to the end of the schedule, stays negative; and at the end of training if it did.
@@ -77,6 +80,9 @@ class PhantomCallback(TrainerCallback):
         tokenizer: by default the Trainer's ``processing_class``.
         kinematic: whether to measure ``v_0``.
         prefix: of the logged names, ``phantom/shame/gap``.
+        loss: ``margin``, ``unlikelihood`` or ``gap`` have :meth:`attach` give the Trainer a loss that looks at the
+            competitors (:class:`phantomlib.advise.competitor_loss.CompetitorLoss`).
+        weight: λ of its term.
 
     Attributes:
         seconds: time spent measuring, without that before the first step.
@@ -86,7 +92,8 @@ class PhantomCallback(TrainerCallback):
             be told here, with ``tokenizer`` or resolved contexts, is told here; the rest by :meth:`attach`, or else when
             training starts.
         ParameterError: ``every`` is not a whole number of at least 1.
-        PhantomError: there is no tokenizer; or, when training starts, the weights are sharded over processes.
+        PhantomError: there is no tokenizer; the Trainer has a loss function of its own already; or, when training
+            starts, the weights are sharded over processes, or a loss was chosen and the callback not attached.
 
     Example:
         >>> import phantomlib as ph
@@ -95,14 +102,24 @@ class PhantomCallback(TrainerCallback):
         5
     """
 
-    def __init__(self, contexts="default", *, every: int = 10, tokenizer=None, kinematic=True, prefix="phantom"):
+    def __init__(
+        self,
+        contexts="default",
+        *,
+        every: int = 10,
+        tokenizer=None,
+        kinematic=True,
+        prefix="phantom",
+        loss: str = "cross-entropy",
+        weight: float = 1.0,
+    ):
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ParameterError(f"every is {shown(every)}; give a whole number of steps of at least 1.")
         self.contexts = load_contexts(contexts) if isinstance(contexts, str | Path) else list(contexts)
         if not self.contexts or not all(isinstance(c, Context | Resolved) for c in self.contexts):
             raise ParameterError("contexts must be 'default', a contexts file, or a non-empty list of contexts.")
         self.every, self.tokenizer, self.kinematic, self.prefix = every, tokenizer, kinematic, prefix
-        self.trainer, self.seconds = None, 0.0
+        self.trainer, self.seconds, self.recipe = None, 0.0, Recipe(loss=loss, weight=weight)
         self.watched: list[_Watched] = []
         if tokenizer is not None:
             limit = getattr(tokenizer, "model_max_length", math.inf)
@@ -110,7 +127,13 @@ class PhantomCallback(TrainerCallback):
 
     def attach(self, trainer) -> "PhantomCallback":
         """Add this callback to a Trainer, and log through it; refuses contexts that do not fit its model."""
-        self._fitting(trainer.model, getattr(trainer, "processing_class", None))
+        resolved = self._fitting(trainer.model, getattr(trainer, "processing_class", None))
+        if self.recipe.loss != "cross-entropy":
+            if trainer.compute_loss_func is not None:
+                raise PhantomError(
+                    "The Trainer has a compute_loss_func already; leave it out, or leave out 'loss' here."
+                )
+            trainer.compute_loss_func = CompetitorLoss(resolved, loss=self.recipe.loss, weight=self.recipe.weight)
         self.trainer = trainer
         trainer.add_callback(self)
         return self
@@ -124,11 +147,13 @@ class PhantomCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, processing_class=None, optimizer=None, **kwargs):
         if getattr(args, "fsdp", None) or getattr(args, "deepspeed", None):
             raise PhantomError("PhantomCallback needs whole weights in every process; FSDP and DeepSpeed shard them.")
+        if self.recipe.loss != "cross-entropy" and self.trainer is None:
+            raise PhantomError(f"The loss '{self.recipe.loss}' needs PhantomCallback(...).attach(trainer).")
         self.watched = [_Watched(context) for context in self._fitting(model, processing_class)]
         self.ahead = None  # (T + 1,) sum of the learning rates from each step on
         self.spent, self.seconds, self.unlogged, self.geometry = 0.0, 0.0, {}, None
         if self.kinematic:
-            recipe = _recipe(optimizer)
+            recipe = _first_update_of(optimizer, self.recipe)
             for w in self.watched if recipe else ():
                 w.velocity = _velocity(model, w.context, recipe)
         self._measure(state, control, model)
@@ -254,12 +279,12 @@ class PhantomCallback(TrainerCallback):
         control.should_log = due
 
 
-def _recipe(optimizer) -> Recipe | None:
-    """Whose first update to take; None for an optimiser whose first update is not known here."""
+def _first_update_of(optimizer, recipe: Recipe) -> Recipe | None:
+    """``recipe`` with the Trainer's optimiser; None for one whose first update is not known here."""
     inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     if isinstance(inner, torch.optim.Adam | torch.optim.AdamW):
-        return Recipe(optimizer="adam", epsilon=inner.param_groups[0]["eps"])
-    return Recipe(optimizer="sgd") if isinstance(inner, torch.optim.SGD) else None
+        return replace(recipe, optimizer="adam", epsilon=inner.param_groups[0]["eps"])
+    return replace(recipe, optimizer="sgd") if isinstance(inner, torch.optim.SGD) else None
 
 
 def _velocity(model, context: Resolved, recipe: Recipe) -> float:
@@ -269,7 +294,8 @@ def _velocity(model, context: Resolved, recipe: Recipe) -> float:
         ids = torch.tensor([context.prompt_ids], device=model.get_output_embeddings().weight.device)
         z = model(input_ids=ids, use_cache=False).logits[0, -1].float()
         gap = z[context.correct_id] - z[context.competitor_id]
-        loss = -z.log_softmax(-1)[context.correct_id]
+        c, k = torch.tensor([[context.correct_id], [context.competitor_id]], device=z.device)
+        loss = training_loss(z[None], c, k, recipe.loss, recipe.weight)[0]
         of_loss = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
         of_gap = torch.autograd.grad(gap, trained, allow_unused=True)
     pairs = [(a, b) for a, b in zip(of_gap, of_loss, strict=True) if a is not None and b is not None]

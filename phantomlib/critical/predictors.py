@@ -67,10 +67,10 @@ def predict_critical_rates(store: Store, model: LanguageModel, contexts: list[Re
     Raises:
         ParameterError: the recipe is not one that the ladder can follow.
     """
-    if recipe.optimizer == "adamw" or recipe.method != "full":
+    if recipe.optimizer == "adamw" or recipe.method != "full" or recipe.loss != "cross-entropy":
         raise ParameterError(
-            f"Predictions follow full fine-tuning with sgd or adam, not {recipe.method} with {recipe.optimizer}; "
-            "measure this one with critical_rates."
+            f"Predictions follow full fine-tuning of the cross-entropy with sgd or adam, not {recipe.method} of the "
+            f"loss '{recipe.loss}' with {recipe.optimizer}; measure this one with critical_rates."
         )
 
     def compute() -> dict:

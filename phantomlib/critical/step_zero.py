@@ -29,6 +29,7 @@ from torch import Tensor
 from phantomlib.errors import ParameterError
 from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.finetune import trainable
+from phantomlib.measure.loss import training_loss
 from phantomlib.measure.models import LanguageModel, share_tensors
 from phantomlib.measure.recipe import Recipe
 
@@ -81,7 +82,7 @@ class Problem:
     Args:
         model: the checkpoint; it is not changed.
         context: one resolved context.
-        recipe: its ``method``, ``rank`` and ``alpha`` decide what is trainable.
+        recipe: its ``method``, ``rank`` and ``alpha`` decide what is trainable, its ``loss`` what is minimised.
         seed: of the LoRA initialisation.
     """
 
@@ -90,7 +91,7 @@ class Problem:
         self.module = share_tensors(module)
         # the readout sees the last position only
         self.module.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0][:, -1:],))
-        self.context = context
+        self.context, self.recipe = context, recipe
         self.values = {name: value.detach() for name, value in values.items()}
         self.ids = torch.tensor([context.prompt_ids], device=model.device)
         readout = module.get_output_embeddings().weight
@@ -118,6 +119,11 @@ class Problem:
         return logits[self.context.correct_id] - logits[self.context.competitor_id]
 
     def loss(self, logits: Tensor) -> Tensor:
+        """What is minimised, from logits (V,)."""
+        c, k = torch.tensor([[self.context.correct_id], [self.context.competitor_id]], device=logits.device)
+        return training_loss(logits[None], c, k, self.recipe.loss, self.recipe.weight)[0]
+
+    def cross_entropy(self, logits: Tensor) -> Tensor:
         return F.cross_entropy(logits, torch.tensor(self.context.correct_id, device=logits.device))
 
     def gradient(self, values, leaves: dict[str, Tensor], **options) -> Vector:
@@ -161,7 +167,7 @@ def velocity(model: LanguageModel, contexts: list[Resolved], recipe: Recipe = PL
     Args:
         model: the checkpoint.
         contexts: C resolved contexts.
-        recipe: optimiser, method, ε.
+        recipe: optimiser, method, ε, and the loss whose gradient is followed.
         seed: of the LoRA initialisation.
     """
     rows = []
@@ -170,6 +176,7 @@ def velocity(model: LanguageModel, contexts: list[Resolved], recipe: Recipe = PL
         leaves = problem.leaves()
         logits = problem.logits(leaves)
         loss, gap = problem.loss(logits), problem.gap(logits)
+        cross_entropy = problem.cross_entropy(logits).detach()
         of_loss = problem.gradient(loss, leaves, retain_graph=True)
         of_gap = problem.gradient(gap, leaves)
         along = {  # by tensor
@@ -178,7 +185,7 @@ def velocity(model: LanguageModel, contexts: list[Resolved], recipe: Recipe = PL
         }
         total = sum(along.values())
         readout = along[problem.readout] / total if problem.readout else 0.0
-        rows.append([total, gap.detach(), math.sqrt(dot(of_loss, of_loss)), readout, loss.detach()])
+        rows.append([total, gap.detach(), math.sqrt(dot(of_loss, of_loss)), readout, cross_entropy])
     table = torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float64)  # (C, 5)
     return Velocity(*table.T)
 

@@ -42,16 +42,17 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Claim:
-    """One assertion of the abstract.
+    """One assertion: of the abstract, or of ours.
 
     Attributes:
-        id, statement: C1 to C11, and the assertion in our words.
+        id, statement: C1 to C11, or O1 and on for ours; and the assertion in our words.
         notebook, figure: where it is measured and shown.
         decides: the optimiser whose measurement decides.
         needs: smallest sample per kind, e.g. ``{"architectures": 5, "contexts": 10}``.
         criteria: all must hold.
         tests: thresholds of the single tests behind a counted criterion.
         changes: thresholds changed after data were seen: old and new value, day, reason.
+        ours: whether it is ours and not the paper's.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Claim:
     criteria: tuple[Criterion, ...]
     tests: dict
     changes: list
+    ours: bool = False
 
     def holds(self, values: Mapping[str, float]) -> bool:
         """Whether every criterion's value keeps its bound; an undefined value does not."""
@@ -206,15 +208,16 @@ def _judge(claim: Claim, store: Store, source: Source, measurement: Measurement)
     return NOT_REPRODUCED if failed else REPRODUCED, parts
 
 
-def verdicts(store: Store, sources: Mapping[str, Source]) -> list[tuple[Verdict, Verdict]]:
+def verdicts(store: Store, sources: Mapping[str, Source], *, ours: bool = False) -> list[tuple[Verdict, Verdict]]:
     """For every claim the verdict under the optimiser that decides, and under the other.
 
     Args:
         store: where the measurements and their runs are.
         sources: the notebooks, by number, with the parameters asked for.
+        ours: the claims of ours instead of the paper's.
     """
     pairs = []
-    for claim in load_claims():
+    for claim in (c for c in load_claims() if c.ours == ours):
         other = next(name for name in OPTIMIZERS if name != claim.decides)
         source = sources.get(claim.notebook)
         pairs.append((judge(claim, store, source), judge(claim, store, source, other)))

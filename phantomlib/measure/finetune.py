@@ -1,6 +1,7 @@
 """The fine-tuning engine: contexts × learning rates × seeds advanced together, everything measured at every step.
 
-The loss of a replica is the cross-entropy of its correct token at the last position of its prompt, in nats. Row t of a
+The loss of a replica is the cross-entropy of its correct token at the last position of its prompt, in nats, unless the
+recipe chooses another. Row t of a
 recording is the state *before* update t, so row 0 is the untouched model and row T the final one.
 """
 
@@ -11,13 +12,13 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import psutil
 import torch
-import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor
 
 from phantomlib.errors import ParameterError
 from phantomlib.measure.bounds import check_memory
 from phantomlib.measure.contexts import Resolved
+from phantomlib.measure.loss import training_loss
 from phantomlib.measure.models import LanguageModel, add_lora
 from phantomlib.measure.optimizer import BatchedOptimizer
 from phantomlib.measure.recipe import Recipe, check_contexts, check_learning_rates, check_seeds
@@ -63,7 +64,8 @@ def finetune(
         ``learning_rate`` (context, rate) and ``diverged_step`` (-1 if finite throughout). Of a schedule
         ``learning_rate`` is the largest value, and ``schedule`` (context, rate, step) holds all (nan at step T). From
         the step of divergence on, values are nan (``rank_correct`` 0). With snapshots also ``spectrum`` (..., snapshot,
-        component), eigenvalues of ρ, and ``phi_trace`` (..., snapshot), Φ computed from ρ by the trace formula.
+        component), eigenvalues of ρ, and ``phi_trace`` (..., snapshot), Φ computed from ρ by the trace formula. With a
+        loss other than cross-entropy also ``loss``.
 
     Example:
         >>> import phantomlib as ph
@@ -154,7 +156,7 @@ def advance(model, chunk: list[Replica], recipe, engine, extra, progress) -> dic
     for step in range(recipe.steps + 1):
         with torch.set_grad_enabled(step < recipe.steps):
             logits = stacked.logits(ids, last)  # (R, V)
-            loss = F.cross_entropy(logits, c, reduction="none")
+            loss = training_loss(logits, c, k, recipe.loss, recipe.weight)
         recorder.record(step, logits.detach(), loss.detach())
         if step < recipe.steps:
             recorder.fields["gradient_norm"][:, step] = optimizer.step(loss)

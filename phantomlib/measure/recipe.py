@@ -1,13 +1,14 @@
 """How to fine-tune: the recipe, and what contexts, learning rates and seeds must be like."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from phantomlib.errors import ContextError, ParameterError, all_at_once, shown
 from phantomlib.measure.contexts import Context, Resolved, resolve
+from phantomlib.measure.loss import LOSSES
 from phantomlib.measure.models import LanguageModel, next_token_logits
 
 MOST_STEPS = 10**9  # what is recorded of more would fit no memory
@@ -29,6 +30,9 @@ class Recipe:
         exponent: power of the overlap in Φ.
         geometry: whose rows give the overlaps, ``readout`` (the unembedding) or ``input`` (the token embedding).
         snapshots: steps at which the spectrum of ρ is recorded.
+        loss: what is minimised, ``cross-entropy`` or one that looks at the competitor: ``margin``, ``unlikelihood``,
+            ``gap`` (:mod:`phantomlib.measure.loss`).
+        weight: λ of the term that looks at the competitor; positive.
 
     Example:
         >>> import phantomlib as ph
@@ -52,6 +56,8 @@ class Recipe:
     exponent: int = 2
     geometry: str = "readout"
     snapshots: tuple[int, ...] = ()
+    loss: str = "cross-entropy"
+    weight: float = 1.0
 
     def __post_init__(self):
         if not isinstance(self.snapshots, list | tuple):
@@ -62,6 +68,7 @@ class Recipe:
             "method": ("full", "lora"),
             "exponent": (1, 2),
             "geometry": ("readout", "input"),
+            "loss": LOSSES,
         }
         for name, values in known.items():
             if getattr(self, name) not in values:
@@ -80,6 +87,7 @@ class Recipe:
             "beta2": (0, 1),
             "epsilon": (0, math.inf),
             "alpha": (0, math.inf),
+            "weight": (0, math.inf),
         }
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
@@ -87,10 +95,20 @@ class Recipe:
                 raise ParameterError(f"{name} is {value!r}; give a number with {low} <= {name} < {high}.")
         if self.weight_decay and self.optimizer != "adamw":
             raise ParameterError(f"weight_decay {self.weight_decay} needs optimizer 'adamw', not '{self.optimizer}'.")
+        if self.weight == 0 or self.weight != 1 and self.loss == "cross-entropy":
+            raise ParameterError(
+                f"weight {self.weight} with loss '{self.loss}' says nothing; give a positive weight to a loss that looks at "
+                "the competitor, or leave it out."
+            )
         if any(isinstance(s, bool) or not isinstance(s, int) or not 0 <= s <= self.steps for s in self.snapshots):
             raise ParameterError(f"snapshots {self.snapshots} must be steps from 0 to {self.steps}.")
         if len(set(self.snapshots)) < len(self.snapshots):
             raise ParameterError(f"snapshots {self.snapshots} name a step twice; give each once.")
+
+    def settings(self) -> dict:
+        """Everything that names a run; cross-entropy goes without saying, as in runs made before there was a choice."""
+        unsaid = ("loss", "weight") if self.loss == "cross-entropy" else ()
+        return {name: value for name, value in asdict(self).items() if name not in unsaid}
 
 
 def check_learning_rates(learning_rates, contexts: int, steps: int | None = None) -> np.ndarray:

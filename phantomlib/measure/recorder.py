@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor
 
@@ -30,13 +30,16 @@ RECORDED = {
     "phi_readout_part": ("1", "part of phi_t - phi_(t-1) carried by the change of p"),
     "phi_geometry_part": ("1", "part of phi_t - phi_(t-1) carried by the change of the overlaps"),
 }
+# recorded as well if it is not the cross-entropy
+TRAINED_LOSS = {"loss": ("nat", "what is minimised")}
 
 
 def check_extra(extra: Mapping[str, Callable] | None) -> dict[str, Callable]:
     """Further quantities by name; ParameterError unless the names are new and the values are functions."""
     extra = dict(extra or {})
     for name, function in extra.items():
-        if not isinstance(name, str) or not name.isidentifier() or name in RECORDED or not callable(function):
+        taken = not isinstance(name, str) or not name.isidentifier() or name in RECORDED | TRAINED_LOSS
+        if taken or not callable(function):
             raise ParameterError(
                 f"extra holds {name!r}: {function!r}; give functions of (p, E, c, k) under names that are not recorded "
                 "already, such as {'entropy': entropy}."
@@ -45,6 +48,11 @@ def check_extra(extra: Mapping[str, Callable] | None) -> dict[str, Callable]:
 
 
 IN_CACHE = 2**18  # numbers of a readout that a CPU measures at a time
+
+
+def recorded(recipe: Recipe) -> dict[str, tuple[str, str]]:
+    """What every run of this recipe records: name -> (unit, meaning)."""
+    return RECORDED if recipe.loss == "cross-entropy" else RECORDED | TRAINED_LOSS
 
 
 class Recorder:
@@ -59,7 +67,8 @@ class Recorder:
         self.norms = E.new_empty(E.shape[:-1])
         self.products = E.new_empty((len(c), len(E_0), 2))  # of the rows of E with those of c and k
         replicas = len(c)
-        self.fields = {name: E_0.new_full((replicas, recipe.steps + 1), math.nan) for name in [*RECORDED, *extra]}
+        names = [*recorded(recipe), *extra]
+        self.fields = {name: E_0.new_full((replicas, recipe.steps + 1), math.nan) for name in names}
         self.h = self.g_ck = self.previous = None
         d, n = E_0.shape[1], len(recipe.snapshots)
         self.snapshots = (
@@ -67,13 +76,13 @@ class Recorder:
         )
 
     def record(self, step: int, logits: Tensor, loss: Tensor) -> None:
-        """``logits`` (R, V) and ``loss`` (R,) of the state before update ``step``."""
+        """``logits`` (R, V) and the loss that is minimised (R,), of the state before update ``step``."""
         p = logits.softmax(-1)
         z_pair, p_pair = logits.gather(1, self.pair), p.gather(1, self.pair)
         drift, unchanged = self._read_readout()
         signal, drag = order_parameter.split(p, self.h, self.c, self.k, self.g_ck, self.recipe.exponent)
         values = {
-            "cross_entropy": loss,
+            "cross_entropy": F.cross_entropy(logits, self.c, reduction="none") if "loss" in self.fields else loss,
             "logit_gap": z_pair[:, 0] - z_pair[:, 1],
             "p_correct": p_pair[:, 0],
             "p_competitor": p_pair[:, 1],
@@ -85,6 +94,8 @@ class Recorder:
             "readout_drift": drift / self.norm_0,
             "readout_unchanged": unchanged,
         }
+        if "loss" in self.fields:
+            values["loss"] = loss
         if self.previous is not None:  # Φ is bilinear in p and h, so its change splits exactly
             p_0, h_0 = self.previous
             values["phi_readout_part"] = ((p - p_0) * (self.h + h_0)).sum(1) / 2
@@ -142,15 +153,15 @@ class Recorder:
 
 
 def label_runs(parts, shape, contexts, rates, seeds, recipe, extra) -> xr.Dataset:
-    recorded = RECORDED | {name: ("1", _meaning(function)) for name, function in extra.items()}
+    quantities = recorded(recipe) | {name: ("1", _meaning(function)) for name, function in extra.items()}
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    fields = {name: joined[name].reshape(*shape, -1) for name in recorded}
+    fields = {name: joined[name].reshape(*shape, -1) for name in quantities}
     finite = np.isfinite(fields["cross_entropy"]) & np.isfinite(fields["logit_gap"]) & np.isfinite(fields["phi"])
     alive = np.logical_and.accumulate(finite, axis=-1)  # once diverged, always diverged
     diverged = np.where(alive.all(-1), -1, alive.argmin(-1))
     dims = ("context", "rate", "seed", "step")
     data = {}
-    for name, (unit, meaning) in recorded.items():
+    for name, (unit, meaning) in quantities.items():
         values = np.where(alive, fields[name], np.nan)
         if name in ("rank_correct", "readout_unchanged"):
             values = np.nan_to_num(values).astype("int32" if name == "rank_correct" else "int8")
@@ -184,7 +195,7 @@ def label_runs(parts, shape, contexts, rates, seeds, recipe, extra) -> xr.Datase
         data["schedule"] = (dims[:2] + dims[3:], np.pad(rates, ((0, 0), (0, 0), (0, 1)), constant_values=np.nan))
     if recipe.snapshots:
         coords["snapshot"] = list(recipe.snapshots)
-    attrs = {f"recipe_{key}": value for key, value in asdict(recipe).items() if key != "snapshots"}
+    attrs = {f"recipe_{key}": value for key, value in recipe.settings().items() if key != "snapshots"}
     return xr.Dataset(data, coords, attrs)
 
 

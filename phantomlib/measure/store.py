@@ -18,7 +18,6 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import asdict
 from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -276,7 +275,7 @@ def specification(model: LanguageModel, contexts: list[Resolved], rates, recipe:
             for c in contexts
         ],
         "learning_rates": rates.tolist(),
-        "recipe": json.loads(json.dumps(asdict(recipe))),
+        "recipe": json.loads(json.dumps(recipe.settings())),
         "seeds": list(seeds),
     }
 

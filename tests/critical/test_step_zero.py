@@ -56,6 +56,25 @@ def test_velocity_is_the_slope_of_one_real_step(architecture, optimizer, method)
     torch.testing.assert_close(first.cross_entropy, torch.tensor(run.cross_entropy.values[:, 0]))
 
 
+@pytest.mark.parametrize("loss, weight", [("margin", 2.0), ("unlikelihood", 5.0), ("gap", 1.0)])
+@pytest.mark.parametrize("optimizer, method", METHODS)
+def test_velocity_is_that_of_the_loss_that_is_trained(optimizer, method, loss, weight):
+    model, h = tiny.model("GPT2"), 5e-5
+    recipe = Recipe(optimizer=optimizer, method=method, steps=1, rank=2, loss=loss, weight=weight)
+    contexts = tiny.contexts(model)
+    first, plain = (
+        velocity(model, contexts, recipe),
+        velocity(model, contexts, dataclasses.replace(recipe, loss="cross-entropy", weight=1.0)),
+    )
+    run = finetune(model, contexts, [h, 2 * h], recipe).isel(seed=0)
+    gap = torch.tensor(run.logit_gap.values)  # (C, rate, step)
+    slope = (4 * gap[:, 0, 1] - gap[:, 1, 1] - 3 * gap[:, 0, 0]) / (2 * h)  # exact up to h²
+    torch.testing.assert_close(slope, first.velocity, rtol=2e-3, atol=5e-3)
+    assert not torch.isclose(first.velocity, plain.velocity, rtol=5e-3).any()
+    torch.testing.assert_close(first.gradient_norm, torch.tensor(run.isel(rate=0).gradient_norm.values[:, 0]))
+    torch.testing.assert_close(first.cross_entropy, plain.cross_entropy)
+
+
 def test_readout_share_is_the_velocity_with_all_else_frozen():
     model = tiny.model("GPTNeoX", tied=False)
     contexts = tiny.contexts(model)

@@ -17,12 +17,18 @@ from phantomlib.measure.contexts import Context, Resolved
 from phantomlib.measure.finetune import finetune
 from phantomlib.measure.models import add_lora
 from phantomlib.measure.recipe import Recipe, check_contexts, check_learning_rates
-from phantomlib.measure.recorder import RECORDED
+from phantomlib.measure.recorder import RECORDED, recorded
 
 OPTIMIZERS = {
     "sgd": ([0.02, 0.3], {}),
     "adam": ([1e-3, 0.02], {"beta1": 0.8, "beta2": 0.95, "epsilon": 1e-6}),
     "adamw": ([1e-3, 0.02], {"weight_decay": 0.3}),
+}
+LOSSES = {  # by their definitions, from logits (V,), the two ids and λ
+    "cross-entropy": lambda z, c, k, weight: -z.log_softmax(0)[c],
+    "margin": lambda z, c, k, weight: -z.log_softmax(0)[c] + weight * (1 + (z[k] - z[c]).exp()).log(),
+    "unlikelihood": lambda z, c, k, weight: -z.log_softmax(0)[c] - weight * (1 - z.softmax(0)[k]).log(),
+    "gap": lambda z, c, k, weight: weight * (1 + (z[k] - z[c]).exp()).log(),
 }
 
 
@@ -50,10 +56,10 @@ def plain_loop(model, context, rates, recipe: Recipe, seed: int) -> dict[str, li
     source = module.get_output_embeddings() if recipe.geometry == "readout" else module.get_input_embeddings()
     E_0 = source.weight.detach().clone()
     c, k, ids = context.correct_id, context.competitor_id, torch.tensor([context.prompt_ids], device=model.device)
-    values, before = {name: [] for name in [*RECORDED, "spectrum"]}, None
+    values, before = {name: [] for name in [*recorded(recipe), "spectrum"]}, None
     for step in range(recipe.steps + 1):
         z = module(ids, use_cache=False).logits[0, -1]
-        loss = -z.log_softmax(0)[c]
+        loss = LOSSES[recipe.loss](z, c, k, recipe.weight)
         p = z.detach().double().softmax(0).cpu().numpy()
         e, h, g_ck = geometry(source.weight, c, k, recipe.exponent)
         rho = sum(p_i * np.outer(e_i, e_i) for p_i, e_i in zip(p, e, strict=True))
@@ -61,7 +67,7 @@ def plain_loop(model, context, rates, recipe: Recipe, seed: int) -> dict[str, li
         update.zero_grad()
         loss.backward()
         now = {
-            "cross_entropy": float(loss),
+            "cross_entropy": -float(z.log_softmax(0)[c]),
             "logit_gap": float(z[c] - z[k]),
             "p_correct": p[c],
             "p_competitor": p[k],
@@ -77,6 +83,8 @@ def plain_loop(model, context, rates, recipe: Recipe, seed: int) -> dict[str, li
             "phi_geometry_part": math.nan if before is None else (p + before[0]) @ (h - before[1]) / 2,
             "spectrum": np.linalg.eigvalsh(rho)[::-1] if np.isfinite(rho).all() else np.full(len(rho), np.nan),
         }
+        if recipe.loss != "cross-entropy":
+            now["loss"] = float(loss)
         for name, value in now.items():
             values[name].append(value)
         before = p, h
@@ -89,12 +97,12 @@ def plain_loop(model, context, rates, recipe: Recipe, seed: int) -> dict[str, li
 
 def largest_error(run, model, contexts, rates, recipe, seeds=(0,)) -> dict[str, float]:
     """Largest |engine - plain loop| over all replicas and steps, for every recorded quantity."""
-    errors = dict.fromkeys(RECORDED, 0.0)
+    errors = dict.fromkeys(recorded(recipe), 0.0)
     for (c, context), (r, rate), (s, seed) in (
         (a, b, d) for a in enumerate(contexts) for b in enumerate(rates) for d in enumerate(seeds)
     ):
         expected = plain_loop(model, context, np.broadcast_to(rate, recipe.steps), recipe, seed)
-        for name in RECORDED:
+        for name in errors:
             ours = run[name].values[c, r, s].astype(float)
             assert np.array_equal(np.isnan(ours), np.isnan(expected[name])), name
             errors[name] = max(errors[name], np.nanmax(np.abs(ours - expected[name])))
@@ -139,6 +147,28 @@ def test_every_other_architecture_equals_torch_optim(architecture, method):
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_vmap_equals_torch_optim(method, name):
     check_against_plain_loop("GPTNeoX", method, name, "float64", 1e-10, engine="vmap")
+
+
+@pytest.mark.parametrize("replicas", [1, 4])
+@pytest.mark.parametrize("engine", ["batch axis", "vmap", "auto"])
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("loss, weight", [("margin", 1.0), ("margin", 3.0), ("unlikelihood", 5.0), ("gap", 2.0)])
+def test_every_loss_equals_torch_optim(loss, weight, method, name, engine, replicas):
+    rates, settings = OPTIMIZERS[name]
+    recipe = Recipe(optimizer=name, method=method, steps=4, rank=2, alpha=4.0, loss=loss, weight=weight, **settings)
+    model = tiny.model("GPTNeoX")
+    contexts, rates = (tiny.contexts(model), rates) if replicas == 4 else (tiny.contexts(model)[:1], rates[-1:])
+    run = finetune(model, contexts, rates, recipe, engine=engine)
+    errors = largest_error(run, model, contexts, rates, recipe)
+    assert max(errors.values()) < 1e-10, errors
+    assert float(abs(run.loss - run.cross_entropy).max()) > 0.1  # the two are kept apart
+    assert (run.attrs["recipe_loss"], run.attrs["recipe_weight"]) == (loss, weight)
+
+
+def test_cross_entropy_goes_without_saying():
+    run = small_run()
+    assert "loss" not in run and not any(name in run.attrs for name in ("recipe_loss", "recipe_weight"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -102,8 +102,10 @@ CHANGES = {
         "exponent": 1,
         "geometry": "input",
         "snapshots": (1,),
+        "loss": "margin",
     }.items()
 }
+CHANGES["recipe's weight"] = {"recipe": Recipe(optimizer="adamw", steps=3, loss="margin", weight=2.0)}
 WORDS = {"id": "other", "prompt": "another prompt", "correct": "good", "competitor": "bad"}
 TOKENS = {"prompt_ids": (0, 5), "correct_id": 1, "competitor_id": 2}
 
@@ -126,6 +128,14 @@ def test_every_ingredient_changes_the_key():
         keys.append(identifier([dataclasses.replace(first, **{name: value}), second]))
     assert len(set(keys)) == len(keys)
     assert {f.name for f in dataclasses.fields(Recipe)} == {key[9:] for key in CHANGES if key.startswith("recipe's ")}
+
+
+def test_a_run_of_the_cross_entropy_keeps_the_name_it_had_before_there_was_a_choice_of_loss():
+    spec = specification(BASE["model"], tiny.contexts(BASE["model"]), BASE["rates"], RECIPE, (0,))
+    assert set(spec["recipe"]) == {
+        "optimizer", "method", "steps", "weight_decay", "beta1", "beta2", "epsilon", "rank", "alpha", "exponent",
+        "geometry", "snapshots",
+    }  # fmt: skip
 
 
 def test_equal_ingredients_give_equal_keys(monkeypatch):

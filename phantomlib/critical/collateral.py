@@ -1,0 +1,146 @@
+r"""What else a fine-tune changes: how far the model's other predictions have moved when the correct word overtakes.
+
+The collateral of a run is :math:`\mathrm{KL}(p^{(0)} \,\|\, p^{(t)}) = \sum_i p_i^{(0)} \log (p_i^{(0)} / p_i^{(t)})`, in
+nats, between the predictions of the untouched model and those at the first step t with Δ > 0, averaged over prompts and
+sentences that the run was not trained on. Runs are compared at the same event, not at the same learning rate.
+"""
+
+import math
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from phantomlib.critical.step_zero import Problem
+from phantomlib.measure.contexts import Resolved
+from phantomlib.measure.finetune import trainable
+from phantomlib.measure.models import LanguageModel
+from phantomlib.measure.recipe import Recipe
+from phantomlib.progress import track
+
+COLLATERAL_VERSION = 1  # raised whenever a number could change
+
+
+class Probe:
+    """Texts that are not trained on, and what the untouched model predicts in them.
+
+    Args:
+        model, recipe, seed: what is fine-tuned, and how.
+        texts: token ids, n sequences.
+        last: whether to look at the prediction after each text; else at those of its second to last token.
+    """
+
+    def __init__(
+        self, model: LanguageModel, recipe: Recipe, texts: list[tuple[int, ...]], *, last: bool, seed: int = 0
+    ):
+        self.module, values = trainable(model, recipe, seed)
+        longest = max(map(len, texts))
+        rows = [[*ids, *[ids[-1]] * (longest - len(ids))] for ids in texts]  # causal attention makes padding harmless
+        self.ids = torch.tensor(rows, device=model.device)  # (n, L)
+        place, length = np.arange(longest), np.array([[len(ids)] for ids in texts])
+        self.places = torch.tensor(place == length - 1 if last else place < length - 1, device=model.device)  # (n, L)
+        self.before = self._log_p(values)
+
+    @torch.no_grad()
+    def _log_p(self, values: dict[str, Tensor]) -> Tensor:
+        """Log probabilities (places, V) with the trainable tensors set to ``values``."""
+        logits = torch.func.functional_call(self.module, values, (self.ids,), {"use_cache": False}).logits
+        return logits[self.places].log_softmax(-1)
+
+    def divergence(self, values: dict[str, Tensor]) -> Tensor:
+        """KL divergence at every place, in the order of the texts, in nats; float64 (places,)."""
+        return (self.before.exp() * (self.before - self._log_p(values))).double().sum(-1).cpu()
+
+
+def train_until_overtaking(problem: Problem, rate: float, recipe: Recipe) -> tuple[int | None, dict[str, Tensor]]:
+    """Fine-tune one replica with ``torch.optim`` until Δ > 0, for at most T steps.
+
+    Returns:
+        the first step with Δ > 0, or None; and the trainable tensors there, or after T steps.
+    """
+    values = {name: value.clone().requires_grad_() for name, value in problem.values.items()}
+    optimizer = _optimizer(list(values.values()), rate, recipe)
+    for step in range(recipe.steps + 1):
+        logits = problem.logits(values)
+        if problem.gap(logits) > 0:
+            return step, values
+        if step < recipe.steps:
+            optimizer.zero_grad()
+            problem.loss(logits).backward()
+            optimizer.step()
+    return None, values
+
+
+def _optimizer(parameters: list[Tensor], rate: float, recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate)
+    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    betas = (recipe.beta1, recipe.beta2)
+    return kind(parameters, lr=rate, betas=betas, eps=recipe.epsilon, weight_decay=recipe.weight_decay)
+
+
+def collateral(
+    store,
+    model: LanguageModel,
+    contexts: list[Resolved],
+    rates,
+    recipe: Recipe,
+    sentences: list[str],
+    *,
+    seed: int = 0,
+) -> xr.Dataset:
+    """What each context's fine-tune has changed elsewhere when its correct word overtakes.
+
+    Args:
+        store: a :class:`phantomlib.measure.store.Store`; results are kept in its folder ``collateral``.
+        model: the checkpoint; it is not changed.
+        contexts: C resolved contexts.
+        rates: learning rates (C,), one for each; nan where there is none.
+        recipe: optimiser, method, loss, number of steps T.
+        sentences: plain text, the language that should stay as it is.
+        seed: of the LoRA initialisation.
+
+    Returns:
+        Dataset over ``context``: ``step`` (the first with Δ > 0), ``on_contexts`` (mean KL divergence over the prompts of
+        the other contexts, nats), ``on_sentences`` (over all places of all sentences), ``p_correct`` there; all nan where
+        the correct word does not overtake.
+    """
+    rates = np.asarray(rates, dtype=float)
+
+    def compute() -> dict:
+        prompts = Probe(model, recipe, [c.prompt_ids for c in contexts], last=True, seed=seed)
+        language = Probe(
+            model, recipe, [tuple(ids) for ids in model.tokenizer(sentences)["input_ids"]], last=False, seed=seed
+        )
+        rows = []
+        with track(f"{model.name}, collateral", len(contexts)) as advance:
+            for number, context in enumerate(contexts):
+                rows.append(
+                    _one(Problem(model, context, recipe, seed), number, rates[number], recipe, prompts, language)
+                )
+                advance(1)
+        return {name: [row[name] for row in rows] for name in rows[0]}
+
+    key = [COLLATERAL_VERSION, rates.tolist(), list(sentences)]
+    found = store.remember("collateral", key, model, contexts, recipe, compute, seeds=(seed,))
+    columns = {name: ("context", np.array(column, dtype=float)) for name, column in found.items()}
+    return xr.Dataset(columns, {"context": [c.id for c in contexts]})
+
+
+def _one(
+    problem: Problem, number: int, rate: float, recipe: Recipe, prompts: Probe, language: Probe
+) -> dict[str, float]:
+    step, values = train_until_overtaking(problem, rate, recipe) if math.isfinite(rate) else (None, {})
+    if step is None:
+        return dict.fromkeys(("step", "on_contexts", "on_sentences", "p_correct"), math.nan)
+    on_prompts = prompts.divergence(values)
+    others = torch.arange(len(on_prompts)) != number
+    with torch.no_grad():
+        p = problem.logits(values).softmax(-1)
+    return {
+        "step": step,
+        "on_contexts": float(on_prompts[others].mean()),
+        "on_sentences": float(language.divergence(values).mean()),
+        "p_correct": float(p[problem.context.correct_id]),
+    }

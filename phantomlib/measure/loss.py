@@ -1,0 +1,49 @@
+r"""What a fine-tune minimises: the cross-entropy of the correct token, or a loss that looks at the competitor too.
+
+.. math::
+
+    \text{cross-entropy}: -\log p_c \qquad
+    \text{margin}: -\log p_c + \lambda\,\mathrm{softplus}(-\Delta) \qquad
+    \text{unlikelihood}: -\log p_c - \lambda \log(1 - p_k) \qquad
+    \text{gap}: \lambda\,\mathrm{softplus}(-\Delta)
+
+With :math:`\Delta = z_c - z_k`, softplus(−Δ) is the cross-entropy of c in a choice between c and k alone. It is taken for
+"the gap alone" instead of −Δ itself because it is bounded below: training ends when the choice is learnt.
+Unlikelihood is the term of Welleck et al. (2020), with the competitor as the one token to be avoided.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+LOSSES = ("cross-entropy", "margin", "unlikelihood", "gap")
+
+
+def training_loss(logits: Tensor, c: Tensor, k: Tensor, loss: str = "cross-entropy", weight: float = 1.0) -> Tensor:
+    """The loss of each row, in nats (R,).
+
+    Args:
+        logits: next-token logits (R, V).
+        c, k: ids of the correct token and of its competitor (R,).
+        loss: one of ``LOSSES``.
+        weight: λ; not used by cross-entropy.
+
+    Example:
+        >>> import torch
+        >>> logits, c, k = torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([0]), torch.tensor([1])
+        >>> [round(float(training_loss(logits, c, k, name)), 4) for name in LOSSES]
+        [1.5514, 2.8647, 2.4097, 1.3133]
+    """
+    if loss == "gap":
+        return weight * _pair_cross_entropy(logits, c, k)
+    cross_entropy = F.cross_entropy(logits, c, reduction="none")
+    if loss == "margin":
+        return cross_entropy + weight * _pair_cross_entropy(logits, c, k)
+    if loss == "unlikelihood":  # 1 - p_k from the other logits: exact where p_k is nearly 1
+        others = logits.scatter(1, k[:, None], -float("inf"))
+        return cross_entropy + weight * (logits.logsumexp(1) - others.logsumexp(1))
+    return cross_entropy
+
+
+def _pair_cross_entropy(logits: Tensor, c: Tensor, k: Tensor) -> Tensor:
+    """softplus(−Δ) (R,)."""
+    return F.softplus((logits.gather(1, k[:, None]) - logits.gather(1, c[:, None]))[:, 0])

@@ -1,0 +1,122 @@
+"""Collateral against a copy of the model trained with torch.optim, text by text, its divergence summed in numpy."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from phantomlib.critical import collateral as module_under_test
+from phantomlib.critical.collateral import Probe, collateral, train_until_overtaking
+from phantomlib.critical.step_zero import Problem
+from phantomlib.measure.finetune import finetune
+from phantomlib.measure.models import add_lora
+from phantomlib.measure.recipe import Recipe
+from phantomlib.measure.store import Store
+
+SENTENCES = ["3 1 4 1 5", "9 2 6", "5 3 5 8 9 7 9"]
+FAST = {"sgd": 0.3, "adam": 0.02}  # overtakes within ten steps
+
+
+def speaking(architecture):
+    """A tiny model whose words are its token ids."""
+
+    def tokenizer(sentences):
+        return {"input_ids": [[int(word) for word in sentence.split()] for sentence in sentences]}
+
+    return replace(tiny.model(architecture), tokenizer=tokenizer)
+
+
+@torch.no_grad()
+def predictions(module, ids) -> np.ndarray:
+    """(L, V) probabilities after every token of one text."""
+    z = module(torch.tensor([ids])).logits[0].double().numpy()
+    p = np.exp(z - z.max(1, keepdims=True))
+    return p / p.sum(1, keepdims=True)
+
+
+def divergence(before, after, ids) -> np.ndarray:
+    p, q = predictions(before, ids), predictions(after, ids)
+    return (p * np.log(p / q)).sum(1)
+
+
+def trained_copy(model, context, rate, recipe, steps):
+    """``steps`` steps of plain torch on a copy."""
+    if recipe.method == "lora":
+        module = add_lora(model.module, rank=recipe.rank, alpha=recipe.alpha, seed=0)
+    else:
+        module = copy.deepcopy(model.module).requires_grad_()
+    kind = torch.optim.SGD if recipe.optimizer == "sgd" else torch.optim.Adam
+    update = kind([p for p in module.parameters() if p.requires_grad], lr=rate)
+    c, k = context.correct_id, context.competitor_id
+    for _ in range(steps):
+        z = module(torch.tensor([context.prompt_ids])).logits[0, -1]
+        loss = -z.log_softmax(0)[c]
+        if recipe.loss == "margin":
+            loss = loss + recipe.weight * torch.log(1 + torch.exp(z[k] - z[c]))
+        update.zero_grad()
+        loss.backward()
+        update.step()
+    return module
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "margin"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("architecture, method", [("GPT2", "full"), ("GPTNeoX", "full"), ("Llama", "lora")])
+def test_it_is_what_a_trained_copy_has_changed(architecture, method, optimizer, loss, tmp_path):
+    model = speaking(architecture)
+    contexts = tiny.contexts(model, lengths=(7, 4, 5))
+    recipe = Recipe(optimizer=optimizer, method=method, steps=10, rank=2, loss=loss)
+    rates = [FAST[optimizer]] * 3
+    run = finetune(model, contexts, rates[:1], recipe).isel(rate=0, seed=0)
+    assert (run.logit_gap > 0).any("step").all()
+    found = collateral(Store(tmp_path), model, contexts, rates, recipe, SENTENCES)
+    assert found.step.values.tolist() == [int(np.argmax(gap > 0)) for gap in run.logit_gap.values]
+    for number, context in enumerate(contexts):
+        after = trained_copy(model, context, rates[0], recipe, int(found.step[number]))
+        others = [c for c in contexts if c is not context]
+        on_contexts = np.mean([divergence(model.module, after, c.prompt_ids)[-1] for c in others])
+        texts = [[int(word) for word in sentence.split()] for sentence in SENTENCES]
+        on_sentences = np.concatenate([divergence(model.module, after, ids)[:-1] for ids in texts]).mean()
+        p = predictions(after, context.prompt_ids)[-1, context.correct_id]
+        expected = (on_contexts, on_sentences, p)
+        one = found.isel(context=number)
+        assert (one.on_contexts, one.on_sentences, one.p_correct) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+        assert min(expected) > 1e-6  # something was changed
+
+
+def test_the_untouched_model_has_no_collateral():
+    model, recipe = speaking("GPT2"), Recipe()
+    probe = Probe(model, recipe, [c.prompt_ids for c in tiny.contexts(model)], last=True)
+    problem = Problem(model, tiny.contexts(model)[0], recipe)
+    assert probe.divergence(problem.values).tolist() == [0.0, 0.0]
+
+
+def test_training_leaves_the_model_alone():
+    model, recipe = tiny.model("GPT2"), Recipe(steps=3)
+    before = copy.deepcopy(model.module.state_dict())
+    _, values = train_until_overtaking(Problem(model, tiny.contexts(model)[0], recipe), 0.01, recipe)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.module.state_dict().items())
+    assert any(not torch.equal(value, before[name]) for name, value in values.items())
+
+
+def test_a_word_that_does_not_overtake_has_none(tmp_path):
+    model = speaking("GPT2")
+    contexts = tiny.contexts(model, lengths=(7, 4, 5))
+    found = collateral(Store(tmp_path), model, contexts, [1e-7, np.nan, 0.02], Recipe(steps=10), SENTENCES)
+    assert found.to_dataframe().isna().all(axis=1).tolist() == [True, True, False]
+
+
+def test_it_is_kept_for_what_it_depends_on(tmp_path, monkeypatch):
+    model = speaking("GPT2")
+    contexts, store, recipe = tiny.contexts(model), Store(tmp_path), Recipe(steps=6)
+    first = collateral(store, model, contexts, [0.02, 0.02], recipe, SENTENCES)
+    calls = []
+    monkeypatch.setattr(module_under_test, "_one", lambda *given: calls.append(given) or {"step": 1.0})
+    assert collateral(store, model, contexts, [0.02, 0.02], recipe, SENTENCES).identical(first) and not calls
+    collateral(store, model, contexts, [0.02, 0.021], recipe, SENTENCES)
+    collateral(store, model, contexts, [0.02, 0.02], recipe, SENTENCES[:2])
+    collateral(store, model, contexts, [0.02, 0.02], replace(recipe, loss="margin"), SENTENCES)
+    assert len(calls) == 6

@@ -2,12 +2,13 @@
 
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from phantomlib.advise.diagnosis import Check, Diagnosis
-from phantomlib.errors import ParameterError
+from phantomlib.errors import ParameterError, shown
 from phantomlib.figures import palette, style
 from phantomlib.figures.escaping import in_figure
 
@@ -50,9 +51,10 @@ def check_plot(path: Path) -> None:
 
     kinds = FigureCanvasBase.get_supported_filetypes()
     if path.suffix[1:].lower() not in kinds:
-        raise ParameterError(f"'{path}' does not name a kind of figure; end it with .png, .svg or .pdf.")
-    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-        raise ParameterError(f"'{path}' cannot be written; choose a file in a folder that exists.")
+        raise ParameterError(f"{shown(str(path))} does not name a kind of figure; end it with .png, .svg or .pdf.")
+    folder = path.absolute().parent
+    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise ParameterError(f"{shown(str(path))} cannot be written; choose a file in a folder that exists.")
 
 
 def write_plot(path: Path, diagnosis: Diagnosis, outcome: Check | None = None) -> None:
@@ -66,6 +68,9 @@ def write_plot(path: Path, diagnosis: Diagnosis, outcome: Check | None = None) -
         diagnosis_figure(diagnosis, outcome).savefig(fresh, dpi=200)
         os.replace(fresh, path)
     except OSError as error:
-        raise ParameterError(f"'{path}' could not be written ({error.strerror}). Choose another place.") from None
+        raise ParameterError(
+            f"{shown(str(path))} could not be written ({error.strerror}). Choose another place."
+        ) from None
     finally:
-        fresh.unlink(missing_ok=True)
+        with suppress(OSError):  # of a name that was too long
+            fresh.unlink()

@@ -25,42 +25,48 @@ def check_folder(folder: Path, ref: str) -> None:
     try:
         _check(folder, ref)
     except OSError as error:
-        raise ModelError(f"'{ref}' cannot be read ({error.strerror}). Mend its permissions, or copy it.") from None
+        raise ModelError(
+            f"{shown(ref, 300)} cannot be read ({error.strerror}). Mend its permissions, or copy it."
+        ) from None
 
 
 def _check(folder: Path, ref: str) -> None:
     if (folder / "adapter_config.json").exists():
         raise ModelError(
-            f"'{ref}' holds an adapter (adapter_config.json), which transformers would load with whatever base model it "
+            f"{shown(ref, 300)} holds an adapter (adapter_config.json), which transformers would load with whatever base model it "
             "names. Merge it first: peft's merge_and_unload(), then save_pretrained into a folder of its own."
         )
     if not (folder / "config.json").is_file():
-        raise ModelError(f"'{ref}' has no config.json; give a folder saved with transformers' save_pretrained.")
+        raise ModelError(
+            f"{shown(ref, 300)} has no config.json; give a folder saved with transformers' save_pretrained."
+        )
     for name in CONFIGURATION:
         if "auto_map" in _read(folder / name, ref):
             raise ModelError(
-                f"'{ref}' names its own code (auto_map in {name}), which is never run here. If transformers itself "
+                f"{shown(ref, 300)} names its own code (auto_map in {name}), which is never run here. If transformers itself "
                 "implements the model, save a copy with its class: save_pretrained leaves auto_map out."
             )
     weights = list(folder.glob("*.safetensors"))
     if not weights:
         raise ModelError(
-            f"'{ref}' holds no .safetensors weights. Pickled weights are not loaded, because they can run code; "
+            f"{shown(ref, 300)} holds no .safetensors weights. Pickled weights are not loaded, because they can run code; "
             "convert them once with save_pretrained(..., safe_serialization=True)."
         )
     for index in folder.glob("*.index.json"):
         listed = _read(index, ref).get("weight_map")
         if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-            raise ModelError(f"'{ref}' has a damaged {index.name}: it holds no weight_map. Save or fetch it again.")
+            raise ModelError(
+                f"{shown(ref, 300)} has a damaged {index.name}: it holds no weight_map. Save or fetch it again."
+            )
         for name in dict.fromkeys(listed.values()):
             if index.name.endswith(".safetensors.index.json") and Path(name).suffix != ".safetensors":
                 raise ModelError(
-                    f"'{ref}' has a {index.name} that names {shown(name)}; only .safetensors files are loaded, never "
+                    f"{shown(ref, 300)} has a {index.name} that names {shown(name)}; only .safetensors files are loaded, never "
                     "pickled ones. Save it again with save_pretrained."
                 )
             if name != os.path.basename(name):
                 raise ModelError(
-                    f"'{ref}' has a {index.name} that leads out of its folder, to {shown(name)}; put the weights beside it."
+                    f"{shown(ref, 300)} has a {index.name} that leads out of its folder, to {shown(name)}; put the weights beside it."
                 )
     for file in weights:
         _check_link(file, folder, ref)
@@ -70,11 +76,11 @@ def _check_link(file: Path, folder: Path, ref: str) -> None:
     """A link may lead to a file of the same folder, or, in the hub's cache, to the blobs beside the snapshots."""
     if not file.is_symlink():
         return
-    home = folder.resolve()
+    home = Path(os.path.realpath(folder))
     allowed = [home] + ([home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [])
-    if file.resolve().parent not in allowed:
+    if Path(os.path.realpath(file)).parent not in allowed:
         raise ModelError(
-            f"'{ref}' has a link {shown(file.name)} that leads out of its folder; put the file itself there."
+            f"{shown(ref, 300)} has a link {shown(file.name)} that leads out of its folder; put the file itself there."
         )
 
 
@@ -85,10 +91,10 @@ def _read(path: Path, ref: str) -> dict:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ModelError(
-            f"'{ref}' has a {path.name} that is not JSON ({str(error)[:100]}). Save or fetch it again."
+            f"{shown(ref, 300)} has a {path.name} that is not JSON ({str(error)[:100]}). Save or fetch it again."
         ) from None
     if not isinstance(found, dict):
-        raise ModelError(f"'{ref}' has a {path.name} that is not a JSON object. Save or fetch it again.")
+        raise ModelError(f"{shown(ref, 300)} has a {path.name} that is not a JSON object. Save or fetch it again.")
     return found
 
 

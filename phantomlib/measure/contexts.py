@@ -165,6 +165,11 @@ def check_spelling(context: Context, tokenizer) -> None:
         ContextError: naming the characters that are lost.
     """
     prompt = context.prompt.strip()
+    for text in (prompt, context.correct, context.competitor):
+        if any("\ud800" <= letter <= "\udfff" for letter in text):  # what a shell makes of bytes that are no UTF-8
+            raise ContextError(
+                f"Context '{context.id}': {shown(text)} holds half a character. Write it again in UTF-8."
+            )
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     given, read = _letters(prompt), _letters(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
     if given == read:

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from phantomlib.errors import ModelError, ParameterError
+from phantomlib.errors import ModelError, ParameterError, shown
 from phantomlib.measure import checkpoint, gguf_file, pretrained
 from phantomlib.measure.contexts import Resolved
 
 LEAST_TOKENS = 5
+LONGEST_REF = 4096  # characters; no path is longer
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -88,7 +89,7 @@ def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str
         ('gpt2-s', True, (1157, 96))
     """
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ParameterError(f"dtype '{dtype}' is not known; choose one of {', '.join(DTYPES)}.")
+        raise ParameterError(f"dtype {shown(dtype)} is not known; choose one of {', '.join(DTYPES)}.")
     check_device(device)
     place = find(ref)
     if ref.startswith(pretrained.PREFIX):
@@ -126,15 +127,17 @@ def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str
     except Exception as error:  # configurations, tokenizers and weights each fail in many ways
         raise ModelError(_why_not(ref, source, error)) from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise ModelError(f"'{ref}' has no tokenizer vocabulary; save the model's tokenizer beside its weights.")
+        raise ModelError(
+            f"{shown(ref, 300)} has no tokenizer vocabulary; save the model's tokenizer beside its weights."
+        )
     if loaded["missing_keys"]:
         missing = ", ".join(sorted(loaded["missing_keys"])[:3])
         raise ModelError(
-            f"'{ref}' lacks weights that its configuration asks for ({missing}, ...); they would start at random. "
+            f"{shown(ref, 300)} lacks weights that its configuration asks for ({missing}, ...); they would start at random. "
             "Give a complete causal language model."
         )
     if module.get_output_embeddings() is None:
-        raise ModelError(f"'{ref}' has no readout (unembedding) layer; choose a causal language model.")
+        raise ModelError(f"{shown(ref, 300)} has no readout (unembedding) layer; choose a causal language model.")
     module = module.to(device).eval().requires_grad_(False)
     _check_causal(module, ref)
     return LanguageModel(
@@ -171,8 +174,8 @@ def check_device(device: str) -> None:
     try:
         torch.zeros(1, device=torch.device(device)).item()
     except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ParameterError(f"device '{device}' cannot be used here ({reason}). Use device 'cpu'.") from None
+        reason = str(error).partition("\n")[0][:200]
+        raise ParameterError(f"device {shown(device)} cannot be used here ({reason}). Use device 'cpu'.") from None
 
 
 def find(ref: str) -> Path | None:
@@ -181,8 +184,8 @@ def find(ref: str) -> Path | None:
     Raises:
         ModelError: unknown name; not fetched; no such folder or file; a folder without configuration or safetensors.
     """
-    if not isinstance(ref, str) or not ref.strip():
-        raise ModelError(f"A model is named by text such as 'zoo:gpt2-s', a folder or a hub id, not by {ref!r}.")
+    if not isinstance(ref, str) or not ref.strip() or len(ref) > LONGEST_REF:
+        raise ModelError(f"A model is named by text such as 'zoo:gpt2-s', a folder or a hub id, not by {shown(ref)}.")
     if ref.startswith("zoo:"):
         from phantomlib.zoo import shipped
 
@@ -196,12 +199,12 @@ def find(ref: str) -> Path | None:
     if not os.path.exists(folder):  # False, too, for text that cannot be a path
         if ref.startswith((".", "/", "~")) or ref.count("/") > 1:
             raise ModelError(
-                f"No model folder at '{ref}'. Check the path, or give a hub id (owner/name) or 'zoo:NAME'."
+                f"No model folder at {shown(ref, 300)}. Check the path, or give a hub id (owner/name) or 'zoo:NAME'."
             )
         return None
     quantised = [] if os.path.exists(folder / "config.json") else sorted(folder.glob("*.gguf"))
     if quantised:
-        raise ModelError(f"'{ref}' holds GGUF files; give the path of one of them, such as '{quantised[0]}'.")
+        raise ModelError(f"{shown(ref, 300)} holds GGUF files; give the path of one of them, such as '{quantised[0]}'.")
     checkpoint.check_folder(folder, ref)
     return folder
 
@@ -209,21 +212,17 @@ def find(ref: str) -> Path | None:
 def _why_not(ref: str, place: Path | None, error: Exception) -> str:
     text = " ".join(str(error).split())
     if "custom code" in text:
-        return (
-            f"'{ref}' needs its own code, which is never run here; choose a model that transformers itself implements."
-        )
+        return f"{shown(ref, 300)} needs its own code, which is never run here; choose a model that transformers itself implements."
     if "ignore_mismatched_sizes" in text:
-        return (
-            f"'{ref}' holds weights of other shapes than its config.json asks for; give a folder that belongs together."
-        )
+        return f"{shown(ref, 300)} holds weights of other shapes than its config.json asks for; give a folder that belongs together."
     if place is None:
         if "gated" in text.lower():
-            return f"'{ref}' is gated on the hub; log in with `hf auth login` and accept its terms first."
+            return f"{shown(ref, 300)} is gated on the hub; log in with `hf auth login` and accept its terms first."
         return (
-            f"'{ref}' could not be fetched: either there is no connection to the hub, or no such model. Check the "
+            f"{shown(ref, 300)} could not be fetched: either there is no connection to the hub, or no such model. Check the "
             "name; offline, give a local folder or a zoo model ('zoo:gpt2-s')."
         )
-    return f"'{ref}' could not be loaded as a causal language model: {text[:300]}"
+    return f"{shown(ref, 300)} could not be loaded as a causal language model: {text[:300]}"
 
 
 @torch.no_grad()
@@ -231,16 +230,22 @@ def _check_causal(module: nn.Module, ref: str) -> None:
     """Refuse a model whose logits at a position depend on the next token; padding on the right relies on it."""
     vocabulary = len(module.get_output_embeddings().weight)
     if vocabulary < LEAST_TOKENS:
-        raise ModelError(f"'{ref}' has a vocabulary of {vocabulary} tokens; a language needs at least {LEAST_TOKENS}.")
+        raise ModelError(
+            f"{shown(ref, 300)} has a vocabulary of {vocabulary} tokens; a language needs at least {LEAST_TOKENS}."
+        )
     ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=next(module.parameters()).device)
     try:
         one, other = module(ids, use_cache=False).logits[:, :-1].double()
     except Exception as error:  # a configuration that passes and still does not compute, in many ways
         raise ModelError(_why_not(ref, Path(ref), error)) from error
     if not bool(torch.isfinite(one).all()):
-        raise ModelError(f"'{ref}' computes nan or infinite logits; its weights are damaged. Fetch or save it again.")
+        raise ModelError(
+            f"{shown(ref, 300)} computes nan or infinite logits; its weights are damaged. Fetch or save it again."
+        )
     if bool((one - other).norm() > 1e-5 * one.norm()):
-        raise ModelError(f"'{ref}' lets a token see those after it; choose a causal (left-to-right) language model.")
+        raise ModelError(
+            f"{shown(ref, 300)} lets a token see those after it; choose a causal (left-to-right) language model."
+        )
 
 
 def fingerprint(module: nn.Module) -> str:

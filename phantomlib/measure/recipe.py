@@ -73,7 +73,7 @@ class Recipe:
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ParameterError(
-                    f"{name} {getattr(self, name)!r} is not known; choose one of {', '.join(map(str, values))}."
+                    f"{name} {shown(getattr(self, name))} is not known; choose one of {', '.join(map(str, values))}."
                 )
         for name, lowest in (("steps", 1), ("rank", 1)):
             value = getattr(self, name)

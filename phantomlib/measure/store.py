@@ -28,7 +28,7 @@ import xarray as xr
 from filelock import FileLock
 
 from phantomlib import files
-from phantomlib.errors import ParameterError, StoreError
+from phantomlib.errors import ParameterError, StoreError, shown
 from phantomlib.measure import cluster
 from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.finetune import ENGINE_VERSION, finetune
@@ -71,7 +71,7 @@ class Store:
                 pass
         except (OSError, ValueError) as error:  # ValueError: text that cannot be a path
             raise StoreError(
-                f"The store folder '{root}' cannot be written to ({getattr(error, 'strerror', error)}). Choose another "
+                f"The store folder {shown(str(root), 300)} cannot be written to ({getattr(error, 'strerror', error)}). Choose another "
                 "with the parameter 'store'."
             ) from None
 

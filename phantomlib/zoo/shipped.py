@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from phantomlib import files
-from phantomlib.errors import ModelError, ParameterError
+from phantomlib.errors import ModelError, ParameterError, shown
 
 NAMES = ("gpt2-s", "gpt2-m", "gpt2-l", "neox-s", "neox-m")
 HELD_OUT = "llama-s"
@@ -25,8 +25,10 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 def _known(name: str) -> str:
     if name not in ALL:
-        near = difflib.get_close_matches(str(name), ALL, n=3, cutoff=0.3) or ALL
-        raise ModelError(f"the zoo has no model {name!r}; nearest names: {', '.join(near)} (all: {', '.join(ALL)}).")
+        near = difflib.get_close_matches(str(name)[:80], ALL, n=3, cutoff=0.3) or ALL
+        raise ModelError(
+            f"the zoo has no model {shown(name)}; nearest names: {', '.join(near)} (all: {', '.join(ALL)})."
+        )
     return name
 
 

@@ -64,11 +64,14 @@ def fine_tune(model, method, optimizer):
     return nb.store.run(model, fitting, rates[:, None] * multiples, recipe, seeds=seeds) if fitting else None
 
 
+# %%
 runs = {}
 for model in map(nb.load, nb.models):
     found = {label: fine_tune(model, *how) for label, how in methods.items()}
     if any(ds is not None for ds in found.values()):
         runs[model.name] = {label: ds for label, ds in found.items() if ds is not None}
+
+# %%
 nb.page(page(runs, multiples), runs=runs)
 
 # %% tags=["hide-input"]

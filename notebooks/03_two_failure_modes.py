@@ -68,6 +68,8 @@ def fine_tune(model, optimizer):
 runs = Study.of(fine_tune, loaded)
 failures = runs.table(silent_failure.failure_table)  # a row for every run
 adam = failures[failures.optimizer == "adam"]
+
+# %%
 outcomes = failures.groupby(["optimizer", "model"], sort=False)["mode"].value_counts().unstack(fill_value=0)
 nb.table(outcomes.rename(labels).rename_axis(["optimiser", "model"]).reset_index(), runs=runs)
 nb.say(

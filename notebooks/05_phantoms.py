@@ -345,7 +345,7 @@ nb.figure(
     runs=[examine.ids_of_examination(*e.refined.values()) for e in examined.values()],
 )
 
-# %% tags=["hide-input"]
+# %%
 for optimizer, by_model in largest.items():
     slopes = np.concatenate([refinement.refinement_slopes(data).values for data in by_model.values()] or [[np.nan]])
     nb.say(

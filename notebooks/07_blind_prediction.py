@@ -265,7 +265,7 @@ nb.figure(
     data=chosen,
 )
 
-# %% tags=["hide-input"]
+# %%
 for optimizer, rows in chosen.groupby("optimizer", sort=False):
     by_model = np.expm1(rows.groupby("model", sort=False).error.mean())
     nb.say(

@@ -70,6 +70,7 @@ def critical_number(ds):
     return float(np.exp(np.nanmean(np.log(kinematic_number(ds.critical_rate, steps, ds.velocity, ds.gap)))))
 
 
+# %%
 fitted = [find_critical(ref) for ref in nb.models]
 per_model = [critical_number(ds) for ds in fitted]
 boundary = float(np.exp(np.mean(np.log(per_model))))
@@ -161,7 +162,7 @@ right = points.groupby(distance, observed=True).right.agg(["count", "mean"]).res
 right.columns = ["distance of $N$ from the boundary", "runs", "share on the predicted side"]
 nb.table(right, runs=runs)
 
-# %% tags=["hide-input"]
+# %%
 pairs = points.drop_duplicates(["model", "context"])
 correlation = pairs[["interchangeability", "overlap"]].corr(method="spearman").iloc[0, 1]
 nb.say(
@@ -171,6 +172,8 @@ nb.say(
     n=len(pairs),
     what="language's setting shapes the readout" if correlation > 0.3 else "setting shapes the readout only weakly",
 )
+
+# %% tags=["hide-input"]
 nb.answer(
     "Above the line $N = N_c$ = {boundary:.2f}, which was fixed beforehand, from other models: {right} "
     "of {runs} runs end on the predicted side, at overlaps from {least:.2f} to {most:.2f}.",

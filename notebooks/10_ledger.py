@@ -73,7 +73,7 @@ def criterion_rows(verdict, other):
         yield {
             "claim": "" if number else f"[{claim.id}]({linked})" if linked else claim.id,
             "statement": "" if number else markup.with_symbols(claim.statement),
-            "figure": "" if number or not linked else f"{{numref}}`{claim.figure}`",
+            "figure": "" if number or not linked else f"[figure](#{claim.figure})",
             "measured": value_of(verdict, criterion),
             "needed": f"{sign} {criterion.threshold:g}",
             "verdict": "" if number else f"**{verdict.status}**",
@@ -86,6 +86,7 @@ def value_of(verdict, criterion):
     return "–" if measured is None else f"{measured:.3g}"
 
 
+# %%
 nb.table(pd.DataFrame(row for pair in pairs for row in criterion_rows(*pair)), runs=runs)
 
 # %% tags=["hide-input"]

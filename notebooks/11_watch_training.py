@@ -14,12 +14,14 @@
 # ---
 
 # %% [markdown]
-# # Watch a training run
+# # 11 · Watch a training run
 #
-# **Question.** The other chapters train with an engine of our own. Can a silent failure be seen in an ordinary Hugging Face `Trainer`, while it happens?
+# **Question.** The other chapters train with an engine of our own. Can a silent failure be seen in an ordinary
+# Hugging Face `Trainer`, while it happens?
 #
-# **Answer.** Yes, with one more line. The callback below logs the order parameter beside the loss, and warns as soon as the loss falls and the right word is not on its
-# way to win.
+# ```{glue:md} answer_11
+# :format: myst
+# ```
 
 # %% tags=["parameters"]
 models: list[str] = ["zoo:gpt2-s", "zoo:neox-s"]  # model references, zoo:NAME, a folder or a hub id
@@ -41,21 +43,24 @@ import warnings
 import pandas as pd
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from phantomlib.book import notebook
-from phantomlib.figures.silent_failure import watched_trainings
 from phantomlib.advise.trainer_callback import PhantomCallback, SilentFailureWarning
-from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.models import add_lora
+from phantomlib.book import notebook
 from phantomlib.critical.coarse_run import estimate_critical_rate
+from phantomlib.figures.silent_failure import watched_trainings
+from phantomlib.measure.models import add_lora
+from phantomlib.measure.recipe import Recipe
 
-nb = notebook.start("11_watch_training", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
+nb = notebook.start(
+    "11_watch_training", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed
+)
 loaded = [nb.load(ref) for ref in nb.models]
 
 # %% [markdown]
 # ## A real Trainer
 #
-# The data set is one sentence, the first context, over and over. The labels are set for its last token only. Nothing here is special to this book, but for the last line:
-# `attach` adds the callback to the Trainer and lets it log there, so that TensorBoard and other reporters get the values as well.
+# The data set is one sentence, the first context, over and over. The labels are set for its last token only. Nothing
+# here is special to this book, but for the last line: `attach` adds the callback to the Trainer and lets it log
+# there, so that TensorBoard and other reporters get the values as well.
 
 
 # %%
@@ -69,8 +74,9 @@ def train(model, context, rate, method="full", batch=1, watched=None, interval=e
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         arguments = TrainingArguments(
-            folder, max_steps=steps, per_device_train_batch_size=batch, learning_rate=rate, lr_scheduler_type="constant", max_grad_norm=0.0,
-            logging_steps=every, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=device == "cpu", seed=seed,
+            folder, max_steps=steps, per_device_train_batch_size=batch, learning_rate=rate, max_grad_norm=0.0,
+            lr_scheduler_type="constant", logging_steps=every, save_strategy="no", report_to=[],
+            disable_tqdm=True, use_cpu=device == "cpu", seed=seed,
         )  # fmt: skip
         trainer = Trainer(module, arguments, train_dataset=[row] * batch * steps)
         trainer.remove_callback(PrinterCallback)
@@ -82,110 +88,127 @@ def train(model, context, rate, method="full", batch=1, watched=None, interval=e
 # %% [markdown]
 # ## A failure, caught
 #
-# First we predict the critical learning rate of this sentence for this many steps of Adam, as `phantom diagnose` does. Then we train below it.
+# First we predict the critical learning rate of this sentence for this many steps of Adam, as `phantom diagnose`
+# does. Then we train below it.
 
-# %% tags=["hide-input"]
+# %%
 model = loaded[0]
 context = nb.fitting_contexts(model)[0]
 critical = estimate_critical_rate(model, [context], Recipe(steps=steps))[0]
 failing, failing_watch, said = train(model, context, too_small * critical.rate)
 winning, winning_watch, _ = train(model, context, large_enough * critical.rate)
-words = context.context
 nb.say(
-    "Predicted for {model}, “{correct}” against “{competitor}”, {steps} steps: {rate:.3g} (between {low:.3g} and {high:.3g}). "
-    "We train at {times:g} times that rate. The callback says:",
+    "Predicted for {model}, “{correct}” against “{competitor}”, {steps} steps: {rate:.3g} (between "
+    "{low:.3g} and {high:.3g}). We train at {factor:g} times that rate. The callback says:",
     model=model.name,
-    correct=words.correct,
-    competitor=words.competitor,
+    correct=context.context.correct,
+    competitor=context.context.competitor,
     steps=steps,
     rate=critical.rate,
     low=critical.low,
     high=critical.high,
-    times=too_small,
+    factor=too_small,
 )
-for message in said:
+for message in said or ["(nothing)"]:
     nb.say("> {message}", message=message)
-if not said:
-    notebook.say("> (nothing)")
 
 # %% [markdown]
 # This is the Trainer's own log at the end of that run, as a reporter would get it:
 
-# %% tags=["hide-input"]
-log = pd.DataFrame(failing.state.log_history)
-name = f"phantom/{context.id}"
-losses = log.dropna(subset=["loss"])[["step", "loss"]]
-measured = log.dropna(subset=[f"{name}/gap"])[["step", *[f"{name}/{q}" for q in ("phi", "signal", "drag", "rank", "gap", "overlap", "kinematic_number")]]]
-table = measured.merge(losses, on="step", how="left").rename(columns=lambda column: column.removeprefix(f"{name}/"))
+# %%
+log = pd.DataFrame(failing.state.log_history).rename(columns=lambda c: c.removeprefix(f"phantom/{context.id}/"))
+watched = ["phi", "signal", "drag", "rank", "gap", "overlap", "kinematic_number"]
+table = log.dropna(subset=["gap"])[["step", *watched]].merge(log.dropna(subset=["loss"])[["step", "loss"]], how="left")
 table["rank"] = table["rank"].astype(int)
-table["loss"] = [f"{value:.3f}" if value == value else "" for value in table.loss]
-notebook.table(table.rename(columns={"kinematic_number": "kinematic number"}))
+words = {"phi": r"$\Phi$", "kinematic_number": "kinematic number"}
+nb.table(table.rename(columns=words), top=6)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-watch", "caption": "Two trainings of the first model with a Hugging Face Trainer (Adam, constant learning rate, deterministic), below and above the predicted critical learning rate. Left: the loss that the Trainer logs, with a point wherever it logs. Right: the logit gap that the callback logs; the word is preferred above the grey line."}, "image": {"alt": "Left, two falling loss curves. Right, the logit gaps of the two runs; one crosses zero, the other does not.", "width": "100%"}}
-figure = watched_trainings(
-    {
-        f"{too_small:g} of critical": (pd.DataFrame(failing.state.log_history), failing_watch.frame()),
-        f"{large_enough:g} of critical": (pd.DataFrame(winning.state.log_history), winning_watch.frame()),
-    }
+# %%
+runs = {
+    f"{too_small:g} of critical": (failing, failing_watch),
+    f"{large_enough:g} of critical": (winning, winning_watch),
+}
+nb.figure(
+    watched_trainings(
+        {label: (pd.DataFrame(t.state.log_history), watch.frame()) for label, (t, watch) in runs.items()}
+    ),
+    "fig-watch",
+    caption="""Two trainings of the first model with a Hugging Face Trainer (Adam, constant learning rate,
+        deterministic), below and above the predicted critical learning rate. Left: the loss that the
+        Trainer logs, with a point wherever it logs. Right: the logit gap that the callback logs; the word
+        is preferred above the grey line.""",
+    alt="Left, two falling loss curves. Right, the logit gaps of the two runs; one crosses zero, the other does not.",
+    data=pd.concat([watch.frame().assign(run=label) for label, (_, watch) in runs.items()], ignore_index=True),
 )
-
-# %% tags=["hide-input"]
-nb.made_by()
 
 # %% [markdown]
 # ## Every model, full and LoRA
 #
-# The same for each model, and for LoRA adapters (rank 8, alpha 16) trained through peft: each once below and once above its predicted critical learning rate. The warning should come
-# in the first case only.
+# The same for each model, and for LoRA adapters (rank 8, alpha 16) trained through peft: each once below and once
+# above its predicted critical learning rate. The warning should come in the first case only.
 
-# %% tags=["hide-input"]
-rows = []
-for model in loaded:
+
+# %%
+def outcome(model, method, factor):
+    """One training at a multiple of the predicted critical rate, and whether the callback warned."""
     context = nb.fitting_contexts(model)[0]
-    for method in ("full", "lora"):
-        rate = estimate_critical_rate(model, [context], Recipe(steps=steps, method=method))[0].rate
-        for factor in (too_small, large_enough):
-            _, watch, said = train(model, context, factor * rate, method)
-            seen = watch.frame()
-            rows.append(
-                {
-                    "model": model.name,
-                    "method": method,
-                    "rate / critical": factor,
-                    "loss falls by": seen.cross_entropy.iloc[0] - seen.cross_entropy.iloc[-1],
-                    "gap at the end": seen.gap.iloc[-1],
-                    "warned": "yes" if said else "no",
-                    "right": bool(said) == (seen.gap.iloc[-1] <= 0),
-                }
-            )
-outcomes = pd.DataFrame(rows)
-notebook.table(outcomes.drop(columns="right"))
-notebook.say(f"The warning agrees with the outcome in {int(outcomes.right.sum())} of {len(outcomes)} trainings.")
+    critical = estimate_critical_rate(model, [context], Recipe(steps=steps, method=method))[0]
+    _, watch, said = train(model, context, factor * critical.rate, method)
+    seen = watch.frame()
+    return {
+        "model": model.name,
+        "method": {"full": "full", "lora": "LoRA"}[method],
+        "rate / critical": factor,
+        "loss falls by": seen.cross_entropy.iloc[0] - seen.cross_entropy.iloc[-1],
+        "gap at the end": seen.gap.iloc[-1],
+        "warned": "yes" if said else "no",
+    }
+
+
+outcomes = pd.DataFrame(
+    outcome(model, method, factor)
+    for model in loaded
+    for method in ("full", "lora")
+    for factor in (too_small, large_enough)
+)
+nb.table(outcomes)
 
 # %% tags=["hide-input"]
-nb.made_by()
+right = (outcomes.warned == "yes") == (outcomes["gap at the end"] <= 0)
+nb.answer(
+    "Yes, with one more line. The callback below logs the order parameter beside the loss, and warns as "
+    "soon as the loss falls and the right word is not on its way to win. Its warning agreed with the "
+    "outcome in {right} of {trainings} trainings.",
+    right=int(right.sum()),
+    trainings=len(outcomes),
+)
 
 # %% [markdown]
 # ## What it costs
 #
-# A measurement is one forward pass over the prompts that are watched, and their overlaps with the readout. The table gives the time spent in the callback as a share of the
-# time spent training, for batches of eight sentences.
+# A measurement is one forward pass over the prompts that are watched, and their overlaps with the readout. The table
+# gives the time spent in the callback as a share of the time spent training, for batches of eight sentences.
 
-# %% tags=["hide-input"]
-model = loaded[0]
-fitting = nb.fitting_contexts(model)
-rows = []
-for interval in (1, 10):
-    trainer, watch, _ = train(model, fitting[0], critical.rate, batch=8, watched=fitting, interval=interval)
+
+# %%
+def cost(interval):
+    """Time in the callback, as a share of the time spent training."""
+    fitting = nb.fitting_contexts(loaded[0])
+    trainer, watch, _ = train(loaded[0], fitting[0], critical.rate, batch=8, watched=fitting, interval=interval)
     runtime = next(row["train_runtime"] for row in trainer.state.log_history if "train_runtime" in row)
-    rows.append({"steps between measurements": interval, "contexts watched": len(fitting), "share of the training time": f"{100 * watch.seconds / (runtime - watch.seconds):.1f} %"})
-notebook.table(pd.DataFrame(rows))
+    return {
+        "steps between measurements": interval,
+        "contexts watched": len(fitting),
+        "share of the training time": f"{watch.seconds / (runtime - watch.seconds):.1%}",
+    }
 
-# %% tags=["hide-input"]
-nb.made_by()
+
+nb.table(pd.DataFrame(cost(interval) for interval in (1, 10)))
 
 # %% [markdown]
 # ## What could be wrong
 #
-# The forecast extrapolates the gap as a straight line in the learning rate that is left to spend. A gap that closes ever faster, as LoRA's does, may be warned about too early: the warning says “at
-# this pace”. With other sentences in the batch, the kinematic number counts a budget that is not spent on this context alone. Sharded weights (FSDP, DeepSpeed) cannot be watched.
+# The forecast extrapolates the gap as a straight line in the learning rate that is left to spend. A gap that closes
+# ever faster, as LoRA's does, may be warned about too early: the warning says “at this pace”. With other sentences in
+# the batch, the kinematic number counts a budget that is not spent on this context alone. Sharded weights (FSDP,
+# DeepSpeed) cannot be watched.

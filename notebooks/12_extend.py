@@ -12,11 +12,13 @@
 # ---
 
 # %% [markdown]
-# # Extend the companion
+# # 12 · Extend the companion
 #
 # **Question.** How do I record something new, bring sentences of my own, and put a claim of mine to the test?
 #
-# **Answer.** In a few lines each. This page is a notebook like the others: it is run with the book, so what it shows works.
+# ```{glue:md} answer_12
+# :format: myst
+# ```
 
 # %% tags=["parameters"]
 models: list[str] = ["zoo:gpt2-s", "zoo:neox-s"]  # model references, zoo:NAME, a folder or a hub id
@@ -29,6 +31,9 @@ learning_rates: list[float] = [1.0e-5, 3.0e-5, 1.0e-4]  # learning rates of Adam
 steps: int = 20  # optimiser steps of each run
 
 # %% tags=["hide-cell"]
+import matplotlib.pyplot as plt
+import seaborn as sns
+
 from phantomlib.book import notebook
 from phantomlib.measure.recipe import Recipe
 
@@ -38,8 +43,9 @@ recipe = Recipe(steps=steps)
 # %% [markdown]
 # ## A new recorded quantity
 #
-# A quantity is a function of the next-token probabilities `p`, the readout `E` and the two ids, for all replicas of a run at once. Here: how undecided the model is. Give
-# it to the store under a name, and it is recorded at every step beside the others. The run's name depends on the text of the function, so a change of it gives a new run.
+# A quantity is a function of the next-token probabilities `p`, the readout `E` and the two ids, for all replicas of a
+# run at once. Here: how undecided the model is. Give it to the store under a name, and it is recorded at every step
+# beside the others. The run's name depends on the text of the function, so a change of it gives a new run.
 
 
 # %%
@@ -52,27 +58,35 @@ model = nb.load(nb.models[0])
 fitting = nb.fitting_contexts(model)
 run = nb.store.run(model, fitting, learning_rates, recipe, extra={"entropy": entropy})
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-extend-entropy", "caption": "A quantity of one's own: entropy of the next-token distribution of the first model while it is fine-tuned with Adam at three learning rates (mean over the contexts, band from the least to the greatest; deterministic)."}, "image": {"alt": "Entropy against step for three learning rates.", "width": "70%"}}
-import matplotlib.pyplot as plt
-import seaborn as sns
+# %% [markdown]
+# A figure is a matplotlib figure, its name, its caption and its alt text. The line "How this was made" follows by
+# itself, and offers what the figure draws as a table.
 
-figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
+# %%
+figure, axes = plt.subplots(figsize=(7.2, 3), layout="constrained")
 for rate, colour in zip(range(run.sizes["rate"]), sns.color_palette("viridis", run.sizes["rate"]), strict=True):
     one = run.entropy.isel(rate=rate, seed=0)
     axes.plot(run.step, one.mean("context"), color=colour, label=f"{float(run.learning_rate[0, rate]):.0e}")
     axes.fill_between(run.step, one.min("context"), one.max("context"), color=colour, alpha=0.15, linewidth=0)
-axes.set(xlabel="step", ylabel="entropy (nat)")
-axes.set_title("Undecidedness")
-legend = axes.legend(title="learning rate", fontsize="small")
-
-# %% tags=["hide-input"]
-nb.made_by(run)
+axes.set(xlabel="step", ylabel="entropy (nat)", title="Undecidedness")
+axes.legend(title="learning rate", fontsize="small")
+nb.figure(
+    figure,
+    "fig-extend-entropy",
+    caption="""A quantity of one's own: entropy of the next-token distribution of the first model while it is
+        fine-tuned with Adam at three learning rates (mean over the contexts, band from the least to the
+        greatest; deterministic).""",
+    alt="Entropy against step for three learning rates.",
+    runs=run,
+    data=run.entropy.to_dataframe().reset_index(),
+)
 
 # %% [markdown]
 # ## A new context set
 #
-# Contexts are a YAML file. Prompts have no space at their end, words are plain. `resolve` finds their tokens; a word that your tokenizer splits is refused, with
-# similar words that it does not split. In the book, give the file as the parameter `contexts` of any notebook.
+# Contexts are a YAML file. Prompts have no space at their end, words are plain. `resolve` finds their tokens; a word
+# that your tokenizer splits is refused, with similar words that it does not split. In the book, give the file as the
+# parameter `contexts` of any notebook.
 
 # %%
 from pathlib import Path
@@ -112,17 +126,20 @@ for context in loaded:
         print(error)
 
 # %%
-own = nb.store.run(model, mine, learning_rates, recipe) if mine else None
-(own.logit_gap > 0).any("step").isel(seed=0).to_pandas() if mine else "none fits this model"  # which rates are enough?
-
-# %% tags=["hide-input"]
-nb.made_by(own)
+if mine:
+    own = nb.store.run(model, mine, learning_rates, recipe)
+    enough = (own.logit_gap > 0).any("step").isel(seed=0)  # which rates are enough?
+    columns = [f"{rate:.0e}" for rate in learning_rates]
+    nb.table(enough.to_pandas().set_axis(columns, axis=1).reset_index(), runs=own)
+else:
+    nb.say("None of these contexts fits this model.")
 
 # %% [markdown]
 # ## A new claim
 #
-# A claim says beforehand what will be measured and what would count: a quantity, a threshold, a direction. It goes into `phantomlib/ledger/claims.yaml`, or, as here, into a file of one's own. The
-# notebook records the measured value and the runs behind it. The verdict is computed from the two; nobody types it.
+# A claim says beforehand what will be measured and what would count: a quantity, a threshold, a direction. It goes
+# into `phantomlib/ledger/claims.yaml`, or, as here, into a file of one's own. The notebook records the measured value
+# and the runs behind it. The verdict is computed from the two; nobody types it.
 
 # %%
 from phantomlib.ledger import claims
@@ -156,8 +173,9 @@ print(f"{claim.statement} {verdict.status}: {verdict.reason}")
 # %% [markdown]
 # ## The results, in any tool
 #
-# A run is a netCDF file in the store. Any netCDF reader opens it; so does xarray. From there to tables in parquet or CSV is one line. The numbers of every figure and table of this
-# book can also be taken from its page, under “How this was made”.
+# A run is a netCDF file in the store. Any netCDF reader opens it; so does xarray. From there to tables in parquet or
+# CSV is one line. The numbers of every figure and table of this book can also be taken from its page, under “How this
+# was made”.
 
 # %%
 import pandas as pd
@@ -176,10 +194,19 @@ print(f"{path.name}: {len(table)} rows, {len(table.columns)} columns; parquet gi
 table[["context", "learning_rate", "step", "cross_entropy", "logit_gap", "phi", "entropy"]].head()
 
 # %% tags=["hide-input"]
-nb.made_by(run)
+nb.answer(
+    "In a few lines each. This page is a notebook like the others and is run with the book, so what it "
+    "shows works: here {runs} runs with a new quantity, {contexts} new sentences that fit {model}, and "
+    "a new claim with the verdict “{verdict}”.",
+    runs=run.diverged_step.size,
+    contexts=len(mine),
+    model=model.name,
+    verdict=verdict.status,
+)
 
 # %% [markdown]
 # ## What could be wrong
 #
-# A function is named by its text. If it uses something from outside, a constant say, and that changes, the run keeps its name: put such constants inside. A quantity that needs more
-# than `p` and `E`, gradients for example, belongs into the engine (`phantomlib/measure/finetune.py`).
+# A function is named by its text. If it uses something from outside, a constant say, and that changes, the run keeps
+# its name: put such constants inside. A quantity that needs more than `p` and `E`, gradients for example, belongs
+# into the engine (`phantomlib/measure/finetune.py`).

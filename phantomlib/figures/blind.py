@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from phantomlib.figures.escaping import in_figure
 from phantomlib.figures.palette import FAMILIES, REFERENCE
 from phantomlib.figures.style import WIDTH, label_line
 
@@ -23,14 +24,27 @@ def blind_errors(comparison, band: float, titles: dict[str, str]) -> Figure:
         axes.axhline(0, color=REFERENCE, linewidth=0.8)
         error = 100 * (table.predicted / table.measured - 1)
         axes.plot(table.gap.abs(), error, "o", color=FAMILIES["llama"], markersize=5)
-        for x, y, name in zip(table.gap.abs(), error, table.context, strict=True):
-            label_line(axes, x, y, name, "#4D4D4D", fontsize="x-small")
         mean = 100 * np.expm1(np.log(table.predicted / table.measured).mean())
         axes.axhline(mean, color=FAMILIES["llama"], linestyle="--", linewidth=1)
         axes.set(title=title, xlabel=r"initial logit gap $|\Delta_0|$ (nat)")
         axes.margins(x=0.15)
     panels[0].set_ylabel("predicted over measured, error (%)")
+    for axes, optimizer in zip(panels, titles, strict=True):  # the shared limits are final now
+        table = comparison[comparison.optimizer == optimizer]
+        _name_points(axes, table.gap.abs(), 100 * (table.predicted / table.measured - 1), table.context)
     return figure
+
+
+def _name_points(axes, x, y, names) -> None:
+    """Name the points from the largest error down, where there is room beside the names already there."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    named = []
+    for index in y.abs().sort_values(ascending=False).index:
+        if all(
+            abs(x[index] - x[j]) > 0.2 * (right - left) or abs(y[index] - y[j]) > 0.06 * (top - bottom) for j in named
+        ):
+            label_line(axes, x[index], y[index], in_figure(names[index]), "#4D4D4D", fontsize="x-small")
+            named.append(index)
 
 
 def left_out_errors(errors, band: float, colours: dict, titles: dict[str, str]) -> Figure:

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from phantomlib.figures.palette import OTHER_FAMILY, REFERENCE
-from phantomlib.figures.style import WIDTH, label_line
+from phantomlib.figures.style import WIDTH, label_line, log_ticks
 
 
 def control_panels(table, colours: dict) -> Figure:
@@ -30,6 +30,7 @@ def control_panels(table, colours: dict) -> Figure:
                     axes.plot([x - 0.06, x + 0.06], [mean, mean], color="black", linewidth=1.6)
         axes.set(yscale="log", title=label, xticks=range(len(kinds)), xticklabels=kinds)
         axes.tick_params(axis="x", rotation=15)
+    log_ticks(panels[0].yaxis)  # shared
     panels[0].set_ylabel("critical kinematic number $N_c$")
     handles = [mpl.lines.Line2D([], [], marker="o", linestyle="", color=colours[n], label=n) for n in names]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(names), fontsize="small")
@@ -89,9 +90,7 @@ def predicted_rates(results, predictors: list[str], colours: dict, titles: dict[
         low, high = chosen.measured.min() / 1.3, chosen.measured.max() * 1.3
         axes.plot([low, high], [low, high], color=REFERENCE, linewidth=0.8, zorder=0)
         axes.set(title=title, xscale="log", yscale="log", xlabel="measured critical learning rate")
-        for axis in (axes.xaxis, axes.yaxis):  # few enough labels that they do not meet
-            axis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 3)))
-            axis.set_minor_locator(mpl.ticker.NullLocator())
+        log_ticks(axes.xaxis, axes.yaxis)
     panels[0].set_ylabel("predicted")
     dot = {"marker": "o", "linestyle": "", "color": OTHER_FAMILY}
     handles = [
@@ -162,7 +161,7 @@ def lora_law(table, means, colours: dict) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.2), sharey=True, layout="constrained")
     width = np.array([table["width over alpha"].min() / 1.2, table["width over alpha"].max() * 1.2])
     left.plot(width, np.sqrt(3) * width, color=REFERENCE, linewidth=1)
-    label_line(left, width[0], np.sqrt(3) * width[0], r"$\sqrt{3}\,d/\alpha$", REFERENCE, xytext=(6, 10))
+    label_line(left, width[0], np.sqrt(3) * width[0], r"$\sqrt{3}\,d/\alpha$", REFERENCE, xytext=(0, 14))
     ends = np.array([table["ratio of first velocities"].min() / 1.1, table["ratio of first velocities"].max() * 1.1])
     right.plot(ends, ends, color=REFERENCE, linewidth=1)
     # models of one width stand side by side
@@ -192,9 +191,6 @@ def lora_law(table, means, colours: dict) -> Figure:
         xscale="log", yscale="log", xlabel=r"width over alpha, $d/\alpha$", ylabel=r"$\eta_c$(LoRA) / $\eta_c$(full)"
     )
     right.set(xscale="log", xlabel="first velocity, full over LoRA")
-    for axis in (left.xaxis, left.yaxis, right.xaxis):
-        axis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-        axis.set_minor_locator(mpl.ticker.NullLocator())
+    log_ticks(left.xaxis, left.yaxis, right.xaxis)
     figure.legend(loc="outside upper center", ncols=len(means), fontsize="small")
     return figure

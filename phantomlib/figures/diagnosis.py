@@ -30,6 +30,7 @@ def diagnosis_figure(diagnosis: Diagnosis, outcome: Check | None = None) -> Figu
     if math.isfinite(d.critical.rate):
         marks = [d.critical.rate] + [x for x in (d.learning_rate, outcome and outcome.critical_rate) if x]
         right.set_xlim(min(marks) / 4, max(marks) * 4)
+        style.log_ticks(right.xaxis)
         right.axvspan(d.critical.low, d.critical.high, color="#DDDDDD")
         right.axvline(d.critical.rate, color=palette.REFERENCE)
         low, high = right.get_xlim()

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from phantomlib.figures.palette import COMPETITOR, CONTROL, CORRECT, PHI, REFERENCE
-from phantomlib.figures.style import WIDTH, label_line
+from phantomlib.figures.style import WIDTH, label_line, log_ticks
 
 
 def branch_panels(example: xr.Dataset, ends: dict, control: xr.Dataset, colours: dict) -> Figure:
@@ -70,6 +70,7 @@ def ramp_panels(example: xr.Dataset, areas: dict, control: float, threshold: flo
     for row, (name, values) in enumerate(areas.items()):
         right.plot(values, np.full(len(values), row), "o", markersize=4, alpha=0.7, color=colours[name])
     right.set(xscale="log", xlabel="loop area / bound")
+    log_ticks(right.xaxis)
     right.set_yticks(range(len(areas) + 1), [*areas, "double well"])
     right.set_ylim(len(areas) + 0.6, -0.6)
     return figure

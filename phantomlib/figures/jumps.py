@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from phantomlib.figures.palette import REFERENCE, multiple_colours
-from phantomlib.figures.style import LINE, WIDTH, small_multiples
+from phantomlib.figures.style import LINE, WIDTH, log_ticks, small_multiples
 
 
 def jump_trajectories(runs: dict[str, xr.Dataset], marks: dict, multiples, titles: dict[str, str]) -> Figure:
@@ -159,8 +159,9 @@ def onset_against_sharpness(table, colours: dict, size: float, titles: dict[str,
                     label=name if jumped else None,
                 )
         axes.set(xscale="log", yscale="log", xlabel=rf"$\eta\,\lambda_{{\max}}/2$ at step 0, {title}")
+        log_ticks(axes.xaxis)
         axes.set_yticks([0.01, 0.03, 0.1, 0.3, 1], ["0.01", "0.03", "0.1", "0.3", "1"])
-        axes.minorticks_off()
+        axes.yaxis.minorticks_off()
     panels[0][0].set_ylabel(r"largest $|\Delta\Phi|\,/\sqrt{1-g_{ck}^2}$")
     names = list(dict.fromkeys(table.model))
     handles = [mpl.lines.Line2D([], [], marker="o", linestyle="", color=colours[n], label=n) for n in names]

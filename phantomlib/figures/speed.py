@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from phantomlib.figures.palette import CORRECT, REFERENCE
-from phantomlib.figures.style import WIDTH, small_multiples
+from phantomlib.figures.style import WIDTH, log_ticks, small_multiples
 
 
 def speed_panels(throughput, chunks, colours: dict) -> Figure:
@@ -47,4 +47,5 @@ def growth_panels(growth, exponents: dict[str, float]) -> Figure:
         axes.plot(rows["value"], rows["time"], color=CORRECT, marker="o", markersize=3)
         axes.fill_between(rows["value"], rows["low"], rows["high"], color=CORRECT, alpha=0.15, linewidth=0)
         axes.set(xscale="log", yscale="log", xlabel=of, ylabel="time (s)", title=f"exponent {slope:.2f}")
+        log_ticks(axes.xaxis, axes.yaxis)
     return figure

@@ -4,11 +4,14 @@ Tokens and parts of the order parameter keep their colours throughout (Okabe and
 hue, a model's size its lightness. Full fine-tuning is drawn solid, LoRA dashed; thresholds and predictions in grey.
 """
 
+import math
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 LINE = {"full": "-", "lora": "--"}
 WIDTH = 7.2  # inches: the width of the text column
@@ -60,3 +63,27 @@ def label_line(axes: Axes, x, y, text: str, colour, **options) -> None:
     """Write ``text`` at the end of a line, in its colour, instead of a legend."""
     options = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": "small"} | options
     axes.annotate(text, (x, y), color=colour, **options)
+
+
+def log_ticks(*axes) -> None:
+    """Few labels on logarithmic axes (``axes.xaxis``), as plain numbers; call it once the limits are final.
+
+    matplotlib labels every minor tick of an axis that spans less than a decade, and the labels run into each other.
+    """
+    for axis in axes:
+        low, high = axis.get_view_interval()
+        decades = math.log10(high / low)
+        subs = (
+            (1,) if decades > 2.5 else (1, 3) if decades > 1.2 else (1, 2, 5) if decades > 0.5 else (1, 1.5, 2, 3, 4, 6)
+        )
+        axis.set_major_locator(LogLocator(subs=subs))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(_plain))
+
+
+def _plain(value: float, _) -> str:
+    if 1e-3 <= value < 1e4:
+        return f"{value:g}"
+    exponent = math.floor(math.log10(value) + 1e-9)
+    factor = f"{value / 10**exponent:g}"
+    return f"$10^{{{exponent}}}$" if factor == "1" else rf"${factor}\!\cdot\!10^{{{exponent}}}$"

@@ -6,10 +6,20 @@ Looks at the built book if there is one, and always at a small book made here fr
 import functools
 import http.server
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
+import nbformat
+import numpy as np
+import pandas as pd
 import pytest
+import xarray as xr
+
+from phantomlib.book.build import BUILDER
+from phantomlib.book.notebook import markdown_table
+from phantomlib.figures import explorer
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
@@ -18,6 +28,11 @@ ROOT = Path(__file__).parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WIDE, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 GRAVE = {"serious", "critical"}  # axe's impacts
+AXE = {"resultTypes": ["violations"], "preload": False}  # it would fetch the style sheets again, from wrong addresses
+# Definitions, rows and entries that are like the one before, and formulas: axe takes minutes over hundreds of them.
+ALIKE = "dl.py ~ dl.py, tbody tr:nth-child(n+4), .genindextable li:nth-child(n+3), .toc-entry li:nth-child(n+3), mjx-container"
+REMOVE = f"document.querySelectorAll('{ALIKE}').forEach(element => element.remove())"
+SETTLES = 400  # ms after a resize until the theme has looked again at what scrolls
 REACHES = """() => {  // how far the page can be moved sideways, and what makes it so wide
   const width = document.documentElement.clientWidth, page = document.scrollingElement;
   if (page.scrollWidth <= width) return "";
@@ -50,45 +65,136 @@ def look_at(browser, site: Path) -> list[str]:
         try:
             here = f"http://127.0.0.1:{server.server_port}/"
             pages = sorted(p.relative_to(site).as_posix() for p in site.rglob("*.html") if "_static" not in p.parts)
-            return [f for page in pages for scheme in ("light", "dark") for f in _faults(browser, here, page, scheme)]
+            pages.remove("index.html")  # it only leads to the first page
+            with browser.new_context() as context:
+                return [f"{name}: {fault}" for name in pages for fault in _faults(context, here, name)]
         finally:
             server.shutdown()
 
 
-def _faults(browser, here: str, name: str, scheme: str) -> list[str]:
+def _faults(context, here: str, name: str) -> list[str]:
+    """What is wrong with one page, loaded once and then looked at on two screens in two schemes."""
     found = []
-    with browser.new_context(viewport=WIDE, color_scheme=scheme) as context:
-        page = context.new_page()
-        page.on("console", lambda said: found.append(f"console: {said.text}") if said.type == "error" else None)
-        page.on("pageerror", lambda error: found.append(f"script: {error}"))
-        page.on("request", lambda request: found.append(f"asks {request.url}") if _is_outside(request, here) else None)
-        page.goto(here + name, wait_until="load")
-        page.wait_for_load_state("networkidle")
-        for screen in (WIDE, PHONE):
-            page.set_viewport_size(screen)
-            at = f"{screen['width']} px"
-            if reach := page.evaluate(REACHES):
-                found.append(f"{at}: sideways {reach}")
-            for violation in axe.Axe().run(page).response["violations"]:
-                if violation["impact"] in GRAVE:
-                    where = violation["nodes"][0]["html"][:150]
-                    found.append(
-                        f"{at}: {violation['id']} ({violation['impact']}), {len(violation['nodes'])} × {where}"
-                    )
-        if page.locator(".explorer-figure").count():
-            for screen in (WIDE, PHONE):
-                page.set_viewport_size(screen)
-                page.wait_for_timeout(300)
-                box = page.locator(".explorer-figure .main-svg").first.bounding_box()
-                if not box or box["height"] < 300 or not 200 < box["width"] <= screen["width"]:
-                    found.append(f"the explorer is drawn in {box} after a resize to {screen['width']} px")
-    return [f"{name}, {scheme}: {fault}" for fault in dict.fromkeys(found)]
+    page = context.new_page()
+    page.on("console", lambda said: found.append(f"console: {said.text}") if said.type == "error" else None)
+    page.on("pageerror", lambda error: found.append(f"script: {error}"))
+    page.on("request", lambda request: found.append(f"asks {request.url}") if _is_outside(request, here) else None)
+    page.on("response", lambda answer: found.append(f"lacks {answer.url}") if answer.status >= 400 else None)
+    page.set_viewport_size(WIDE)
+    page.goto(here + name, wait_until="load")
+    page.evaluate("async () => { await window.MathJax?.startup?.promise }")
+    for screen, scheme in ((WIDE, "light"), (WIDE, "dark"), (PHONE, "dark"), (PHONE, "light")):
+        _turn(page, screen, scheme)
+        if page.locator("html").get_attribute("data-theme") != scheme:
+            found.append(f"does not turn {scheme}")
+        if reach := page.evaluate(REACHES):
+            found.append(f"{scheme}, sideways {reach}")
+    if page.locator(".explorer-figure").count():
+        found += _explorer_faults(page)
+    page.evaluate(REMOVE)
+    # dark changes contrast alone; a narrow screen what scrolls, and how large what is touched is
+    contrast, narrow = {"runOnly": ["color-contrast"]}, {"runOnly": ["scrollable-region-focusable", "target-size"]}
+    for screen, scheme, rules in ((PHONE, "light", narrow), (WIDE, "light", {}), (WIDE, "dark", contrast)):
+        _turn(page, screen, scheme)
+        for violation in axe.Axe().run(page, options=AXE | rules).response["violations"]:
+            if violation["impact"] in GRAVE:
+                where = f"{len(violation['nodes'])} × {violation['nodes'][0]['html'][:150]}"
+                found.append(f"{scheme}, {screen['width']} px, {violation['id']} ({violation['impact']}), {where}")
+    page.close()
+    return list(dict.fromkeys(found))
+
+
+def _turn(page, screen: dict, scheme: str) -> None:
+    page.set_viewport_size(screen)
+    page.emulate_media(color_scheme=scheme)
+    page.wait_for_timeout(SETTLES)
+
+
+def _explorer_faults(page) -> list[str]:
+    """After each of two resizes, as by a phone that is turned."""
+    found = []
+    for screen in (WIDE, PHONE):
+        page.set_viewport_size(screen)
+        page.wait_for_timeout(SETTLES)
+        drawing = page.locator(".explorer-figure .main-svg")
+        box = drawing.first.bounding_box() if drawing.count() else None
+        if not box or box["height"] < 300 or not 200 < box["width"] <= screen["width"]:
+            found.append(f"the explorer is drawn in {box} after a resize to {screen['width']} px")
+    return found
 
 
 def _is_outside(request, here: str) -> bool:
     return not request.url.startswith((here, "data:", "blob:"))
 
 
+PAGES = ("definitions", "paper-and-ours", "your-model", "extend", "bibliography")  # those that need no notebook
+
+
+@pytest.fixture(scope="module")
+def small_book(tmp_path_factory) -> Path:
+    """Committed pages, and one page as a notebook leaves it: an explorer, a wide table, folded code."""
+    root = tmp_path_factory.mktemp("small")
+    shutil.copy(ROOT / "_config.yml", root)
+    (root / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/definitions\nchapters:\n"
+        + "".join(f"  - file: book/{name}\n" for name in (*PAGES[1:], "generated/13_explorer"))
+    )
+    for folder in ("_ext", "_static", "_templates"):
+        shutil.copytree(ROOT / "book" / folder, root / "book" / folder)
+    for name in (*(f"{page}.md" for page in PAGES), "references.bib"):
+        shutil.copy(ROOT / "book" / name, root / "book")
+    (root / "book/generated").mkdir()
+    nbformat.write(_notebook(), root / "book/generated/13_explorer.ipynb")
+    # without warnings as errors: these pages link to chapters that are not here
+    built = subprocess.run([sys.executable, "-c", BUILDER, "build", str(root)], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr[-2000:]
+    return root / "_build/html"
+
+
+def _notebook():
+    steps, rates = np.arange(5), np.array([[0.5, 2.0]])
+    curve = ("context", "rate", "seed", "step"), np.linspace(-1, 1, 10).reshape(1, 2, 1, 5)
+    ds = xr.Dataset(
+        {name: curve for name in explorer.SHOWN},
+        {
+            "context": ["shame"],
+            "rate": [0, 1],
+            "seed": [0],
+            "step": steps,
+            "learning_rate": (("context", "rate"), rates),
+        },
+    )
+    ds = ds.assign_coords(correct=("context", ["shame"]), competitor=("context", ["guilt"]))
+    page = explorer.page({"gpt2-s": {"full, Adam": ds}}, [0.5, 2.0])
+    table = pd.DataFrame({f"a long column {n}": [1.23456] for n in range(9)})
+    new = nbformat.v4
+    outputs = [
+        new.new_output("display_data", {"text/html": page}),
+        new.new_output("display_data", {"text/markdown": markdown_table(table)}),
+        new.new_output("display_data", {"text/html": table.to_html()}),
+    ]
+    code = new.new_code_cell("figure", outputs=outputs, metadata={"tags": ["hide-input"]})
+    return new.new_notebook(cells=[new.new_markdown_cell("# Explorer\n\nSome text."), code])
+
+
+def test_a_small_book(browser, small_book):
+    assert not look_at(browser, small_book)
+
+
+def test_faults_are_seen(browser, tmp_path):
+    (tmp_path / "index.html").touch()
+    (tmp_path / "bad.html").write_text(
+        '<html data-theme="light"><body style="color: #ccc; background: #fff"><p style="width: 3000px">pale and wide</p>'
+        '<img src="http://192.0.2.1/x.png"><div class="explorer-figure"></div><script>nothing()</script></body></html>'
+    )
+    found = "\n".join(look_at(browser, tmp_path))
+    for fault in ("sideways 3", "asks http://192.0.2.1/x.png", "nothing is not defined", "does not turn dark"):
+        assert fault in found
+    for fault in ("color-contrast (serious)", "image-alt (critical)", "the explorer is drawn in None"):
+        assert fault in found
+
+
+@pytest.mark.slow
 def test_the_built_book(browser):
     site = ROOT / "_build/html"
     if not (site / "index.html").is_file():

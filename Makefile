@@ -28,7 +28,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 bench: $(STAMP)
-	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/python -m benchmarks --device $(DEVICE) $(SUITES:%=--only %)
+	MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/python -m benchmarks --device $(DEVICE) $(SUITES:%=--only %)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

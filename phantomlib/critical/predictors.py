@@ -38,6 +38,7 @@ from torch import Tensor
 from phantomlib.critical.search import critical_rates
 from phantomlib.critical.step_zero import Problem, Vector, blocks, derivatives, dot, first_update, gradients
 from phantomlib.errors import ParameterError
+from phantomlib.measure import memory
 from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.models import LanguageModel
 from phantomlib.measure.recipe import Recipe
@@ -47,6 +48,7 @@ STEP_0 = ("velocity", "straight_line", "three_gradients", "second_order", "third
 LADDER = (*STEP_0, "quadrature")
 PREDICTORS = (*LADDER, "first_steps")
 FIRST_STEPS = 3
+VECTORS = 11  # of parameter space that exist at a time
 VERSION = 6  # raised whenever a prediction could change
 SAMPLE = 65_536  # coordinates on which Adam is followed; more are sampled, see _sample
 
@@ -65,7 +67,7 @@ def predict_critical_rates(store: Store, model: LanguageModel, contexts: list[Re
         ``gap`` (Δ_0, nats).
 
     Raises:
-        ParameterError: the recipe is not one that the ladder can follow.
+        ParameterError: the recipe is not one that the ladder can follow, or memory does not suffice.
     """
     if recipe.optimizer == "adamw" or recipe.method != "full":
         raise ParameterError(
@@ -74,6 +76,8 @@ def predict_critical_rates(store: Store, model: LanguageModel, contexts: list[Re
         )
 
     def compute() -> dict:
+        needed = memory.of_vectors(VECTORS, model.module.parameters())
+        memory.refuse_if_too_large(f"Predicting critical rates of '{model.name}'", needed, model.device)
         columns = [_ladder(Problem(model, context, recipe), recipe) for context in contexts]
         return {name: [column[name] for column in columns] for name in columns[0]}
 

@@ -258,20 +258,22 @@ def _sample(rows: list[Vector], expected: Vector, count: int) -> tuple[Tensor, T
         return chosen[:-1], chosen.new_ones(chosen.shape[1])
     least = 0.05 * total / active  # no coordinate is left out for sure
     scale = count / (total + least * active)
-    chosen, chances, passed = [], [], total.new_zeros(1)
+    # results of their final size: small ones between large temporary ones would leave gaps in the memory
+    sampled, chances = rows[0][0].new_empty((len(rows) + 1, count)), total.new_empty(count)
+    passed, n = total.new_zeros(1), 0
     target, squares = total.new_zeros((2, len(rows)))
     for block, moving, share in contributions(*rows):
         chance = ((share + least) * moving * scale).clamp_(max=1.0)
         reached = torch.cat([passed, chance]).cumsum(0)
         picked = torch.diff((reached + 0.5).floor()) > 0
         passed = reached[-1:]
-        chosen.append(block[:, picked])
-        chances.append(chance[picked])
+        more = chance[picked]
+        sampled[:, n : n + len(more)], chances[n : n + len(more)] = block[:, picked], more
+        n += len(more)
         parts = (block[:-1] * block[-1]).double()
         target += parts.sum(1)
         squares += parts.square().sum(1)
-    *sampled, displaced = torch.cat(chosen, 1)
-    sampled, weights = torch.stack(sampled), 1 / torch.cat(chances)
+    sampled, displaced, weights = sampled[:-1, :n], sampled[-1, :n], 1 / chances[:n]
     size = squares.sqrt().clamp_min(1e-300)
     seen = (sampled * displaced).double() / size[:, None]
     missing = target / size - (seen * weights).sum(1)

@@ -1,6 +1,7 @@
 """What is counted beforehand against what a process really takes; refusals before the work starts."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from phantomlib.measure.recipe import Recipe
 from phantomlib.measure.store import Store
 
 GIB = 2**30
-SIZE = "random:6x256x24576"  # 11 million parameters, more than half of them in the readout
+SIZE = "random:4x256x16384"  # 7 million parameters, more than half of them in the readout
 SHARE = 0.57
 
 # task -> peak beyond the model, in units of the parameters, that its count allows for. The embedding is tied, so a
@@ -34,16 +35,19 @@ BOUNDS = {
     "sharpness, Adam": step_zero.KRYLOV + 6 + 2 * SHARE,
     "predictors, SGD": VECTORS + 2 * SHARE,
     "predictors, Adam": VECTORS + 2 * SHARE,
-    "overlaps of all pairs": 1.0,
+    "overlaps of all pairs": 2.0,
 }
-OVERHEAD = 1.2  # modules imported on the way (50 MB) and gaps between tensors, in the same units
+OVERHEAD = 1.0  # modules imported on the way, and blocks: 30 MB in the same units
+NO_GAPS = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # tensors above 1 MiB are counted only while they are there
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is asked of Linux")
 @pytest.mark.parametrize("task", BOUNDS)
 def test_peak_memory_stays_within_what_is_counted(task):
     command = [sys.executable, "-m", "benchmarks.needs", SIZE, task, "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parents[2], env=os.environ | NO_GAPS
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])["beyond it (parameters)"]
     assert found <= BOUNDS[task] + OVERHEAD

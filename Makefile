@@ -30,7 +30,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(if $(COVERAGE),--cov=phantomlib --cov-report=term-missing:skip-covered)
 
 bench: $(STAMP)
-	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/python -m benchmarks --device $(DEVICE) $(SUITES:%=--only %)
+	MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/python -m benchmarks --device $(DEVICE) $(SUITES:%=--only %)
 
 lint: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files

@@ -39,6 +39,7 @@ def main(
         "chunks": lambda: [row for name in names for row in suites.chunks(name, device, repeats)],
         "cores": lambda: suites.cores(repeats),
         "floor": lambda: [row for name in names for row in suites.floor(name, device, repeats)],
+        "memory": lambda: [row for name in names for row in suites.memory(name, device)],
         "growth": lambda: suites.growth(device),
         "book": lambda: suites.book(),
     }

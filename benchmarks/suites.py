@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import baseline, measure
+from benchmarks import baseline, measure, needs
 from phantomlib.critical.predictors import predict_critical_rates
 from phantomlib.critical.search import critical_rates
 from phantomlib.critical.step_zero import velocity
@@ -229,6 +229,16 @@ def predictors(name: str, device: str, repeats: int) -> list[dict]:
     return rows
 
 
+def memory(name: str, device: str) -> list[dict]:
+    """Peak memory and seconds of what a chapter asks for, each in a process of its own."""
+    rows = []
+    for task in needs.TASKS:
+        command = [sys.executable, "-m", "benchmarks.needs", name, task, device]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        rows.append({"model": name, "task": task} | json.loads(done.stdout.splitlines()[-1]))
+    return rows
+
+
 def growth(device: str, repeats: int = 1) -> list[dict]:
     """Seconds against the number of replicas, steps, vocabulary and size of the model; everything else fixed."""
     model = load("gpt2-s", device)
@@ -381,16 +391,16 @@ def floor(name: str, device: str, repeats: int) -> list[dict]:
     """Work of a step, counted, and which share of the machine's measured peak it reaches.
 
     Operations: of forward and backward pass, by torch's own counter, plus those of the update (2 of SGD, 12 of Adam for every
-    parameter). Bytes: every trainable tensor is read in the forward and in the backward pass; its gradient is written and read;
-    the update reads and writes it and, under Adam, both moments. Activations are left out: the floor is below the truth.
+    parameter). Bytes: every trainable tensor is read in the forward and in the backward pass; the update reads and writes it and,
+    under Adam, both moments; its gradient need never leave the cache. Activations are left out: the floor is below the truth.
     """
     model = load(name, device)
     contexts, rows = contexts_of(model), []
     best = measure.peak(model.device)
     steps, replicas = extent(model)
     used, rates = spread(contexts, replicas)
-    chunk = chunk_size(model.n_parameters, model.device)
-    for optimizer, (touches, operations) in {"sgd": (6, 2), "adam": (10, 12)}.items():
+    chunk = chunk_size(model, contexts, Recipe(steps=steps))
+    for optimizer, (touches, operations) in {"sgd": (4, 2), "adam": (8, 12)}.items():
         recipe = Recipe(optimizer=optimizer, steps=steps)
         module, _ = trainable(model, recipe, 0)
         ids = torch.tensor([contexts[0].prompt_ids], device=model.device)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 ENVIRONMENT = "PHANTOM_PROGRESS"  # set by the runner: the file in which a kernel says how far it is
+JOBS = "PHANTOM_JOBS"  # how many processes of a book share the machine; set by whoever starts them
 INTERVAL = 0.5  # seconds between two reports
 
 

@@ -259,7 +259,7 @@ def run_jobs(todo: list[Job], jobs: int, root: Path, profile: str) -> None:
         try:
             worker = idle.get_nowait()
         except queue.Empty:
-            worker = Worker(root, preload=len(todo) > jobs)
+            worker = Worker(root, preload=len(todo) > jobs, jobs=min(jobs, len(todo)))
         seconds = worker.execute(job, lambda report: display.update(job.name, report), stop)
         idle.put(worker)
         return seconds

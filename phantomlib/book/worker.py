@@ -78,9 +78,10 @@ class Worker:
         root: the project's root, its working folder.
         preload: whether their kernels are forked from a process with the heavy imports done
             (:mod:`phantomlib.book.preloaded_kernel`); pays from the second notebook on.
+        jobs: how many workers share the machine's memory.
     """
 
-    def __init__(self, root: Path, preload: bool = False):
+    def __init__(self, root: Path, preload: bool = False, jobs: int = 1):
         environment = (
             os.environ
             | {
@@ -88,8 +89,11 @@ class Worker:
                 "MKL_NUM_THREADS": "1",
                 "TOKENIZERS_PARALLELISM": "false",
                 "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # whatever the user has set: figures belong on the page
-                "MALLOC_MMAP_MAX_": "0",  # glibc: keep memory that large tensors gave back, instead of fetching it anew each step
+                # glibc: keep memory that tensors gave back, instead of fetching it anew each step; but that of really
+                # large ones must not lie in pieces between what is still used
+                "MALLOC_MMAP_THRESHOLD_": str(2**25),
                 "MALLOC_TRIM_THRESHOLD_": str(2**33),
+                progress.JOBS: str(jobs),
                 # ipywidgets is left out on purpose (see requirements.txt), and tqdm would complain in every notebook
                 "PYTHONWARNINGS": ",".join(
                     filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"])

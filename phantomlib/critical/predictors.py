@@ -38,6 +38,7 @@ from torch import Tensor
 from phantomlib.critical.search import critical_rates
 from phantomlib.critical.step_zero import Problem, Vector, blocks, derivatives, dot, first_update, gradients
 from phantomlib.errors import ParameterError
+from phantomlib.measure import memory
 from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.models import LanguageModel
 from phantomlib.measure.recipe import Recipe
@@ -47,6 +48,7 @@ STEP_0 = ("velocity", "straight_line", "three_gradients", "second_order", "third
 LADDER = (*STEP_0, "quadrature")
 PREDICTORS = (*LADDER, "first_steps")
 FIRST_STEPS = 3
+VECTORS = 11  # of parameter space that exist at a time
 VERSION = 6  # raised whenever a prediction could change
 SAMPLE = 65_536  # coordinates on which Adam is followed; more are sampled, see _sample
 
@@ -65,7 +67,7 @@ def predict_critical_rates(store: Store, model: LanguageModel, contexts: list[Re
         ``gap`` (Δ_0, nats).
 
     Raises:
-        ParameterError: the recipe is not one that the ladder can follow.
+        ParameterError: the recipe is not one that the ladder can follow, or memory does not suffice.
     """
     if recipe.optimizer == "adamw" or recipe.method != "full" or recipe.loss != "cross-entropy":
         raise ParameterError(
@@ -74,6 +76,8 @@ def predict_critical_rates(store: Store, model: LanguageModel, contexts: list[Re
         )
 
     def compute() -> dict:
+        needed = memory.of_vectors(VECTORS, model.module.parameters())
+        memory.refuse_if_too_large(f"Predicting critical rates of '{model.name}'", needed, model.device)
         columns = [_ladder(Problem(model, context, recipe), recipe) for context in contexts]
         return {name: [column[name] for column in columns] for name in columns[0]}
 
@@ -254,20 +258,22 @@ def _sample(rows: list[Vector], expected: Vector, count: int) -> tuple[Tensor, T
         return chosen[:-1], chosen.new_ones(chosen.shape[1])
     least = 0.05 * total / active  # no coordinate is left out for sure
     scale = count / (total + least * active)
-    chosen, chances, passed = [], [], total.new_zeros(1)
+    # results of their final size: small ones between large temporary ones would leave gaps in the memory
+    sampled, chances = rows[0][0].new_empty((len(rows) + 1, count)), total.new_empty(count)
+    passed, n = total.new_zeros(1), 0
     target, squares = total.new_zeros((2, len(rows)))
     for block, moving, share in contributions(*rows):
         chance = ((share + least) * moving * scale).clamp_(max=1.0)
         reached = torch.cat([passed, chance]).cumsum(0)
         picked = torch.diff((reached + 0.5).floor()) > 0
         passed = reached[-1:]
-        chosen.append(block[:, picked])
-        chances.append(chance[picked])
+        more = chance[picked]
+        sampled[:, n : n + len(more)], chances[n : n + len(more)] = block[:, picked], more
+        n += len(more)
         parts = (block[:-1] * block[-1]).double()
         target += parts.sum(1)
         squares += parts.square().sum(1)
-    *sampled, displaced = torch.cat(chosen, 1)
-    sampled, weights = torch.stack(sampled), 1 / torch.cat(chances)
+    sampled, displaced, weights = sampled[:-1, :n], sampled[-1, :n], 1 / chances[:n]
     size = squares.sqrt().clamp_min(1e-300)
     seen = (sampled * displaced).double() / size[:, None]
     missing = target / size - (seen * weights).sum(1)

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from phantomlib.errors import ParameterError
+from phantomlib.measure import memory
 from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.finetune import trainable
 from phantomlib.measure.loss import training_loss
@@ -170,6 +171,7 @@ def velocity(model: LanguageModel, contexts: list[Resolved], recipe: Recipe = PL
         recipe: optimiser, method, ε, and the loss whose gradient is followed.
         seed: of the LoRA initialisation.
     """
+    _refuse_if_too_large("The velocity", 2, model, recipe, seed)
     rows = []
     for context in contexts:
         problem = Problem(model, context, recipe, seed)
@@ -274,10 +276,16 @@ def sharpness(
     """
     if not 0 < tolerance < 1:
         raise ParameterError(f"tolerance is {tolerance!r}; give a relative accuracy between 0 and 1, such as 0.01.")
+    _refuse_if_too_large("The sharpness", KRYLOV + 6, model, recipe, seed)  # basis, gradient, scale, product, scaled
     found = [_largest(Hessian(Problem(model, c, recipe, seed), recipe), tolerance, iterations) for c in contexts]
     value, residual, converged, products = zip(*found, strict=True)
     numbers = (torch.tensor(column, dtype=torch.float64) for column in (value, residual))
     return Sharpness(*numbers, torch.tensor(converged), torch.tensor(products))
+
+
+def _refuse_if_too_large(what: str, vectors: int, model: LanguageModel, recipe: Recipe, seed: int) -> None:
+    needed = memory.of_vectors(vectors, trainable(model, recipe, seed)[1].values())
+    memory.refuse_if_too_large(f"{what} of '{model.name}'", needed, model.device)
 
 
 class Hessian:

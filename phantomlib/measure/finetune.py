@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import psutil
 import torch
 import xarray as xr
 from torch import Tensor
 
 from phantomlib.errors import ParameterError
+from phantomlib.measure import memory
 from phantomlib.measure.bounds import check_memory
 from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.loss import training_loss
@@ -52,7 +52,7 @@ def finetune(
         recipe: optimiser, method, number of steps.
         seeds: of the LoRA initialisation. Full fine-tuning of a checkpoint has no randomness.
         engine: see :func:`phantomlib.measure.replicas.stack`.
-        chunk: replicas advanced together; by default from the size of the model.
+        chunk: replicas advanced together; by default from the size of the model and the memory that is free.
         extra: further quantities to record, by name: functions of probabilities p (R, V), readout E (R, V, d), and ids
             c (R,) and k (R,) that return one number per replica (R,). The first line of the docstring is the meaning.
         progress: called with the number of replica-steps just done.
@@ -86,8 +86,7 @@ def finetune(
     shape = (len(contexts), rates.shape[1], len(seeds))
     check_memory(int(np.prod(shape)), recipe.steps, model.readout.element_size(), len(extra))
     grid = list(np.ndindex(shape))
-    _, values = trainable(model, recipe, seeds[0])
-    chunk = chunk or chunk_size(sum(v.numel() for v in values.values()), model.device)
+    chunk = chunk_size(model, contexts, recipe, wanted=chunk, refuse=run is None)
     replicas = [Replica(contexts[c], rates[c, r], seeds[s]) for c, r, s in grid]
     chunks = [replicas[start : start + chunk] for start in range(0, len(grid), chunk)]
     parts = (run or run_here)(model, chunks, recipe, engine, extra, progress or (lambda done: None))
@@ -125,13 +124,24 @@ def _embedding(module: torch.nn.Module, geometry: str) -> tuple[str, Tensor]:
     return next(name for name, p in module.named_parameters() if p is layer.weight), layer.weight
 
 
-def chunk_size(n_trainable: int, device: torch.device) -> int:
-    """Replicas advanced together: on a CPU as many as pay (see the page on speed), if memory allows."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    fitting = max(
-        1, int(free * 0.6 / (24 * n_trainable))
-    )  # weights, two moments, activations; in float64, half as much again
-    return min(fitting, 512 if device.type == "cuda" else max(4, min(64, 64_000_000 // n_trainable)))
+def chunk_size(
+    model: LanguageModel, contexts: list[Resolved], recipe: Recipe, *, wanted: int | None = None, refuse: bool = True
+) -> int:
+    """Replicas advanced together: as many as pay (see the page on speed), if memory allows, or ``wanted``.
+
+    Raises:
+        ParameterError: not even one replica, or not as many as wanted, fits; with ``refuse``.
+    """
+    module, values = trainable(model, recipe, 0)
+    tokens = max(len(context.prompt_ids) for context in contexts)
+    shared, each = memory.of_replicas(module, values.values(), recipe, tokens)
+    if refuse:
+        what, advice = f"Fine-tuning {wanted or 1} of '{model.name}' at a time", "a smaller chunk" if wanted else ""
+        memory.refuse_if_too_large(what, shared + (wanted or 1) * each, model.device, advice)
+    fitting = max(1, (memory.free(model.device) - shared) // each)
+    size = sum(v.numel() for v in values.values())
+    paying = 512 if model.device.type == "cuda" else max(1, min(64, 64_000_000 // size))
+    return wanted or min(fitting, paying)
 
 
 def advance(model, chunk: list[Replica], recipe, engine, extra, progress) -> dict[str, np.ndarray]:

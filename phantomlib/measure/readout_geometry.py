@@ -8,16 +8,18 @@ from torch import Tensor
 from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.order_parameter import normalise, spectrum
 
-BLOCK = 8192  # rows, or pairs of rows, converted to float64 at a time
+BLOCK = 4096  # rows, or pairs of rows, converted to float64 at a time
 
 
 def sample_overlaps(E: Tensor, pairs: int, seed: int = 0) -> np.ndarray:
     """Overlaps g_ij (n,), float64, of random pairs of distinct rows of a readout ``E`` (V, d); n is at most ``pairs``."""
     generator = torch.Generator().manual_seed(seed)
     i, j = torch.randint(len(E), (2, pairs), generator=generator).to(E.device)
-    keep = i != j
-    found = [_overlap(E, *block) for block in zip(i[keep].split(BLOCK), j[keep].split(BLOCK), strict=True)]
-    return torch.cat(found).cpu().numpy()
+    i, j = i[i != j], j[i != j]
+    found = torch.empty(len(i), dtype=torch.float64, device=E.device)
+    for some, i_some, j_some in zip(found.split(BLOCK), i.split(BLOCK), j.split(BLOCK), strict=True):
+        some.copy_(_overlap(E, i_some, j_some))
+    return found.cpu().numpy()
 
 
 def pair_overlaps(E: Tensor, contexts: list[Resolved]) -> np.ndarray:

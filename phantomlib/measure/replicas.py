@@ -212,8 +212,8 @@ def _batched(leaf: nn.Module, own: dict[str, Tensor | None], factors: Factors) -
         isinstance(leaf, nn.Linear) or kind == "Conv1D"
     ):  # transformers' Conv1D is a linear layer with the weight (in, out)
         return _Linear(own["weight"], own.get("bias"), leaf, factors, transposed=kind != "Conv1D")
-    if type(leaf) is nn.Embedding:
-        return _Embedding(own["weight"], factors, leaf.padding_idx)
+    if type(leaf) is nn.Embedding or kind.endswith("ScaledWordEmbedding"):
+        return _Embedding(own["weight"], factors, leaf.padding_idx, getattr(leaf, "embed_scale", None))
     if kind == "OPTLearnedPositionalEmbedding":
         return _OPTPositions(own["weight"], factors, leaf.offset)
     if isinstance(leaf, nn.LayerNorm):
@@ -260,16 +260,17 @@ class _Product(torch.autograd.Function):
 
 
 class _Embedding(nn.Module):
-    """Row lookup for each replica; weight (R, V, d)."""
+    """Row lookup for each replica; weight (R, V, d). Some models scale the rows by a constant."""
 
-    def __init__(self, weight: Tensor, factors: Factors, padding_idx: int | None = None):
+    def __init__(self, weight: Tensor, factors: Factors, padding_idx: int | None = None, scale=None):
         super().__init__()
-        self.stacked, self.factors, self.padding_idx = weight, factors, padding_idx
+        self.stacked, self.factors, self.padding_idx, self.scale = weight, factors, padding_idx, scale
 
     def forward(self, ids: Tensor) -> Tensor:  # (R or 1, L) -> (R, L, d)
         ids = ids.expand(len(self.stacked), -1)
         rows = _Rows.apply(self.stacked, ids, self.factors)
-        return rows if self.padding_idx is None else _untrained_at(self.padding_idx, ids, rows)
+        rows = rows if self.padding_idx is None else _untrained_at(self.padding_idx, ids, rows)
+        return rows if self.scale is None else rows * torch.as_tensor(self.scale).to(rows)
 
 
 class _Rows(torch.autograd.Function):

@@ -143,6 +143,12 @@ def test_every_other_architecture_equals_torch_optim(architecture, method):
     check_against_plain_loop(architecture, method, "adam", "float64", 1e-8)  # some classes compute norms in float32
 
 
+@pytest.mark.parametrize("architecture", tiny.SINGLE_PRECISION)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_architectures_that_compute_in_single_precision_equal_torch_optim(architecture, name):
+    check_against_plain_loop(architecture, "full", name, "float32", 1e-3)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_vmap_equals_torch_optim(method, name):

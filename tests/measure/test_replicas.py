@@ -13,7 +13,7 @@ from phantomlib.measure.recipe import Recipe
 from phantomlib.measure.replicas import multiply_out, squared_norms, stack
 
 # full fine-tuning; LoRA trains linear layers only and gets the batch axis everywhere
-ENGINES = dict.fromkeys(tiny.ARCHITECTURES, "batch axis") | dict.fromkeys(("Gemma", "Gemma2", "Cohere"), "vmap")
+ENGINES = dict.fromkeys(tiny.ARCHITECTURES, "batch axis") | {"Cohere": "vmap"}
 NO_VMAP = {"Bloom"}  # its activation is an autograd function that vmap refuses
 
 
@@ -88,6 +88,12 @@ def test_replicas_equal_plain_models_on_a_gpu(architecture, method):
 def test_each_architecture_gets_its_engine(architecture, method):
     module, values = replicas(tiny.model(architecture), method, 2)
     assert stack(module, values).engine == (ENGINES[architecture] if method == "full" else "batch axis")
+
+
+@pytest.mark.parametrize("architecture", tiny.SINGLE_PRECISION)
+def test_architectures_that_compute_in_single_precision_get_the_batch_axis(architecture):
+    module, values = replicas(tiny.model(architecture, "float32"), "full", 2)
+    assert stack(module, values).engine == "batch axis"  # after its self-test
 
 
 @pytest.mark.parametrize("engine", ["batch axis", "vmap"])

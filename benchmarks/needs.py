@@ -1,0 +1,101 @@
+"""``python -m benchmarks.needs MODEL TASK DEVICE``: one task in a process of its own; prints what memory and time it took."""
+
+import json
+import sys
+import tempfile
+import time
+from dataclasses import replace
+
+import torch
+
+from benchmarks import measure
+from phantomlib.critical.predictors import predict_critical_rates
+from phantomlib.critical.step_zero import sharpness, velocity
+from phantomlib.measure.contexts import Context, Resolved
+from phantomlib.measure.finetune import finetune
+from phantomlib.measure.models import LanguageModel
+from phantomlib.measure.readout_geometry import readout_statistics
+from phantomlib.measure.recipe import Recipe
+from phantomlib.measure.store import Store
+
+STEPS = 3
+RATE = {"sgd": 1e-5, "adam": 1e-6}
+
+
+def random_model(layers: int, width: int, vocabulary: int) -> LanguageModel:
+    """A Llama with random weights and no tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        num_hidden_layers=layers, hidden_size=width, intermediate_size=8 * width // 3, num_attention_heads=width // 64,
+        num_key_value_heads=width // 64, vocab_size=vocabulary, max_position_embeddings=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = LlamaForCausalLM._from_config(config, attn_implementation="eager")
+    return LanguageModel(
+        "random", "random", module.eval().requires_grad_(False), None, f"{layers}-{width}-{vocabulary}"
+    )
+
+
+@torch.no_grad()
+def first_context(model: LanguageModel) -> Resolved:
+    """A prompt of ten tokens, whose competitor is the model's first choice and whose correct word its fifth."""
+    ids = tuple((7 * n + 3) % len(model.readout) for n in range(10))
+    logits = model.module(torch.tensor([ids], device=model.device), use_cache=False, logits_to_keep=1).logits[0, -1]
+    order = logits.topk(5).indices.tolist()
+    return Resolved(Context("first", "ten tokens", "fifth", "first"), ids, order[4], order[0])
+
+
+def _run(model, context, optimizer="adam", replicas=1, **recipe):
+    rates = [RATE[optimizer] * (1 + n / 10) for n in range(replicas)]
+    finetune(model, [context], rates, Recipe(optimizer=optimizer, steps=STEPS, **recipe), chunk=replicas)
+
+
+def _predict(model, context, optimizer):
+    with tempfile.TemporaryDirectory() as folder:
+        predict_critical_rates(Store(folder), model, [context], Recipe(optimizer=optimizer, steps=STEPS))
+
+
+TASKS = {
+    "model": lambda model, context: None,
+    "run, SGD": lambda model, context: _run(model, context, "sgd"),
+    "run, Adam": _run,
+    "two runs together, Adam": lambda model, context: _run(model, context, replicas=2),
+    "two runs together, LoRA": lambda model, context: _run(model, context, replicas=2, method="lora"),
+    "run with spectra, Adam": lambda model, context: _run(model, context, snapshots=(0, STEPS)),
+    "velocity": lambda model, context: velocity(model, [context]),
+    "sharpness, Adam": lambda model, context: sharpness(model, [context], iterations=2),
+    "predictors, SGD": lambda model, context: _predict(model, context, "sgd"),
+    "predictors, Adam": lambda model, context: _predict(model, context, "adam"),
+    "overlaps of all pairs": lambda model, context: readout_statistics(model.readout),
+}
+
+
+def report(model: LanguageModel, task: str) -> dict:
+    """Peak memory of this process when the model was there and at the end, in GiB; that beyond it in units of the
+    parameters; seconds."""
+    context = first_context(model)
+    before, started = measure.peak_memory(model.device), time.perf_counter()
+    TASKS[task](model, context)
+    seconds, after = time.perf_counter() - started, measure.peak_memory(model.device)
+    size = sum(p.numel() * p.element_size() for p in model.module.parameters())
+    return {
+        "peak (GiB)": after / 2**30,
+        "model (GiB)": before / 2**30,
+        "beyond it (parameters)": (after - before) / size,
+        "seconds": seconds,
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    name, task, device = sys.argv[1:]
+    if name.startswith("random:"):
+        found = random_model(*map(int, name.removeprefix("random:").split("x")))
+        found = replace(found, module=found.module.to(device))
+    else:
+        from benchmarks.suites import load
+
+        found = load(name, device)
+    print(json.dumps(report(found, task)))

@@ -1,0 +1,73 @@
+"""What a piece of work takes of the memory, what is free for it, and a refusal before it starts.
+
+Everything is counted in bytes beyond what the model itself takes, which is there already.
+"""
+
+import os
+from collections.abc import Iterable
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from phantomlib.errors import ParameterError
+from phantomlib.measure.recipe import Recipe
+from phantomlib.progress import JOBS
+
+USABLE = 0.9  # share of what is free that is counted on: allocators leave gaps
+
+
+def free(device: torch.device) -> int:
+    """Bytes that this process may still take: what is unused, and no more than its share among the jobs of a book."""
+    jobs = max(1, int(os.environ.get(JOBS, "1")))
+    if device.type == "cuda":
+        unused, total = torch.cuda.mem_get_info(device)
+        own = torch.cuda.memory_allocated(device)
+        unused += torch.cuda.memory_reserved(device) - own
+    else:
+        unused, total = psutil.virtual_memory().available, psutil.virtual_memory().total
+        own = psutil.Process().memory_info().rss
+    return max(0, int(USABLE * min(unused, total // jobs - own)))
+
+
+def of_vectors(count: int, trained: Iterable[Tensor]) -> int:
+    """Of ``count`` vectors of parameter space, and a gradient of the largest tensor that is summed from two parts."""
+    sizes = [p.numel() * p.element_size() for p in trained]
+    return count * sum(sizes) + 2 * max(sizes)
+
+
+def of_replicas(module: nn.Module, trained: Iterable[Tensor], recipe: Recipe, tokens: int) -> tuple[int, int]:
+    """Of the engine: what does not depend on the number of replicas, and what each of them takes.
+
+    Args:
+        module: the model, with its adapters.
+        trained: its trainable tensors.
+        recipe: the optimiser decides how many moments are kept.
+        tokens: length of the longest prompt.
+    """
+    trained = list(trained)
+    readout = module.get_output_embeddings().weight
+    # weights, and two moments or, in the self-test before there are moments, a gradient
+    state = of_vectors(2 if recipe.optimizer == "sgd" else 3, trained) - of_vectors(0, trained)
+    layers = [m.weight for m in module.modules() if getattr(m, "weight", None) is not None and m is not readout]
+    activations = 2 * tokens * sum(sum(w.shape) for w in layers if w.dim() == 2 and len(w) != len(readout))
+    vocabulary = 12 * len(readout)  # logits, probabilities, overlaps, and those of the step before
+    return of_vectors(1, trained), state + (activations + vocabulary) * readout.element_size()
+
+
+def refuse_if_too_large(what: str, needed: int, device: torch.device, advice: str = "") -> None:
+    """Raise ParameterError if ``needed`` bytes are not free; ``advice`` is what else could be tried."""
+    here = free(device)
+    if needed <= here:
+        return
+    jobs = int(os.environ.get(JOBS, "1"))
+    shared = f" for each of {jobs} processes" if jobs > 1 else ""
+    ways = ["--jobs 1"] * (jobs > 1) + [advice] * bool(advice) + ["a smaller model", "a machine with more memory"]
+    raise ParameterError(
+        f"{what} needs about {_gib(needed)} GiB beside the model, {_gib(here)} are free{shared}: use "
+        f"{', '.join(ways[:-1])} or {ways[-1]}."
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2g}" if size < 10 * 2**30 else f"{size / 2**30:.0f}"

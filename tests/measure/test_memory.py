@@ -1,0 +1,111 @@
+"""What is counted beforehand against what a process really takes; refusals before the work starts."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+
+from phantomlib.critical import step_zero
+from phantomlib.critical.predictors import VECTORS, predict_critical_rates
+from phantomlib.errors import ParameterError
+from phantomlib.measure import memory
+from phantomlib.measure.finetune import chunk_size, finetune
+from phantomlib.measure.recipe import Recipe
+from phantomlib.measure.store import Store
+
+GIB = 2**30
+SIZE = "random:4x256x16384"  # 7 million parameters, more than half of them in the readout
+SHARE = 0.57
+
+# task -> peak beyond the model, in units of the parameters, that its count allows for. The embedding is tied, so a
+# gradient of it is summed from two parts: twice its share.
+BOUNDS = {
+    "run, SGD": 3 + 2 * SHARE,
+    "run, Adam": 4 + 2 * SHARE,
+    "two runs together, Adam": 7 + 2 * SHARE,
+    "two runs together, LoRA": 1.5,
+    "run with spectra, Adam": 4 + 2 * SHARE,
+    "velocity": 2 + 2 * SHARE,
+    "sharpness, Adam": step_zero.KRYLOV + 6 + 2 * SHARE,
+    "predictors, SGD": VECTORS + 2 * SHARE,
+    "predictors, Adam": VECTORS + 2 * SHARE,
+    "overlaps of all pairs": 2.0,
+}
+OVERHEAD = 1.0  # modules imported on the way, and blocks: 30 MB in the same units
+NO_GAPS = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # tensors above 1 MiB are counted only while they are there
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is asked of Linux")
+@pytest.mark.parametrize("task", BOUNDS)
+def test_peak_memory_stays_within_what_is_counted(task):
+    command = [sys.executable, "-m", "benchmarks.needs", SIZE, task, "cpu"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parents[2], env=os.environ | NO_GAPS
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])["beyond it (parameters)"]
+    assert found <= BOUNDS[task] + OVERHEAD
+
+
+def with_memory(monkeypatch, available, total=24 * GIB, own=GIB, jobs=None):
+    """A machine with so many bytes."""
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=available, total=total))
+    monkeypatch.setattr(memory.psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=own)))
+    monkeypatch.delenv(memory.JOBS, raising=False)
+    if jobs:
+        monkeypatch.setenv(memory.JOBS, str(jobs))
+
+
+@pytest.mark.parametrize(
+    "available, jobs, expected",
+    [(10 * GIB, None, 10 * GIB), (20 * GIB, 2, 11 * GIB), (20 * GIB, 3, 7 * GIB), (5 * GIB, 3, 5 * GIB), (GIB, 48, 0)],
+)
+def test_a_process_takes_its_share_of_what_is_free(monkeypatch, available, jobs, expected):
+    with_memory(monkeypatch, available, jobs=jobs)
+    assert memory.free(torch.device("cpu")) == int(memory.USABLE * expected)
+
+
+def test_a_refusal_says_how_much_and_what_to_do(monkeypatch):
+    with_memory(monkeypatch, 20 * GIB, jobs=3)
+    memory.refuse_if_too_large("This", 6 * GIB, torch.device("cpu"))
+    with pytest.raises(ParameterError) as error:
+        memory.refuse_if_too_large("This", 9 * GIB, torch.device("cpu"), "a smaller chunk")
+    assert str(error.value) == (
+        "This needs about 9 GiB beside the model, 6.3 are free for each of 3 processes: use --jobs 1, a smaller chunk, "
+        "a smaller model or a machine with more memory."
+    )
+
+
+def test_what_cannot_fit_is_refused_before_it_starts(monkeypatch, tmp_path):
+    model, started = tiny.model("GPT2", "float32"), []
+    contexts = tiny.contexts(model)
+    with_memory(monkeypatch, 20_000)
+    for work in (
+        lambda: finetune(model, contexts, [0.1], Recipe(steps=1), progress=started.append),
+        lambda: step_zero.velocity(model, contexts),
+        lambda: step_zero.sharpness(model, contexts),
+        lambda: predict_critical_rates(Store(tmp_path), model, contexts, Recipe(steps=1)),
+    ):
+        with pytest.raises(ParameterError, match="GiB beside the model"):
+            work()
+    assert not started and not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize("optimizer, moments", [("sgd", 2), ("adam", 3)])
+def test_replicas_advance_together_as_memory_allows(monkeypatch, optimizer, moments):
+    model = tiny.model("GPT2", "float32")
+    contexts, recipe = tiny.contexts(model), Recipe(optimizer=optimizer, steps=1)
+    shared, each = memory.of_replicas(model.module, model.module.parameters(), recipe, tokens=7)
+    assert each > moments * 4 * model.n_parameters
+    with_memory(monkeypatch, 20 * GIB)
+    assert chunk_size(model, contexts, recipe) == 64
+    with_memory(monkeypatch, (shared + 5.5 * each) / memory.USABLE)
+    assert chunk_size(model, contexts, recipe) == 5
+    with pytest.raises(ParameterError, match="a smaller chunk"):
+        chunk_size(model, contexts, recipe, wanted=6)

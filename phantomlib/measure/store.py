@@ -191,7 +191,7 @@ class Store:
         }
         dataset.attrs["checksum"] = checksum(dataset)
         self._write(path, dataset)
-        return dataset
+        return xr.load_dataset(path, engine="netcdf4")  # as it is found from now on, to the order of its variables
 
     def _write(self, path: Path, dataset: xr.Dataset) -> None:
         try:

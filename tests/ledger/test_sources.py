@@ -79,7 +79,8 @@ def test_the_machinery_has_no_part():
     for path in NOTEBOOKS:
         names = sources.reached(path)
         assert "phantomlib.book.notebook" in names
-        assert not {name for name in names if name.startswith("phantomlib.book.")} - {"phantomlib.book.notebook"}
+        shown = {"phantomlib.book.notebook", "phantomlib.book.markup"}  # these write what is on the page
+        assert not {name for name in names if name.startswith("phantomlib.book.")} - shown
         assert not set(names) & set(sources.WITHOUT_INFLUENCE)
 
 

@@ -491,7 +491,7 @@ def test_a_terminal_that_lacks_letters_shows_question_marks(encoding, monkeypatc
 
 @pytest.mark.slow
 def test_neither_letters_nor_a_display_that_is_none_stop_a_diagnosis(tmp_path):
-    around = {"PYTHONIOENCODING": "ascii", "MPLBACKEND": "nosuch"}
+    around = {"PYTHONIOENCODING": "latin-1", "MPLBACKEND": "nosuch"}
     done = phantom([*DIAGNOSE, "--plot", "out.png"], tmp_path, **around)
     assert done.returncode == 0 and "?shame? overtakes ?guilt?" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]

@@ -392,7 +392,7 @@ def verify():
     typer.echo(f"{len(shipped.ALL)} models verified.")
 
 
-def _whatever_the_terminal() -> None:
+def prepare_terminal() -> None:
     """A terminal that lacks a letter shows a question mark; a display that a shell names for matplotlib is not opened."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # none is there under pythonw
@@ -401,12 +401,17 @@ def _whatever_the_terminal() -> None:
 
 
 def main() -> None:
-    _whatever_the_terminal()
+    prepare_terminal()
     try:
         os.getcwd()
     except OSError:
         sys.exit("error: The working folder no longer exists. Change to another one and run again.")
-    app()
+    try:
+        app()
+    except OSError as error:  # also where typer itself writes, help for instance
+        if "--debug" in sys.argv:
+            raise
+        sys.exit(f"error: {error.strerror or error}. Make room, or write somewhere else.")
 
 
 if __name__ == "__main__":

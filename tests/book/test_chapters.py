@@ -1,0 +1,42 @@
+"""What every chapter keeps to, so that it can be read and edited."""
+
+import re
+
+import pytest
+
+from phantomlib.book.jobs import find_root, notebooks, read_notebook
+
+ROOT = find_root()
+CHAPTERS = sorted(notebooks(ROOT).items())
+
+
+@pytest.mark.parametrize("number, path", CHAPTERS)
+def test_a_chapter_can_be_read_and_edited(number, path):
+    cells = read_notebook(path).cells
+    head = cells[0].source.splitlines()
+    assert head[0].startswith(f"# {number} · ")
+    assert (
+        "**Question.**" in cells[0].source and f"```{{glue:md}} answer_{number}\n:format: myst\n```" in cells[0].source
+    )
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert sum("nb.answer(" in cell.source for cell in code) == 1
+    folded = [cell for cell in code if set(cell.metadata.get("tags", ())) & {"parameters", "hide-cell", "hide-input"}]
+    assert len(folded) <= len(code) / 3
+    assert max(map(len, path.read_text(encoding="utf-8").splitlines())) <= 120
+    assert not any("mystnb" in cell.metadata for cell in cells)  # captions stand in nb.figure
+
+
+@pytest.mark.parametrize("number, path", CHAPTERS)
+def test_its_links_lead_somewhere(number, path):
+    text = path.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(((?:\.\./)?[\w-]+\.(?:ipynb|md))(?:#([\w-]+))?\)", text)
+    for target, anchor in targets:
+        known = ROOT / ("notebooks" if target.endswith(".ipynb") else "book") / target.removeprefix("../")
+        file = known.with_suffix(".py") if target.endswith(".ipynb") else known
+        assert file.is_file(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, anchor
+    assert not re.search(r"(?:later|next|previous) chapter|chapter on", text)  # a link instead
+    names = re.findall(r'^ +"(fig-[\w-]+)",$', text, re.MULTILINE)
+    assert len(names) == len(set(names)) == text.count("nb.figure(")

@@ -89,10 +89,47 @@ def value_of(verdict, criterion):
 # %%
 nb.table(pd.DataFrame(row for pair in pairs for row in criterion_rows(*pair)), runs=runs)
 
+# %%
+MARKS = {claims.REPRODUCED: "✓", claims.NOT_REPRODUCED: "✗"}
+
+
+def in_one_line(verdict, other):
+    claim, linked = verdict.claim, chapter(verdict.claim)
+    name = f"[{claim.id}]({linked})" if linked else claim.id
+    style = verdict.status.replace(" ", "-")
+    mark = f'<span class="verdict {style}">{MARKS.get(verdict.status, "–")} {verdict.status}</span>'
+    elsewhere = "" if other.status == verdict.status else f" (under SGD: {other.status})"
+    return f"- {name} {markup.with_symbols(claim.statement)} {mark}{elsewhere}"
+
+
+nb.glue("ledger", Markdown("\n".join(in_one_line(*pair) for pair in pairs)))  # the first page shows it
+
+# %% [markdown]
+# The first page says in three sentences what matters most, with the numbers of this ledger.
+
+# %%
+values = {(v.claim.id, v.optimizer): v.measurement.values for pair in pairs for v in pair if v.measurement}
+adam, sgd = ({claim: found for (claim, by), found in values.items() if by == optimizer} for optimizer in ("adam", "sgd"))
+sentences = []
+if "C1" in adam:
+    sentences += [
+        f"On every architecture, at least {adam['C1']['fewest_silent_contexts']:.0f} of {len(nb.contexts)} sentences "
+        "fail silently at some ordinary learning rate: the loss falls at every step, and the word never comes first."
+    ]
+if "C10" in adam and "C10" in sgd:
+    sentences += [
+        "Whether a run learns the word is known before step 1: the critical learning rate of an architecture that had "
+        f"been left out was predicted blindly to {adam['C10']['blind_error']:.1%} under Adam and to "
+        f"{sgd['C10']['blind_error']:.2%} under SGD."
+    ]
+if "C8" in adam:
+    sentences += [
+        "Measured in the units that step 0 gives, the critical learning rates of the architectures agree to "
+        f"{adam['C8']['coefficient_of_variation']:.1%} (coefficient of variation, Adam)."
+    ]
+nb.glue("headline", Markdown(" ".join(sentences) or "The runs behind this book do not suffice for a summary."))
+
 # %% tags=["hide-input"]
-summary = claims.ledger_summary(pairs)
-summary["statement"] = summary.statement.map(markup.with_symbols)
-nb.glue("ledger", Markdown(notebook.markdown_table(summary)))
 count = {status: sum(verdict.status == status for verdict in decisive) for status in claims.STATUSES}
 nb.answer(
     "Of {claims} claims, {yes} are reproduced and {no} are not; {withheld} were not tested. The table "

@@ -307,6 +307,33 @@ def claims(
 
 
 @app.command()
+def edit(
+    number: Annotated[str, typer.Argument(metavar="NN", help="Number or name of the notebook, e.g. 01.")],
+    profile: Annotated[str, typer.Option(help="Its parameters while you edit; they are not written back.")] = "smoke",
+    check: Annotated[bool, typer.Option("--check", help="No browser: convert, run, save, convert back.")] = False,
+):
+    """Open a notebook in JupyterLab; what you save there is written back to its .py file."""
+    from phantomlib.book import edit
+    from phantomlib.book.jobs import find_root
+
+    if check:
+        edit.check(find_root(), number, profile)
+        typer.echo("It opens, runs, and comes back unchanged.")
+    else:
+        typer.echo(f"Closed. Written back: {edit.open_in_lab(find_root(), number, profile)}")
+
+
+@app.command()
+def new(name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case words joined by _: my_question.")]):
+    """Make a chapter from a template, and list it in the contents."""
+    from phantomlib.book import edit
+    from phantomlib.book.jobs import find_root
+
+    source = edit.new_chapter(find_root(), name)
+    typer.echo(f"Written: {source}. Try it: phantom edit {source.name[:2]}; put it into the book: phantom book")
+
+
+@app.command()
 def doctor():
     """Check versions, devices, the store and the shipped weights; exit code 0 if the companion is usable."""
     from phantomlib.doctor import findings

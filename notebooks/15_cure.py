@@ -256,11 +256,11 @@ for claim, (value, means) in measured.items():
 
 # %%
 nb.answer(
-    "Then a smaller learning rate is enough, and less else is disturbed. With a margin against the competitor in the "
-    "loss, the word overtakes at {rate:.2f} times the learning rate that cross-entropy needs (geometric mean over "
-    "{models} models and their contexts, full fine-tuning with Adam). When it does, the model's predictions on other "
-    "prompts have moved {prompts:.2f} times as far, on held-out sentences {sentences:.2f} times. Under LoRA the three "
-    "ratios are {lora_rate:.2f}, {lora_prompts:.2f} and {lora_sentences:.2f}.",
+    "With a margin against the competitor in the loss, the word overtakes at {rate:.2f} times the learning rate that "
+    "cross-entropy needs (geometric mean over {models} models and their contexts, full fine-tuning with Adam). When it "
+    "does, the model's predictions on other prompts have moved {prompts:.2f} times as far, on held-out sentences "
+    "{sentences:.2f} times. Under LoRA the three ratios are {lora_rate:.2f}, {lora_prompts:.2f} and "
+    "{lora_sentences:.2f}.",
     models=len(loaded),
     **{name: overall(label, "full") for name, label in zip(("rate", "prompts", "sentences"), QUANTITIES.values())},
     **{f"lora_{n}": overall(label, "lora") for n, label in zip(("rate", "prompts", "sentences"), QUANTITIES.values())},
@@ -270,9 +270,9 @@ nb.answer(
 # ## In practice
 #
 # `phantom diagnose` names three ways out of a silent failure: a larger learning rate, more steps, or the margin loss,
-# each with what it moves elsewhere. It predicts the critical rate by a rehearsal of four coarse steps, corrected by what
-# was measured on the zoo [with cross-entropy](06_dimensionless_numbers.ipynb). Does the same correction serve the margin
-# loss?
+# each with what it moves elsewhere. It predicts the critical rate by a rehearsal of four coarse steps, corrected by
+# what was measured on the zoo [with cross-entropy](06_dimensionless_numbers.ipynb). Does the same correction serve the
+# margin loss?
 
 
 # %%
@@ -313,5 +313,5 @@ nb.say(
 # *said* should look at the column of its probability, not only at the learning rate. Under SGD a comparison of learning
 # rates would say little, as a loss with one more term has a longer gradient; that is why everything here is Adam, whose
 # first step has the same length for every loss. The weight λ is 1 throughout and was not tuned. The competitor must be
-# known beforehand; a loss against the wrong one teaches the wrong thing. The models are small, and the held-out sentences
-# are of the language they were trained on.
+# known beforehand; a loss against the wrong one teaches the wrong thing. The models are small, and the held-out
+# sentences are of the language they were trained on.

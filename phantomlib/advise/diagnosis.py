@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from phantomlib.advise.cure import Remedy, enough, longer, remedies
 from phantomlib.critical.coarse_run import (
     CLOSE,
     COARSE,
@@ -32,7 +33,6 @@ from phantomlib.measure.finetune import finetune
 from phantomlib.measure.models import LanguageModel, next_token_logits
 from phantomlib.measure.order_parameter import decompose, overlaps
 from phantomlib.measure.recipe import (
-    MOST_STEPS,
     Recipe,
     check_contexts,
     check_learning_rates,
@@ -40,7 +40,6 @@ from phantomlib.measure.recipe import (
     positions_of,
 )
 
-MARGIN = 1.1  # what is advised lies this far beyond the interval
 LORA_FACTOR = 10  # the book's LoRA recipe trains at this many times the critical learning rate of full fine-tuning
 JUMPS_ABOVE = 10  # critical learning rates from which on single-step jumps were seen
 RUNS = 6  # that a check takes: a search of about five, and the one asked about
@@ -78,6 +77,7 @@ class Diagnosis:
         coherence: B of the readout.
         bulk_class: the side of the boundary between the zoo's two classes on which it lies.
         lora_outlook: outcome of LoRA at ten times the critical learning rate of full fine-tuning.
+        remedies: what would do, and what it costs; empty where the word overtakes anyway.
         verdict: in plain English.
     """
 
@@ -107,6 +107,7 @@ class Diagnosis:
     coherence: float
     bulk_class: str
     lora_outlook: str
+    remedies: tuple[Remedy, ...]
     verdict: str
 
 
@@ -194,7 +195,8 @@ def diagnose(
         "bulk_class": _bulk_class(coherence),
         "lora_outlook": by_method["lora"].outcome(LORA_FACTOR * by_method["full"].rate),
     }
-    return Diagnosis(**facts, verdict=_verdict(facts))
+    ways = () if facts["outcome"] == OVERTAKES else remedies(model, context, recipe, critical, learning_rate)
+    return Diagnosis(**facts, remedies=ways, verdict=_verdict(facts))
 
 
 def _outcome(model: LanguageModel, context: Resolved, recipe: Recipe, critical: Estimate, learning_rate: float) -> str:
@@ -222,37 +224,37 @@ def _verdict(facts: dict) -> str:
     how = f"{counted_steps(steps)} of {method} with {'SGD' if facts['optimizer'] == 'sgd' else 'Adam'}"
     if not math.isfinite(critical.rate):
         return f"No learning rate was found at which {how} would come to prefer {right} to {wrong}."
-    enough = _rounded_up(MARGIN * critical.high)
+    advised = enough(critical)
     if rate is None:
         return (
             f"With {how}, {right} overtakes {wrong} from a learning rate of about {critical.rate:.2g} on (between "
-            f"{critical.low:.3g} and {critical.high:.3g}). Below it the loss falls and their order stays; {enough:.2g} "
+            f"{critical.low:.3g} and {critical.high:.3g}). Below it the loss falls and their order stays; {advised:.2g} "
             "should do."
         )
-    longer = MARGIN * steps * critical.high / rate
-    or_longer = f", or {math.ceil(longer)} steps" if longer <= MOST_STEPS else ""
+    more = longer(critical, steps, rate)
+    or_longer = f", or {more} steps" if more else ""
     if facts["outcome"] == SILENT:
         hopeless = "" if or_longer else " No number of steps that anyone could run would do at this one."
         return (
             f"At {rate:.3g}, {how} will lower the loss without ever preferring {right} to {wrong}. "
-            f"Try {enough:.2g}{or_longer}.{hopeless}"
+            f"Try {advised:.2g}{or_longer}.{hopeless}"
         )
     if facts["outcome"] == CLOSE:
         return (
             f"At {rate:.3g} it is too close to call whether {how} will come to prefer {right} to {wrong}. "
-            f"{enough:.2g}{or_longer}{',' if or_longer else ''} would be on the safe side."
+            f"{advised:.2g}{or_longer}{',' if or_longer else ''} would be on the safe side."
         )
     times = rate / critical.rate
     if facts["outcome"] == UNKNOWN:
         return (
             f"At {rate:.3g} it cannot be told whether {how} will come to prefer {right} to {wrong}: that is "
             f"{_many(times)} times what is needed, and a rehearsal in {counted_steps(min(COARSE, steps))} diverges or never "
-            f"gets there. Try {enough:.2g}."
+            f"gets there. Try {advised:.2g}."
         )
     text = f"At {rate:.3g}, {how} will come to prefer {right} to {wrong} after about {counted_steps(_first(steps, times))}."
     if times > JUMPS_ABOVE:
         text += (
-            f" That is {_many(times)} times what is needed; so far above, training moves in jumps. Try {enough:.2g}."
+            f" That is {_many(times)} times what is needed; so far above, training moves in jumps. Try {advised:.2g}."
         )
     return text
 
@@ -268,12 +270,6 @@ def _many(times: float) -> str:
 
 def counted_steps(n: int) -> str:
     return f"{n} step" if n == 1 else f"{n} steps"
-
-
-def _rounded_up(value: float) -> float:
-    """The next number with two digits."""
-    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return math.ceil(value / unit - 1e-9) * unit
 
 
 def propose(model: LanguageModel, prompt: str, correct: str, count: int = 5) -> list[Proposal]:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import asdict
 
+from phantomlib.advise.cure import remedies_as_text
 from phantomlib.advise.diagnosis import LORA_FACTOR, Check, Diagnosis, Proposal, counted_steps
 from phantomlib.critical.coarse_run import Estimate
 
@@ -54,8 +55,8 @@ def diagnosis_as_text(diagnosis: Diagnosis, outcome: Check | None = None, propos
         "LoRA": f"critical learning rate {_estimate(d.critical_lora)}",
         "": f"at {LORA_FACTOR} times the critical learning rate of full fine-tuning: {d.lora_outlook}",
     }
-    width = max(map(len, rows))
-    return "\n".join([*lines, *(f"{name:<{width}}  {text}" for name, text in rows.items()), "", d.verdict])
+    width, ways = max(map(len, rows)), ["", *remedies_as_text(d.remedies)] if d.remedies else []
+    return "\n".join([*lines, *(f"{name:<{width}}  {text}" for name, text in rows.items()), *ways, "", d.verdict])
 
 
 def _number(d: Diagnosis) -> str:

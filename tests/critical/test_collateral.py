@@ -94,6 +94,19 @@ def test_the_untouched_model_has_no_collateral():
     assert probe.divergence(problem.values).tolist() == [0.0, 0.0]
 
 
+def test_small_divergences_are_not_rounding():
+    """In float32, against the same change in float64."""
+    single = tiny.model("GPT2", "float32")
+    found = []
+    for model in (single, replace(single, module=copy.deepcopy(single.module).double())):
+        context = tiny.contexts(single)[0]
+        problem = Problem(model, context, Recipe())
+        direction = torch.randn(41, 16, generator=torch.Generator().manual_seed(1)).to(model.readout.dtype)
+        moved = problem.values | {problem.readout: problem.values[problem.readout] + 1e-4 * direction}
+        found.append(float(Probe(model, Recipe(), [context.prompt_ids], last=True).divergence(moved)[0]))
+    assert 1e-9 < found[1] < 1e-6 and found[0] == pytest.approx(found[1], rel=0.02)
+
+
 def test_training_leaves_the_model_alone():
     model, recipe = tiny.model("GPT2"), Recipe(steps=3)
     before = copy.deepcopy(model.module.state_dict())

@@ -32,7 +32,7 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file that is complete once it has its name; OSError if it cannot be written."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)

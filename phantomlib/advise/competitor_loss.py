@@ -9,6 +9,8 @@
 Or let the callback do both, watch and change the loss: ``PhantomCallback("my_contexts.yaml", loss="margin").attach(trainer)``.
 """
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -38,7 +40,7 @@ class CompetitorLoss:
     """
 
     def __init__(
-        self, contexts: list[Context | Resolved], tokenizer=None, *, loss: str = "margin", weight: float = 1.0
+        self, contexts: Sequence[Context | Resolved], tokenizer=None, *, loss: str = "margin", weight: float = 1.0
     ):
         self.recipe = Recipe(loss=loss, weight=weight)  # which checks both
         if loss == "cross-entropy" or not contexts:

@@ -69,7 +69,7 @@ def remedies(
     cost = _rehearsed_collateral(model, context, recipe, critical)
     found = [Remedy("learning rate", enough(critical), recipe.steps, recipe.loss, 1.0, cost)]
     steps = learning_rate and longer(critical, recipe.steps, learning_rate)
-    if steps:
+    if learning_rate and steps:
         found.append(Remedy("steps", learning_rate, steps, recipe.loss, steps / recipe.steps, cost))
     if recipe.loss == "cross-entropy":
         margin = replace(recipe, loss="margin")

@@ -6,6 +6,7 @@ Everything here comes from passes at step 0 and a rehearsal of four coarse steps
 import math
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -167,7 +168,7 @@ def diagnose(
     by_method = {m: estimate_critical_rate(model, [context], replace(recipe, method=m))[0] for m in ("full", "lora")}
     critical = by_method[recipe.method]
     coherence = readout_geometry.coherence(model.readout)
-    facts = {
+    facts: dict[str, Any] = {
         "model": model.name,
         "prompt": context.context.prompt.strip(),
         "correct": context.context.correct.strip(),
@@ -290,6 +291,7 @@ def propose(model: LanguageModel, prompt: str, correct: str, count: int = 5) -> 
     found = single_tokens(prompt, [correct], model.tokenizer)
     if found is None:
         resolve(given, model.tokenizer)  # raises, proposing words that would do
+    assert found is not None
     prompt_ids, (correct_id,) = found
     alone = Resolved(Context("given", prompt, correct, correct), prompt_ids, correct_id, correct_id)
     check_lengths(f"'{model.name}'", len(model.readout), positions_of(model.module.config), [alone])

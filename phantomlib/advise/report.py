@@ -1,6 +1,7 @@
 """A diagnosis in words, and in JSON types."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from phantomlib.advise.cure import remedies_as_text
@@ -8,7 +9,7 @@ from phantomlib.advise.diagnosis import LORA_FACTOR, Check, Diagnosis, Proposal,
 from phantomlib.critical.coarse_run import Estimate
 
 
-def diagnosis_as_dict(diagnosis: Diagnosis, outcome: Check | None = None, proposals: list[Proposal] = ()) -> dict:
+def diagnosis_as_dict(diagnosis: Diagnosis, outcome: Check | None = None, proposals: Sequence[Proposal] = ()) -> dict:
     """Everything in JSON types; what is undefined is None."""
     found = {"diagnosis": asdict(diagnosis), "proposals": [asdict(p) for p in proposals]}
     if outcome is not None:
@@ -24,7 +25,7 @@ def _json_types(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def diagnosis_as_text(diagnosis: Diagnosis, outcome: Check | None = None, proposals: list[Proposal] = ()) -> str:
+def diagnosis_as_text(diagnosis: Diagnosis, outcome: Check | None = None, proposals: Sequence[Proposal] = ()) -> str:
     """The diagnosis as lines for a terminal, the verdict last."""
     d = diagnosis
     rate = "" if d.learning_rate is None else f", learning rate {d.learning_rate:.3g}"

@@ -154,8 +154,9 @@ class PhantomCallback(TrainerCallback):
         self.spent, self.seconds, self.unlogged, self.geometry = 0.0, 0.0, {}, None
         if self.kinematic:
             recipe = _first_update_of(optimizer, self.recipe)
-            for w in self.watched if recipe else ():
-                w.velocity = _velocity(model, w.context, recipe)
+            if recipe is not None:
+                for w in self.watched:
+                    w.velocity = _velocity(model, w.context, recipe)
         self._measure(state, control, model)
         self.seconds = 0.0
 
@@ -229,7 +230,7 @@ class PhantomCallback(TrainerCallback):
         started = time.perf_counter()
         with _evaluating(model):
             values = self._values(model)
-        logged = {}
+        logged: dict[str, float] = {}
         for i, w in enumerate(self.watched):
             row = {name: column[i] for name, column in values.items()}
             row["kinematic_number"] = self.spent * w.velocity / abs((w.rows or [row])[0]["gap"])

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from phantomlib.book import markup
 from phantomlib.errors import ContextError, ParameterError, all_at_once
@@ -50,12 +51,12 @@ class Notebook:
     name: str
     models: list[str]
     contexts: list
-    store: object
+    store: Any
     device: str
     dtype: str
     seed: int
     parameters: dict = field(default_factory=dict)
-    source: object = None
+    source: Any = None
     profile: str = ""
     fitting: dict = field(default_factory=dict)
     tables: int = 0

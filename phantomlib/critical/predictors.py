@@ -28,6 +28,7 @@ Nothing in them is fitted. A calibration can be fitted on other architectures: a
 
 import math
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -154,11 +155,12 @@ class _Path:
     """
 
     def __init__(self, z: Tensor, D: list[list[Vector]], direction: Vector, expected: Vector, recipe: Recipe):
-        self.z, self.order, self.recipe, self.factors = z.double().cpu(), len(D), recipe, []
+        self.z, self.order, self.recipe = z.double().cpu(), len(D), recipe
+        self.factors: list = []
         rows = [*chain(*D), direction]  # 3n + 1 vectors
         if recipe.optimizer == "sgd":  # all gradients lie in the span of the rows, and SGD does not mind a rotation
-            gram = sum(block.double() @ block.double().T for block in blocks(*rows)).cpu()
-            size, axes = torch.linalg.eigh(gram)
+            gram: Any = sum(block.double() @ block.double().T for block in blocks(*rows))
+            size, axes = torch.linalg.eigh(gram.cpu())
             self.rows = axes * size.clamp_min(0).sqrt()
             self.weights = torch.ones(len(rows), dtype=torch.float64)
         else:  # Adam acts on every coordinate by itself
@@ -250,7 +252,8 @@ def _sample(rows: list[Vector], expected: Vector, count: int) -> tuple[Tensor, T
             first = block[:3].abs().sum(0)
             yield block, first > 0, (first * block[-1].abs()).double()
 
-    active, total = 0, 0.0
+    active: Any = 0
+    total: Any = 0.0
     for _, moving, share in contributions(*rows[:3]):
         active, total = active + moving.sum(), total + share.sum()
     if active <= count:

@@ -19,7 +19,7 @@ parameters only what is asked for should exist, and what one vector gives back s
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -100,7 +100,8 @@ class Problem:
 
     def leaves(self, offset: Vector | None = None, scale: float = 1.0) -> dict[str, Tensor]:
         """The trainable tensors, recording gradients: the model's own memory, or moved by ``scale * offset``."""
-        pairs = zip(self.values.items(), offset or [None] * len(self.values), strict=True)
+        pieces: Iterable[Tensor | None] = offset or [None] * len(self.values)
+        pairs = zip(self.values.items(), pieces, strict=True)
         return {
             name: (value.detach() if piece is None else value.add(piece, alpha=scale).detach()).requires_grad_()
             for (name, value), piece in pairs
@@ -220,7 +221,7 @@ def derivatives(problem: Problem, direction: Vector, order: int, *, reach: float
         D, with ``D[o][j]`` the o-th derivative along d of the gradient of logit j: so up to an error of the next order
         :math:`\nabla z_j(\alpha d) = \sum_o \alpha^o D_{oj} / o!`.
     """
-    D = [[], [], []][:order]
+    D: list[list[Vector]] = [[] for _ in range(order)]
     if order == 3:  # first, while the lower orders take no memory
         h = 0.1 * reach
         moved = [problem.leaves(direction, sign * h) for sign in (-1, 1)]
@@ -279,8 +280,8 @@ def sharpness(
     _refuse_if_too_large("The sharpness", KRYLOV + 6, model, recipe, seed)  # basis, gradient, scale, product, scaled
     found = [_largest(Hessian(Problem(model, c, recipe, seed), recipe), tolerance, iterations) for c in contexts]
     value, residual, converged, products = zip(*found, strict=True)
-    numbers = (torch.tensor(column, dtype=torch.float64) for column in (value, residual))
-    return Sharpness(*numbers, torch.tensor(converged), torch.tensor(products))
+    values, residuals = (torch.tensor(column, dtype=torch.float64) for column in (value, residual))
+    return Sharpness(values, residuals, torch.tensor(converged), torch.tensor(products))
 
 
 def _refuse_if_too_large(what: str, vectors: int, model: LanguageModel, recipe: Recipe, seed: int) -> None:

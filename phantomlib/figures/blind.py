@@ -38,7 +38,7 @@ def blind_errors(comparison, band: float, titles: dict[str, str]) -> Figure:
 def _name_points(axes, x, y, names) -> None:
     """Name the points from the largest error down, where there is room beside the names already there."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    named = []
+    named: list[str] = []
     for index in y.abs().sort_values(ascending=False).index:
         if all(
             abs(x[index] - x[j]) > 0.2 * (right - left) or abs(y[index] - y[j]) > 0.06 * (top - bottom) for j in named

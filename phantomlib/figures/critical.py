@@ -1,5 +1,7 @@
 """Figures of critical rates: the kinematic number, the ladder of predictors, the law of LoRA, the controls."""
 
+from typing import Any
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -92,10 +94,10 @@ def predicted_rates(results, predictors: list[str], colours: dict, titles: dict[
         axes.set(title=title, xscale="log", yscale="log", xlabel="measured critical learning rate")
         log_ticks(axes.xaxis, axes.yaxis)
     panels[0].set_ylabel("predicted")
-    dot = {"marker": "o", "linestyle": "", "color": OTHER_FAMILY}
+    dot: dict[str, Any] = {"marker": "o", "linestyle": "", "color": OTHER_FAMILY}
     handles = [
         mpl.lines.Line2D(
-            [], [], label=p.replace("_", " "), **dot, **({} if p == predictors[-1] else {"markerfacecolor": "none"})
+            [], [], label=p.replace("_", " "), **(dot if p == predictors[-1] else dot | {"markerfacecolor": "none"})
         )
         for p in predictors
     ]

@@ -1,5 +1,7 @@
 """Figures of the tests against spontaneous symmetry breaking, one per test."""
 
+from typing import Any
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -201,7 +203,7 @@ def criteria_board(criteria: list, measured: dict[str, dict], control: dict) -> 
     """
     figure, rows = plt.subplots(len(criteria), 1, figsize=(WIDTH, 0.36 * len(criteria) + 0.6), squeeze=False)
     figure.subplots_adjust(left=0.5, right=0.98, top=0.93, bottom=0.02, hspace=0.75)
-    markers = {
+    markers: dict[str, dict[str, Any]] = {
         label: style
         for label, style in zip(measured, ({"marker": "o"}, {"marker": "o", "markerfacecolor": "white"}), strict=False)
     }

@@ -56,7 +56,7 @@ def _parts(axes: Axes):
             else:
                 yield "bars", _series(container, ""), [(b.x0 + b.x1) / 2 for b in boxes], [b.y1 for b in boxes], np.nan
     for image in axes.images:
-        yield _cells(axes, np.ma.getdata(image.get_array()))
+        yield _cells(axes, np.ma.getdata(np.ma.asarray(image.get_array())))
 
 
 def _cells(axes: Axes, values: np.ndarray):

@@ -20,7 +20,7 @@ def overlap_histograms(samples: dict[str, np.ndarray], pairs: dict[str, np.ndarr
     """
     figure, panels = small_multiples(len(samples))
     for axes, (name, values) in zip(panels, samples.items(), strict=True):
-        axes.hist(values, bins=np.linspace(-0.6, 1, 81), density=True, color=colours[name], alpha=0.85)
+        axes.hist(values, bins=np.linspace(-0.6, 1, 81).tolist(), density=True, color=colours[name], alpha=0.85)
         axes.axvline(values.mean(), color=REFERENCE, linewidth=1)
         axes.plot(pairs[name], np.zeros_like(pairs[name]), "|", color=COMPETITOR, markersize=12, markeredgewidth=1.4)
         axes.set_title(name)

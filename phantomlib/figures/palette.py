@@ -17,7 +17,7 @@ OTHER_FAMILY = "#4D4D4D"
 
 def model_colours(models) -> dict[str, tuple]:
     """A colour for each loaded model by name: its family's hue, darker the larger it is within the family."""
-    colours = {}
+    colours: dict[str, tuple] = {}
     for family in dict.fromkeys(m.model_type for m in models):
         members = sorted((m for m in models if m.model_type == family), key=lambda m: m.n_parameters)
         hue = FAMILIES.get(family, OTHER_FAMILY)

@@ -5,6 +5,7 @@ hue, a model's size its lightness. Full fine-tuning is drawn solid, LoRA dashed;
 """
 
 import math
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -48,8 +49,8 @@ def small_multiples(n: int, *, columns: int = 3, height: float = 2.1, **options)
     """A grid of ``n`` panels across the text column, with shared axes; returns the figure and its axes in reading order."""
     columns = min(columns, n)
     rows = -(-n // columns)
-    options = {"sharex": True, "sharey": True, "layout": "constrained"} | options
-    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height * rows + 0.4), squeeze=False, **options)
+    chosen: dict[str, Any] = {"sharex": True, "sharey": True, "layout": "constrained"} | options
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height * rows + 0.4), squeeze=False, **chosen)
     flat = list(axes.flat)
     for spare in flat[n:]:
         spare.remove()

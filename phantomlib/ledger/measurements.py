@@ -68,7 +68,7 @@ class Measurement:
     """
 
     values: dict[str, float]
-    interval: tuple[float, float] | None
+    interval: tuple[float, ...] | None
     n: dict[str, int]
     runs: tuple[str, ...]
     detail: dict

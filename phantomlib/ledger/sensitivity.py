@@ -99,7 +99,8 @@ def measure_setting(
     """
     setting = replace(base, recipe=replace(base.recipe, **variant.recipe), **variant.setting)
     pairs = load(variant.dtype)
-    values, used = {}, []
+    values: dict[str, dict] = {}
+    used: list[str] = []
     if {"C1", "C3"} & set(variant.claims):
         grid = [store.run(m, contexts, setting.learning_rates, setting.recipe) for m, contexts in pairs]
         used += [ds.attrs["run_id"] for ds in grid]

@@ -217,7 +217,7 @@ def _joined(prompt: str, words: Sequence[str], tokenizer):
 
 
 def _why_not(context: Context, tokenizer) -> str:
-    words = {}  # plain spelling -> present, for proposals
+    words: dict[str, None] = {}  # plain spelling -> present, for proposals
     for piece_id in tokenizer.get_vocab().values():
         text = tokenizer.decode([piece_id]).strip()
         if text.isalpha():

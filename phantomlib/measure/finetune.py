@@ -19,7 +19,7 @@ from phantomlib.measure import memory
 from phantomlib.measure.bounds import check_memory
 from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.loss import training_loss
-from phantomlib.measure.models import LanguageModel, add_lora
+from phantomlib.measure.models import CausalLM, LanguageModel, add_lora
 from phantomlib.measure.optimizer import BatchedOptimizer
 from phantomlib.measure.recipe import Recipe, check_contexts, check_learning_rates, check_seeds
 from phantomlib.measure.recorder import Recorder, check_extra, label_runs
@@ -27,7 +27,7 @@ from phantomlib.measure.replicas import stack
 
 ENGINE_VERSION = 6  # raised whenever the numbers of a run could change
 # module -> its copies with LoRA by (rank, alpha, seed): to make one takes as long as many steps
-_adapted = WeakKeyDictionary()
+_adapted: WeakKeyDictionary = WeakKeyDictionary()
 
 
 def finetune(
@@ -107,7 +107,7 @@ def run_here(model, chunks: list[list[Replica]], recipe, engine, extra, progress
     return [advance(model, chunk, recipe, engine, extra, progress) for chunk in chunks]
 
 
-def trainable(model: LanguageModel, recipe: Recipe, seed: int) -> tuple[torch.nn.Module, dict[str, Tensor]]:
+def trainable(model: LanguageModel, recipe: Recipe, seed: int) -> tuple[CausalLM, dict[str, Tensor]]:
     """The module to run and the initial values of its trainable tensors; change neither."""
     if recipe.method == "full":
         return model.module, dict(model.module.named_parameters())
@@ -118,7 +118,7 @@ def trainable(model: LanguageModel, recipe: Recipe, seed: int) -> tuple[torch.nn
     return module, {name: p for name, p in module.named_parameters() if "lora_" in name}
 
 
-def _embedding(module: torch.nn.Module, geometry: str) -> tuple[str, Tensor]:
+def _embedding(module: CausalLM, geometry: str) -> tuple[str, Tensor]:
     """Name (as in ``named_parameters``) and value of the matrix whose rows give the overlaps."""
     layer = module.get_output_embeddings() if geometry == "readout" else module.get_input_embeddings()
     return next(name for name, p in module.named_parameters() if p is layer.weight), layer.weight

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from phantomlib.errors import ParameterError
+from phantomlib.measure.models import CausalLM
 from phantomlib.measure.recipe import Recipe
 from phantomlib.progress import JOBS
 
@@ -36,7 +37,7 @@ def of_vectors(count: int, trained: Iterable[Tensor]) -> int:
     return count * sum(sizes) + 2 * max(sizes)
 
 
-def of_replicas(module: nn.Module, trained: Iterable[Tensor], recipe: Recipe, tokens: int) -> tuple[int, int]:
+def of_replicas(module: CausalLM, trained: Iterable[Tensor], recipe: Recipe, tokens: int) -> tuple[int, int]:
     """Of the engine: what does not depend on the number of replicas, and what each of them takes.
 
     Args:

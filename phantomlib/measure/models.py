@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from phantomlib.measure.contexts import Resolved
 
 LEAST_TOKENS = 5
 LONGEST_REF = 4096  # characters; no path is longer
+# a causal language model of transformers: an nn.Module with a configuration and embeddings, whose output has logits
+CausalLM = Any
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -36,8 +39,8 @@ class LanguageModel:
 
     name: str
     ref: str
-    module: nn.Module
-    tokenizer: object
+    module: CausalLM
+    tokenizer: Any
     fingerprint: str
     revision: str = ""
 
@@ -109,11 +112,11 @@ def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str
             module = module.to(DTYPES[dtype])
         else:
             checkpoint.check_folder(source, ref)
-            options = {"trust_remote_code": False, "local_files_only": True}
+            options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             config = AutoConfig.from_pretrained(source, **options)
             config._attn_implementation = "eager"  # a configuration may ask for another, even for code from the hub
-            module, loaded = AutoModelForCausalLM.from_pretrained(
+            found: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 config=config,
                 use_safetensors=True,
@@ -122,6 +125,7 @@ def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str
                 output_loading_info=True,
                 **options,
             )
+            module, loaded = found
     except ModelError:
         raise
     except Exception as error:  # configurations, tokenizers and weights each fail in many ways
@@ -226,7 +230,7 @@ def _why_not(ref: str, place: Path | None, error: Exception) -> str:
 
 
 @torch.no_grad()
-def _check_causal(module: nn.Module, ref: str) -> None:
+def _check_causal(module: CausalLM, ref: str) -> None:
     """Refuse a model whose logits at a position depend on the next token; padding on the right relies on it."""
     vocabulary = len(module.get_output_embeddings().weight)
     if vocabulary < LEAST_TOKENS:
@@ -248,7 +252,7 @@ def _check_causal(module: nn.Module, ref: str) -> None:
         )
 
 
-def fingerprint(module: nn.Module) -> str:
+def fingerprint(module: CausalLM) -> str:
     """SHA-256 (first 16 hex digits) of configuration and weights; equal numbers give equal fingerprints."""
     digest = hashlib.sha256()
     config = {k: v for k, v in module.config.to_dict().items() if not k.startswith("_") and k != "transformers_version"}
@@ -259,13 +263,13 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def share_tensors(module: nn.Module) -> nn.Module:
+def share_tensors(module: CausalLM) -> CausalLM:
     """A copy of the module tree, with its hooks and its configuration, that holds the tensors of the original itself.
 
     Modules of the copy can be exchanged; move neither it nor the original to another device.
     """
     config = copy.copy(module.config)
-    copied = {}
+    copied: dict[nn.Module, nn.Module] = {}
 
     def of(original: nn.Module | None) -> nn.Module | None:
         if original is not None and original not in copied:
@@ -274,12 +278,12 @@ def share_tensors(module: nn.Module) -> nn.Module:
             one._modules = {name: of(child) for name, child in original._modules.items()}
             if vars(original).get("config") is module.config:
                 one.config = config
-        return copied.get(original)
+        return None if original is None else copied[original]
 
     return of(module)
 
 
-def add_lora(module: nn.Module, *, rank: int, alpha: float, seed: int, share: bool = False) -> nn.Module:
+def add_lora(module: CausalLM, *, rank: int, alpha: float, seed: int, share: bool = False) -> CausalLM:
     """A copy of ``module`` with LoRA adapters (Hu et al. 2021) on every linear layer except the readout.
 
     Only tensors whose name holds ``lora_`` are trainable. B starts at zero, so the function starts unchanged; A is
@@ -293,7 +297,7 @@ def add_lora(module: nn.Module, *, rank: int, alpha: float, seed: int, share: bo
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # peft draws on the CPU and then moves to the device
         config = LoraConfig(
-            r=rank, lora_alpha=alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
+            r=rank, lora_alpha=cast(int, alpha), target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
         )
         # transformers' Conv1D stores its weight transposed; peft warns and then takes care of it layer by layer
         with warnings.catch_warnings():

@@ -23,7 +23,8 @@ class BatchedOptimizer:
 
     def __init__(self, stacked: Stack, rates: Tensor, recipe: Recipe):
         self.recipe, self.rates, self.steps = recipe, rates, 0  # rates (R,), or schedules (R, T)
-        self.moments, self.factors = {}, stacked.factors
+        self.moments: dict[Tensor, tuple[Tensor, Tensor]] = {}
+        self.factors = stacked.factors
         parameters = list(stacked.parameters.values())
         self.small = [p for p in parameters if p.numel() <= SMALL]
         large = [p for p in parameters if p.numel() > SMALL]

@@ -166,7 +166,7 @@ def decompose(p, E, c: int, k: int, exponent: int = 2) -> Decomposition:
 
 def density_matrix(p: Tensor, E: Tensor) -> Tensor:
     """ρ (..., d, d) of probabilities ``p`` (..., V) and readout ``E`` (..., V, d): symmetric, positive, trace one."""
-    rho = 0.0
+    rho = E.new_zeros((*E.shape[:-2], E.shape[-1], E.shape[-1]))
     for some, rows in zip(p.split(BLOCK, -1), E.split(BLOCK, -2), strict=True):  # no copy of E at a time
         e = normalise(rows)
         rho = rho + (e * some[..., None]).mT @ e

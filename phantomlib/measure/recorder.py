@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,9 @@ class Recorder:
         replicas = len(c)
         names = [*recorded(recipe), *extra]
         self.fields = {name: E_0.new_full((replicas, recipe.steps + 1), math.nan) for name in names}
-        self.h = self.g_ck = self.previous = None
+        self.h: Any = None  # contrast (R, V) and overlap g_ck (R,), once they were measured
+        self.g_ck: Any = None
+        self.previous: tuple[Tensor, Tensor] | None = None  # p and h of the step before
         d, n = E_0.shape[1], len(recipe.snapshots)
         self.snapshots = (
             {"spectrum": E_0.new_zeros((replicas, n, d)), "phi_trace": E_0.new_zeros((replicas, n))} if n else {}
@@ -160,7 +163,7 @@ def label_runs(parts, shape, contexts, rates, seeds, recipe, extra) -> xr.Datase
     alive = np.logical_and.accumulate(finite, axis=-1)  # once diverged, always diverged
     diverged = np.where(alive.all(-1), -1, alive.argmin(-1))
     dims = ("context", "rate", "seed", "step")
-    data = {}
+    data: dict[str, tuple] = {}
     for name, (unit, meaning) in quantities.items():
         values = np.where(alive, fields[name], np.nan)
         if name in ("rank_correct", "readout_unchanged"):

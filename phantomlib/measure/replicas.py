@@ -11,12 +11,13 @@ A model whose modules are not known here, or whose stacked copy does not reprodu
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from phantomlib.measure.models import share_tensors
+from phantomlib.measure.models import CausalLM, share_tensors
 
 LARGE = 2**23  # numbers of a replica from which on the memory that its gradients take decides its speed
 _verdicts: dict[tuple, bool] = {}  # of the self-test, by what it depends on
@@ -84,7 +85,7 @@ def stack(module: nn.Module, initial: list[dict[str, Tensor]], engine: str = "au
     return Stack(parameters, _by_vmap(module, parameters), "vmap", factors)
 
 
-def _tested(stacked: Stack, module: nn.Module, values: dict[str, Tensor]) -> bool:
+def _tested(stacked: Stack, module: CausalLM, values: dict[str, Tensor]) -> bool:
     """:func:`_agrees`, asked once in a process for each architecture and set of trainable tensors."""
     kinds = tuple((name, type(leaf)) for name, leaf in module.named_modules())
     some = next(iter(values.values()))
@@ -94,7 +95,7 @@ def _tested(stacked: Stack, module: nn.Module, values: dict[str, Tensor]) -> boo
     return _verdicts[key]
 
 
-def _agrees(stacked: Stack, module: nn.Module, values: dict[str, Tensor]) -> bool:
+def _agrees(stacked: Stack, module: CausalLM, values: dict[str, Tensor]) -> bool:
     """Whether replica 0 gives the plain model's logits and gradients on a short probe, to rounding."""
     replicas = len(next(iter(stacked.parameters.values())))
     device = next(module.parameters()).device
@@ -119,7 +120,7 @@ def _agrees(stacked: Stack, module: nn.Module, values: dict[str, Tensor]) -> boo
     return same_use and all((a - b).norm() <= tolerance * b.norm() + 1e-12 for a, b in pairs)
 
 
-def _alone(module: nn.Module, parameters: dict[str, Tensor]) -> Callable:
+def _alone(module: CausalLM, parameters: dict[str, Tensor]) -> Callable:
     """The forward pass of one replica: the model's own, with its stack of one put in."""
     module = _share_frozen_copy(module)
     by_identity = _by_identity(module, parameters)
@@ -133,7 +134,7 @@ def _alone(module: nn.Module, parameters: dict[str, Tensor]) -> Callable:
 
     def logits(ids: Tensor, last: Tensor) -> Tensor:
         for own, name, stacked in places:
-            own[name] = stacked.squeeze(0)
+            own[name] = cast(nn.Parameter, stacked.squeeze(0))
         return forward(ids, last)
 
     return logits
@@ -174,9 +175,9 @@ def _by_identity(module: nn.Module, parameters: dict[str, Tensor]) -> dict[int, 
     return {id(module.get_parameter(name)): stacked for name, stacked in parameters.items()}
 
 
-def _last_logits(module: nn.Module) -> Callable:
+def _last_logits(module: CausalLM) -> Callable:
     """The forward pass, with a hook that lets the readout see only the position asked for of each row."""
-    rows = {}
+    rows: dict[str, Tensor] = {}
 
     def keep_last(_, args):  # (R, L, d) -> (R, 1, d)
         hidden = args[0]
@@ -191,7 +192,7 @@ def _last_logits(module: nn.Module) -> Callable:
     return logits
 
 
-def _share_frozen_copy(module: nn.Module) -> nn.Module:
+def _share_frozen_copy(module: CausalLM) -> CausalLM:
     """A copy of the module tree, to be changed, that shares every tensor with the original."""
     module = share_tensors(module)
     module.config.pad_token_id = None  # else some models look for padding in every batch, and wait for the device
@@ -203,7 +204,7 @@ def _untrained_at(padding_idx: int, ids: Tensor, rows: Tensor) -> Tensor:
     return torch.where((ids == padding_idx)[..., None], rows.detach(), rows)
 
 
-def _batched(leaf: nn.Module, own: dict[str, Tensor | None], factors: Factors) -> nn.Module | None:
+def _batched(leaf: Any, own: dict[str, Any], factors: Factors) -> nn.Module | None:
     """The stacked version of one module with trainable tensors ``own`` (R, ...), or None if its kind is not known."""
     kind = type(leaf).__name__
     if own.get("weight") is None:
@@ -319,7 +320,7 @@ def multiply_out(products: list[tuple[Tensor, Tensor]], out: Tensor, start: int 
 
 def squared_norms(products: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Squared Euclidean norms (R,) of the gradients that are the sums of these products, from L×L matrices."""
-    total = 0.0
+    total = products[0][1].new_zeros(len(products[0][1]))
     for n, (a, b) in enumerate(products):
         for other, (c, d) in enumerate(products[: n + 1]):
             if a.dim() == c.dim() == 3:
@@ -348,7 +349,7 @@ class _OPTPositions(_Embedding):
 
 
 class _LayerNorm(nn.Module):
-    def __init__(self, own: dict[str, Tensor | None], leaf: nn.LayerNorm):
+    def __init__(self, own: dict[str, Any], leaf: nn.LayerNorm):
         super().__init__()
         self.shape, self.eps, self.own = leaf.normalized_shape, leaf.eps, own
 

@@ -21,6 +21,7 @@ from copy import copy
 from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +65,7 @@ class Store:
 
     def __init__(self, root: str | Path):
         self.root = Path(os.path.expanduser(root))
-        self.notes = {}
+        self.notes: dict[str, str] = {}
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
@@ -160,7 +161,8 @@ class Store:
         with FileLock(path.with_suffix(".lock")):
             kept = _read_json(path)
             if kept is not None and (kept.get("kind"), kept.get("key")) != (kind, whole_key):
-                kept = _set_aside(path)  # a copy of another file
+                _set_aside(path)  # a copy of another file
+                kept = None
             if kept is None or (holds and not holds(kept["found"])):
                 kept = {"kind": kind, "key": whole_key, "model": model.fingerprint, "found": compute()}
                 try:
@@ -237,7 +239,8 @@ def _read_json(path: Path) -> dict | None:
     except FileNotFoundError:
         return None
     except ValueError:
-        return _set_aside(path)
+        _set_aside(path)
+        return None
 
 
 def _set_aside(path: Path) -> None:
@@ -297,7 +300,8 @@ def run_id(specification: dict) -> str:
 def checksum(dataset: xr.Dataset) -> str:
     """SHA-256 of all names, values and attributes but ``checksum``; the same for a dataset and for its file."""
     digest = hashlib.sha256()
-    for name, variable in [("", dataset), *sorted(dataset.variables.items())]:
+    parts: list[tuple[Any, Any]] = [("", dataset), *sorted(dataset.variables.items())]
+    for name, variable in parts:
         attributes = {key: value for key, value in variable.attrs.items() if key != "checksum"}
         label = [name, *map(str, variable.dims), attributes]
         digest.update(json.dumps(label, sort_keys=True, default=lambda number: number.item()).encode())

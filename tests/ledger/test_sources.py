@@ -79,8 +79,7 @@ def test_the_machinery_has_no_part():
     for path in NOTEBOOKS:
         names = sources.reached(path)
         assert "phantomlib.book.notebook" in names
-        shown = {"phantomlib.book.notebook", "phantomlib.book.markup"}  # these write what is on the page
-        assert not {name for name in names if name.startswith("phantomlib.book.")} - shown
+        assert not {name for name in names if name.startswith("phantomlib.book.")} - set(sources.ON_THE_PAGE)
         assert not set(names) & set(sources.WITHOUT_INFLUENCE)
 
 

@@ -6,14 +6,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 ENVIRONMENT = "PHANTOM_PROGRESS"  # set by the runner: the file in which a kernel says how far it is
 JOBS = "PHANTOM_JOBS"  # how many processes of a book share the machine; set by whoever starts them
 INTERVAL = 0.5  # seconds between two reports
+PATIENCE = 2.0  # seconds after which a process that waits for another says so
 
 
 @contextmanager
-def track(label: str, total: int) -> Iterator[Callable[[int], None]]:
+def track(label: str, total: int) -> Iterator[Callable[..., object]]:
     """Report progress of work whose size is known.
 
     Args:
@@ -34,9 +39,30 @@ def track(label: str, total: int) -> Iterator[Callable[[int], None]]:
         from tqdm import tqdm
 
         with tqdm(total=total, desc=label, unit="", unit_scale=True, leave=False, mininterval=INTERVAL) as bar:
-            yield lambda n=1: bar.update(n)
+            yield bar.update
     else:
         yield lambda n=1: None
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file; says so if another process holds it for longer than a moment."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        label, report = f"waiting for another process, which holds {path.name}", os.environ.get(ENVIRONMENT)
+        if report:
+            _write(report, {"label": label, "done": 0, "total": 0})
+        else:
+            print(f"{label[0].upper()}{label[1:]} in '{path.parent}'.", file=sys.stderr, flush=True)
+        lock.acquire()
+        if report:
+            _write(report, None)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def read_report(path: str) -> dict | None:
@@ -81,14 +107,17 @@ class Display:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         self.expected, self.jobs = expected, min(jobs, len(expected))
-        self.begun, self.share, self.done, self.spoken = {}, {}, {}, {}
+        self.begun: dict[str, float] = {}  # by name, as are the next three
+        self.share: dict[str, float] = {}
+        self.done: dict[str, float] = {}
+        self.spoken: dict[str, float] = {}
+        self.rows: dict[str, Any] = {}
         self.bars = None
         if Console(stderr=True).is_terminal:
             name, note = TextColumn("{task.description:<28}"), TextColumn("{task.fields[note]}")
             console = Console(stderr=True)
             self.bars = Progress(name, BarColumn(24), TimeElapsedColumn(), note, console=console, transient=True)
             self.total = self.bars.add_task("all notebooks", total=1.0, note="")
-            self.rows = {}
 
     def __enter__(self):
         if self.bars:
@@ -120,7 +149,8 @@ class Display:
         note = " · ".join(filter(None, [report.get("heading"), report.get("label")]))
         if self.bars:
             self.bars.update(self.rows[name], completed=self.share[name], note=note)
-            self._refresh()
+            share = sum(1.0 if name in self.done else self.share.get(name, 0.0) for name in self.expected)
+            self.bars.update(self.total, completed=share / len(self.expected), note=self.left().lstrip(", "))
         elif time.monotonic() - self.spoken[name] > self.PLAIN_INTERVAL:
             self.spoken[name] = time.monotonic()
             self.say(f"{name}: {100 * self.share[name]:.0f} % ({note}){self.left()}")
@@ -131,10 +161,6 @@ class Display:
             self.bars.remove_task(self.rows[name])
         outcome = f"{'failed after' if error else 'done in'} {duration(self.done[name])}"
         self.say(f"{name}: {outcome} ({len(self.done)} of {len(self.expected)}){self.left()}")
-
-    def _refresh(self) -> None:
-        share = sum(1.0 if name in self.done else self.share.get(name, 0.0) for name in self.expected)
-        self.bars.update(self.total, completed=share / len(self.expected), note=self.left().lstrip(", "))
 
     def left(self) -> str:
         """``, about 3 min left``; empty while nothing is known to judge from."""

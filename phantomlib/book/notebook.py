@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from phantomlib.book import markup
-from phantomlib.errors import ContextError, ParameterError, all_at_once
+from phantomlib.errors import ContextError, all_at_once
 from phantomlib.figures.escaping import in_markdown
+from phantomlib.measure.inputs import FITTING, check_inputs
 
-FITTING = "fitting:"  # before the name of a contexts file: leave out what does not fit a model
 ENVIRONMENT = "PHANTOM_NOTEBOOK"  # set by the runner: a JSON mapping with the command and parameters of this notebook
 
 
@@ -238,12 +238,7 @@ def start(
 
     Args:
         name: the notebook's file name without its ending.
-        models: model references (``zoo:NAME``, ``pretrained:NAME``, a folder, a ``.gguf`` file, a hub id), at least one, none twice.
-        contexts: ``default`` or the path of a contexts file; after ``fitting:``, only those that fit each model are used.
-        device: a torch device, e.g. ``cpu`` or ``cuda``.
-        dtype: ``float32`` or ``float64``.
-        store: folder of runs.
-        seed: 0 or more.
+        models, contexts, device, dtype, store, seed: see :func:`phantomlib.measure.inputs.check_inputs`.
         own: further parameters of the notebook, only to be named in the line "How this was made".
 
     What this notebook recorded before with the same parameters is dropped: a verdict rests on a notebook that ran through.
@@ -252,25 +247,19 @@ def start(
         ParameterError: a parameter has a wrong type or an impossible value.
         ContextError, ModelError, StoreError: the contexts, a model or the store cannot be used.
     """
-    _check_types(models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
+    common = {"models": models, "contexts": contexts, "device": device, "dtype": dtype, "store": store, "seed": seed}
+    loaded = check_inputs(models, contexts, device, dtype, store, seed)
 
     import torch
 
     from phantomlib.figures.style import use_style
     from phantomlib.ledger.measurements import Source, forget_measurements
-    from phantomlib.measure.contexts import load_contexts
-    from phantomlib.measure.models import DTYPES, check_device, find
+    from phantomlib.measure import cluster
     from phantomlib.measure.store import Store
 
     torch.set_num_threads(1)
-    if dtype not in DTYPES:
-        raise ParameterError(f"dtype '{dtype}' is not known; choose one of {', '.join(DTYPES)}.")
-    check_device(device)
-    for ref in models:
-        find(ref)  # a misspelt zoo name or folder is refused here, before anything runs
     use_style()
-    common = {"models": models, "contexts": contexts, "device": device, "dtype": dtype, "store": store, "seed": seed}
-    opened, loaded, file = Store(store), load_contexts(contexts.removeprefix(FITTING)), _file_of(name)
+    opened, file = Store(store, cluster.runner()), _file_of(name)
     parameters = _from_runner().get("parameters") or _session_parameters(file) | common | own
     source = Source(file, parameters, loaded)
     forget_measurements(opened, source)
@@ -306,23 +295,6 @@ def _cell(value, digits: int) -> str:
     if not isinstance(value, float):
         return in_markdown(str(value))
     return "–" if value != value else f"{value:.{digits}f}"
-
-
-def _check_types(**given) -> None:
-    models, seed = given["models"], given["seed"]
-    if not isinstance(models, list) or not models or not all(isinstance(ref, str) and ref.strip() for ref in models):
-        raise ParameterError(
-            f"models is {models!r}; it must be a list with at least one model: a zoo model such as "
-            "'zoo:gpt2-s', a folder or a hub id."
-        )
-    twice = [ref for ref in dict.fromkeys(models) if models.count(ref) > 1]
-    if twice:
-        raise ParameterError(f"models names '{twice[0]}' {models.count(twice[0])} times; name every model once.")
-    for key in ("contexts", "device", "dtype", "store"):
-        if not isinstance(given[key], str) or not given[key].strip():
-            raise ParameterError(f"{key} is {given[key]!r}; it must be non-empty text.")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ParameterError(f"seed is {seed!r}; it must be a whole number from 0 to {2**32 - 1}.")
 
 
 def _file_of(name: str) -> Path:

@@ -1,13 +1,16 @@
 """Sweeps on a Dask cluster: every chunk of replicas is a task for some worker.
 
-A process that is told a scheduler's address (the environment variable :data:`ENVIRONMENT`, set by ``phantom book
---scheduler``) sends its chunks there. Workers load the model themselves, by its reference, so folders must be where all
-can read them. Only the process that asked writes to the store; a worker that dies leaves nothing behind, and the
-scheduler gives its chunks to others. Chunks are cut as they are without a cluster, so the numbers are the same.
+A store that was handed :func:`runner` sends its chunks there, if this process was told a scheduler's address (the
+environment variable :data:`ENVIRONMENT`, set by ``phantom book --scheduler``). Workers load the model themselves, by its
+reference, so folders must be where all can read them. Only the process that asked writes to the store; a worker that dies
+leaves nothing behind, and the scheduler gives its chunks to others. Chunks are cut as they are without a cluster, so the
+numbers are the same. Who can reach a scheduler can run code on its workers: see the page "On a cluster" for TLS.
 """
 
+import asyncio
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
@@ -17,7 +20,7 @@ from phantomlib.measure import models
 from phantomlib.measure.finetune import advance
 
 ENVIRONMENT = "PHANTOM_SCHEDULER"
-TIMEOUT = 20  # seconds to find the scheduler
+TIMEOUT = 4  # seconds to find the scheduler
 RETRIES = 3  # further attempts at a chunk whose worker raised; lost workers are counted by the scheduler itself
 
 
@@ -36,19 +39,32 @@ def connect(address: str):
     from distributed import Client
 
     try:
+        with ThreadPoolExecutor(1) as aside:  # a notebook's own event loop runs in this thread
+            aside.submit(asyncio.run, _knock(address)).result()
         client = Client(address, timeout=TIMEOUT, set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # whoever listens there may answer anything
+        reason = " ".join(str(error).split())[:200] or "no answer in time"
         raise BookError(
-            f"No Dask scheduler answers at '{address}' ({reason}). Start one with 'dask scheduler', and workers with "
-            f"'dask worker {address} --nthreads 1'."
+            f"No Dask scheduler answers at '{address}' ({reason}). Start one with 'dask scheduler --host 127.0.0.1', and "
+            f"workers with 'dask worker {address} --host 127.0.0.1 --nthreads 1'; for several machines see the page "
+            "'On a cluster'."
         ) from None
     if not client.scheduler_info(n_workers=-1)["workers"]:
         client.close()
         raise BookError(
-            f"The scheduler at '{address}' has no workers. Start some: 'dask worker {address} --nthreads 1'."
+            f"The scheduler at '{address}' has no workers. Start some: 'dask worker {address} --host 127.0.0.1 --nthreads 1'."
         )
     return client
+
+
+async def _knock(address: str) -> None:
+    """Say hello as Dask does; unlike a client, this gives up in time."""
+    from distributed import Security
+    from distributed.comm import connect as open_connection
+
+    options = Security().get_connection_args("client")
+    connection = await asyncio.wait_for(open_connection(address, timeout=TIMEOUT, **options), TIMEOUT)
+    await connection.close()
 
 
 def run_there(model, chunks, recipe, engine, extra, progress) -> list[dict[str, np.ndarray]]:
@@ -71,7 +87,7 @@ def run_there(model, chunks, recipe, engine, extra, progress) -> list[dict[str, 
         client.submit(_advance_there, which, model.fingerprint, chunk, recipe, engine, extra, pure=False, retries=RETRIES): i
         for i, chunk in enumerate(chunks)
     }  # fmt: skip
-    parts = [None] * len(chunks)
+    parts: list = [None] * len(chunks)
     try:
         for future, part in as_completed(futures, loop=client.loop, with_results=True):
             parts[futures[future]] = part

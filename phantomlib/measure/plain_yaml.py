@@ -31,22 +31,39 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: Path):
-    """The content of a YAML file, in plain Python types.
+class _TextLoader(_Loader):
+    """The same, but numbers, dates and words such as ``on`` stay the text they are."""
+
+    yaml_implicit_resolvers: dict = {}
+
+
+def read_yaml(path: Path, as_text: bool = False):
+    """The content of a YAML file of at most 300 kB; ``as_text`` and errors as in :func:`parse_yaml`.
 
     Raises:
         OSError: it cannot be read.
-        yaml.YAMLError: larger than 300 kB, not UTF-8, not YAML, a tag that makes objects, a key given twice, a list or
-            mapping repeated by an alias, or nested beyond reason.
     """
     with path.open("rb") as file:
         content = file.read(LARGEST + 1)
     if len(content) > LARGEST:
         raise yaml.YAMLError(f"it is larger than {LARGEST // 1000} kB")
     try:
-        return yaml.load(content.decode("utf-8"), _Loader)
+        return parse_yaml(content.decode("utf-8"), as_text)
+    except UnicodeDecodeError as error:
+        raise yaml.YAMLError(str(error)[:200]) from None
+
+
+def parse_yaml(text: str, as_text: bool = False):
+    """What a YAML text says, in plain Python types; if ``as_text``, in lists, mappings and text only.
+
+    Raises:
+        yaml.YAMLError: not YAML, a tag that makes objects, a key given twice, a list or mapping repeated by an alias, or
+            nested beyond reason.
+    """
+    try:
+        return yaml.load(text, _TextLoader if as_text else _Loader)
     except RecursionError:
         raise yaml.YAMLError("it is nested beyond reason") from None
     except (ValueError, OverflowError, TypeError, AttributeError, KeyError) as error:
-        # not UTF-8, a date such as 2024-13-45, !!int of a word, !!timestamp of something else
+        # a date such as 2024-13-45, !!int of a word, !!timestamp of something else
         raise yaml.YAMLError(str(error)[:200]) from None

@@ -26,17 +26,15 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from filelock import FileLock
 
 from phantomlib import files
 from phantomlib.errors import ParameterError, StoreError, shown
-from phantomlib.measure import cluster
 from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.finetune import ENGINE_VERSION, finetune
 from phantomlib.measure.models import LanguageModel
 from phantomlib.measure.recipe import Recipe, check_contexts, check_learning_rates, check_seeds
 from phantomlib.measure.recorder import check_extra
-from phantomlib.progress import track
+from phantomlib.progress import locked, track
 
 PACKAGES = ("torch", "transformers", "peft", "numpy", "xarray")
 
@@ -46,6 +44,8 @@ class Store:
 
     Args:
         root: the folder; made if absent.
+        run_chunks: what computes, such as :func:`phantomlib.measure.cluster.run_there`;
+            :func:`phantomlib.measure.finetune.run_here` if None.
 
     Raises:
         StoreError: the folder cannot be made or written to.
@@ -63,7 +63,8 @@ class Store:
         True
     """
 
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str | Path, run_chunks: Callable | None = None):
+        self.run_chunks = run_chunks
         self.root = Path(os.path.expanduser(root))
         self.notes: dict[str, str] = {}
         try:
@@ -99,7 +100,7 @@ class Store:
         path = self.root / f"{model.name}-{recipe.method}-{recipe.optimizer}-{run_id(spec)}.nc"
         if not path.exists():
             check_contexts(model, contexts)  # before anything is left on the disk
-        with FileLock(path.with_suffix(".lock")):
+        with locked(path.with_suffix(".lock")):
             dataset = self._read(path)
             if dataset is None:
                 dataset = self._compute(path, spec, model, contexts, rates, recipe, seeds, extra)
@@ -158,7 +159,7 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _not_saved(path, error) from error
-        with FileLock(path.with_suffix(".lock")):
+        with locked(path.with_suffix(".lock")):
             kept = _read_json(path)
             if kept is not None and (kept.get("kind"), kept.get("key")) != (kind, whole_key):
                 _set_aside(path)  # a copy of another file
@@ -175,7 +176,7 @@ class Store:
         label = f"{model.name}, {recipe.method}, {recipe.optimizer}"
         started = time.perf_counter()
         with track(label, rates.size * len(seeds) * recipe.steps) as advance:
-            options = {"seeds": seeds, "extra": extra, "progress": advance, "run": cluster.runner()}
+            options = {"seeds": seeds, "extra": extra, "progress": advance, "run": self.run_chunks}
             dataset = finetune(model, contexts, rates, recipe, **options)
         dataset.attrs |= self.notes | {
             "run_id": run_id(spec),

@@ -1,5 +1,6 @@
 """Sweeps through a real scheduler and separate worker processes: same numbers, whatever happens to the workers."""
 
+import socket
 import threading
 import time
 
@@ -13,7 +14,7 @@ from phantomlib.cli import app
 from phantomlib.errors import BookError, ModelError
 from phantomlib.measure import cluster
 from phantomlib.measure.contexts import load_contexts, resolve
-from phantomlib.measure.finetune import finetune
+from phantomlib.measure.finetune import finetune, run_here
 from phantomlib.measure.models import LanguageModel, load
 from phantomlib.measure.recipe import Recipe
 from phantomlib.measure.store import Store
@@ -53,7 +54,7 @@ def test_a_run_of_the_cluster_is_the_same_as_one_made_here(there, problem, tmp_p
     model, contexts = problem
     rates, recipe = np.geomspace(1e-5, 1e-3, 8), Recipe(steps=3)
     here = finetune(model, contexts, rates, recipe)
-    run = Store(tmp_path).run(model, contexts, rates, recipe)
+    run = Store(tmp_path, cluster.runner()).run(model, contexts, rates, recipe)
     assert here.drop_attrs().identical(run.drop_attrs())
     assert here.sizes["rate"] * here.sizes["context"] > 64  # more than one chunk
 
@@ -68,7 +69,7 @@ def test_lora_seeds_and_further_quantities_travel(there, problem, tmp_path):
     options = {"seeds": (0, 1), "extra": {"largest": sharpness_of_p}}
     recipe = Recipe(method="lora", steps=2)
     here = finetune(model, contexts[:2], [1e-3], recipe, **options)
-    run = Store(tmp_path).run(model, contexts[:2], [1e-3], recipe, **options)
+    run = Store(tmp_path, cluster.runner()).run(model, contexts[:2], [1e-3], recipe, **options)
     assert here.drop_attrs().identical(run.drop_attrs())
 
 
@@ -78,7 +79,7 @@ def test_workers_killed_in_the_middle(there, problem, tmp_path):
     done = {}
 
     def compute():
-        done["run"] = Store(tmp_path).run(model, contexts, rates, recipe)
+        done["run"] = Store(tmp_path, cluster.runner()).run(model, contexts, rates, recipe)
 
     thread = threading.Thread(target=compute)
     thread.start()
@@ -101,7 +102,7 @@ def test_another_model_under_the_same_name_is_refused(there, problem, tmp_path):
     model, contexts = problem
     other = LanguageModel(model.name, model.ref, model.module, model.tokenizer, "0" * 16)
     with pytest.raises(ModelError, match="not the model that was asked for"):
-        Store(tmp_path).run(other, contexts, [1e-4], Recipe(steps=1))
+        Store(tmp_path, cluster.runner()).run(other, contexts, [1e-4], Recipe(steps=1))
     assert not list(tmp_path.glob("*.nc"))
 
 
@@ -112,6 +113,34 @@ def test_nobody_answers(monkeypatch):
     for command in (["book"], ["run", "01"]):
         result = CliRunner().invoke(app, [*command, "--scheduler", "tcp://127.0.0.1:9"])
         assert result.exit_code != 0 and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("address", ["nonsense", "", "foo://x:1", "tcp://127.0.0.1:99999999", "tls://127.0.0.1:9"])
+def test_what_is_no_address(address):
+    with pytest.raises(BookError, match="No Dask scheduler answers"):
+        cluster.connect(address)
+
+
+def test_a_port_at_which_something_else_listens_is_refused_in_time():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        with pytest.raises(BookError, match="No Dask scheduler answers"):
+            cluster.connect(f"tcp://127.0.0.1:{silent.getsockname()[1]}")
+        assert time.monotonic() - began < 10
+
+
+def test_a_store_computes_where_it_is_told(there, problem, tmp_path):
+    model, contexts = problem
+    seen = []
+
+    def run_chunks(*arguments):
+        seen.append(len(arguments))
+        return run_here(*arguments)
+
+    plain = Store(tmp_path / "here")  # although a scheduler is known: the store asks nobody
+    assert plain.run_chunks is None and cluster.runner() is cluster.run_there
+    Store(tmp_path / "own", run_chunks).run(model, contexts[:1], [1e-4], Recipe(steps=1))
+    assert seen == [6]
 
 
 def test_a_scheduler_without_workers():

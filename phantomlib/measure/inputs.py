@@ -1,0 +1,47 @@
+"""What every measurement is given: models, contexts, device, precision, store, seed; refused here before anything runs."""
+
+from phantomlib.errors import ParameterError, shown
+from phantomlib.measure.contexts import Context, load_contexts
+
+FITTING = "fitting:"  # before the name of a contexts file: leave out what does not fit a model
+
+
+def check_inputs(
+    models: list[str], contexts: str, device: str, dtype: str, store: str = "runs", seed: int = 0
+) -> list[Context]:
+    """The loaded contexts, once everything is known to be usable.
+
+    Args:
+        models: references (see :func:`phantomlib.measure.models.load`), at least one, none twice.
+        contexts: ``default`` or the path of a contexts file; after ``fitting:``, only those that fit each model are used.
+        device: a torch device, e.g. ``cpu`` or ``cuda``.
+        dtype: ``float32`` or ``float64``.
+        store: folder of runs; not opened here.
+        seed: 0 or more, below 2**32.
+
+    Raises:
+        ParameterError: a wrong type or an impossible value.
+        ContextError, ModelError: the contexts or a model cannot be used.
+    """
+    if not isinstance(models, list) or not models or not all(isinstance(ref, str) and ref.strip() for ref in models):
+        raise ParameterError(
+            f"models is {shown(models)}; it must be a list with at least one model: a zoo model such as "
+            "'zoo:gpt2-s', a folder or a hub id."
+        )
+    for ref in models:
+        if models.count(ref) > 1:
+            raise ParameterError(f"models names {shown(ref)} {models.count(ref)} times; name every model once.")
+    for name, value in {"contexts": contexts, "device": device, "dtype": dtype, "store": store}.items():
+        if not isinstance(value, str) or not value.strip():
+            raise ParameterError(f"{name} is {shown(value)}; it must be non-empty text.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ParameterError(f"seed is {shown(seed)}; it must be a whole number from 0 to {2**32 - 1}.")
+
+    from phantomlib.measure.models import DTYPES, check_device, find  # torch
+
+    if dtype not in DTYPES:
+        raise ParameterError(f"dtype {shown(dtype)} is not known; choose one of {', '.join(DTYPES)}.")
+    check_device(device)
+    for ref in models:
+        find(ref)  # a misspelt zoo name or folder
+    return load_contexts(contexts.removeprefix(FITTING))

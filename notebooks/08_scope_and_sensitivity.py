@@ -53,6 +53,8 @@ nb = notebook.start(
 )
 loaded = [nb.load(ref) for ref in nb.models]
 labels = {"adam": "Adam", "sgd": "SGD"}
+base = sensitivity.Setting(Recipe(steps=steps), tuple(learning_rates))
+varied = sensitivity.variants(base, only)  # an unknown name is refused before anything runs
 
 # %% [markdown]
 # ## Controls
@@ -157,19 +159,15 @@ for optimizer in labels:
 # model by model.
 
 # %%
-base = sensitivity.Setting(Recipe(steps=steps), tuple(learning_rates))
-
-
 def load(dtype):
     chosen = loaded if dtype is None else [nb.load(ref, dtype=dtype) for ref in nb.models]
     return [(model, nb.fitting_contexts(model)) for model in chosen]
 
 
 values, used = {}, []
-for variant in sensitivity.variants(base):
-    if not only or variant.name in only:
-        values[variant.name], ids = sensitivity.measure_setting(nb.store, load, base, variant)
-        used += ids
+for variant in varied:
+    values[variant.name], ids = sensitivity.measure_setting(nb.store, load, base, variant)
+    used += ids
 table = sensitivity.sensitivity_table(values, claims.load_claims())
 nb.table(table.replace(r"\bnan\b", "–", regex=True), runs=used)
 

@@ -4,7 +4,7 @@ Each variant changes one thing. Only the claims it can touch are measured again;
 thresholds of ``claims.yaml``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,6 +13,7 @@ import xarray as xr
 
 from phantomlib.critical import search
 from phantomlib.critical.numbers import kinematic_number
+from phantomlib.errors import ParameterError, did_you_mean, shown
 from phantomlib.ledger.claims import Claim
 from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.models import LanguageModel
@@ -56,10 +57,14 @@ class Variant:
     dtype: str | None = None
 
 
-def variants(base: Setting) -> list[Variant]:
-    """The variants of the book: definitions first, then settings, then thresholds."""
+def variants(base: Setting, only: Sequence[str] = ()) -> list[Variant]:
+    """The variants of the book, or those with the names ``only``: definitions first, then settings, then thresholds.
+
+    Raises:
+        ParameterError: no variant has such a name.
+    """
     steps = base.recipe.steps
-    return [
+    known = [
         Variant("as defined", ("C1", "C3", "C4", "C7", "C8", "C9")),
         Variant("overlap to the power 1", ("C4", "C7"), recipe={"exponent": 1}),
         Variant("overlaps of the input embedding", ("C4", "C7"), recipe={"geometry": "input"}),
@@ -78,6 +83,13 @@ def variants(base: Setting) -> list[Variant]:
         Variant("jump: 5 times the median", ("C4", "C7"), setting={"median_factor": 5.0}),
         Variant("jump: 20 times the median", ("C4", "C7"), setting={"median_factor": 20.0}),
     ]
+    names = [variant.name for variant in known]
+    for name in only:
+        if name not in names:
+            raise ParameterError(
+                f"There is no variant {shown(name)}{did_you_mean(name, names)}; known: {', '.join(names)}."
+            )
+    return [variant for variant in known if not only or variant.name in only]
 
 
 def measure_setting(

@@ -9,6 +9,7 @@ import tiny
 
 from phantomlib.critical.numbers import coefficient_of_variation
 from phantomlib.critical.search import critical_rates
+from phantomlib.errors import ParameterError
 from phantomlib.ledger import sensitivity
 from phantomlib.ledger.claims import load_claims
 from phantomlib.measure.recipe import Recipe
@@ -35,6 +36,13 @@ def test_every_variant_changes_one_thing():
     for variant in sensitivity.variants(BASE)[1:]:
         assert len(variant.recipe) + len(variant.setting) + (variant.dtype is not None) == 1, variant.name
     assert len({variant.name for variant in sensitivity.variants(BASE)}) == len(sensitivity.variants(BASE))
+
+
+def test_variants_by_name():
+    names = [variant.name for variant in sensitivity.variants(BASE)]
+    assert [variant.name for variant in sensitivity.variants(BASE, [names[4], names[0]])] == [names[0], names[4]]
+    with pytest.raises(ParameterError, match="no variant 'as defind'.*nearest: 'as defined'"):
+        sensitivity.variants(BASE, ["as defind"])
 
 
 def test_the_unchanged_setting_gives_the_claims_own_quantities(measured):

@@ -3,15 +3,16 @@
 import io
 import os
 import sys
+import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from phantomlib.book.notebook import FITTING
-from phantomlib.errors import ParameterError, PhantomError, did_you_mean
+from phantomlib.errors import ParameterError, PhantomError, did_you_mean, shown
 from phantomlib.measure import pretrained
+from phantomlib.measure.inputs import FITTING
 
 
 class _Group(TyperGroup):
@@ -23,18 +24,24 @@ class _Group(TyperGroup):
         except KeyboardInterrupt:
             typer.echo("Stopped. What is finished stays; the same command goes on from there.", err=True)
             raise typer.Exit(130) from None
-        except PhantomError as error:
-            if ctx.params.get("debug"):
+        except (PhantomError, OSError) as error:
+            if ctx.params.get("debug") or isinstance(error, BrokenPipeError):  # typer ends quietly on a closed pipe
                 raise
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {error if isinstance(error, PhantomError) else _what_the_system_said(error)}", err=True)
             raise typer.Exit(1) from None
+
+
+def _what_the_system_said(error: OSError) -> str:
+    place = f" '{error.filename}'" if error.filename else ""
+    return f"{error.strerror or error}{place}. Mend that, or work in a folder that can be written to and has room."
 
 
 class _ManyModels(TyperCommand):
     """Lets ``--models`` take several words: ``--models A B`` is read as ``--models A --models B``."""
 
     def parse_args(self, ctx, args):
-        spread, inside = [], False
+        spread: list[str] = []
+        inside = False
         for word in args:
             if inside and not word.startswith("-"):
                 spread += ([] if spread[-1] == "--models" else ["--models"]) + [word]
@@ -60,12 +67,23 @@ class _WithParameters(TyperCommand):
         return super().parse_args(ctx, joined)
 
 
-PLAIN = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
-app = typer.Typer(cls=_Group, **PLAIN)
-zoo_app = typer.Typer(help="The small models that ship with the package.", **PLAIN)
+def _commands(**options) -> typer.Typer:
+    return typer.Typer(
+        no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **options
+    )
+
+
+app = _commands(cls=_Group)
+zoo_app = _commands(help="The small models that ship with the package.")
+models_app = _commands(help="Pretrained checkpoints from the package index: 'pretrained:NAME'.")
 app.add_typer(zoo_app, name="zoo")
-models_app = typer.Typer(help="Pretrained checkpoints from the package index: 'pretrained:NAME'.", **PLAIN)
 app.add_typer(models_app, name="models")
+
+ProfileName = Annotated[str, typer.Option(help="Parameters for all notebooks: notebooks/profiles/NAME.yaml.")]
+Scheduler = Annotated[str, typer.Option(metavar="ADDRESS", help="A Dask scheduler that takes the fine-tunings.")]
+Device = Annotated[str, typer.Option(help="A torch device, e.g. cpu or cuda.")]
+Dtype = Annotated[str, typer.Option(help="float32 or float64.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Everything, as JSON.")]
 
 
 @app.callback()
@@ -75,12 +93,10 @@ def phantom(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks
 
 @app.command(cls=_ManyModels)
 def book(
-    profile: Annotated[str, typer.Option(help="Parameters for all notebooks: notebooks/profiles/NAME.yaml.")] = "zoo",
+    profile: ProfileName = "zoo",
     only: Annotated[str | None, typer.Option(metavar="NN", help="Run only this notebook, then build.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Notebooks run at once [default: cores + 1].")] = None,
-    scheduler: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="A Dask scheduler that takes the fine-tunings.")
-    ] = "",
+    scheduler: Scheduler = "",
     models: Annotated[
         list[str] | None,
         typer.Option("--models", metavar="ID...", help="A book for these models instead, in a folder of its own."),
@@ -96,11 +112,11 @@ def book(
 
     use_scheduler(scheduler)
     if models:
-        from phantomlib.book.custom import build_own_book
+        from phantomlib.book.custom import build_own_book  # imports torch
 
-        typed = absolute_paths({"models": models, "contexts": contexts, "held_out": held_out})
-        options = {"device": device, "dtype": dtype, "profile": profile, "output": output, "only": only, "jobs": jobs}
-        index = build_own_book(**typed, **options)
+        given = typed_paths({"models": models, "contexts": contexts, "held_out": held_out})
+        given |= {"device": device, "dtype": dtype, "profile": profile, "output": output, "only": only, "jobs": jobs}
+        index = build_own_book(**given)
     elif contexts != "default" or held_out or output or device != "cpu" or dtype != "float32":
         raise ParameterError("--contexts, --held-out, --device, --dtype and --output go with --models.")
     else:
@@ -117,44 +133,29 @@ def run(
     ] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="YAML file of parameters.")] = None,
     profile: Annotated[str | None, typer.Option(help="Start from notebooks/profiles/NAME.yaml.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The executed notebook [default: NN_name.ipynb].")
-    ] = None,
-    scheduler: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="A Dask scheduler that takes the fine-tunings.")
-    ] = "",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="To write [default: NN_name.ipynb].")] = None,
+    scheduler: Scheduler = "",
 ):
     """Run one notebook with your parameters: -p models '["my/model"]' -p contexts my_contexts.yaml."""
-    from phantomlib.book import build, parameters, worker
-    from phantomlib.book.jobs import command_of, find_notebook, find_root, read_notebook
+    from phantomlib.book import worker
+    from phantomlib.book.parameters import load_mapping, parse_value
+    from phantomlib.book.plan import make_job
+    from phantomlib.book.project import find_root, load_profile
     from phantomlib.progress import Display
 
-    use_scheduler(scheduler)
     root = find_root()
-    source = find_notebook(root, number)
-    known = parameters.declared(read_notebook(source))
-    given = parameters.load_mapping(file) if file else {}
+    given = load_mapping(file) if file else {}
     for item in parameter or []:
         name, separator, text = item.partition("=")
         if not separator:
-            raise ParameterError(f"-p {name} has no value; write -p {name} VALUE.")
-        given[name] = parameters.from_text(name, text, known)
-    given = parameters.check_parameters(absolute_paths(given), known, source.stem)
-    chosen = build.load_profile(root, profile).values(source.stem[:2]) if profile else {}
-    typed = {key: relative_paths(value, root) for key, value in given.items()}
-    command = command_of(source.stem, typed, profile or "")
-    with Display({source.stem: None}) as display:
-        display.started(source.stem)
-        written = worker.run_notebook(
-            source.stem,
-            chosen | given,
-            output,
-            root=root,
-            command=command,
-            profile=profile or "",
-            on_progress=lambda report: display.update(source.stem, report),
-        )
-    typer.echo(f"Written: {written}")
+            raise ParameterError(f"-p {shown(name)} has no value; write -p NAME VALUE.")
+        given[name] = parse_value(text)
+    job = make_job(root, number, typed_paths(given, root), output, load_profile(root, profile) if profile else None)
+    use_scheduler(scheduler)
+    with Display({job.name: None}) as display:
+        display.started(job.name)
+        worker.execute(job, lambda report: display.update(job.name, report))
+    typer.echo(f"Written: {job.output}")
 
 
 def use_scheduler(address: str) -> None:
@@ -166,41 +167,22 @@ def use_scheduler(address: str) -> None:
         os.environ[cluster.ENVIRONMENT] = address
 
 
-def absolute_paths(given: dict) -> dict:
-    """Paths the user typed are relative to the user's folder; the notebook runs in the project's root."""
-    changed = dict(given)
-    for key in ("models", "contexts", "held_out"):
-        if isinstance(given.get(key), list):
-            changed[key] = [_if_it_exists(item) for item in given[key]]
-        elif key in given:
-            changed[key] = _if_it_exists(given[key])
-    if isinstance(given.get("store"), str) and given["store"].strip():
-        changed["store"] = str(Path(given["store"]).expanduser().resolve())
-    return changed
+def typed_paths(given: dict, root: Path | None = None) -> dict[str, Any]:
+    """The same parameters, but paths, which users type in their own folder, lead from ``root``; absolute if it is None."""
 
+    def moved(name, value):
+        if isinstance(value, list):
+            return [moved(name, item) for item in value]
+        if not isinstance(value, str) or not value:
+            return value
+        prefix = FITTING if value.startswith(FITTING) else ""
+        text = os.path.expanduser(value.removeprefix(prefix))
+        if name != "store" and (text == "default" or not os.path.exists(text)):
+            return value
+        return prefix + (os.path.relpath(text, root) if root else os.path.abspath(text))
 
-def relative_paths(value, root: Path):
-    """The same value as typed in the project's root, so that a page names no machine's folders."""
-    if isinstance(value, list):
-        return [relative_paths(item, root) for item in value]
-    if not isinstance(value, str):
-        return value
-    prefix = FITTING if value.startswith(FITTING) else ""
-    path = value.removeprefix(prefix)
-    return prefix + os.path.relpath(path, root) if os.path.isabs(path) else value
-
-
-def _if_it_exists(text):
-    if (
-        not isinstance(text, str)
-        or not text.strip()
-        or text == "default"
-        or text.startswith(("zoo:", pretrained.PREFIX))
-    ):
-        return text
-    prefix = FITTING if text.startswith(FITTING) else ""
-    path = Path(text.removeprefix(prefix)).expanduser()
-    return prefix + str(path.resolve()) if path.exists() else text
+    paths = ("models", "contexts", "held_out", "charted", "store")
+    return {name: moved(name, value) if name in paths else value for name, value in given.items()}
 
 
 @app.command()
@@ -210,67 +192,38 @@ def diagnose(
     contexts: Annotated[str, typer.Option(metavar="FILE", help="Where --context is looked up.")] = "default",
     prompt: Annotated[str | None, typer.Option(help="A prompt of your own, instead of --context.")] = None,
     correct: Annotated[str | None, typer.Option(metavar="WORD", help="The word to be learnt.")] = None,
-    competitor: Annotated[
-        str | None, typer.Option(metavar="WORD", help="The word to overtake [default: proposed by the model].")
-    ] = None,
+    competitor: Annotated[str | None, typer.Option(metavar="WORD", help="To overtake [default: proposed].")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The learning rate to judge.")] = None,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 20,
     optimizer: Annotated[str, typer.Option(help="adam or sgd.")] = "adam",
     method: Annotated[str, typer.Option(help="full or lora.")] = "full",
     check: Annotated[bool, typer.Option("--check", help="Then run the fine-tune, and compare.")] = False,
     store: Annotated[Path | None, typer.Option(help="Keep the runs of --check here.")] = None,
-    device: Annotated[str, typer.Option(help="A torch device, e.g. cpu or cuda.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+    as_json: AsJson = False,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a figure, e.g. out.png.")] = None,
 ):
     """Before training: will this fine-tune ever prefer the right word, and from which learning rate on?"""
     import json
-    import tempfile
 
     import torch
 
-    from phantomlib.advise import diagnosis
+    from phantomlib.advise.consultation import chosen_context, consult
     from phantomlib.advise.report import diagnosis_as_dict, diagnosis_as_text
     from phantomlib.figures.diagnosis import check_plot, write_plot
-    from phantomlib.measure.contexts import Context, load_contexts, resolve
-    from phantomlib.measure.models import load
     from phantomlib.measure.recipe import Recipe, check_learning_rates
-    from phantomlib.measure.store import Store
 
     recipe = Recipe(optimizer=optimizer, method=method, steps=steps)
     if learning_rate is not None:
         check_learning_rates([learning_rate], 1)
-    if context is not None:
-        if prompt or correct or competitor:
-            raise ParameterError("Give either --context, or --prompt with --correct (and --competitor), not both.")
-        found = {c.id: c for c in load_contexts(contexts)}
-        if context not in found:
-            near = did_you_mean(context, found)
-            raise ParameterError(f"'{contexts}' has no context '{context}'{near}. It has {', '.join(found)}.")
-        chosen = found[context]
-    elif not (prompt and prompt.strip() and correct and correct.strip()):
-        raise ParameterError("Say what is to be learnt: --context ID, or --prompt TEXT with --correct WORD.")
-    else:
-        chosen = Context("given", prompt, correct, competitor or "")
-        if correct.strip() == (competitor or "").strip():
-            raise ParameterError(f"correct and competitor are both '{correct}'; choose two different words.")
+    chosen = chosen_context(context, contexts, prompt, correct, competitor)
     if plot is not None:
         check_plot(plot)
-    kept = None if store is None else Store(store)
-
     torch.set_num_threads(1)
-    loaded = load(model, dtype=dtype, device=device, revision=revision)
-    proposals = []
-    if not chosen.competitor:
-        proposals = diagnosis.propose(loaded, chosen.prompt, chosen.correct)
-        chosen = Context("given", chosen.prompt, chosen.correct, proposals[0].word)
-    resolved = resolve(chosen, loaded.tokenizer)
-    result, outcome = diagnosis.diagnose(loaded, resolved, recipe, learning_rate), None
-    if check:
-        with tempfile.TemporaryDirectory(prefix="phantom-") as scratch:
-            outcome = diagnosis.check_diagnosis(loaded, resolved, recipe, result, kept or Store(scratch))
+    where = {"device": device, "dtype": dtype, "revision": revision}
+    result, outcome, proposals = consult(model, chosen, recipe, learning_rate, store, check, **where)
     if plot is not None:
         write_plot(plot, result, outcome)
     if as_json:
@@ -280,16 +233,12 @@ def diagnose(
 
 
 @app.command()
-def claims(
-    profile: Annotated[str, typer.Option(help="Whose measurements: notebooks/profiles/NAME.yaml.")] = "zoo",
-    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
-):
+def claims(profile: ProfileName = "zoo", as_json: AsJson = False):
     """The ledger: every claim with its measured value, threshold and verdict."""
     import json
 
-    from phantomlib.book.build import load_profile
     from phantomlib.book.evidence import expected_sources
-    from phantomlib.book.jobs import find_root
+    from phantomlib.book.project import find_root, load_profile
     from phantomlib.ledger.claims import verdict_as_dict, verdicts
     from phantomlib.measure.store import Store
 
@@ -314,7 +263,7 @@ def edit(
 ):
     """Open a notebook in JupyterLab; what you save there is written back to its .py file."""
     from phantomlib.book import edit
-    from phantomlib.book.jobs import find_root
+    from phantomlib.book.project import find_root
 
     if check:
         edit.check(find_root(), number, profile)
@@ -327,7 +276,7 @@ def edit(
 def new(name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case words joined by _: my_question.")]):
     """Make a chapter from a template, and list it in the contents."""
     from phantomlib.book import edit
-    from phantomlib.book.jobs import find_root
+    from phantomlib.book.project import find_root
 
     source = edit.new_chapter(find_root(), name)
     typer.echo(f"Written: {source}. Try it: phantom edit {source.name[:2]}; put it into the book: phantom book")
@@ -371,7 +320,7 @@ def train(
     model: Annotated[
         list[str] | None, typer.Option("--model", metavar="NAME", help="Only this one. Repeatable.")
     ] = None,
-    device: Annotated[str, typer.Option(help="A torch device, e.g. cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
 ):
     """Pretrain the zoo again from its seeds; replaces the shipped weights."""
     from phantomlib.measure.models import check_device
@@ -382,6 +331,8 @@ def train(
             near = did_you_mean(name, shipped.ALL)
             raise ParameterError(f"The zoo has no model '{name}'{near}. It has {', '.join(shipped.ALL)}.")
     check_device(device)
+    with tempfile.TemporaryFile(dir=shipped.WEIGHTS):
+        pass  # before an hour's work: they can be written
     for name in model or shipped.ALL:
         typer.echo(f"{name}: {shipped.train(name, device=device)}")
 
@@ -391,7 +342,7 @@ def constants(
     store: Annotated[Path | None, typer.Option(help="Where runs are kept [default: the book's own].")] = None,
 ):
     """Measure again how far predictions are off on the zoo, the numbers behind 'phantom diagnose'."""
-    from phantomlib.book.jobs import find_root
+    from phantomlib.book.project import find_root
     from phantomlib.critical import coarse_run
     from phantomlib.measure.contexts import load_contexts, resolve
     from phantomlib.measure.models import load

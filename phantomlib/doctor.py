@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 
-from phantomlib.book.jobs import cores, find_root, notebooks
+from phantomlib.book.project import cores, find_root, notebooks
 from phantomlib.errors import PhantomError
 from phantomlib.measure import pretrained
 from phantomlib.zoo import shipped

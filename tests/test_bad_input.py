@@ -105,7 +105,7 @@ RUN = {
     "steps as text": (["run", "01", "-p", "steps", "many"], "needs int"),
     "steps as a fraction": (["run", "01", "-p", "steps", "2.5"], "needs int"),
     "steps true": (["run", "01", "-p", "steps", "true"], "needs int"),
-    "one rate, no list": (["run", "01", "-p", "learning_rates", "1e-4"], "[0.0001]"),
+    "one rate, no list": (["run", "01", "-p", "learning_rates", "1e-4"], "[1e-4]"),
     "rates of text": (["run", "01", "-p", "learning_rates", '["a"]'], "list[float]"),
     "models without a list": (["run", "01", "-p", "models", "zoo:gpt2-s"], "list[str]"),
     "value that is no YAML": (["run", "01", "-p", "learning_rates", "[1, "], "not valid YAML"),

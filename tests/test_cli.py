@@ -1,5 +1,7 @@
 """The command line: what it refuses and how it says so."""
 
+import errno
+import os
 import re
 import shlex
 import subprocess
@@ -52,12 +54,12 @@ def test_usage_errors_exit_with_2(arguments):
     [
         (["run", "01", "-p", "step", "4"], ["'step'", "nearest: 'steps'", "rates"]),
         (["run", "01", "-p", "steps", "x"], ["steps", "'x'", "int"]),
-        (["run", "01", "-p", "steps", "true"], ["steps", "True", "int"]),
+        (["run", "01", "-p", "steps", "true"], ["steps", "'true'", "int"]),
         (["run", "01", "-p", "steps", "2.5"], ["steps", "2.5", "int"]),
         (["run", "01", "-p", "rates", "0.1"], ["rates", "list[float]", "'[0.1]'"]),
         (["run", "01", "-p", "rates", '["a"]'], ["rates", "'a'", "list[float]"]),
         (["run", "01", "-p", "rates", "[1, 2"], ["not valid YAML"]),
-        (["run", "01", "-p", "rates="], ["rates", "None"]),
+        (["run", "01", "-p", "rates="], ["rates is ''", "list[float]"]),
         (["run", "7"], ["'7'", "01_toy"]),
         (["run", "01_tod"], ["nearest: '01_toy'"]),
         (["run", "01", "-f", "absent.yaml"], ["absent.yaml", "No such file"]),
@@ -91,7 +93,8 @@ def test_refused_parameter_files(toy_book, monkeypatch, text, words):
     "text, words",
     [
         ('"77": {steps: 1}', ["'77'"]),
-        ("01: {steps: 1}", ["mapping of names"]),
+        ("01: {steps: x}", ["steps is 'x'"]),
+        ("{a: 1}: {steps: 1}", ["not valid YAML"]),
         ("common: 3", ["'common'", "3"]),
         ('"01": {stesp: 1}', ["nearest: 'steps'"]),
     ],
@@ -122,17 +125,28 @@ def test_run_writes_where_it_is_told(toy_book, monkeypatch):
 
 
 def test_paths_are_those_of_the_user(tmp_path, monkeypatch):
-    from phantomlib.cli import absolute_paths, relative_paths
+    from phantomlib.cli import typed_paths
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "mine.yaml").touch()
-    given = {"models": ["model", "zoo:gpt2-s", "owner/name"], "contexts": "mine.yaml", "store": "new", "steps": 3}
-    found = absolute_paths(given)
-    assert found["models"] == [str(tmp_path / "model"), "zoo:gpt2-s", "owner/name"]
+    (tmp_path / "default").touch()
+    given = {
+        "models": ["model", "zoo:gpt2-s", "owner/name", "~nobody/x"],
+        "contexts": "mine.yaml",
+        "store": "new",
+        "steps": 3,
+    }
+    found = typed_paths(given)
+    assert found["models"] == [str(tmp_path / "model"), "zoo:gpt2-s", "owner/name", "~nobody/x"]
     assert found["contexts"] == str(tmp_path / "mine.yaml") and found["store"] == str(tmp_path / "new")
-    assert absolute_paths({"contexts": "default"}) == {"contexts": "default"}
-    assert relative_paths(found["models"], tmp_path / "root") == ["../model", "zoo:gpt2-s", "owner/name"]
+    assert typed_paths({"contexts": "fitting:mine.yaml"})["contexts"] == f"fitting:{tmp_path / 'mine.yaml'}"
+    assert typed_paths({"contexts": "default"}) == {"contexts": "default"}
+    below = typed_paths(given, tmp_path / "root")  # a page names no machine's folders
+    assert below["models"] == ["../model", "zoo:gpt2-s", "owner/name", "~nobody/x"]
+    assert (below["contexts"], below["store"], below["steps"]) == ("../mine.yaml", "../new", 3)
+    odd = {"models": {"a": "b"}, "contexts": ["mine.yaml", ["model"]], "held_out": ""}  # of the wrong type: told later
+    assert typed_paths(odd, tmp_path) == odd
 
 
 def test_doctor_names_what_is_wrong(toy_book, monkeypatch):
@@ -151,6 +165,25 @@ def test_doctor_names_what_is_wrong(toy_book, monkeypatch):
 def test_zoo_refuses_unknown_names():
     refused(phantom("zoo", "train", "--model", "gpt2-x"), "nearest: 'gpt2-", "neox-s")
     refused(phantom("zoo", "train", "--model", "gpt2-s", "--device", "abacus"), "abacus")
+
+
+def test_zoo_weights_that_cannot_be_replaced_are_told_beforehand(tmp_path, monkeypatch):
+    from phantomlib.zoo import shipped
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(shipped, "WEIGHTS", tmp_path / "file" / "weights")
+    monkeypatch.setattr(shipped, "train", None)
+    refused(phantom("zoo", "train", "--model", "gpt2-s"), "weights")
+
+
+def test_what_the_system_refuses_is_one_message(monkeypatch):
+    from phantomlib import doctor
+
+    def full():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/somewhere")
+
+    monkeypatch.setattr(doctor, "findings", full)
+    refused(phantom("doctor"), "No space left on device '/somewhere'")
 
 
 def test_zoo_verify_fails_on_a_changed_file(monkeypatch):

@@ -10,12 +10,16 @@ import re
 import shutil
 from pathlib import Path
 
-from phantomlib.book.build import GENERATED, build_book, load_profile
-from phantomlib.book.jobs import find_root
+from phantomlib.book.build import build_book, check_todo, choose
+from phantomlib.book.plan import make_plan
+from phantomlib.book.project import GENERATED, Profile, find_root, load_profile
 from phantomlib.errors import BookError, ParameterError
-from phantomlib.measure.models import find, short_name
+from phantomlib.files import write_text
+from phantomlib.measure.inputs import FITTING
+from phantomlib.measure.models import short_name
 
 PROFILE = "own"
+MARKER = ".phantom-own-book"  # says that the folder is ours, and that its pages may be replaced
 COPIED = ("_toc.yml", "_config.yml", "book", "notebooks")
 LONGEST_NAME = 60  # characters
 
@@ -42,74 +46,73 @@ def build_own_book(
         held_out: a further model, for the chapter on blind prediction; without it, or with one model only, that chapter is left out.
         device, dtype: where and in which precision.
         profile: whose learning rates and numbers of steps to take.
-        output: the book's folder; ``books/NAMES`` in the repository if None.
+        output: the book's folder, new, empty or made by this function before; ``books/NAMES`` in the repository if None.
         only, jobs, root: as in :func:`phantomlib.book.build.build_book`.
 
     Returns:
         the page to open.
 
     Raises:
-        ParameterError, ModelError: a model is named twice or is not there; the folder holds something else.
+        PhantomError: a model is named twice, something given cannot be used, or the folder holds something else: before
+            anything is touched.
         BookError: see :func:`phantomlib.book.build.build_book`.
     """
     root = root or find_root()
-    for ref in [*models, *([held_out] if held_out else [])]:
-        find(ref)
     for ref in models:
         if models.count(ref) > 1 or ref == held_out:
             raise ParameterError(f"The model '{ref}' is given twice; give each once, and a held-out one only as such.")
     base = load_profile(root, profile)
-    names = [_name(ref) for ref in models]
-    output = Path(os.path.abspath(output or root / "books" / "+".join(names)[:LONGEST_NAME]))
-    _prepare(root, output)
     common = {
         "models": models,
-        "contexts": contexts if contexts.startswith("fitting:") else f"fitting:{contexts}",
+        "contexts": contexts if contexts.startswith(FITTING) else FITTING + contexts,
         "device": device,
         "dtype": dtype,
         "store": "runs",
-        "seed": base.common.get("seed", 0),
+        "seed": base.common.get("seed", "0"),
     }
     own = {number: {k: v for k, v in values.items() if k != "models"} for number, values in base.own.items()}
-    blind = bool(held_out) and len(models) > 1  # errors are calibrated on some models to predict another
     own.setdefault("07", {})["held_out"] = held_out
     own.setdefault("09", {})["charted"] = models[-1:]  # the boundary comes from the others
-    text = json.dumps({"common": common} | own, indent=2, ensure_ascii=False)  # JSON is YAML, and quotes the numbers
-    folder = output / "notebooks" / "profiles"
-    shutil.rmtree(folder)
-    folder.mkdir()
-    (folder / f"{PROFILE}.yaml").write_text(text, encoding="utf-8")
-    if not blind:
-        toc = output / "_toc.yml"
-        lines = toc.read_text(encoding="utf-8").splitlines(keepends=True)
-        toc.write_text("".join(line for line in lines if "/07_" not in line), encoding="utf-8")
-    _say_which(output / "book" / "intro.md", names, contexts, blind)
+    plan = make_plan(root, Profile(PROFILE, common, own))
+    choose(plan, root, only, 1 if jobs is None else jobs)
+    names = [re.sub(r"[^\w.-]", "-", short_name(ref)) for ref in models]
+    output = Path(os.path.abspath(output or root / "books" / "+".join(names)[:LONGEST_NAME]))
+    if output == root:
+        raise ParameterError(f"'{output}' is the repository itself; give another folder with --output.")
+    if output.exists() and not (output / MARKER).is_file() and (not output.is_dir() or any(output.iterdir())):
+        raise ParameterError(
+            f"'{output}' holds something that 'phantom book --models' did not make (it has no {MARKER}); give another "
+            "folder with --output."
+        )
+    check_todo(plan, root)
+    blind = bool(held_out) and len(models) > 1  # errors are calibrated on some models to predict another
+    try:
+        _copy_project(root, output)
+        text = json.dumps({"common": common} | own, indent=2, ensure_ascii=False)  # JSON is YAML
+        write_text(output / "notebooks" / "profiles" / f"{PROFILE}.yaml", text)
+        if not blind:
+            lines = (output / "_toc.yml").read_text(encoding="utf-8").splitlines(keepends=True)
+            write_text(output / "_toc.yml", "".join(line for line in lines if "/07_" not in line))
+        _say_which(output / "book" / "intro.md", names, contexts, blind)
+    except OSError as error:
+        reason = error.strerror or error
+        raise BookError(f"'{output}' cannot be written ({reason}). Give another folder with --output.") from None
     return build_book(PROFILE, only, jobs, output)
 
 
-def _name(ref: str) -> str:
-    return re.sub(r"[^\w.-]", "-", short_name(ref))
-
-
-def _prepare(root: Path, output: Path) -> None:
-    """Copy pages and notebooks; what was made from earlier copies stays."""
-    if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not (output / "_toc.yml").is_file())):
-        raise ParameterError(f"'{output}' holds something that is no book; give another folder with --output.")
-    if output == root:
-        raise ParameterError(f"'{output}' is the repository itself; give another folder with --output.")
-    try:
-        for name in COPIED:
-            source, target = root / name, output / name
-            if source.is_dir():
-                ignored = shutil.ignore_patterns(GENERATED.name, "__pycache__", "*.ipynb", ".ipynb_checkpoints")
-                shutil.copytree(source, target, ignore=ignored, dirs_exist_ok=True)
-            else:
-                output.mkdir(parents=True, exist_ok=True)
-                shutil.copy(source, target)
-    except OSError as error:
-        raise BookError(
-            f"'{output}' cannot be written ({error.strerror}). Give another folder with --output."
-        ) from None
+def _copy_project(root: Path, output: Path) -> None:
+    """Copy pages and notebooks, but no profile; what was made from earlier copies stays."""
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(
+        output / MARKER, "Made by 'phantom book --models', which replaces the pages and notebooks in this folder.\n"
+    )
+    ignored = shutil.ignore_patterns(GENERATED.name, "profiles", "__pycache__", "*.ipynb", ".ipynb_checkpoints")
+    for name in COPIED:
+        if (root / name).is_dir():
+            shutil.copytree(root / name, output / name, ignore=ignored, dirs_exist_ok=True)
+        else:
+            shutil.copy(root / name, output / name)
+    (output / "notebooks" / "profiles").mkdir(exist_ok=True)
 
 
 def _say_which(intro: Path, names: list[str], contexts: str, blind: bool) -> None:
@@ -125,4 +128,4 @@ def _say_which(intro: Path, names: list[str], contexts: str, blind: bool) -> Non
     )
     if not blind:
         note += " The chapter on blind prediction is left out: it needs a held-out model (`--held-out`) and two others."
-    intro.write_text(f"{title}\n\n:::{{note}}\n{note}\n:::\n{rest}", encoding="utf-8")
+    write_text(intro, f"{title}\n\n:::{{note}}\n{note}\n:::\n{rest}")

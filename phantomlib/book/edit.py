@@ -10,9 +10,8 @@ import time
 from itertools import groupby
 from pathlib import Path
 
-from phantomlib.book import parameters
-from phantomlib.book.build import GENERATED, load_profile
-from phantomlib.book.jobs import find_notebook, notebooks, read_notebook
+from phantomlib.book.plan import make_job
+from phantomlib.book.project import GENERATED, find_notebook, load_profile, notebooks, read_notebook
 from phantomlib.errors import BookError, ParameterError
 from phantomlib.files import write_text
 
@@ -96,8 +95,7 @@ def _as_ipynb(root: Path, source: Path, profile: str) -> str:
     from papermill.translators import PythonTranslator
 
     content = read_notebook(source)
-    values = load_profile(root, profile).values(source.stem[:2])
-    values = parameters.check_parameters(values, parameters.declared(content), source.stem)
+    values = make_job(root, source.stem, {}, profile=load_profile(root, profile)).parameters
     text = PythonTranslator.codify(values, comment=f"Profile {profile}, for this session only: not written back")
     injected = nbformat.v4.new_code_cell(text, metadata={"tags": [INJECTED]})
     places = [n for n, cell in enumerate(content.cells) if "parameters" in cell.metadata.get("tags", [])]

@@ -1,183 +1,131 @@
-"""Parameters of notebooks: read them from text and files, and check names and types before anything runs."""
+"""Parameters of notebooks: read as text from YAML, then fitted to the types that a notebook declares.
+
+YAML gives the structure only. What a scalar means, the declared type says: ``08`` is eight where a whole number is
+wanted, ``on`` and ``2026-01-01`` are text where text is. So nothing depends on the version of YAML.
+"""
 
 import ast
 import json
-import re
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from phantomlib.errors import BookError, ParameterError, did_you_mean
+from phantomlib.errors import BookError, ParameterError, did_you_mean, shown
+from phantomlib.measure.plain_yaml import parse_yaml, read_yaml
 
 
 @dataclass(frozen=True)
 class Declared:
     """One parameter as a notebook declares it in its ``parameters`` cell: ``name: type = default  # help``."""
 
-    name: str
     type: str
-    default: str
-    help: str
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with the scalars of YAML 1.2: ``1e-3`` is a number, ``on`` and ``2026-01-01`` are text, keys are unique."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                mark = node.value[index][0].start_mark
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", mark)
-        return super().construct_mapping(node, deep)
-
-    def construct_whole_number(self, node):
-        return int(node.value)  # YAML 1.1 reads 010 as octal and stumbles over 08
-
-
-_Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", r"~|null|Null|NULL|", "~nN"),
-    ("int", r"[-+]?[0-9]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", "-+0123456789."),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^({_pattern})$"), [*_first, ""])
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole_number)
+    default: object
 
 
 def parse_value(text: str):
-    """A value typed on the command line, read as YAML: ``3``, ``1e-4``, ``true``, ``'["zoo:gpt2-s"]'``, plain text."""
+    """A value typed on the command line: ``3``, ``1e-4``, ``true``, plain or quoted text, ``'["zoo:gpt2-s"]'``."""
     try:
-        return yaml.load(text, _Loader)
+        return parse_yaml(text, as_text=True) if text.startswith(("[", "{", '"', "'")) else text
     except yaml.YAMLError as error:
-        raise ParameterError(f"The value {text!r} is not valid YAML ({_reason(error)}). Quote or mend it.") from None
+        raise ParameterError(f"The value {shown(text)} is not valid YAML ({_reason(error)}). Mend it.") from None
 
 
 def load_mapping(path: Path) -> dict:
-    """A YAML file of parameters.
+    """A YAML file of parameters; every scalar is text.
 
     Raises:
         ParameterError: missing, not YAML, a name given twice, or not a mapping.
     """
     try:
-        mapping = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        mapping = read_yaml(path, as_text=True)
     except OSError as error:
         raise ParameterError(f"Cannot read '{path}' ({error.strerror}). Give a YAML file of parameters.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise ParameterError(f"'{path}' is not valid YAML ({_reason(error)}). Mend it and run again.") from None
-    if mapping is None:
-        return {}
-    if not isinstance(mapping, dict) or not all(isinstance(key, str) for key in mapping):
+    if mapping and not (isinstance(mapping, dict) and all(isinstance(name, str) for name in mapping)):
         raise ParameterError(f"'{path}' must be a YAML mapping of names to values, such as 'steps: 30'.")
-    return mapping
+    return mapping or {}
 
 
 def declared(notebook) -> dict[str, Declared]:
-    """The parameters of a notebook, as papermill finds them.
+    """The parameters of a notebook, by name.
 
     Args:
-        notebook: an ``nbformat`` notebook with one code cell tagged ``parameters``.
+        notebook: an ``nbformat`` notebook with one code cell tagged ``parameters``: lines ``name: type = value  # help``.
 
     Raises:
-        BookError: papermill overlooks a line of that cell, so that it could not be set.
+        BookError: that cell holds something else.
     """
-    from papermill.translators import papermill_translators
-
-    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
-    if not cells:
-        return {}
-    found = papermill_translators.find_translator("python3", "python").inspect(cells[0])
-    known = {p.name: Declared(p.name, p.inferred_type_name, p.default, p.help) for p in found}
-    for statement in ast.parse(cells[0].source).body:
-        targets = [statement.target] if isinstance(statement, ast.AnnAssign) else getattr(statement, "targets", [])
-        for target in targets:
-            if isinstance(target, ast.Name) and target.id not in known:
-                raise BookError(
-                    f"papermill cannot read the parameter '{target.id}'. Write it on "
-                    "one line `name: type = value  # help`, with a plain type and no '=' in the help."
-                )
+    cells = [cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+    known: dict[str, Declared] = {}
+    try:
+        for line in ast.parse("\n".join(cells[:1])).body:
+            match line:
+                case ast.AnnAssign(ast.Name(name), annotation, ast.expr() as value):
+                    kind = ast.unparse(annotation)
+                case ast.Assign([ast.Name(name)], value):
+                    kind = type(ast.literal_eval(value)).__name__
+                case _:
+                    raise ValueError
+            known[name] = Declared(kind, ast.literal_eval(value))
+    except (SyntaxError, ValueError):
+        place = f"after '{list(known)[-1]}'" if known else "at its start"
+        raise BookError(
+            f"The cell of parameters holds something else {place}. Write 'name: type = value  # help', with plain values."
+        ) from None
     return known
 
 
 def check_parameters(values: dict, known: dict[str, Declared], notebook: str) -> dict:
-    """Values in the declared types; whole numbers are accepted where a float is declared.
+    """Values in the declared types: text that says a number becomes it, whole numbers are accepted as floats.
 
     Raises:
-        ParameterError: a name the notebook does not have, or a value of another type.
+        ParameterError: a name the notebook does not have, or a value that does not fit its type; numbers must be finite.
     """
-    for name in values:
-        if name not in known:
-            raise ParameterError(
-                f"{notebook} has no parameter '{name}'{did_you_mean(name, known)}. "
-                f"Its parameters: {', '.join(known) or 'none'}."
-            )
     checked = {}
     for name, value in values.items():
-        kind = _annotation(known[name])
-        try:
-            checked[name] = _fit(value, kind)
-        except TypeError:
+        if name not in known:
             raise ParameterError(
-                f"{name} is {value!r}, but {notebook} needs {ast.unparse(kind) if kind else 'another type'} there "
-                f"(its default is {known[name].default}).{_hint(name, value, kind)}"
+                f"{notebook} has no parameter {shown(name)}{did_you_mean(name, known)}. "
+                f"Its parameters: {', '.join(known) or 'none'}."
+            )
+        try:
+            checked[name] = _fit(value, known[name].type)
+        except ValueError:
+            listed = known[name].type.startswith("list") and not isinstance(value, list | dict)
+            hint = f" Write a list, such as -p {name} {shown(f'[{value}]')}." if listed else ""
+            raise ParameterError(
+                f"{name} is {shown(value)}, but {notebook} needs {known[name].type} there "
+                f"(its default is {json.dumps(known[name].default)}).{hint}"
             ) from None
     return checked
 
 
-def from_text(name: str, text: str, known: dict[str, Declared]):
-    """A value typed on the command line; parameters that are text take it as it stands."""
-    if name in known and _is_text(_annotation(known[name])) and text[:1] not in "\"'":
-        return text
-    return parse_value(text)
+def _fit(value, kind: str):
+    """``value`` as pydantic reads it for the annotation ``kind``; ValueError if it does not fit."""
+    from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 
-
-def _annotation(parameter: Declared) -> ast.expr | None:
-    """The declared type; if none is written, that of the default."""
-    if parameter.type not in ("", "None"):
-        return ast.parse(parameter.type, mode="eval").body
+    number = BeforeValidator(_no_truth)
+    words = vars(typing) | {"int": typing.Annotated[int, number, Field(ge=-(2**63), lt=2**63)]}
+    words |= {"float": typing.Annotated[float, number]}
     try:
-        default = ast.literal_eval(parameter.default)
-    except (ValueError, SyntaxError):
-        return None
-    return None if default is None else ast.parse(type(default).__name__, mode="eval").body
+        annotation = eval(kind, words)
+    except (NameError, TypeError, SyntaxError):
+        raise BookError(
+            f"The type '{kind}' of a parameter is not known; write a plain one, such as list[float]."
+        ) from None
+    return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
 
 
-def _is_text(kind: ast.expr | None) -> bool:
-    return isinstance(kind, ast.Name) and kind.id == "str"
-
-
-_PLAIN = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}
-
-
-def _fit(value, kind: ast.expr | None):
-    """``value`` if it has type ``kind``; TypeError if not. Types the notebooks do not use are let through."""
-    if isinstance(kind, ast.Subscript) and isinstance(kind.value, ast.Name):
-        container, inner = kind.value.id, kind.slice
-        if container in ("list", "List"):
-            if not isinstance(value, list):
-                raise TypeError
-            return [_fit(item, inner) for item in value]
-        if container == "Optional":
-            return None if value is None else _fit(value, inner)
-        kind = ast.Name(container.lower())
-    wanted = _PLAIN.get(kind.id) if isinstance(kind, ast.Name) else None
-    if wanted is None:
-        return value
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise TypeError
+def _no_truth(value):
+    if isinstance(value, bool):
+        raise ValueError("true and false are no numbers")
     return value
 
 
-def _hint(name: str, value, kind: ast.expr | None) -> str:
-    if isinstance(kind, ast.Subscript) and not isinstance(value, list | dict):
-        return f" Write a list, such as -p {name} '{json.dumps([value])}'."
-    return ""
-
-
-def _reason(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return f"line {mark.line + 1}: {error.problem}" if mark else " ".join(str(error).split())
+def _reason(error: yaml.YAMLError) -> str:
+    placed = isinstance(error, yaml.MarkedYAMLError) and error.problem_mark
+    text = f"line {error.problem_mark.line + 1}: {error.problem}" if placed else " ".join(str(error).split())
+    return text[:200]

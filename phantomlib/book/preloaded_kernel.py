@@ -12,7 +12,7 @@ from multiprocessing.context import ForkServerProcess
 
 from jupyter_client.provisioning import LocalProvisioner
 
-ENVIRONMENT = {"JUPYTER_DEFAULT_PROVISIONER_NAME": "phantom-preloaded"}
+NAME = "phantom-preloaded"  # of the entry point
 PRELOAD = [
     "ipykernel.ipkernel",
     "ipykernel.kernelapp",
@@ -41,18 +41,19 @@ class _Kernel(ForkServerProcess):
         return self.exitcode
 
     def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
+        if self.pid:
+            os.kill(self.pid, number)
 
 
 class Preloaded(LocalProvisioner):
     """Starts a kernel by a fork."""
 
-    async def launch_kernel(self, cmd, *, env, cwd=None, **options):
+    async def launch_kernel(self, cmd, **options):
         multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
         arguments = cmd[cmd.index("ipykernel_launcher") + 1 :]
-        self.process = _Kernel(target=_serve, args=(arguments, dict(env), cwd or os.getcwd()))
-        self.process.start()
-        self.pid = self.process.pid
+        kernel = _Kernel(target=_serve, args=(arguments, dict(options["env"]), options.get("cwd") or os.getcwd()))
+        kernel.start()
+        self.process, self.pid = kernel, kernel.pid  # type: ignore[assignment]
         return self.connection_info
 
 
@@ -67,5 +68,6 @@ def _serve(arguments: list[str], environment: dict[str, str], folder: str) -> No
 
 
 def _end_with_caller() -> None:
-    multiprocessing.parent_process().join()
+    if caller := multiprocessing.parent_process():
+        caller.join()
     os._exit(1)

@@ -39,13 +39,17 @@ def reached(notebook: Path | str) -> tuple[str, ...]:
     return tuple(sorted(_modules(notebook)))
 
 
-def key(notebook: Path | str) -> str:
+def key(notebook: Path | str, without: str = "") -> str:
     """Hash of a notebook's code cells and of all that they reach: 64 hex digits.
 
-    Arguments and errors as in :func:`reached`.
+    Args:
+        notebook: as in :func:`reached`, with the same errors.
+        without: leave out modules of this package, such as ``phantomlib.figures``, which decides what is drawn but not
+            what is recorded.
     """
     text, _ = _opened(notebook)
-    return digest([_code(text), {name: module_key(path) for name, path in sorted(_modules(notebook).items())}])
+    found = {n: p for n, p in sorted(_modules(notebook).items()) if not (without and f"{n}.".startswith(f"{without}."))}
+    return digest([_code(text), {name: module_key(path) for name, path in found.items()}])
 
 
 def module_key(path: Path) -> str:

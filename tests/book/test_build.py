@@ -1,6 +1,5 @@
-"""The runner and the builder, on a toy book; the real book's configuration; the real book in the smoke profile."""
+"""The builder, on a toy book; the real book's configuration; the real book in the smoke profile."""
 
-import contextlib
 import json
 import os
 import re
@@ -13,139 +12,24 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from phantomlib.book import build, jobs
-from phantomlib.book.parameters import parse_value
-from phantomlib.book.worker import Worker, execute, run_notebook
-from phantomlib.errors import BookError, ContextError, ParameterError
+from phantomlib.book import build
+from phantomlib.book.project import notebooks, pages_to_generate
+from phantomlib.cli import app
+from phantomlib.errors import BookError, ContextError, ModelError, ParameterError
 
 ROOT = Path(__file__).parents[2]
-
-
-# ------------------------------------------------------------------------------------------- parameters
-
-
-@pytest.mark.parametrize(
-    "text, value",
-    [
-        ("3", 3),
-        ("08", 8),
-        ("1e-4", 1e-4),
-        (".5", 0.5),
-        ("-2.", -2.0),
-        ("true", True),
-        ("on", "on"),
-        ("2026-01-01", "2026-01-01"),
-        ("1:30", "1:30"),
-        ("zoo:gpt2-s", "zoo:gpt2-s"),
-        ('["a", 1e-3]', ["a", 1e-3]),
-        ("", None),
-    ],
-)
-def test_values_typed_by_a_user(text, value):
-    found = parse_value(text)
-    assert found == value and type(found) is type(value)
-
-
-def test_a_parameter_papermill_overlooks_is_an_error(toy_book):
-    path = toy_book / "notebooks/01_toy.py"
-    path.write_text(path.read_text().replace("# how many", "# how many, steps = budget"))
-    with pytest.raises(BookError, match="'steps'"):
-        run_notebook("01", {}, toy_book / "out.ipynb", root=toy_book)
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda path: path.stem)
-def test_every_notebook_declares_the_common_parameters(path):
-    from phantomlib.book.parameters import declared
-
-    known = declared(jobs.read_notebook(path))
-    wanted = {"models": "list[str]", "contexts": "str", "device": "str", "dtype": "str", "store": "str", "seed": "int"}
-    assert wanted.items() <= {name: p.type for name, p in known.items()}.items()
-    assert all(p.help for p in known.values()), "every parameter needs its comment"
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks/profiles").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_profile_fits_the_notebooks(path):
-    assert build.make_plan(ROOT, build.load_profile(ROOT, path.stem))
-
-
-# ------------------------------------------------------------------------------------------- one notebook
-
-
-def test_a_run_gives_the_same_file_twice(toy_book):
-    first = run_notebook("01", {"steps": 4}, toy_book / "a/01.ipynb", root=toy_book).read_bytes()
-    reports = []
-    second = run_notebook(
-        "01", {"steps": 4}, toy_book / "b/01.ipynb", root=toy_book, on_progress=reports.append
-    ).read_bytes()
-    assert first == second
-    content = json.loads(first)
-    assert content["metadata"]["kernelspec"]["name"] == "python3"
-    tags = [cell["metadata"].get("tags", []) for cell in content["cells"]]
-    assert ["hide-input", "injected-parameters"] in tags and ["hide-input", "parameters"] in tags
-    assert reports and {"cell", "of", "heading"} <= set(reports[-1])
-
-
-def test_a_failed_notebook_is_kept_and_named(toy_book):
-    with pytest.raises(BookError, match="ZeroDivisionError: division by zero") as caught:
-        run_notebook("01", {"label": "bug"}, toy_book / "01_toy.ipynb", root=toy_book)
-    assert str(toy_book / "01_toy.failed.ipynb") in str(caught.value)
-    assert "Traceback" not in str(caught.value)
-    assert not (toy_book / "01_toy.ipynb").exists() and not (toy_book / "01_toy.partial.ipynb").exists()
-    assert '"text/plain"' in (toy_book / "01_toy.failed.ipynb").read_text()  # what it did before it failed
-    run_notebook("01", {}, toy_book / "01_toy.ipynb", root=toy_book)
-    assert not (toy_book / "01_toy.failed.ipynb").exists()
-
-
-def test_an_error_on_purpose_keeps_its_kind_and_leaves_nothing(toy_book):
-    with pytest.raises(ContextError, match=r"^The word is two tokens. Choose another.$"):
-        run_notebook("01", {"label": "purposely"}, toy_book / "01_toy.ipynb", root=toy_book)
-    assert not list(toy_book.glob("*.ipynb"))
-
-
-def test_a_dead_kernel_is_reported(toy_book):
-    with pytest.raises(BookError, match="kernel died"):
-        run_notebook("01", {"label": "kill"}, toy_book / "01_toy.ipynb", root=toy_book)
-    assert (toy_book / "01_toy.failed.ipynb").exists()
-
-
-def test_forked_kernels_do_what_fresh_ones_do(toy_book, tmp_path):
-    values = build.load_profile(ROOT, "smoke").values("03") | {"store": str(tmp_path / "runs")}
-    source = jobs.find_notebook(ROOT, "03")
-    plain, *forked = [
-        jobs.Job(source, tmp_path / f"{place}/03.ipynb", ROOT, values) for place in ("plain", "first", "second")
-    ]
-    execute(plain)
-    killing = jobs.Job(toy_book / "notebooks/01_toy.py", toy_book / "01_toy.ipynb", toy_book, {"label": "kill"})
-    with contextlib.closing(Worker(ROOT, preload=True)) as worker:
-        for job in forked:
-            worker.execute(job)
-        with pytest.raises(BookError, match="kernel died"):
-            worker.execute(killing)
-    shown = [[cell.get("outputs") for cell in json.loads(job.output.read_text())["cells"]] for job in (plain, *forked)]
-    assert "image/svg+xml" in json.dumps(shown[0]) and "download=" in json.dumps(shown[0])
-    assert shown[0] == shown[1] == shown[2]
-
-
-def test_an_output_that_cannot_be_written(toy_book):
-    with pytest.raises(BookError, match="is a folder"):
-        run_notebook("01", {}, toy_book, root=toy_book)
-    (toy_book / "file").touch()
-    with pytest.raises(BookError, match="Cannot write"):
-        run_notebook("01", {}, toy_book / "file/01.ipynb", root=toy_book)
 
 
 # ------------------------------------------------------------------------------------------- a book
 
 
-@pytest.fixture(autouse=True)
-def unchanging_package(monkeypatch):
-    """Someone may edit the package while the tests run; that is not what they are about."""
-    monkeypatch.setattr(build, "hash_package", lambda: "package")
-
-
 def test_a_book_is_built_and_reused(toy_book, capsys):
     index = build.build_book(root=toy_book)
+    said = capsys.readouterr().out
+    pages = len(list((toy_book / "_build/html").rglob("*.html")))
+    assert f"Written: 2 of 2 notebooks to '{toy_book / 'book/generated'}', {pages} pages" in said
     assert index == toy_book / "_build/html/index.html" and index.is_file()
     generated = toy_book / "book/generated"
     order = [json.loads((generated / f"{name}.ipynb").read_text()) for name in ("01_toy", "02_after")]
@@ -157,32 +41,10 @@ def test_a_book_is_built_and_reused(toy_book, capsys):
     (toy_book / "_build/html/stale.html").touch()
     capsys.readouterr()
     build.build_book(root=toy_book)
-    assert "up to date" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "up to date" in said and "Written: 0 of 2 notebooks" in said
     assert stamps == [os.stat(generated / f"{name}.ipynb").st_mtime_ns for name in ("01_toy", "02_after")]
     assert not (toy_book / "_build/html/stale.html").exists()
-
-
-def test_what_makes_a_notebook_run_again(toy_book):
-    def keys():
-        return {job.name: job.key for job in build.make_plan(toy_book, build.load_profile(toy_book, "zoo"))}
-
-    before = keys()
-    assert keys() == before
-    source = toy_book / "notebooks/01_toy.py"
-    source.write_text(source.read_text() + "\n# %%\n1\n")
-    changed = keys()
-    # the second comes after all others, so it is made again with them
-    assert changed["01_toy"] != before["01_toy"] and changed["02_after"] != before["02_after"]
-    (toy_book / "notebooks/profiles/zoo.yaml").write_text('"01": {steps: 6}')
-    assert keys()["01_toy"] != changed["01_toy"]
-
-
-def test_contexts_files_count_by_content(toy_book):
-    source = toy_book / "notebooks/01_toy.py"
-    (toy_book / "mine.yaml").write_text("one")
-    first = build.hash_inputs(source, {"contexts": "mine.yaml"}, "zoo", "", toy_book)
-    (toy_book / "mine.yaml").write_text("two")
-    assert build.hash_inputs(source, {"contexts": "mine.yaml"}, "zoo", "", toy_book) != first
 
 
 def test_missing_failed_and_mixed_notebooks_are_not_built(toy_book, monkeypatch):
@@ -200,6 +62,78 @@ def test_missing_failed_and_mixed_notebooks_are_not_built(toy_book, monkeypatch)
     build.build_book(root=toy_book)
     with pytest.raises(BookError, match="run with profile 'zoo'"):
         build.build_book("other", only="01", root=toy_book)
+
+
+WITH_MODELS = """\
+# %% tags=["parameters"]
+models: list[str] = ["zoo:gpt2-s"]  # models
+contexts: str = "default"  # contexts
+device: str = "cpu"  # device
+dtype: str = "float32"  # precision
+
+# %%
+if contexts == "unusable":
+    from phantomlib.errors import ContextError
+    raise ContextError("None of the contexts fits.")
+1
+"""
+
+
+def with_models(root, count):
+    """A toy book whose notebooks have the common parameters."""
+    contents = "format: jb-book\nroot: book/intro\nchapters:\n"
+    for number in range(1, count + 1):
+        name = f"{number:02d}_toy"
+        (root / f"notebooks/{name}.py").write_text(f"# %% [markdown]\n# # Toy {number}\n\n{WITH_MODELS}")
+        contents += f"  - file: book/generated/{name}\n"
+    (root / "_toc.yml").write_text(contents)
+    return root
+
+
+@pytest.mark.parametrize(
+    "values, kind, words",
+    [
+        ("contexts: nowhere.yaml", ContextError, "nowhere.yaml"),
+        ("contexts: fitting:nowhere.yaml", ContextError, "nowhere.yaml"),
+        ("models: [zoo:gpt2-q]", ModelError, "gpt2-q"),
+        ("device: abacus", ParameterError, "abacus"),
+        ("dtype: float16", ParameterError, "float16"),
+    ],
+)
+def test_what_every_notebook_would_refuse_is_refused_before_they_start(toy_book, monkeypatch, values, kind, words):
+    root = with_models(toy_book, 4)
+    (root / "notebooks/profiles/bad.yaml").write_text(f"common: {{{values}}}")
+    monkeypatch.setattr(build, "Worker", None)
+    before = sorted(root.rglob("*"))
+    with pytest.raises(kind, match=words):
+        build.build_book("bad", root=root)
+    assert sorted(root.rglob("*")) == before
+
+
+def test_what_two_notebooks_refuse_the_others_are_spared(toy_book, monkeypatch, capsys):
+    monkeypatch.setattr(build, "check_todo", lambda todo, root: None)
+    root = with_models(toy_book, 5)
+    (root / "notebooks/profiles/bad.yaml").write_text("common: {contexts: unusable}")
+    with pytest.raises(ContextError, match="^None of the contexts fits.$"):
+        build.build_book("bad", jobs=1, root=root)
+    assert capsys.readouterr().err.count("failed after") == 2
+
+
+def test_notebooks_that_wait_for_each_other(toy_book):
+    for name, other in (("01_toy", "02"), ("02_after", "01")):
+        path = toy_book / f"notebooks/{name}.py"
+        text = path.read_text().split("# ---\n\n")[-1]
+        path.write_text(f'# ---\n# jupyter:\n#   phantom:\n#     after: ["{other}"]\n# ---\n\n{text}')
+    with pytest.raises(BookError, match="wait for each other"):
+        build.build_book(root=toy_book)
+
+
+def test_a_checkout_that_cannot_be_written(toy_book, monkeypatch):
+    (toy_book / "book/generated").touch()  # a file where the folder is wanted: even root cannot write below it
+    monkeypatch.chdir(toy_book)
+    result = CliRunner().invoke(app, ["book"])
+    assert result.exit_code == 1 and "book/generated" in result.stderr and "Traceback" not in result.output
+    assert result.stderr.startswith("error: ") and isinstance(result.exception, SystemExit)
 
 
 def test_warnings_are_errors(toy_book):
@@ -261,16 +195,12 @@ def _points_to(link: Path, folder: Path) -> bool:
         return False
 
 
-def test_durations():
-    assert [build.duration(s) for s in (7.6, 125, 4200)] == ["8 s", "2 min 05 s", "1 h 10 min"]
-
-
 # ------------------------------------------------------------------------------------------- the real book
 
 
 def test_every_page_of_the_contents_exists():
-    generated = build.pages_to_generate(ROOT)
-    assert set(generated) <= {path.stem for path in jobs.notebooks(ROOT).values()}
+    generated = pages_to_generate(ROOT)
+    assert set(generated) <= {path.stem for path in notebooks(ROOT).values()}
     listed = re.findall(r"(?:file|root): (\S+)", (ROOT / "_toc.yml").read_text())
     for page in listed:
         assert (ROOT / f"{page}.md").is_file() or Path(page).name in generated, page
@@ -341,7 +271,7 @@ def test_the_smoke_book(tmp_path):
     assert not outside
     definitions = (site / "book/definitions.html").read_text()
     assert "mathjax/tex-chtml.js" in definitions and (site / "_static/mathjax/tex-chtml.js").is_file()
-    for name in build.pages_to_generate(copy):
+    for name in pages_to_generate(copy):
         page = (site / f"book/generated/{name}.html").read_text()
         assert "How this was made" in page and "phantom run" in page, name
         assert not re.search(r"<img(?![^>]*\balt=\"[^\"]+\")[^>]*>", page), f"{name}: an image without alt text"

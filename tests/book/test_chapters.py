@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from phantomlib.book.jobs import find_root, notebooks, read_notebook
+from phantomlib.book.project import find_root, notebooks, read_notebook
 
 ROOT = find_root()
 CHAPTERS = sorted(notebooks(ROOT).items())

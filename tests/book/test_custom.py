@@ -1,12 +1,17 @@
 """A book for other models: its own folder, its own profile, the repository's book untouched."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from phantomlib.book import build, custom
-from phantomlib.errors import ModelError, ParameterError
+from phantomlib.book.plan import make_plan
+from phantomlib.book.project import load_profile, pages_to_generate
+from phantomlib.cli import app
+from phantomlib.errors import BookError, ContextError, ModelError, ParameterError
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,14 +43,14 @@ def test_a_folder_with_everything_a_book_needs(tmp_path, built):
     assert profile["07"]["held_out"] == "zoo:llama-s"
     assert all("models" not in values for number, values in profile.items() if number != "common")
     assert "`gpt2-m`" in (output / "book/intro.md").read_text()
-    plan = build.make_plan(output, build.load_profile(output, "own"))  # every notebook takes what the profile gives
-    assert len(plan) == len(build.pages_to_generate(ROOT))
+    plan = make_plan(output, load_profile(output, "own"))  # every notebook takes what the profile gives
+    assert len(plan) == len(pages_to_generate(ROOT))
 
 
 @pytest.mark.parametrize("models, held_out", [(["zoo:gpt2-s"], "zoo:llama-s"), (["zoo:gpt2-s", "zoo:neox-s"], "")])
 def test_without_what_a_blind_prediction_needs_its_chapter_is_left_out(models, held_out, tmp_path, built):
     custom.build_own_book(models, held_out=held_out, output=tmp_path, root=ROOT)
-    left = [job.name for job in build.make_plan(tmp_path, build.load_profile(tmp_path, "own"))]
+    left = [job.name for job in make_plan(tmp_path, load_profile(tmp_path, "own"))]
     assert "06_dimensionless_numbers" in left and "07_blind_prediction" not in left
     assert "is left out" in (tmp_path / "book/intro.md").read_text()
 
@@ -60,7 +65,7 @@ def test_what_is_refused(tmp_path, built):
     occupied = tmp_path / "occupied"
     occupied.mkdir()
     (occupied / "thesis.txt").write_text("mine")
-    with pytest.raises(ParameterError, match="holds something that is no book"):
+    with pytest.raises(ParameterError, match="did not make"):
         custom.build_own_book(["zoo:gpt2-s"], output=occupied, root=ROOT)
     assert [path.name for path in occupied.iterdir()] == ["thesis.txt"]
     with pytest.raises(ParameterError, match="given twice"):
@@ -72,3 +77,62 @@ def test_what_is_refused(tmp_path, built):
     with pytest.raises(ParameterError, match="repository itself"):
         custom.build_own_book(["zoo:gpt2-s"], output=ROOT, root=ROOT)
     assert not (tmp_path / "a").exists() and built == []
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("what", ["a book of someone else", "a copy of the repository", "a file"])
+def test_what_others_made_is_not_touched(what, tmp_path, toy_book, built):
+    output = tmp_path / "theirs"
+    if what == "a file":
+        output.write_text("mine")
+    else:
+        shutil.copytree(toy_book, output, ignore=shutil.ignore_patterns("theirs"))
+    before = files(tmp_path)
+    with pytest.raises(ParameterError, match="theirs' holds something .* --output"):
+        custom.build_own_book(["zoo:gpt2-s"], output=output, root=ROOT)
+    assert files(tmp_path) == before and built == []
+
+
+REFUSED = {
+    "no such model": ({"models": ["zoo:gpt2-q"]}, ModelError),
+    "no such folder": ({"models": ["./nowhere"]}, ModelError),
+    "no such held-out model": ({"held_out": "zoo:llama-q"}, ModelError),
+    "no such contexts": ({"contexts": "nowhere.yaml"}, ContextError),
+    "contexts that are none": ({"contexts": str(ROOT / "_toc.yml")}, ContextError),
+    "no such device": ({"device": "abacus"}, ParameterError),
+    "no such precision": ({"dtype": "float16"}, ParameterError),
+    "no such profile": ({"profile": "zooo"}, ParameterError),
+    "no such notebook": ({"only": "77"}, ParameterError),
+    "no jobs": ({"jobs": 0}, ParameterError),
+}
+
+
+@pytest.mark.parametrize("options, kind", REFUSED.values(), ids=REFUSED)
+def test_everything_is_checked_before_anything_is_touched(options, kind, tmp_path, built):
+    first = {"models": ["zoo:gpt2-s"], "output": tmp_path / "mine", "root": ROOT}
+    custom.build_own_book(**first)
+    before = files(tmp_path)
+    with pytest.raises(kind):
+        custom.build_own_book(**(first | options))
+    assert files(tmp_path) == before and len(built) == 1
+    with pytest.raises(kind):
+        custom.build_own_book(**(first | options | {"output": tmp_path / "new"}))
+    assert not (tmp_path / "new").exists() and len(built) == 1
+
+
+def test_a_contexts_file_that_is_missing_is_refused_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(build, "Worker", None)  # no notebook is started
+    command = ["book", "--models", "zoo:gpt2-s", "--contexts", "nowhere.yaml", "--output", "mine"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1 and result.stderr.count("nowhere.yaml") == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, built):
+    (tmp_path / "file").touch()
+    with pytest.raises(BookError, match="cannot be written .* --output"):
+        custom.build_own_book(["zoo:gpt2-s"], output=tmp_path / "file" / "mine", root=ROOT)
+    assert built == []

@@ -1,0 +1,58 @@
+"""A project on disk: where it is, its notebooks, profiles and pages."""
+
+from pathlib import Path
+
+import pytest
+
+from phantomlib.book.plan import make_plan
+from phantomlib.book.project import find_notebook, find_root, load_profile, notebooks, pages_to_generate
+from phantomlib.errors import ParameterError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks/profiles").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_profile_fits_the_notebooks(path):
+    assert make_plan(ROOT, load_profile(ROOT, path.stem))
+
+
+def test_the_root_is_found_from_below(toy_book):
+    below = toy_book / "notebooks/profiles"
+    assert find_root(below) == find_root(toy_book) == toy_book
+
+
+@pytest.mark.parametrize("name", [1, "1", "01", "001", "01_toy", "notebooks/01_toy.py"])
+def test_names_of_a_notebook(toy_book, name):
+    assert find_notebook(toy_book, name) == toy_book / "notebooks/01_toy.py"
+
+
+@pytest.mark.parametrize("name", ["", "0", "77", "9" * 5000, "x" * 5000, "01_tox/../..", "٣"])
+def test_names_of_none(toy_book, name):
+    with pytest.raises(ParameterError, match="There is no notebook") as caught:
+        find_notebook(toy_book, name)
+    assert len(str(caught.value)) < 500 + len(str(toy_book))
+
+
+@pytest.mark.parametrize(
+    "form", ["- file: {}", "- file: '{}'", '- file: "{}"', "-   file:  {}", "root: {}", "- file: {}.ipynb"]
+)
+def test_pages_of_the_contents(toy_book, form):
+    text = (
+        (toy_book / "_toc.yml")
+        .read_text()
+        .replace("- file: book/generated/01_toy", form.format("book/generated/01_toy"))
+    )
+    (toy_book / "_toc.yml").write_text(text)
+    assert set(pages_to_generate(toy_book)) == {"01_toy", "02_after"}
+
+
+def test_notebooks_in_order(toy_book):
+    (toy_book / "notebooks/00_first.py").touch()
+    (toy_book / "notebooks/helper.py").touch()
+    assert list(notebooks(toy_book)) == ["00", "01", "02"]
+
+
+def test_numbers_of_sections_need_no_quotes(toy_book):
+    (toy_book / "notebooks/profiles/mine.yaml").write_text("common: {label: x}\n01: {steps: 7}\n02:\n")
+    profile = load_profile(toy_book, "mine")
+    assert profile.values("01") == {"label": "x", "steps": "7"} and profile.values("02") == {"label": "x"}

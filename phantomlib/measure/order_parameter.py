@@ -69,11 +69,12 @@ def row_norms(E: Tensor) -> Tensor:
     """
     norms = E.norm(dim=-1)
     lowest, highest = torch.finfo(E.dtype).tiny ** 0.25, torch.finfo(E.dtype).max ** 0.25
+    if not E.is_cuda:  # there, to ask would be to wait
+        least, largest = torch.aminmax(norms)
+        if least > lowest and largest < highest:
+            return norms
     odd = ~((norms > lowest) & (norms < highest))
-    if E.is_cuda:  # to ask whether there are any would be to wait
-        return torch.where(odd, torch.linalg.vector_norm(E, dim=-1, dtype=torch.float64).to(E.dtype), norms)
-    norms[odd] = E[odd].double().norm(dim=-1).to(E.dtype)
-    return norms
+    return torch.where(odd, torch.linalg.vector_norm(E, dim=-1, dtype=torch.float64).to(E.dtype), norms)
 
 
 def overlaps(E: Tensor, ids: Tensor) -> Tensor:

@@ -305,7 +305,8 @@ def test_a_check_that_would_never_end_is_refused_before_it_starts(tmp_path, monk
         with monkeypatch.context() as roomy:
             if steps < 10**9:
                 roomy.setattr(
-                    "phantomlib.measure.bounds.psutil.virtual_memory", lambda: SimpleNamespace(available=10**15)
+                    "phantomlib.measure.bounds.psutil.virtual_memory",
+                    lambda: SimpleNamespace(available=10**15, total=10**15),
                 )
             with pytest.raises(ParameterError, match=words):
                 check_diagnosis(plain, context, recipe, found, Store(tmp_path))

@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 import tiny
@@ -427,16 +426,16 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(tmp_path):
     """A port that takes connections and says nothing: the answer comes after the client's patience, not its retries."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         code = (
-            "import sys\nfrom phantomlib.errors import ModelError\nfrom phantomlib.measure.models import load\n"
-            "try:\n    load('nobody/nothing')\nexcept ModelError as error:\n    print(error)"
+            "import time, transformers\nfrom phantomlib.errors import ModelError\n"
+            "from phantomlib.measure.models import load\nstarted = time.perf_counter()\n"
+            "try:\n    load('nobody/nothing')\n"
+            "except ModelError as error:\n    print(time.perf_counter() - started, error)"
         )
         environment = os.environ | {
             "HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)
         }  # fmt: skip
-        started = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=200
         )
-        seconds = time.perf_counter() - started
     assert "no connection to the hub" in done.stdout, done.stderr
-    assert seconds < 5 + 15  # the client's patience, and the start of Python and torch on a busy machine
+    assert float(done.stdout.split()[0]) < 15  # the client's patience of 5 seconds, on a busy machine

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -329,3 +330,11 @@ def test_impossible_steps_are_refused(steps, tmp_path):
     with pytest.raises(ParameterError, match="steps"):
         shipped.train("gpt2-s", out=tmp_path, steps=steps)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_licence_of_the_weights_lies_beside_them():
+    licence = (shipped.WEIGHTS / "LICENSE.txt").read_text(encoding="utf-8")
+    repository = Path(__file__).parents[2]
+    assert licence.endswith((repository / "LICENSE").read_text(encoding="utf-8")) and "generates" in licence
+    readme = " ".join((repository / "README.md").read_text(encoding="utf-8").split())
+    assert "MIT licence; it holds for the shipped weights as well" in readme

@@ -38,10 +38,9 @@ store: str = "runs"  # folder of finished runs
 seed: int = 0  # base seed
 
 # %%
-import pandas as pd
 from IPython.display import Markdown
 
-from phantomlib.book import evidence, jobs, markup, notebook
+from phantomlib.book import evidence, ledger_page, markup, notebook
 from phantomlib.ledger import claims
 
 nb = notebook.start("10_ledger", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
@@ -58,78 +57,15 @@ runs = [list(verdict.measurement.runs) for verdict in decisive if verdict.measur
 # each has a row.
 
 # %%
-root = jobs.find_root()
-contents, chapters = (root / "_toc.yml").read_text(encoding="utf-8"), jobs.notebooks(root)
-
-
-def chapter(claim):
-    """Address of the chapter that tests a claim; None if this book has no such chapter."""
-    name = chapters[claim.notebook].stem if claim.notebook in chapters else ""
-    return f"/book/generated/{name}.ipynb" if name and f"/{name}" in contents else None
-
-
-def criterion_rows(verdict, other):
-    claim, linked = verdict.claim, chapter(verdict.claim)
-    for number, criterion in enumerate(claim.criteria):
-        sign = "≥" if criterion.direction == "at least" else "≤"
-        yield {
-            "claim": "" if number else f"[{claim.id}]({linked})" if linked else claim.id,
-            "statement": "" if number else markup.with_symbols(claim.statement),
-            "figure": "" if number or not linked else f"[figure](#{claim.figure})",
-            "measured": value_of(verdict, criterion),
-            "needed": f"{sign} {criterion.threshold:g}",
-            "verdict": "" if number else f"**{verdict.status}**",
-            "under SGD": value_of(other, criterion) + ("" if number else f": {other.status}"),
-        }
-
-
-def value_of(verdict, criterion):
-    measured = verdict.measurement.values.get(criterion.name) if verdict.measurement else None
-    return "–" if measured is None else f"{measured:.3g}"
-
-
-# %%
-nb.table(pd.DataFrame(row for pair in pairs for row in criterion_rows(*pair)), runs=runs)
-
-# %%
-MARKS = {claims.REPRODUCED: "✓", claims.NOT_REPRODUCED: "✗"}
-
-
-def in_one_line(verdict, other):
-    claim, linked = verdict.claim, chapter(verdict.claim)
-    name = f"[{claim.id}]({linked})" if linked else claim.id
-    style = verdict.status.replace(" ", "-")
-    mark = f'<span class="verdict {style}">{MARKS.get(verdict.status, "–")} {verdict.status}</span>'
-    elsewhere = "" if other.status == verdict.status else f" (under SGD: {other.status})"
-    return f"- {name} {markup.with_symbols(claim.statement)} {mark}{elsewhere}"
-
-
-nb.glue("ledger", Markdown("\n".join(in_one_line(*pair) for pair in pairs)))  # the first page shows it
+nb.table(ledger_page.verdict_table(pairs), runs=runs)
 
 # %% [markdown]
-# The first page says in three sentences what matters most, with the numbers of this ledger.
+# The first page shows one line for each claim, and says in three sentences what matters most, with the numbers of
+# this ledger.
 
 # %%
-values = {(v.claim.id, v.optimizer): v.measurement.values for pair in pairs for v in pair if v.measurement}
-adam, sgd = ({claim: found for (claim, by), found in values.items() if by == optimizer} for optimizer in ("adam", "sgd"))
-sentences = []
-if "C1" in adam:
-    sentences += [
-        f"On every architecture, at least {adam['C1']['fewest_silent_contexts']:.0f} of {len(nb.contexts)} sentences "
-        "fail silently at some ordinary learning rate: the loss falls at every step, and the word never comes first."
-    ]
-if "C10" in adam and "C10" in sgd:
-    sentences += [
-        "Whether a run learns the word is known before step 1: the critical learning rate of an architecture that had "
-        f"been left out was predicted blindly to {adam['C10']['blind_error']:.1%} under Adam and to "
-        f"{sgd['C10']['blind_error']:.2%} under SGD."
-    ]
-if "C8" in adam:
-    sentences += [
-        "Measured in the units that step 0 gives, the critical learning rates of the architectures agree to "
-        f"{adam['C8']['coefficient_of_variation']:.1%} (coefficient of variation, Adam)."
-    ]
-nb.glue("headline", Markdown(" ".join(sentences) or "The runs behind this book do not suffice for a summary."))
+nb.glue("ledger", Markdown(ledger_page.miniature(pairs)))
+nb.glue("headline", Markdown(ledger_page.headline(pairs, len(nb.contexts))))
 
 # %% tags=["hide-input"]
 count = {status: sum(verdict.status == status for verdict in decisive) for status in claims.STATUSES}
@@ -145,12 +81,12 @@ nb.answer(
 # %% [markdown]
 # ## Claims of our own
 #
-# These are not the paper's. They say what we expected of [a loss that looks at the competitor](15_cure.ipynb), and were
-# written down before its runs like the others. Here “reproduced” means that the expectation was met.
+# These are not the paper's. They say what we expected of [a loss that looks at the competitor](15_cure.ipynb), and
+# were written down before its runs like the others. Here “reproduced” means that the expectation was met.
 
 # %%
 nb.table(
-    pd.DataFrame(row for pair in ours for row in criterion_rows(*pair)),
+    ledger_page.verdict_table(ours),
     runs=[list(verdict.measurement.runs) for verdict, _ in ours if verdict.measurement],
 )
 

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 import yaml
 
 from phantomlib.errors import ParameterError
@@ -253,42 +252,3 @@ def verdict_as_dict(verdict: Verdict) -> dict:
         "figure": verdict.claim.figure,
         "changes": verdict.claim.changes,
     }
-
-
-def ledger_table(pairs: list[tuple[Verdict, Verdict]]) -> pd.DataFrame:
-    """The ledger as a table: one row per claim and criterion; the claim, what was measured, the threshold, the verdicts."""
-    rows = []
-    for decisive, other in pairs:
-        measured, shown = (v.measurement.values if v.measurement else {} for v in (decisive, other))
-        for i, criterion in enumerate(decisive.claim.criteria):
-            sign = "≥" if criterion.direction == "at least" else "≤"
-            rows.append(
-                {
-                    "claim": decisive.claim.id if i == 0 else "",
-                    "measured quantity": criterion.name.replace("_", " "),
-                    f"measured ({decisive.optimizer})": _number(measured.get(criterion.name)),
-                    "needed": f"{sign} {criterion.threshold:g}",
-                    "unit": criterion.unit,
-                    "verdict": decisive.status if i == 0 else "",
-                    f"measured ({other.optimizer})": _number(shown.get(criterion.name)),
-                    f"verdict ({other.optimizer})": other.status if i == 0 else "",
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-def ledger_summary(pairs: list[tuple[Verdict, Verdict]]) -> pd.DataFrame:
-    """The ledger in miniature: one row per claim with its statement and both verdicts."""
-    return pd.DataFrame(
-        {
-            "claim": decisive.claim.id,
-            "statement": decisive.claim.statement,
-            f"verdict ({decisive.optimizer} decides)": decisive.status,
-            f"under {other.optimizer}": other.status,
-        }
-        for decisive, other in pairs
-    )
-
-
-def _number(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.3g}"

@@ -1,0 +1,90 @@
+"""How the ledger is written on pages: the table of all values, one line for each claim, the sentences of the first page."""
+
+import pandas as pd
+
+from phantomlib.book.jobs import find_root, notebooks
+from phantomlib.book.markup import with_symbols
+from phantomlib.ledger.claims import NOT_REPRODUCED, REPRODUCED, Claim, Criterion, Verdict
+
+LABELS = {"adam": "Adam", "sgd": "SGD"}
+MARKS = {REPRODUCED: "✓", NOT_REPRODUCED: "✗"}
+
+Pair = tuple[Verdict, Verdict]  # under the optimiser that decides, and under the other
+
+
+def verdict_table(pairs: list[Pair]) -> pd.DataFrame:
+    """Value, threshold and verdict; one row for each criterion, the first of a claim linked to its chapter and figure."""
+    return pd.DataFrame(row for pair in pairs for row in _criterion_rows(*pair))
+
+
+def _criterion_rows(verdict: Verdict, other: Verdict):
+    claim, chapter = verdict.claim, _chapter(verdict.claim)
+    for number, criterion in enumerate(claim.criteria):
+        sign = "≥" if criterion.direction == "at least" else "≤"
+        yield {
+            "claim": "" if number else _name(claim),
+            "statement": "" if number else with_symbols(claim.statement),
+            "figure": "" if number or not chapter else f"[figure](#{claim.figure})",
+            f"measured ({LABELS[verdict.optimizer]})": _measured(verdict, criterion),
+            "needed": f"{sign} {criterion.threshold:g}",
+            "verdict": "" if number else f"**{verdict.status}**",
+            f"under {LABELS[other.optimizer]}": _measured(other, criterion) + ("" if number else f": {other.status}"),
+        }
+
+
+def miniature(pairs: list[Pair]) -> str:
+    """The ledger as a list, one line for each claim with its marked verdict."""
+    return "\n".join(_line(*pair) for pair in pairs)
+
+
+def _line(verdict: Verdict, other: Verdict) -> str:
+    style = verdict.status.replace(" ", "-")
+    mark = f'<span class="verdict {style}">{MARKS.get(verdict.status, "–")} {verdict.status}</span>'
+    elsewhere = "" if other.status == verdict.status else f" (under {LABELS[other.optimizer]}: {other.status})"
+    return f"- {_name(verdict.claim)} {with_symbols(verdict.claim.statement)} {mark}{elsewhere}"
+
+
+def headline(pairs: list[Pair], contexts: int) -> str:
+    """What matters most, in up to three sentences, of the claims that were measured.
+
+    Args:
+        pairs: the verdicts.
+        contexts: how many sentences each model was tested on.
+    """
+    values = {(v.claim.id, v.optimizer): v.measurement.values for pair in pairs for v in pair if v.measurement}
+    sentences = []
+    if found := values.get(("C1", "adam")):
+        sentences += [
+            f"On every architecture, at least {found['fewest_silent_contexts']:.0f} of {contexts} sentences fail silently at "
+            "some ordinary learning rate: the loss falls at every step, and the word never comes first."
+        ]
+    if (adam := values.get(("C10", "adam"))) and (sgd := values.get(("C10", "sgd"))):
+        sentences += [
+            "Whether a run learns the word is known before step 1: the critical learning rate of an architecture that had "
+            f"been left out was predicted blindly to {adam['blind_error']:.1%} under Adam and to {sgd['blind_error']:.2%} "
+            "under SGD."
+        ]
+    if found := values.get(("C8", "adam")):
+        sentences += [
+            "Measured in the units that step 0 gives, the critical learning rates of the architectures agree to "
+            f"{found['coefficient_of_variation']:.1%} (coefficient of variation, Adam)."
+        ]
+    return " ".join(sentences) or "The runs behind this book do not suffice for a summary."
+
+
+def _name(claim: Claim) -> str:
+    chapter = _chapter(claim)
+    return f"[{claim.id}]({chapter})" if chapter else claim.id
+
+
+def _chapter(claim: Claim) -> str | None:
+    """Address of the chapter that tests a claim; None if this book has no such chapter."""
+    root = find_root()
+    available, contents = notebooks(root), (root / "_toc.yml").read_text(encoding="utf-8")
+    name = available[claim.notebook].stem if claim.notebook in available else ""
+    return f"/book/generated/{name}.ipynb" if name and f"/{name}" in contents else None
+
+
+def _measured(verdict: Verdict, criterion: Criterion) -> str:
+    value = verdict.measurement.values.get(criterion.name) if verdict.measurement else None
+    return "–" if value is None else f"{value:.3g}"

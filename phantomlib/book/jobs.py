@@ -82,7 +82,7 @@ def notebooks(root: Path) -> dict[str, Path]:
 
 
 def find_notebook(root: Path, number: str | int) -> Path:
-    """The notebook called ``1``, ``01``, ``01_silent_failure`` or by its path.
+    """The notebook called ``1``, ``01``, ``silent_failure``, ``01_silent_failure`` or by its path.
 
     Raises:
         ParameterError: none is.
@@ -91,7 +91,7 @@ def find_notebook(root: Path, number: str | int) -> Path:
     name = Path(str(number)).stem
     wanted = f"{int(name):02d}" if name.isdecimal() else name
     for key, path in available.items():
-        if wanted in (key, path.stem):
+        if wanted in (key, path.stem, path.stem[3:]):
             return path
     known = ", ".join(path.stem for path in available.values())
     near = did_you_mean(wanted, [path.stem for path in available.values()])

@@ -199,7 +199,8 @@ def test_zoo_verify_fails_on_a_changed_file(monkeypatch):
 def commands(path: Path) -> list[str]:
     """Lines of the bash blocks of a Markdown file, without comments."""
     blocks = re.findall(r"^```bash\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line.split("  #")[0].strip() for line in lines if line.strip()]
 
 
 TEXTS = [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md"))]
@@ -223,6 +224,19 @@ def test_promised_commands_are_understood(line):
 
 def test_the_readme_mentions_what_a_reader_needs():
     assert {"make book", "make serve", "make test", "phantom doctor"} <= set(commands(ROOT / "README.md"))
+
+
+def test_the_transcript_is_what_the_command_prints():
+    transcript = (ROOT / "book/diagnosis.txt").read_text(encoding="utf-8")
+    assert f"```console\n{transcript}```" in (ROOT / "README.md").read_text(encoding="utf-8")
+    typed, _, said = transcript.replace("\\\n", " ").partition("\n")
+    result = phantom(*shlex.split(typed.removeprefix("$ phantom ")))
+    assert result.exit_code == 0, result.output
+    number = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")  # their last digits depend on the machine
+    assert number.sub("#", result.stdout) == number.sub("#", said)
+    assert [float(n) for n in number.findall(result.stdout)] == pytest.approx(
+        [float(n) for n in number.findall(said)], rel=0.01, abs=0.001
+    )
 
 
 def test_python_in_the_readme_runs():

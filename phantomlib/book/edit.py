@@ -17,6 +17,7 @@ from phantomlib.files import write_text
 
 TEMPLATE = Path(__file__).with_name("chapter.txt")
 INJECTED = "injected-parameters"  # papermill's tag
+QUIET = ["--log-level=40"]  # ipykernel warns of what every local kernel does
 SMALL_STEPS = 4  # of a new chapter in the smoke profile
 HEADER = re.compile(
     r"\A# ---\n.*?^# ---\n\n?", re.DOTALL | re.MULTILINE
@@ -79,8 +80,9 @@ def check(root: Path, number: str, profile: str = "smoke") -> None:
 
     source = find_notebook(root, number)
     content = nbformat.reads(_as_ipynb(root, source, profile), as_version=4)
+    where = {"metadata": {"path": str(root)}}
     try:
-        NotebookClient(content, kernel_name="python3", resources={"metadata": {"path": str(root)}}).execute()
+        NotebookClient(content, kernel_name="python3", resources=where, extra_arguments=QUIET).execute()
     except CellExecutionError as error:
         raise BookError(f"{source.name} fails in JupyterLab: {error.ename}: {error.evalue}") from None
     before, after = source.read_text(encoding="utf-8"), _as_py(source, nbformat.writes(content))

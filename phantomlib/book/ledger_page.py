@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from phantomlib.book.jobs import find_root, notebooks
+from phantomlib.book.project import find_root, notebooks
 from phantomlib.book.markup import with_symbols
 from phantomlib.ledger.claims import NOT_REPRODUCED, REPRODUCED, Claim, Criterion, Verdict
 

@@ -41,7 +41,7 @@ def notebooks(root: Path) -> dict[str, Path]:
 
 
 def find_notebook(root: Path, number: str | int) -> Path:
-    """The notebook called ``1``, ``01``, ``01_silent_failure`` or by its path.
+    """The notebook called ``1``, ``01``, ``silent_failure``, ``01_silent_failure`` or by its path.
 
     Raises:
         ParameterError: none is.
@@ -50,7 +50,7 @@ def find_notebook(root: Path, number: str | int) -> Path:
     name = Path(str(number)).stem
     wanted = name.lstrip("0").zfill(2) if name.isdecimal() else name
     for key, path in available.items():
-        if wanted in (key, path.stem):
+        if wanted in (key, path.stem, path.stem[3:]):
             return path
     names = [path.stem for path in available.values()]
     raise ParameterError(

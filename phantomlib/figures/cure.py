@@ -26,7 +26,7 @@ def ratios_by_loss(table, thresholds: dict[str, float], colours: dict) -> Figure
         axes.axhline(thresholds[quantity], color=REFERENCE, linewidth=0.9, linestyle=":")
         _dots_and_means(axes, table[table.method == method], quantity, colours)
         axes.set(yscale="log", title=METHODS[method])
-        axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 3, 5, 7)))
         axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
         axes.yaxis.set_minor_locator(mpl.ticker.NullLocator())
         if method == methods[0]:
@@ -65,7 +65,7 @@ def _dots_and_means(axes, table, column: str, colours: dict) -> None:
             if len(chosen):
                 mean = np.exp(np.log(chosen).mean())
                 axes.plot([x - 0.06, x + 0.06], [mean, mean], color="black", linewidth=1.6)
-    axes.set_xticks(range(len(losses)), losses)
+    axes.set_xticks(range(len(losses)), [loss.replace("-", "-\n") for loss in losses])
     axes.set_xlim(-0.5, len(losses) - 0.5)
 
 

@@ -162,6 +162,8 @@ for verdict in [*decisive, *(verdict for verdict, _ in ours)]:
     claim, found = verdict.claim, claims.verdict_as_dict(verdict)
     sample = ", ".join(f"{count} {kind}" for kind, count in found["n"].items()) or "none"
     lines = [f"**{claim.id}. {claim.statement}** Verdict: {verdict.status}.", ""]
+    if verdict.status in (claims.NOT_TESTED, claims.STALE):
+        lines += [f"- why: {verdict.reason}"]
     lines += [f"- {c.quantity} ({c.direction} {c.threshold:g})" for c in claim.criteria]
     lines += [f"- sample: {sample}; runs: {len(found['runs'])}; measured in chapter {claim.notebook}"]
     if found["interval"]:

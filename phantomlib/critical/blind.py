@@ -17,7 +17,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -258,7 +258,7 @@ def _refuse_if_seen(store: Store, model: LanguageModel, recipe: Recipe, predicti
             f"The prediction for '{model.name}' is not blind: {len(older)} of its runs and searches in '{store.root}' "
             f"(such as {older[0].name}) are older than the prediction. Delete both, or use an empty store."
         )
-    same = json.loads(json.dumps(asdict(recipe)))
+    same = json.loads(json.dumps(recipe.settings()))
     for path, made, after in _runs(store):
         if made["model"] == model.fingerprint and made["recipe"] == same and after not in ("", prediction.checksum):
             raise PhantomError(

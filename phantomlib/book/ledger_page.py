@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from phantomlib.book.project import find_root, notebooks
 from phantomlib.book.markup import with_symbols
+from phantomlib.book.project import find_root, notebooks
 from phantomlib.ledger.claims import NOT_REPRODUCED, REPRODUCED, Claim, Criterion, Verdict
 
 LABELS = {"adam": "Adam", "sgd": "SGD"}

@@ -40,7 +40,7 @@ def finetune(
     engine: str = "auto",
     chunk: int | None = None,
     extra: Mapping[str, Callable] | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
     run: Callable | None = None,
 ) -> xr.Dataset:
     """Fine-tune one replica per context, learning rate and seed, and record everything.

@@ -78,10 +78,10 @@ HOSTILE = {
 
 @pytest.mark.parametrize("kind, text", HOSTILE.values(), ids=HOSTILE)
 def test_what_is_refused(kind, text):
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ParameterError) as caught:
         fitted(text, kind)
-    assert len(str(caught.value)) < 500 and time.monotonic() - began < 2
+    assert len(str(caught.value)) < 500 and time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("value", [True, 2.5, None, "x", [1], float("nan"), 10**400])
@@ -114,10 +114,10 @@ FILES = {
 @pytest.mark.parametrize("text, words", FILES.values(), ids=FILES)
 def test_files_that_are_refused(text, words, tmp_path):
     (tmp_path / "mine.yaml").write_text(text)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ParameterError, match=words) as caught:
         load_mapping(tmp_path / "mine.yaml")
-    assert len(str(caught.value)) < 500 + len(str(tmp_path)) and time.monotonic() - began < 2
+    assert len(str(caught.value)) < 500 + len(str(tmp_path)) and time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "{}"])

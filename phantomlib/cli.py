@@ -389,7 +389,7 @@ def main() -> None:
     except OSError as error:  # also where typer itself writes, help for instance
         if "--debug" in sys.argv:
             raise
-        sys.exit(f"error: {error.strerror or error}. Make room, or write somewhere else.")
+        sys.exit(f"error: {_what_the_system_said(error)}")
 
 
 if __name__ == "__main__":

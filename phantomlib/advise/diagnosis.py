@@ -26,11 +26,10 @@ from phantomlib.critical.coarse_run import (
 )
 from phantomlib.critical.search import critical_rates
 from phantomlib.critical.step_zero import PLAIN, velocity
-from phantomlib.errors import ContextError
+from phantomlib.errors import ContextError, ParameterError
 from phantomlib.measure import readout_geometry
-from phantomlib.measure.bounds import check_memory, check_time
 from phantomlib.measure.contexts import Context, Resolved, check_spelling, resolve, single_tokens
-from phantomlib.measure.finetune import finetune
+from phantomlib.measure.finetune import check_recording, finetune
 from phantomlib.measure.models import LanguageModel, next_token_logits
 from phantomlib.measure.order_parameter import decompose, overlaps
 from phantomlib.measure.recipe import (
@@ -43,6 +42,7 @@ from phantomlib.measure.recipe import (
 
 LORA_FACTOR = 10  # the book's LoRA recipe trains at this many times the critical learning rate of full fine-tuning
 JUMPS_ABOVE = 10  # critical learning rates from which on single-step jumps were seen
+LONGEST = 24 * 3600  # seconds that a check may take
 RUNS = 6  # that a check takes: a search of about five, and the one asked about
 
 
@@ -326,8 +326,8 @@ def check_diagnosis(model: LanguageModel, context: Resolved, recipe: Recipe, dia
     Raises:
         ParameterError: it would take more memory than there is, or longer than a day.
     """
-    check_memory(2, recipe.steps, model.readout.element_size())
-    check_time(_seconds_per_step(model, context, recipe, diagnosis), recipe.steps, RUNS)
+    check_recording(2, model, recipe)
+    _check_time(model, context, recipe, diagnosis)
     found = critical_rates(store, model, [context], recipe).isel(context=0)
     rate, low, high = float(found.critical_rate), float(found.lower), float(found.upper)
     inside = diagnosis.critical.low <= rate <= diagnosis.critical.high
@@ -346,12 +346,18 @@ def check_diagnosis(model: LanguageModel, context: Resolved, recipe: Recipe, dia
     )
 
 
-def _seconds_per_step(model: LanguageModel, context: Resolved, recipe: Recipe, diagnosis: Diagnosis) -> float:
-    """Of one replica, from four steps more than one."""
+def _check_time(model: LanguageModel, context: Resolved, recipe: Recipe, diagnosis: Diagnosis) -> None:
+    """Refuse a check that would take more than a day, at the pace of four steps more than one."""
     seconds = []
     rate = diagnosis.critical.rate if math.isfinite(diagnosis.critical.rate) else 1e-6
     for steps in (1, 1, 5):  # the first to warm up
         started = time.perf_counter()
         finetune(model, [context], [rate], replace(recipe, steps=steps, snapshots=()), chunk=1)
         seconds.append(time.perf_counter() - started)
-    return max(seconds[2] - seconds[1], 0.0) / 4
+    step = max(seconds[2] - seconds[1], 0.0) / 4
+    needed = step * recipe.steps * RUNS
+    if needed > LONGEST:
+        raise ParameterError(
+            f"About {RUNS} runs of {recipe.steps:,} steps would take {needed / 86400:,.0f} days at {1000 * step:.3g} ms a "
+            "step. Ask for fewer steps; only learning rate times steps matters, so a larger learning rate does as much."
+        )

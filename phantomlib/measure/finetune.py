@@ -16,7 +16,6 @@ from torch import Tensor
 
 from phantomlib.errors import ParameterError
 from phantomlib.measure import memory
-from phantomlib.measure.bounds import check_memory
 from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.loss import training_loss
 from phantomlib.measure.models import CausalLM, LanguageModel, add_lora
@@ -84,13 +83,20 @@ def finetune(
         raise ParameterError(f"chunk is {chunk!r}; give a number of replicas of at least 1, or None.")
     extra = check_extra(extra)
     shape = (len(contexts), rates.shape[1], len(seeds))
-    check_memory(int(np.prod(shape)), recipe.steps, model.readout.element_size(), len(extra))
+    check_recording(int(np.prod(shape)), model, recipe, len(extra))
     grid = list(np.ndindex(shape))
     chunk = chunk_size(model, contexts, recipe, wanted=chunk, refuse=run is None)
     replicas = [Replica(contexts[c], rates[c, r], seeds[s]) for c, r, s in grid]
     chunks = [replicas[start : start + chunk] for start in range(0, len(grid), chunk)]
     parts = (run or run_here)(model, chunks, recipe, engine, extra, progress or (lambda done: None))
     return label_runs(parts, shape, contexts, rates, seeds, recipe, extra)
+
+
+def check_recording(replicas: int, model: LanguageModel, recipe: Recipe, extra: int = 0) -> None:
+    """Raise ParameterError if what so many replicas record does not fit the memory."""
+    needed = memory.of_recording(replicas, recipe, model.readout.element_size(), extra)
+    what = f"Recording {replicas:,} run{'' if replicas == 1 else 's'} of {recipe.steps:,} steps"
+    memory.refuse_if_too_large(what, needed, torch.device("cpu"), "fewer steps")
 
 
 @dataclass(frozen=True)

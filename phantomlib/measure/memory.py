@@ -13,6 +13,7 @@ from torch import Tensor
 from phantomlib.errors import ParameterError
 from phantomlib.measure.models import CausalLM
 from phantomlib.measure.recipe import Recipe
+from phantomlib.measure.recorder import RECORDED
 from phantomlib.progress import JOBS
 
 USABLE = 0.9  # share of what is free that is counted on: allocators leave gaps
@@ -54,6 +55,11 @@ def of_replicas(module: CausalLM, trained: Iterable[Tensor], recipe: Recipe, tok
     activations = 2 * tokens * sum(sum(w.shape) for w in layers if w.dim() == 2 and len(w) != len(readout))
     vocabulary = 12 * len(readout)  # logits, probabilities, overlaps, and those of the step before
     return of_vectors(1, trained), state + (activations + vocabulary) * readout.element_size()
+
+
+def of_recording(replicas: int, recipe: Recipe, itemsize: int, extra: int = 0) -> int:
+    """Of what is recorded, and ``extra`` quantities more: as written, as labelled, and on its way to a file."""
+    return 3 * replicas * (recipe.steps + 1) * (len(RECORDED) + extra) * itemsize
 
 
 def refuse_if_too_large(what: str, needed: int, device: torch.device, advice: str = "") -> None:

@@ -299,13 +299,16 @@ def test_a_check_that_would_never_end_is_refused_before_it_starts(tmp_path, monk
     plain = model("GPT2")
     context = contexts(plain)[0]
     monkeypatch.setattr("phantomlib.advise.diagnosis.critical_rates", lambda *_, **__: pytest.fail("it started"))
-    for steps, words in ((10**9, "GB of memory are free"), (2 * 10**7, "would take .* days at")):
+    for steps, words in (
+        (10**9, "Recording 2 runs of 1,000,000,000 steps needs"),
+        (2 * 10**7, "would take .* days at"),
+    ):
         recipe = Recipe(steps=steps)
         found = diagnose(plain, context, recipe)
         with monkeypatch.context() as roomy:
             if steps < 10**9:
                 roomy.setattr(
-                    "phantomlib.measure.bounds.psutil.virtual_memory",
+                    "phantomlib.measure.memory.psutil.virtual_memory",
                     lambda: SimpleNamespace(available=10**15, total=10**15),
                 )
             with pytest.raises(ParameterError, match=words):

@@ -64,8 +64,8 @@ counts = targets.verdict.value_counts()
 reached, missing = counts.get("reached", 0), counts.get("not measured", 0)
 speedup = targets.measured.get("adam-small", "")
 nb.answer(
-    "{reached} of {targets} targets that were set beforehand are reached, {missed} are not, and {missing} were not measured. "
-    "{speedup}",
+    "{reached} of {targets} targets that were set beforehand are reached, {missed} are not, and {missing} were not "
+    "measured. {speedup}",
     reached=reached,
     targets=len(targets),
     missed=counts.get("not reached", 0),

@@ -136,7 +136,7 @@ def drag_over_time(table, threshold: float) -> Figure:
         axes.axhline(-threshold, color=REFERENCE, linewidth=1)
         axes.set_title(f"{mode}: {len(chosen.groupby(['model', 'context', 'rate']))} runs")
         axes.set_yscale("symlog", linthresh=threshold)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     figure.supxlabel("step", fontsize="medium")
     figure.supylabel("change of the drag, $D_t - D_0$", fontsize="medium")
     return figure

@@ -156,13 +156,11 @@ nb.glue("cells", cells)
 # %% tags=["hide-input"]
 sizes = [m.n_parameters / 1e6 for m in loaded]
 learnt = (
-    f" They learnt their language to within {trained.excess.max():.2f} nats per token of its own entropy."
-    if zoo
-    else ""
+    f"They learnt their language to within {trained.excess.max():.2f} nats per token of its own entropy." if zoo else ""
 )
 nb.answer(
     "On {count} language models of {small:.2g} to {large:.2g} million parameters and {contexts} "
-    "sentences whose right completion has a near-synonym that the model prefers.{learnt} The competitor "
+    "sentences whose right completion has a near-synonym that the model prefers. {learnt} The competitor "
     "leads in {behind} of {cells} cases, by {least:.1f} to {most:.1f} nats.",
     count=len(loaded),
     small=min(sizes),

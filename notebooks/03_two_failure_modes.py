@@ -99,8 +99,8 @@ for optimizer, of_optimizer in failures.groupby("optimizer", sort=False):
 # %% [markdown]
 # ## What gets worse, and when
 #
-# The loss falls along every one of these lines. In a kinematic failure the drag stays or improves, and the run only
-# ends too early. In a structural one it gets worse, step by step: the curve leaves the grey line downwards.
+# The loss falls along every one of these lines. In a kinematic failure the drag improves or hardly changes, and the run
+# only ends too early. In a structural one it gets worse, step by step, until the curve has crossed the grey line.
 
 
 # %%

@@ -64,11 +64,12 @@ counts = targets.verdict.value_counts()
 reached, missing = counts.get("reached", 0), counts.get("not measured", 0)
 speedup = targets.measured.get("adam-small", "")
 nb.answer(
-    "{reached} of {targets} targets that were set beforehand are reached, {missed} are not{unmeasured}. {speedup}",
+    "{reached} of {targets} targets that were set beforehand are reached, {missed} are not, and {missing} were not "
+    "measured. {speedup}",
     reached=reached,
     targets=len(targets),
     missed=counts.get("not reached", 0),
-    unmeasured=f" and {missing} were not measured" if missing else "",
+    missing=missing,
     speedup=f"About 32 replicas of a small model under Adam make at least {speedup} times as many steps a second as a "
     "plain loop."
     if speedup

@@ -3,17 +3,18 @@
 import base64
 import html
 import io
+import math
 import string
 
 from phantomlib.figures.escaping import csv_of, in_markdown
 
 
 class _Words(string.Formatter):
-    """``str.format``, but nan is a word, and no text is taken for HTML."""
+    """``str.format``, but nan and inf are written in words, and no text is taken for HTML."""
 
     def format_field(self, value, spec: str) -> str:
-        if isinstance(value, float) and value != value:
-            return "undefined"
+        if isinstance(value, float) and not math.isfinite(value):
+            return "undefined" if math.isnan(value) else f"{'−' if value < 0 else ''}∞"
         return format(in_markdown(value) if isinstance(value, str) else value, spec)
 
 

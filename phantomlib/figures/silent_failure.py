@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from phantomlib.figures.escaping import in_figure
 from phantomlib.figures.palette import COMPETITOR, CORRECT, LOSS, REFERENCE
-from phantomlib.figures.style import WIDTH, label_line, small_multiples
+from phantomlib.figures.style import WIDTH, label_line, log_ticks, small_multiples
 
 
 def loss_and_rank(run: xr.Dataset) -> Figure:
@@ -136,7 +136,7 @@ def drag_over_time(table, threshold: float) -> Figure:
         axes.axhline(-threshold, color=REFERENCE, linewidth=1)
         axes.set_title(f"{mode}: {len(chosen.groupby(['model', 'context', 'rate']))} runs")
         axes.set_yscale("symlog", linthresh=threshold)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     figure.supxlabel("step", fontsize="medium")
     figure.supylabel("change of the drag, $D_t - D_0$", fontsize="medium")
     return figure
@@ -169,6 +169,7 @@ def phase_diagram(table, boundary: float, band: tuple[float, float]) -> Figure:
     bar = figure.colorbar(ranks, ax=panels[1], label="final rank of the correct token", location="top", shrink=0.9)
     bar.set_ticks([1, 2, 5, 10], labels=["1", "2", "5", "10+"])
     bar.ax.minorticks_off()
+    log_ticks(panels[0].yaxis)  # shared
     panels[0].set_ylabel("kinematic number $N$ of the run")
     return figure
 

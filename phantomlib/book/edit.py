@@ -19,9 +19,8 @@ TEMPLATE = Path(__file__).with_name("chapter.txt")
 INJECTED = "injected-parameters"  # papermill's tag
 QUIET = ["--log-level=40"]  # ipykernel warns of what every local kernel does
 SMALL_STEPS = 4  # of a new chapter in the smoke profile
-HEADER = re.compile(
-    r"\A# ---\n.*?^# ---\n\n?", re.DOTALL | re.MULTILINE
-)  # jupytext's, which it would write in its own order
+# jupytext's header, which it would write in its own order
+HEADER = re.compile(r"\A# ---\n.*?^# ---\n\n?", re.DOTALL | re.MULTILINE)
 LAB = [sys.executable, "-m", "jupyterlab", "--ServerApp.answer_yes=True"]  # Ctrl-C ends it without a question
 
 
@@ -55,15 +54,21 @@ def open_in_lab(root: Path, number: str, profile: str = "smoke", command: list[s
     seen, handler = edited.stat().st_mtime_ns, signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for JupyterLab
     try:
         running = subprocess.Popen([*command, str(edited), f"--ServerApp.root_dir={root}"], cwd=root)
-        ended = False
+        ended, theirs = False, False
         while not ended:
             ended = running.poll() is not None
-            if edited.stat().st_mtime_ns != seen:
+            if edited.stat().st_mtime_ns != seen and not theirs:
                 seen = edited.stat().st_mtime_ns
-                known = _write_back(source, edited, known)
+                theirs = source.read_text(encoding="utf-8") != known
+                known = known if theirs else _write_back(source, edited)
             time.sleep(0 if ended else 0.5)
     finally:
         signal.signal(signal.SIGINT, handler)
+    if theirs:
+        raise BookError(
+            f"'{source}' was changed by another program meanwhile, so nothing was written over it. Your edit is in "
+            f"'{edited}'."
+        )
     edited.unlink()
     return source
 
@@ -116,12 +121,8 @@ def _as_py(source: Path, saved: str) -> str:
     return (header.group() if header else "") + HEADER.sub("", jupytext.writes(content, fmt="py:percent")).lstrip("\n")
 
 
-def _write_back(source: Path, edited: Path, known: str) -> str:
-    """Write what was saved; ``known`` is what the ``.py`` held when it was last read or written here."""
-    if source.read_text(encoding="utf-8") != known:
-        raise BookError(
-            f"'{source}' was changed by another program meanwhile, so nothing was written over it. Your edit is in '{edited}'."
-        )
+def _write_back(source: Path, edited: Path) -> str:
+    """Write what was saved into the ``.py``; returns its new text."""
     text = _as_py(source, edited.read_text(encoding="utf-8"))
     write_text(source, text)
     return text

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 import yaml
 
-from phantomlib.book import build, edit, jobs
+from phantomlib.book import edit, plan, project, worker
 from phantomlib.errors import BookError, ParameterError
 
 ROOT = Path(__file__).parents[2]
@@ -102,11 +102,11 @@ def test_the_tutorial(tmp_path):
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, target)
     source = edit.new_chapter(tmp_path, "my_question")
-    assert source.stem in build.pages_to_generate(tmp_path)
+    assert source.stem in project.pages_to_generate(tmp_path)
     contents = yaml.safe_load((tmp_path / "_toc.yml").read_text())
     parts = {part["caption"]: [page["file"] for page in part["chapters"]] for part in contents["parts"]}
     assert parts["What the runs show"][-1] == f"book/generated/{source.stem}"
-    assert build.make_plan(tmp_path, build.load_profile(tmp_path, "smoke"))
+    assert plan.make_plan(tmp_path, project.load_profile(tmp_path, "smoke"))
 
     text = source.read_text()
     before, after, models, claim = (block("python", number) for number in range(4))
@@ -118,11 +118,10 @@ def test_the_tutorial(tmp_path):
     (tmp_path / "my_claims.yaml").write_text(block("yaml", 0).replace('"15"', f'"{source.name[:2]}"'))
     edit.check(tmp_path, "my_question")
 
-    from phantomlib.book.worker import run_notebook
-
-    values = build.load_profile(tmp_path, "smoke").values(source.name[:2])
-    made = nbformat.read(run_notebook(source.stem, values, tmp_path / "try.ipynb", root=tmp_path), as_version=4)
+    job = plan.make_job(tmp_path, "my_question", {}, tmp_path / "try.ipynb", project.load_profile(tmp_path, "smoke"))
+    worker.execute(job)
+    made = nbformat.read(job.output, as_version=4)
     said = [output.get("text", "") for cell in made.cells for output in cell.get("outputs", ())]
     assert any(line.strip() in ("reproduced", "not reproduced") for line in said), said
     assert "image/svg+xml" in nbformat.writes(made) and "llama-s" in nbformat.writes(made)
-    assert {path.stem for path in jobs.notebooks(tmp_path).values()} >= {source.stem, "01_silent_failure"}
+    assert {path.stem for path in project.notebooks(tmp_path).values()} >= {source.stem, "01_silent_failure"}

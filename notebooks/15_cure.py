@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   phantom:
-#     minutes: 4
+#     minutes: 3
 #   jupytext:
 #     formats: py:percent
 #     text_representation:

@@ -243,13 +243,12 @@ def tangent_kernel(problem: Problem, recipe: Recipe = PLAIN) -> Tensor:
 
     For SGD the Gram matrix of their gradients (the neural tangent kernel); for Adam weighted with 1/(\\|∇L\\| + ε).
     """
-    with torch.no_grad():
-        residual = problem.three(problem.logits(problem.values)).softmax(0).double()
-    residual[0] -= 1
-    kernel = torch.zeros((3, 3), dtype=torch.float64, device=residual.device)
-    for block in blocks(*gradients(problem)):
-        G = block.double()
-        kernel += (G if recipe.optimizer == "sgd" else G / ((residual @ G).abs() + recipe.epsilon)) @ G.T
+    leaves = problem.leaves()
+    of_loss = problem.gradient(problem.loss(problem.logits(leaves)), leaves)
+    kernel = torch.zeros((3, 3), dtype=torch.float64, device=problem.ids.device)
+    for block in blocks(*gradients(problem), of_loss):
+        G, slope = block[:3].double(), block[3].double()
+        kernel += (G if recipe.optimizer == "sgd" else G / (slope.abs() + recipe.epsilon)) @ G.T
     return kernel
 
 

@@ -20,6 +20,7 @@ from phantomlib.critical.step_zero import (
 )
 from phantomlib.errors import ParameterError
 from phantomlib.measure.finetune import finetune
+from phantomlib.measure.loss import LOSSES, training_loss
 from phantomlib.measure.models import LanguageModel, fingerprint
 from phantomlib.measure.recipe import Recipe
 
@@ -159,12 +160,14 @@ def test_higher_derivatives_are_differences_of_lower_ones(order):
     )
 
 
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_tangent_kernel_moves_the_three_logits_as_one_step_does(optimizer):
-    model, recipe, rate = tiny.model("GPT2"), Recipe(optimizer=optimizer), 1e-7
+def test_tangent_kernel_moves_the_three_logits_as_one_step_does(optimizer, loss):
+    model, recipe, rate = tiny.model("GPT2"), Recipe(optimizer=optimizer, loss=loss), 1e-7
     problem = Problem(model, tiny.contexts(model)[0], recipe)
     z = problem.three(problem.logits(problem.values))
-    residual = z.softmax(0) - torch.tensor([1.0, 0, 0], dtype=z.dtype)
+    c, k = torch.tensor([0]), torch.tensor([1])  # the loss depends on three logits only
+    residual = torch.func.grad(lambda z: training_loss(z[None], c, k, loss)[0])(z)
     gradient = residual @ flat(gradients(problem))
     moved = flat(list(problem.values.values())) + rate * first_update(gradient, recipe)
     after = problem.three(problem.logits(dict(zip(problem.values, split(problem, moved), strict=True))))

@@ -17,10 +17,8 @@ from phantomlib.files import digest
 
 PACKAGE = Path(__file__).parents[1]
 NOTEBOOK = "phantomlib.book.notebook"
-ON_THE_PAGE = (
-    NOTEBOOK,
-    "phantomlib.book.markup",
-)  # all else in the folder decides how notebooks are run, not what is in them
+# All else in the folder decides how notebooks are run, not what is in them.
+ON_THE_PAGE = tuple(f"phantomlib.book.{name}" for name in ("notebook", "markup", "evidence", "ledger_page"))
 WITHOUT_INFLUENCE = ("phantomlib.cli", "phantomlib.doctor", "phantomlib.progress", "phantomlib.measure.cluster")
 
 

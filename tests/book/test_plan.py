@@ -121,11 +121,12 @@ def test_a_colour_re_runs_only_the_notebooks_that_draw_with_it(package):
     assert stale(before) == set()
 
 
-def test_a_figure_of_one_chapter_re_runs_that_chapter(package):
+@pytest.mark.parametrize("module, number", [("figures/blind.py", "07"), ("book/ledger_page.py", "10")])
+def test_what_one_chapter_shows_re_runs_that_chapter(package, module, number):
     before = keys(ROOT)
-    with open(package / "figures/blind.py", "a") as file:
+    with open(package / module, "a") as file:
         file.write("\nMARGIN = 1\n")
-    assert stale(before) == {"07"}
+    assert stale(before) == {number}
 
 
 def test_the_optimizer_re_runs_all_that_train(package):

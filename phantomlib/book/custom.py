@@ -20,7 +20,7 @@ from phantomlib.measure.models import short_name
 
 PROFILE = "own"
 MARKER = ".phantom-own-book"  # says that the folder is ours, and that its pages may be replaced
-COPIED = ("_toc.yml", "_config.yml", "book", "notebooks")
+COPIED = ("_toc.yml", "_config.yml", "book", "notebooks", "benchmarks")
 LONGEST_NAME = 60  # characters
 
 
@@ -101,12 +101,12 @@ def build_own_book(
 
 
 def _copy_project(root: Path, output: Path) -> None:
-    """Copy pages and notebooks, but no profile; what was made from earlier copies stays."""
+    """Copy pages and notebooks, but no profile and no figures of speed; what was made from earlier copies stays."""
     output.mkdir(parents=True, exist_ok=True)
     write_text(
         output / MARKER, "Made by 'phantom book --models', which replaces the pages and notebooks in this folder.\n"
     )
-    ignored = shutil.ignore_patterns(GENERATED.name, "profiles", "__pycache__", "*.ipynb", ".ipynb_checkpoints")
+    ignored = shutil.ignore_patterns(GENERATED.name, "profiles", "results", "__pycache__", "*.ipynb", ".ipynb_checkpoints")
     for name in COPIED:
         if (root / name).is_dir():
             shutil.copytree(root / name, output / name, ignore=ignored, dirs_exist_ok=True)

@@ -18,7 +18,7 @@ import tiny_gguf
 from filelock import FileLock
 from typer.testing import CliRunner
 
-from phantomlib.cli import absolute_paths, app
+from phantomlib.cli import app, typed_paths
 from phantomlib.doctor import findings
 from phantomlib.errors import ModelError
 from phantomlib.measure import pretrained
@@ -338,7 +338,7 @@ def test_references_are_no_paths(tmp_path, monkeypatch):
     for file in (f"pretrained:{NAME}", "small.gguf"):
         (tmp_path / file).touch()
     given = {"models": [f"pretrained:{NAME}", "small.gguf"], "held_out": f"pretrained:{NAME}"}
-    assert absolute_paths(given) == given | {"models": [f"pretrained:{NAME}", str(tmp_path / "small.gguf")]}
+    assert typed_paths(given) == given | {"models": [f"pretrained:{NAME}", str(tmp_path / "small.gguf")]}
 
 
 def test_short_names():

@@ -177,7 +177,8 @@ def typed_paths(given: dict, root: Path | None = None) -> dict[str, Any]:
             return value
         prefix = FITTING if value.startswith(FITTING) else ""
         text = os.path.expanduser(value.removeprefix(prefix))
-        if name != "store" and (text == "default" or not os.path.exists(text)):
+        known = text == "default" or text.startswith(("zoo:", "pretrained:"))  # whatever files lie about
+        if name != "store" and (known or not os.path.exists(text)):
             return value
         return prefix + (os.path.relpath(text, root) if root else os.path.abspath(text))
 

@@ -106,7 +106,9 @@ def _copy_project(root: Path, output: Path) -> None:
     write_text(
         output / MARKER, "Made by 'phantom book --models', which replaces the pages and notebooks in this folder.\n"
     )
-    ignored = shutil.ignore_patterns(GENERATED.name, "profiles", "results", "__pycache__", "*.ipynb", ".ipynb_checkpoints")
+    ignored = shutil.ignore_patterns(
+        GENERATED.name, "profiles", "results", "__pycache__", "*.ipynb", ".ipynb_checkpoints"
+    )
     for name in COPIED:
         if (root / name).is_dir():
             shutil.copytree(root / name, output / name, ignore=ignored, dirs_exist_ok=True)

@@ -102,6 +102,7 @@ def _as_ipynb(root: Path, source: Path, profile: str) -> str:
     from papermill.translators import PythonTranslator
 
     content = read_notebook(source)
+    content.metadata.pop("jupytext", None)  # it says ".py only", and JupyterLab with jupytext would not open an .ipynb
     values = make_job(root, source.stem, {}, profile=load_profile(root, profile)).parameters
     text = PythonTranslator.codify(values, comment=f"Profile {profile}, for this session only: not written back")
     injected = nbformat.v4.new_code_cell(text, metadata={"tags": [INJECTED]})

@@ -19,6 +19,9 @@ ROOT = Path(__file__).parents[2]
 def test_every_notebook_comes_back_as_it_is(path):
     opened = edit._as_ipynb(ROOT, path, "smoke")
     assert "Profile smoke, for this session only" in opened
+    assert (
+        "jupytext" not in nbformat.reads(opened, as_version=4).metadata
+    )  # with it, JupyterLab refuses to open the file
     assert edit._as_py(path, opened) == path.read_text(encoding="utf-8")
 
 
@@ -115,7 +118,7 @@ def test_the_tutorial(tmp_path):
     old = next(line for line in text.splitlines(keepends=True) if line.startswith("models:"))
     text = text.replace(old, models)
     source.write_text(f"{text}\n# %%\n{claim}")
-    (tmp_path / "my_claims.yaml").write_text(block("yaml", 0).replace('"15"', f'"{source.name[:2]}"'))
+    (tmp_path / "my_claims.yaml").write_text(block("yaml", 0).replace('"16"', f'"{source.name[:2]}"'))
     edit.check(tmp_path, "my_question")
 
     job = plan.make_job(tmp_path, "my_question", {}, tmp_path / "try.ipynb", project.load_profile(tmp_path, "smoke"))

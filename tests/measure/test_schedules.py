@@ -1,33 +1,13 @@
 """Learning rates that change at every step, against a plain loop."""
 
-import copy
-
 import numpy as np
 import pytest
 import tiny
-import torch
-import torch.nn.functional as F
+from toys import plain_loop
 
 from phantomlib.errors import ParameterError
 from phantomlib.measure.finetune import finetune
 from phantomlib.measure.recipe import Recipe
-
-
-def plain_loop(model, context, schedule, optimizer):
-    """Logit gaps of an ordinary torch.optim loop whose learning rate changes at every step."""
-    module = copy.deepcopy(model.module).requires_grad_()
-    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer]
-    stepper = kind(module.parameters(), lr=1.0)
-    ids, gaps = torch.tensor([context.prompt_ids]), []
-    for rate in [*schedule, None]:
-        logits = module(ids, use_cache=False).logits[0, -1]
-        gaps.append((logits[context.correct_id] - logits[context.competitor_id]).item())
-        if rate is not None:
-            stepper.param_groups[0]["lr"] = rate
-            stepper.zero_grad()
-            F.cross_entropy(logits, torch.tensor(context.correct_id)).backward()
-            stepper.step()
-    return gaps
 
 
 @pytest.mark.parametrize(("optimizer", "scale"), [("sgd", 0.05), ("adam", 0.01)])

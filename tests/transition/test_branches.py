@@ -1,31 +1,10 @@
 """Schedules that repeat a run up to its jump, and ramps."""
 
-import copy
-
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
-from toys import Direct
+from toys import Direct, plain_loop
 
 from phantomlib.transition import branches, potential
-
-
-def plain_loop(model, context, schedule, optimizer):
-    """Logit gaps of an ordinary torch.optim loop whose learning rate changes at every step."""
-    module = copy.deepcopy(model.module).requires_grad_()
-    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer]
-    stepper = kind(module.parameters(), lr=1.0)
-    ids, gaps = torch.tensor([context.prompt_ids]), []
-    for rate in [*schedule, None]:
-        logits = module(ids, use_cache=False).logits[0, -1]
-        gaps.append((logits[context.correct_id] - logits[context.competitor_id]).item())
-        if rate is not None:
-            stepper.param_groups[0]["lr"] = rate
-            stepper.zero_grad()
-            F.cross_entropy(logits, torch.tensor(context.correct_id)).backward()
-            stepper.step()
-    return gaps
 
 
 def test_branches_follow_the_run_up_to_the_jump(jumping):

@@ -43,6 +43,12 @@ def digest(content) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits; OSError if it cannot be read."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_json(path: Path, content: dict) -> None:
     """Write plain JSON types with their checksum, to be read by :func:`read_json`; OSError if that fails."""
     content = json.loads(json.dumps(content))  # what will be read: keys are text, tuples are lists

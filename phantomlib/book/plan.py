@@ -1,6 +1,5 @@
 """What is to run: a job for each notebook, its parameters checked, and the key that says whether it must run again."""
 
-import hashlib
 import json
 import shlex
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 from phantomlib.book.parameters import check_parameters, declared
 from phantomlib.book.project import GENERATED, Profile, find_notebook, notebooks, pages_to_generate, read_notebook
 from phantomlib.errors import BookError
-from phantomlib.files import digest
+from phantomlib.files import digest, file_digest
 from phantomlib.ledger import sources
 from phantomlib.measure.inputs import FITTING
 
@@ -144,7 +143,7 @@ def hash_inputs(job: Job, without: str = "") -> str:
     for text in _texts(job.all_parameters):
         path = job.root / text.removeprefix(FITTING)
         if path.is_file():
-            files[text] = hashlib.sha256(path.read_bytes()).hexdigest()
+            files[text] = file_digest(path)
         elif text != job.all_parameters.get("store") and path.is_dir():
             files[text] = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(path.glob("*"))]
     text = job.source.read_text(encoding="utf-8")

@@ -2,7 +2,6 @@
 
 import math
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -11,6 +10,7 @@ from phantomlib.advise.diagnosis import Check, Diagnosis
 from phantomlib.errors import ParameterError, shown
 from phantomlib.figures import palette, style
 from phantomlib.figures.escaping import in_figure
+from phantomlib.files import replacing
 
 
 def diagnosis_figure(diagnosis: Diagnosis, outcome: Check | None = None) -> Figure:
@@ -64,14 +64,10 @@ def write_plot(path: Path, diagnosis: Diagnosis, outcome: Check | None = None) -
 
     matplotlib.use("Agg")  # no window
     style.use_style()
-    fresh = path.with_name(f".{os.getpid()}-{path.name}")
     try:
-        diagnosis_figure(diagnosis, outcome).savefig(fresh, dpi=200)
-        os.replace(fresh, path)
+        with replacing(path) as fresh:
+            diagnosis_figure(diagnosis, outcome).savefig(fresh, format=path.suffix.removeprefix("."), dpi=200)
     except OSError as error:
         raise ParameterError(
             f"{shown(str(path))} could not be written ({error.strerror}). Choose another place."
         ) from None
-    finally:
-        with suppress(OSError):  # of a name that was too long
-            fresh.unlink()

@@ -6,14 +6,13 @@ that the module names, such as ``contexts.yaml``, is.
 """
 
 import ast
-import hashlib
 import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import phantomlib
-from phantomlib.files import digest
+from phantomlib.files import digest, file_digest
 
 PACKAGE = Path(__file__).parents[1]
 NOTEBOOK = "phantomlib.book.notebook"
@@ -197,7 +196,7 @@ def _state(path: Path) -> tuple[int, int]:
 
 @cache
 def _file_hash(path: Path, changed: int, size: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return file_digest(path)
 
 
 @cache

@@ -1,6 +1,5 @@
 """Read a GGUF file: an ordinary transformers model with dequantised float32 weights, and its tokenizer."""
 
-import hashlib
 import io
 import tempfile
 from contextlib import redirect_stderr
@@ -29,12 +28,6 @@ def check_header(path: Path) -> None:
         raise ModelError(f"'{path}' cannot be read ({reason}). Give the path of a GGUF file.") from None
     if begins != MAGIC:
         raise ModelError(f"'{path}' is no GGUF file, in spite of its name; it was perhaps not downloaded whole.")
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, 64 hex digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_gguf(path: Path) -> tuple[Any, Any, dict[str, Any]]:

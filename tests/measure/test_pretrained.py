@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 from phantomlib.cli import app, typed_paths
 from phantomlib.doctor import findings
 from phantomlib.errors import ModelError
+from phantomlib.files import file_digest
 from phantomlib.measure import pretrained
-from phantomlib.measure.gguf_file import sha256
 from phantomlib.measure.models import find, load, short_name
 from phantomlib.zoo import shipped
 
@@ -47,9 +47,9 @@ def index(tmp_path_factory):
         parameters=0.02,
         architecture="LlamaForCausalLM",
         licence="Kindness 1.0",
-        wheels={f"{name}==1.0.0": sha256(tiny_gguf.wheel(folder, name, files)) for name, files in wheels.items()},
+        wheels={f"{name}==1.0.0": file_digest(tiny_gguf.wheel(folder, name, files)) for name, files in wheels.items()},
         gguf="tiny.gguf",
-        gguf_sha256=sha256(gguf),
+        gguf_sha256=file_digest(gguf),
         notices=("TERMS.txt",),
         download=1,
         disk=1,

@@ -47,7 +47,7 @@ nb = notebook.start("10_ledger", models=models, contexts=contexts, device=device
 sources = evidence.expected_beside(nb)
 pairs = claims.verdicts(nb.store, sources)  # under Adam, which decides, and under SGD
 decisive = [verdict for verdict, _ in pairs]
-ours = claims.verdicts(nb.store, sources, ours=True)
+ours = claims.verdicts(nb.store, sources, group="ours")
 runs = [list(verdict.measurement.runs) for verdict in decisive if verdict.measurement]
 
 # %% [markdown]

@@ -246,7 +246,7 @@ def claims(profile: ProfileName = "zoo", as_json: AsJson = False):
     root = find_root()
     chosen = load_profile(root, profile)
     store, sources = Store(root / chosen.common.get("store", "runs")), expected_sources(root, chosen)
-    pairs = verdicts(store, sources) + verdicts(store, sources, ours=True)
+    pairs = verdicts(store, sources) + verdicts(store, sources, group="real") + verdicts(store, sources, group="ours")
     if as_json:
         typer.echo(json.dumps([verdict_as_dict(verdict) for pair in pairs for verdict in pair], indent=1))
         return

@@ -44,7 +44,7 @@ class Claim:
     """One assertion: of the abstract, or of ours.
 
     Attributes:
-        id, statement: C1 to C11, or O1 and on for ours; and the assertion in our words.
+        id, statement: C1 to C11, R1 and on for the same on real models, O1 and on for ours; the assertion in our words.
         notebook, figure: where it is measured and shown.
         decides: the optimiser whose measurement decides.
         needs: smallest sample per kind, e.g. ``{"architectures": 5, "contexts": 10}``.
@@ -52,6 +52,7 @@ class Claim:
         tests: thresholds of the single tests behind a counted criterion.
         changes: thresholds changed after data were seen: old and new value, day, reason.
         ours: whether it is ours and not the paper's.
+        repeats: the claim that this one asks again, of real pretrained models; "" for none.
     """
 
     id: str
@@ -64,6 +65,12 @@ class Claim:
     tests: dict
     changes: list
     ours: bool = False
+    repeats: str = ""
+
+    @property
+    def group(self) -> str:
+        """``paper``, ``ours``, or ``real`` for the paper's claims on real models."""
+        return "ours" if self.ours else "real" if self.repeats else "paper"
 
     def holds(self, values: Mapping[str, float]) -> bool:
         """Whether every criterion's value keeps its bound; an undefined value does not."""
@@ -207,16 +214,16 @@ def _judge(claim: Claim, store: Store, source: Source, measurement: Measurement)
     return NOT_REPRODUCED if failed else REPRODUCED, parts
 
 
-def verdicts(store: Store, sources: Mapping[str, Source], *, ours: bool = False) -> list[tuple[Verdict, Verdict]]:
+def verdicts(store: Store, sources: Mapping[str, Source], *, group: str = "paper") -> list[tuple[Verdict, Verdict]]:
     """For every claim the verdict under the optimiser that decides, and under the other.
 
     Args:
         store: where the measurements and their runs are.
         sources: the notebooks, by number, with the parameters asked for.
-        ours: the claims of ours instead of the paper's.
+        group: which claims, see :attr:`Claim.group`.
     """
     pairs = []
-    for claim in (c for c in load_claims() if c.ours == ours):
+    for claim in (c for c in load_claims() if c.group == group):
         other = next(name for name in OPTIMIZERS if name != claim.decides)
         source = sources.get(claim.notebook)
         pairs.append((judge(claim, store, source), judge(claim, store, source, other)))

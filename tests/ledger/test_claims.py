@@ -74,7 +74,8 @@ def measure(store, source, runs):
 
 def test_all_claims_are_declared_with_bounds_and_samples():
     declared = claims.load_claims()
-    assert [c.id for c in declared if not c.ours] == [f"C{i}" for i in range(1, 12)]
+    assert [c.id for c in declared if c.group == "paper"] == [f"C{i}" for i in range(1, 12)]
+    assert [(c.id, c.repeats) for c in declared if c.group == "real"] == [(f"R{i}", f"C{i}") for i in range(1, 11)]
     assert [c.id for c in declared if c.ours] == [f"O{i}" for i in range(1, 5)]
     for c in declared:
         assert c.statement and c.needs and c.decides in claims.OPTIMIZERS
@@ -193,7 +194,7 @@ def test_a_source_is_every_parameter_but_the_place_of_the_store(store, tmp_path)
 
 
 def test_ours_are_kept_apart_from_the_papers(store):
-    papers, ours = claims.verdicts(store, {}), claims.verdicts(store, {}, ours=True)
+    papers, ours = claims.verdicts(store, {}), claims.verdicts(store, {}, group="ours")
     assert [pair[0].claim.id[0] for pair in papers] == ["C"] * 11 and [p[0].claim.id[0] for p in ours] == ["O"] * 4
 
 

@@ -257,6 +257,18 @@ def claims(profile: ProfileName = "zoo", as_json: AsJson = False):
 
 
 @app.command()
+def verify(
+    sample: Annotated[int, typer.Option(metavar="N", min=0, help="Compute this many again, drawn at random.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="Draw the same ones again.")] = None,
+):
+    """Check the published runs: that every file is what was published, and that computing some again gives the same."""
+    from phantomlib.book.project import find_root
+    from phantomlib.measure import verification
+
+    verification.check_published(find_root() / "results", sample, seed, say=typer.echo)
+
+
+@app.command()
 def edit(
     number: Annotated[str, typer.Argument(metavar="NN", help="Number or name of the notebook, e.g. 01.")],
     profile: Annotated[str, typer.Option(help="Its parameters while you edit; they are not written back.")] = "smoke",
@@ -327,10 +339,9 @@ def train(
     from phantomlib.measure.models import check_device
     from phantomlib.zoo import shipped
 
-    for name in model or []:
-        if name not in shipped.ALL:
-            near = did_you_mean(name, shipped.ALL)
-            raise ParameterError(f"The zoo has no model '{name}'{near}. It has {', '.join(shipped.ALL)}.")
+    for name in set(model or []) - set(shipped.ALL):
+        near = did_you_mean(name, shipped.ALL)
+        raise ParameterError(f"The zoo has no model '{name}'{near}. It has {', '.join(shipped.ALL)}.")
     check_device(device)
     with tempfile.TemporaryFile(dir=shipped.WEIGHTS):
         pass  # before an hour's work: they can be written
@@ -343,30 +354,22 @@ def constants(
     store: Annotated[Path | None, typer.Option(help="Where runs are kept [default: the book's own].")] = None,
 ):
     """Measure again how far predictions are off on the zoo, the numbers behind 'phantom diagnose'."""
+    from phantomlib import Store, load, load_contexts, resolve
     from phantomlib.book.project import find_root
     from phantomlib.critical import coarse_run
-    from phantomlib.measure.contexts import load_contexts, resolve
-    from phantomlib.measure.models import load
-    from phantomlib.measure.store import Store, commit
     from phantomlib.zoo import shipped
 
-    loaded = [load(f"zoo:{name}") for name in shipped.NAMES]
-    kept = Store(store or find_root() / "runs")
-
-    def fitting(model):
-        return [resolve(context, model.tokenizer) for context in load_contexts()]
-
-    measured = coarse_run.measure_errors(loaded, fitting, kept, commit=commit())
+    loaded, kept = [load(f"zoo:{name}") for name in shipped.NAMES], Store(store or find_root() / "runs")
+    measured = coarse_run.measure_errors(loaded, lambda m: [resolve(c, m.tokenizer) for c in load_contexts()], kept)
     typer.echo(f"Written: {coarse_run.write_constants(measured)}")
 
 
-@zoo_app.command()
-def verify():
+@zoo_app.command("verify")
+def verify_zoo():
     """Compare the shipped weights with their checksums."""
     from phantomlib.zoo import shipped
 
-    problems = shipped.verify()
-    if problems:
+    if problems := shipped.verify():
         raise PhantomError("\n".join(problems))
     typer.echo(f"{len(shipped.ALL)} models verified.")
 

@@ -28,6 +28,7 @@ from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.finetune import finetune
 from phantomlib.measure.models import LanguageModel
 from phantomlib.measure.recipe import Recipe
+from phantomlib.measure.store import commit
 from phantomlib.progress import track
 
 CONSTANTS = Path(__file__).with_name("constants.json")
@@ -149,7 +150,6 @@ def measure_errors(
     store,
     *,
     budgets: tuple[int, ...] = BUDGETS,
-    commit: str = "",
 ) -> dict:
     """Measure critical learning rates, and how far each predictor is from them.
 
@@ -158,7 +158,6 @@ def measure_errors(
         contexts: gives a model's resolved contexts.
         store: a :class:`phantomlib.measure.store.Store`; the runs of the notebooks are reused.
         budgets: numbers of steps T.
-        commit: of the source, to be noted.
 
     Returns:
         the content of ``constants.json``: log ratios per optimiser, method, T, predictor, model and context, and the
@@ -179,7 +178,7 @@ def measure_errors(
     classes = lora_classes.two_classes(pd.Series(coherence))
     fingerprints = {model.name: model.fingerprint for model in models}
     return {
-        "made_by": {"command": "phantom zoo constants", "commit": commit, "models": fingerprints},
+        "made_by": {"command": "phantom zoo constants", "commit": commit(), "models": fingerprints},
         "bulk": {
             "coherence": coherence,
             "boundary": round(classes.boundary, 4),

@@ -185,6 +185,12 @@ def trace_residual(p: Tensor, E: Tensor, c: int, k: int) -> float:
     return abs(decompose(p, E, c, k).phi - float(by_trace))
 
 
+def residual_before_training(p: Tensor, E: Tensor, pairs) -> float:
+    """Largest :func:`trace_residual` in float64 over predictions ``p`` (C, V) and their ``pairs`` of ids (c, k)."""
+    p, E = p.double(), E.double()
+    return max(trace_residual(one, E, *pair) for one, pair in zip(p, pairs, strict=True))
+
+
 def largest_residual(runs) -> float:
     """Largest difference between Φ from ρ and ``signal + drag`` at the snapshots of recorded runs."""
     phi = runs.phi.sel(step=runs.snapshot.values).values

@@ -1,4 +1,4 @@
-# make book | test | lint | bench | serve | clean. The first of them makes .venv and installs; later ones reuse it.
+# make book | test | lint | bench | serve | publish | clean. The first of them makes .venv and installs; later ones reuse it.
 PYTHON  ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
              $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PROFILE ?= zoo
@@ -14,13 +14,14 @@ STAMP   := $(VENV)/.installed-$(shell cat requirements.txt pyproject.toml | cksu
 # One thread per process: the book runs several processes, and two threads each only get in each other's way.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help book test bench lint serve clean
+.PHONY: help book test bench lint serve publish clean
 help:
-	@echo "make book    install, run the notebooks, build the book      (PROFILE=smoke|zoo|paper)"
+	@echo "make book    install, run the notebooks, build the book      (PROFILE=smoke|zoo|pretrained|paper)"
 	@echo "make test    install, run the tests                         (COVERAGE=1: which lines none of them reaches)"
 	@echo "make lint    ruff, its formatter, the type checker"
 	@echo "make bench   measure speed, write benchmarks/results/     (DEVICE=cpu|cuda, SUITES='throughput search ...')"
 	@echo "make serve   show the built book at http://localhost:$(PORT)"
+	@echo "make publish copy the finished runs of PROFILE=pretrained into results/"
 	@echo "make clean   remove built pages and executed notebooks; finished runs stay in runs/"
 
 book: $(STAMP)
@@ -39,6 +40,9 @@ serve: $(STAMP)
 	@test -f _build/html/index.html || { echo "No book yet: run 'make book' first."; exit 1; }
 	@echo "Open http://localhost:$(PORT) (Ctrl-C stops)"
 	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+publish: $(STAMP)
+	$(BIN)/python -c "from phantomlib import Store; from phantomlib.measure.published_runs import publish; from pathlib import Path; print(len(publish(Store('runs/pretrained'), Path('results'))), 'files in results/')"
 
 clean:
 	rm -rf _build book/generated

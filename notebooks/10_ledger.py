@@ -47,6 +47,7 @@ nb = notebook.start("10_ledger", models=models, contexts=contexts, device=device
 sources = evidence.expected_beside(nb)
 pairs = claims.verdicts(nb.store, sources)  # under Adam, which decides, and under SGD
 decisive = [verdict for verdict, _ in pairs]
+real = claims.verdicts(nb.store, sources, group="real")  # the same claims on real models
 ours = claims.verdicts(nb.store, sources, group="ours")
 runs = [list(verdict.measurement.runs) for verdict in decisive if verdict.measurement]
 
@@ -57,14 +58,14 @@ runs = [list(verdict.measurement.runs) for verdict in decisive if verdict.measur
 # each has a row.
 
 # %%
-nb.table(ledger_page.verdict_table(pairs), runs=runs)
+nb.table(ledger_page.verdict_table(pairs, real), runs=runs)
 
 # %% [markdown]
 # The first page shows one line for each claim, and says in three sentences what matters most, with the numbers of
 # this ledger.
 
 # %%
-nb.glue("ledger", Markdown(ledger_page.miniature(pairs)))
+nb.glue("ledger", Markdown(ledger_page.miniature(pairs, real)))
 nb.glue("headline", Markdown(ledger_page.headline(pairs, len(nb.contexts))))
 
 # %% tags=["hide-input"]
@@ -76,6 +77,18 @@ nb.answer(
     yes=count[claims.REPRODUCED],
     no=count[claims.NOT_REPRODUCED],
     withheld=count[claims.NOT_TESTED] + count[claims.STALE],
+)
+
+# %% [markdown]
+# ## On real models
+#
+# The last column above is about [two real models](16_at_the_papers_size.ipynb), of the size that the paper studied.
+# These claims repeat the paper's with their own samples, declared before the runs; here are their values.
+
+# %%
+nb.table(
+    ledger_page.verdict_table(real),
+    runs=[list(verdict.measurement.runs) for verdict, _ in real if verdict.measurement],
 )
 
 # %% [markdown]
@@ -94,7 +107,7 @@ nb.table(
 # ## The wording of the quantities, and what lies behind each
 
 # %%
-for verdict in [*decisive, *(verdict for verdict, _ in ours)]:
+for verdict in [*decisive, *(verdict for verdict, _ in [*real, *ours])]:
     claim, found = verdict.claim, claims.verdict_as_dict(verdict)
     sample = ", ".join(f"{count} {kind}" for kind, count in found["n"].items()) or "none"
     lines = [f"**{claim.id}. {claim.statement}** Verdict: {verdict.status}.", ""]

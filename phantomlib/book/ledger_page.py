@@ -1,5 +1,7 @@
 """How the ledger is written on pages: the table of all values, one line for each claim, the sentences of the first page."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from phantomlib.book.markup import with_symbols
@@ -12,9 +14,23 @@ MARKS = {REPRODUCED: "✓", NOT_REPRODUCED: "✗"}
 Pair = tuple[Verdict, Verdict]  # under the optimiser that decides, and under the other
 
 
-def verdict_table(pairs: list[Pair]) -> pd.DataFrame:
-    """Value, threshold and verdict; one row for each criterion, the first of a claim linked to its chapter and figure."""
-    return pd.DataFrame(row for pair in pairs for row in _criterion_rows(*pair))
+def verdict_table(pairs: list[Pair], real: Sequence[Pair] = ()) -> pd.DataFrame:
+    """Value, threshold and verdict; one row for each criterion, the first of a claim linked to its chapter and figure.
+
+    Args:
+        pairs: the verdicts.
+        real: those of the claims that repeat some of them on real models; with any, a column more says what came out.
+    """
+    table = pd.DataFrame(row for pair in pairs for row in _criterion_rows(*pair))
+    if any(verdict.measurement for verdict, _ in real):
+        again = {verdict.claim.repeats: f"{_name(verdict.claim)}: **{verdict.status}**" for verdict, _ in real}
+        first = [
+            verdict.claim.id if number == 0 else ""
+            for verdict, _ in pairs
+            for number, _ in enumerate(verdict.claim.criteria)
+        ]
+        table["on real models"] = [again.get(name, "") for name in first]
+    return table
 
 
 def _criterion_rows(verdict: Verdict, other: Verdict):
@@ -32,16 +48,22 @@ def _criterion_rows(verdict: Verdict, other: Verdict):
         }
 
 
-def miniature(pairs: list[Pair]) -> str:
-    """The ledger as a list, one line for each claim with its marked verdict."""
-    return "\n".join(_line(*pair) for pair in pairs)
+def miniature(pairs: list[Pair], real: Sequence[Pair] = ()) -> str:
+    """The ledger as a list, one line for each claim with its marked verdict, and that on real models if there is one."""
+    again = {verdict.claim.repeats: verdict for verdict, _ in real}
+    return "\n".join(_line(*pair, again.get(pair[0].claim.id)) for pair in pairs)
 
 
-def _line(verdict: Verdict, other: Verdict) -> str:
-    style = verdict.status.replace(" ", "-")
-    mark = f'<span class="verdict {style}">{MARKS.get(verdict.status, "–")} {verdict.status}</span>'
+def _line(verdict: Verdict, other: Verdict, real: Verdict | None) -> str:
     elsewhere = "" if other.status == verdict.status else f" (under {LABELS[other.optimizer]}: {other.status})"
-    return f"- {_name(verdict.claim)} {with_symbols(verdict.claim.statement)} {mark}{elsewhere}"
+    if real and real.measurement:
+        elsewhere += f" [On real models](#{real.claim.figure}): {_mark(real)}"
+    return f"- {_name(verdict.claim)} {with_symbols(verdict.claim.statement)} {_mark(verdict)}{elsewhere}"
+
+
+def _mark(verdict: Verdict) -> str:
+    style = verdict.status.replace(" ", "-")
+    return f'<span class="verdict {style}">{MARKS.get(verdict.status, "–")} {verdict.status}</span>'
 
 
 def headline(pairs: list[Pair], contexts: int) -> str:

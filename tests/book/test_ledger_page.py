@@ -1,0 +1,35 @@
+"""The ledger's table and list: one row for each criterion, and what came out on real models beside each claim."""
+
+from phantomlib.book import ledger_page
+from phantomlib.ledger.claims import NOT_REPRODUCED, NOT_TESTED, REPRODUCED, Verdict, load_claims
+from phantomlib.ledger.measurements import Measurement
+
+CLAIMS = {claim.id: claim for claim in load_claims()}
+
+
+def pair(name, status, value=None):
+    claim = CLAIMS[name]
+    values = {criterion.name: value for criterion in claim.criteria}
+    measured = None if value is None else Measurement(values, None, {}, ("run",), {}, "key")
+    return Verdict(claim, "adam", status, "", measured), Verdict(claim, "sgd", NOT_TESTED, "", None)
+
+
+def test_real_models_stand_beside_the_claim_that_they_repeat():
+    pairs = [pair("C2", REPRODUCED, 1e-13), pair("C11", NOT_REPRODUCED, 0.02), pair("C8", REPRODUCED, 0.02)]
+    table = ledger_page.verdict_table(pairs, [pair("R8", NOT_REPRODUCED, 0.2), pair("R2", REPRODUCED, 1e-14)])
+    column = table["on real models"].tolist()
+    assert len(CLAIMS["C2"].criteria) == 2 and table.claim.tolist()[1] == ""
+    assert [cell.endswith("**reproduced**") for cell in column] == [True, False, False, False]
+    assert column[1] == column[2] == "" and column[3].endswith("**not reproduced**") and "R8" in column[3]
+
+
+def test_without_measurements_of_real_models_there_is_no_column():
+    table = ledger_page.verdict_table([pair("C8", REPRODUCED, 0.02)], [pair("R8", NOT_TESTED)])
+    assert "on real models" not in table
+    assert "real models" not in ledger_page.miniature([pair("C8", REPRODUCED, 0.02)], [pair("R8", NOT_TESTED)])
+
+
+def test_the_short_list_marks_both():
+    [line] = ledger_page.miniature([pair("C8", REPRODUCED, 0.02)], [pair("R8", NOT_REPRODUCED, 0.2)]).split("\n")
+    assert line.count('class="verdict') == 2 and "✓ reproduced" in line and "✗ not reproduced" in line
+    assert "(#fig-real-numbers)" in line and "(under SGD: not tested)" in line

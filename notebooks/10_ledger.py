@@ -66,7 +66,7 @@ nb.table(ledger_page.verdict_table(pairs, real), runs=runs)
 
 # %%
 nb.glue("ledger", Markdown(ledger_page.miniature(pairs, real)))
-nb.glue("headline", Markdown(ledger_page.headline(pairs, len(nb.contexts))))
+nb.glue("headline", Markdown(ledger_page.headline(pairs, len(nb.contexts), real)))
 
 # %% tags=["hide-input"]
 count = {status: sum(verdict.status == status for verdict in decisive) for status in claims.STATUSES}

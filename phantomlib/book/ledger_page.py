@@ -66,14 +66,16 @@ def _mark(verdict: Verdict) -> str:
     return f'<span class="verdict {style}">{MARKS.get(verdict.status, "–")} {verdict.status}</span>'
 
 
-def headline(pairs: list[Pair], contexts: int) -> str:
-    """What matters most, in up to three sentences, of the claims that were measured.
+def headline(pairs: list[Pair], contexts: int, real: Sequence[Pair] = ()) -> str:
+    """What matters most, in up to four sentences, of the claims that were measured.
 
     Args:
         pairs: the verdicts.
         contexts: how many sentences each model was tested on.
+        real: the verdicts on real models.
     """
-    values = {(v.claim.id, v.optimizer): v.measurement.values for pair in pairs for v in pair if v.measurement}
+    both = [*pairs, *real]
+    values = {(v.claim.id, v.optimizer): v.measurement.values for pair in both for v in pair if v.measurement}
     sentences = []
     if found := values.get(("C1", "adam")):
         sentences += [
@@ -85,6 +87,12 @@ def headline(pairs: list[Pair], contexts: int) -> str:
             "Whether a run learns the word is known before step 1: the critical learning rate of an architecture that had "
             f"been left out was predicted blindly to {adam['blind_error']:.1%} under Adam and to {sgd['blind_error']:.2%} "
             "under SGD."
+        ]
+    if (adam := values.get(("R10", "adam"))) and (sgd := values.get(("R10", "sgd"))):
+        sentences += [
+            "For [real pretrained models](#fig-real-blind), hundreds of times larger, the same prediction with the same "
+            f"constants was off by at most {adam['blind_error']:.1%} under Adam and {sgd['blind_error']:.1%} under SGD "
+            f"(median over the sentences {adam['median_context_error']:.1%} and {sgd['median_context_error']:.1%})."
         ]
     if found := values.get(("C8", "adam")):
         sentences += [

@@ -39,11 +39,11 @@ def _criterion_rows(verdict: Verdict, other: Verdict):
         sign = "≥" if criterion.direction == "at least" else "≤"
         yield {
             "claim": "" if number else _name(claim),
+            "verdict": "" if number else f"**{verdict.status}**",
             "statement": "" if number else with_symbols(claim.statement),
             "figure": "" if number or not chapter else f"[figure](#{claim.figure})",
             f"measured ({LABELS[verdict.optimizer]})": _measured(verdict, criterion),
             "needed": f"{sign} {criterion.threshold:g}",
-            "verdict": "" if number else f"**{verdict.status}**",
             f"under {LABELS[other.optimizer]}": _measured(other, criterion) + ("" if number else f": {other.status}"),
         }
 

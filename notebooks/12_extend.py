@@ -66,9 +66,9 @@ run = run.assign_coords(rate=multiples)
 
 # %%
 figure, axes = plt.subplots(figsize=(7.2, 3), layout="constrained")
-for multiple, colour in zip(multiples, sns.color_palette("viridis", len(multiples)), strict=True):
-    one = run.entropy.sel(rate=multiple).isel(seed=0)
-    axes.plot(run.step, one.mean("context"), color=colour, label=f"{multiple:g}")
+for rate, colour in zip(range(len(multiples)), sns.color_palette("viridis", len(multiples)), strict=True):
+    one = run.entropy.isel(rate=rate, seed=0)
+    axes.plot(run.step, one.mean("context"), color=colour, label=f"{multiples[rate]:g}")
     axes.fill_between(run.step, one.min("context"), one.max("context"), color=colour, alpha=0.15, linewidth=0)
 axes.set(xlabel="step", ylabel="entropy (nat)", title="Undecidedness")
 axes.legend(title="learning rate /\npredicted critical", fontsize="small")

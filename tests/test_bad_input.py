@@ -120,7 +120,8 @@ RUN = {
 
 # These start a kernel: what only the notebook itself can judge.
 IN_THE_KERNEL = {
-    "negative rate": (["-p", "multiples", "[-0.5]"], "positive, finite"),
+    "negative multiple": (["-p", "multiples", "[0.5, -0.5]"], "multiples is [0.5, -0.5]"),
+    "no multiples": (["-p", "multiples", "[]"], "positive, finite"),
     "no models": (["-p", "models", "[]"], "at least one model"),
     "misspelt model and file": (["-p", "models", '["zoo:gpt-s"]'], "gpt2-s"),
     "contexts that do not fit": (["-p", "contexts", "good.yaml", "-p", "steps", "0"], "steps"),

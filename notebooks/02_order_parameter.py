@@ -144,7 +144,7 @@ nb.table(
 first = adam[loaded[0].name]
 one = first.isel(context=0, seed=0)
 nb.figure(
-    decomposition_panels(one, [f"{multiple:g} × predicted critical" for multiple in multiples]),
+    decomposition_panels(one, [f"{multiple:g} × predicted" for multiple in multiples]),
     "fig-decomposition",
     caption="""Order parameter (black, dashed), signal (green) and drag (pink) along training: first context,
         first model, Adam, full fine-tuning, one deterministic run per panel, whose learning rate is given

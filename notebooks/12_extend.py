@@ -27,7 +27,7 @@ device: str = "cpu"  # torch device, cpu or cuda
 dtype: str = "float32"  # float32 or float64
 store: str = "runs"  # folder of finished runs
 seed: int = 0  # base seed
-multiples: list[float] = [0.1, 0.3, 0.7, 0.9, 1.5]  # learning rates in units of each context's predicted critical rate
+multiples: list[float] = [0.3, 0.9, 1.5]  # learning rates in units of each context's predicted critical rate
 steps: int = 20  # optimiser steps of each run
 
 # %% tags=["hide-cell"]

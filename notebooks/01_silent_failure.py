@@ -30,8 +30,7 @@ device: str = "cpu"  # torch device, cpu or cuda
 dtype: str = "float32"  # float32 or float64
 store: str = "runs"  # folder of finished runs
 seed: int = 0  # base seed
-learning_rates: list[float] = [1.0e-5, 3.0e-5, 1.0e-4, 3.0e-4, 1.0e-3]  # learning rates of Adam
-sgd_learning_rates: list[float] = [1.0e-3, 3.0e-3, 1.0e-2, 3.0e-2, 1.0e-1]  # learning rates of SGD
+multiples: list[float] = [0.1, 0.3, 0.7, 0.9, 1.5]  # learning rates in units of each context's predicted critical rate
 steps: int = 20  # optimiser steps of each run
 least_fall: float = 0.1  # nats by which cross-entropy must end lower for a failure to count
 
@@ -41,7 +40,7 @@ import numpy as np
 import pandas as pd
 
 from phantomlib.book import notebook
-from phantomlib.critical.predictors import predict_critical_rates
+from phantomlib.critical.predictors import with_predicted_rate
 from phantomlib.figures.palette import model_colours
 from phantomlib.figures.silent_failure import below_and_above, count_map, gap_trajectories, loss_and_rank
 from phantomlib.measure.recipe import Recipe
@@ -53,7 +52,6 @@ nb = notebook.start(
 )
 loaded = [nb.load(ref) for ref in nb.models]
 colours = model_colours(loaded)
-grids = {"adam": learning_rates, "sgd": sgd_learning_rates}
 labels = {"adam": "Adam", "sgd": "SGD"}
 
 # %% [markdown]
@@ -61,9 +59,14 @@ labels = {"adam": "Adam", "sgd": "SGD"}
 #
 # Each [context](../definitions.md#context) is fine-tuned on its own. The loss is the cross-entropy of the correct
 # token after the prompt. All parameters are trained. Each run starts from the same checkpoint and takes the same
-# number of steps, at one of five learning rates that were chosen beforehand to cover what practitioners use. At every
-# step we record the loss, the probabilities and logits of the correct token $c$ and the competitor $k$, and
-# everything the other chapters need.
+# number of steps. At every step we record the loss, the probabilities and logits of the correct token $c$ and the
+# competitor $k$, and everything the other chapters need.
+#
+# Learning rates are given in units of each context's [predicted critical
+# rate](../definitions.md#critical-learning-rate): the smallest one at which the correct token is expected to overtake
+# within these steps. It is predicted from the checkpoint alone, before any step of training ([chapter
+# 06](06_dimensionless_numbers.ipynb) says how). So the same few multiples serve every model and both optimisers. They
+# were chosen beforehand to lie mostly below one, where failing is expected, with one above it.
 #
 # A run is a [silent failure](../definitions.md#silent-failure) if its cross-entropy never rises and ends lower, yet
 # the logit gap $\Delta = z_c - z_k$ is never positive: the correct token never overtakes. For the count we also ask
@@ -75,7 +78,9 @@ labels = {"adam": "Adam", "sgd": "SGD"}
 
 # %%
 def fine_tune(model, optimizer):
-    return nb.store.run(model, nb.fitting_contexts(model), grids[optimizer], Recipe(optimizer=optimizer, steps=steps))
+    recipe = Recipe(optimizer=optimizer, steps=steps)
+    fitting, critical = with_predicted_rate(nb.store, model, nb.fitting_contexts(model), recipe)
+    return nb.store.run(model, fitting, critical[:, None] * multiples, recipe).assign_coords(rate=multiples)
 
 
 runs = Study.of(fine_tune, loaded)  # a dataset (context, rate, seed, step) for each optimiser and model
@@ -106,11 +111,12 @@ nb.figure(
 # %%
 start, end = example.isel(step=0), example.isel(step=-1)
 nb.say(
-    "In this run (learning rate {rate:.3g}, {steps} steps) cross-entropy falls from {loss:.2f} to "
-    "{last_loss:.2f} nats. The probability of “{correct}” goes from {p:.3f} to {last_p:.3f}, that of "
-    "“{competitor}” from {q:.3f} to {last_q:.3f}. The logit gap goes from {gap:+.2f} to {last_gap:+.2f} "
-    "nats: {what}",
-    rate=float(example.learning_rate),
+    "In this run ({steps} steps at {multiple:g} times the predicted critical learning rate, which is {rate:.3g}) "
+    "cross-entropy falls from {loss:.2f} to {last_loss:.2f} nats. The probability of “{correct}” goes from "
+    "{p:.3f} to {last_p:.3f}, that of “{competitor}” from {q:.3f} to {last_q:.3f}. The logit gap goes from "
+    "{gap:+.2f} to {last_gap:+.2f} nats: {what}",
+    multiple=float(example.rate),
+    rate=float(example.learning_rate / example.rate),
     steps=steps,
     loss=float(start.cross_entropy),
     last_loss=float(end.cross_entropy),
@@ -136,10 +142,10 @@ nb.say(
 nb.figure(
     gap_trajectories(adam, colours, silent.sel("adam")),
     "fig-silent-trajectories",
-    caption="""Logit gap against cross-entropy for every run of Adam (every context at five learning rates in
-        each panel; deterministic, no seeds). Coloured: silent failures whose cross-entropy ends at least
-        0.1 nat lower. Light grey: all other runs. The horizontal line marks where the correct token
-        overtakes; the axis is cut at plus and minus 5 nats.""",
+    caption="""Logit gap against cross-entropy for every run of Adam (every context at every multiple of its
+        predicted critical rate in each panel; deterministic, no seeds). Coloured: silent failures whose
+        cross-entropy ends at least 0.1 nat lower. Light grey: all other runs. The horizontal line marks
+        where the correct token overtakes; the axis is cut at plus and minus 5 nats.""",
     alt="Trajectories of the logit gap against cross-entropy, one panel per model.",
     runs=adam,
 )
@@ -147,36 +153,39 @@ nb.figure(
 # %% [markdown]
 # ## How often
 #
-# The map counts, for each model and learning rate, the contexts that failed silently. Very small rates fail to move
-# the loss by 0.1 nat within the budget, so they do not count. Large rates overtake.
+# The maps count, for each model and multiple of the predicted critical rate, the contexts that failed silently. At
+# small multiples the loss may not move by 0.1 nat within the budget; such runs do not count. Above one the correct
+# token should overtake, and below one it should not: where it is otherwise, the prediction was off by as much.
 
 
 # %%
 def counts(optimizer):
-    """Contexts that failed silently; a row for each model, a column for each learning rate."""
+    """Contexts that failed silently; a row for each model, a column for each multiple."""
     table = {model: failed.sum(["context", "seed"]).values for model, failed in silent.sel(optimizer).items()}
-    return pd.DataFrame(table, index=[f"{rate:.0e}" for rate in grids[optimizer]]).T
+    return pd.DataFrame(table, index=[f"{multiple:g}" for multiple in multiples]).T
 
 
+across = "learning rate / predicted critical rate"
 nb.figure(
-    count_map(counts("adam"), "Adam", "contexts", largest=len(nb.contexts), across="learning rate"),
+    count_map(counts("adam"), "Adam", "contexts", largest=len(nb.contexts), across=across),
     "fig-silent-counts",
     caption="""Number of contexts that failed silently, with cross-entropy ending at least 0.1 nat lower, by
-        model and learning rate of Adam (full fine-tuning; one deterministic run per cell and context).""",
-    alt="Heat map of the number of silent failures by model and learning rate under Adam.",
+        model and learning rate, in units of each context's predicted critical rate under Adam (full
+        fine-tuning; one deterministic run per cell and context).""",
+    alt="Heat map of the number of silent failures by model and multiple of the predicted critical rate under Adam.",
     runs=adam,
 )
 nb.figure(
-    count_map(counts("sgd"), "SGD", "contexts", largest=len(nb.contexts), across="learning rate"),
+    count_map(counts("sgd"), "SGD", "contexts", largest=len(nb.contexts), across=across),
     "fig-silent-counts-sgd",
-    caption="The same count under SGD, at its own grid of learning rates.",
-    alt="Heat map of the number of silent failures by model and learning rate under SGD.",
+    caption="The same count under SGD, at the same multiples of the critical rates predicted for SGD.",
+    alt="Heat map of the number of silent failures by model and multiple of the predicted critical rate under SGD.",
     runs=runs.sel("sgd"),
 )
 
 # %%
 failing = silent.map(lambda failed: int(failed.any(["rate", "seed"]).sum()))  # contexts that fail at some rate
-for optimizer, rates in grids.items():
+for optimizer in labels:
     by_model = failing.sel(optimizer)
     nb.record(
         "C1",
@@ -184,18 +193,18 @@ for optimizer, rates in grids.items():
         optimizer=optimizer,
         n={
             "architectures": len(loaded),
-            "contexts": min(runs.fewest_contexts(o) for o in grids),
-            "rates": len(rates),
+            "contexts": min(runs.fewest_contexts(o) for o in labels),
+            "rates": len(multiples),
         },
         runs=runs.sel(optimizer),
         detail={"contexts failing at some rate": by_model},
     )
 
 # %% tags=["hide-input"]
-for optimizer in grids:
+for optimizer in labels:
     tally = silent_failure.tally(list(runs.sel(optimizer).values()), least_fall)
     nb.say(
-        "**{label}**: contexts that fail silently at one or more of the declared rates: {counts}, of "
+        "**{label}**: contexts that fail silently at one or more of the declared multiples: {counts}, of "
         "{contexts}. All {runs} runs: {outcomes}.",
         label=labels[optimizer],
         counts=", ".join(f"{name} {count}" for name, count in failing.sel(optimizer).items()),
@@ -203,15 +212,35 @@ for optimizer in grids:
         runs=sum(tally.values()),
         outcomes=", ".join(f"{count} {outcome}" for outcome, count in tally.items()),
     )
-share = [count / adam[name].sizes["context"] for name, count in failing.sel("adam").items()]
+for model in loaded:
+    for optimizer in labels:
+        missing = {c.id for c in nb.fitting_contexts(model)} - {*runs[optimizer, model.name].context.values}
+        if missing:
+            nb.say(
+                "> Left out for {model} under {label}, because no critical rate can be predicted: {missing}.",
+                model=model.name,
+                label=labels[optimizer],
+                missing=", ".join(sorted(missing)),
+            )
+
+
+def span(optimizer):
+    """The share of each model's contexts that fail silently, from the least to the greatest."""
+    shares = [count / runs[optimizer, name].sizes["context"] for name, count in failing.sel(optimizer).items()]
+    return " to ".join(dict.fromkeys(f"{share:.0%}" for share in (min(shares), max(shares))))
+
+
 nb.answer(
-    "{yes} Under Adam, {least:.0%} to {most:.0%} of each model's contexts fail silently at one or more "
-    "of {rates} ordinary learning rates. In the run of {{numref}}`fig-silent` cross-entropy falls by "
-    "{fall:.2f} nats in {steps} steps, and “{k}” {stays} ahead of “{c}”.",
-    yes="Yes." if max(share) > 0 else "Not in these runs.",
-    least=min(share),
-    most=max(share),
-    rates=len(learning_rates),
+    "{yes} Of each model's contexts {adam} fail silently under Adam, and {sgd} under SGD, at one or more of "
+    "{rates} learning rates from {low:g} to {high:g} times the one that is predicted to be critical. In the run "
+    "of {{numref}}`fig-silent` cross-entropy falls by {fall:.2f} nats in {steps} steps, and “{k}” {stays} ahead "
+    "of “{c}”.",
+    yes="Yes." if any(failing.values()) else "Not in these runs.",
+    adam=span("adam"),
+    sgd=span("sgd"),
+    rates=len(multiples),
+    low=min(multiples),
+    high=max(multiples),
     fall=float(start.cross_entropy - end.cross_entropy),
     steps=steps,
     stays="stays" if float(end.logit_gap) < 0 else "does not stay",
@@ -222,21 +251,17 @@ nb.answer(
 # %% [markdown]
 # ## The edge between failing and learning
 #
-# Where does failing end? The [critical learning rate](../definitions.md#critical-learning-rate) is the smallest one
-# at which the correct token overtakes within the budget of steps. It is predicted here from the checkpoint alone,
-# before any step of training ([chapter 06](06_dimensionless_numbers.ipynb) says how). Then the runs are made, on both
-# sides of it.
+# Where does failing end? One sentence from close by: runs on both sides of the critical learning rate that was
+# predicted for it.
 
 # %%
 model, recipe = loaded[0], Recipe(steps=steps)
-multiples = np.array([0.5, 0.6, 0.7, 0.8, 0.9, 0.98, 1.02, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0])
-predictions = predict_critical_rates(nb.store, model, nb.fitting_contexts(model), recipe).third_order
-chosen = int(np.isfinite(predictions).argmax())  # the first sentence that has a prediction
-predicted = float(predictions[chosen])
-edge = nb.store.run(model, [nb.fitting_contexts(model)[chosen]], predicted * multiples, recipe).isel(context=0, seed=0)
+around = np.array([0.5, 0.6, 0.7, 0.8, 0.9, 0.98, 1.02, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0])
+fitting, critical = with_predicted_rate(nb.store, model, nb.fitting_contexts(model), recipe)  # as above, from the store
+edge = nb.store.run(model, fitting[:1], critical[0] * around, recipe).isel(context=0, seed=0)
 
 # %%
-picture, narrow = below_and_above(edge, predicted), below_and_above(edge, predicted, narrow=True)
+picture, narrow = below_and_above(edge, critical[0]), below_and_above(edge, critical[0], narrow=True)
 nb.glue("below_and_above", picture)
 nb.glue("below_and_above_narrow", narrow)  # for phones, on the first page
 plt.close(narrow)
@@ -261,7 +286,7 @@ nb.say(
     "{loss_above:.2f} and {gap_above:+.3f}.",
     correct=edge.correct.item(),
     competitor=edge.competitor.item(),
-    predicted=predicted,
+    predicted=critical[0],
     loss_below=float(below.cross_entropy),
     gap_below=float(below.logit_gap),
     loss_above=float(above.cross_entropy),
@@ -280,8 +305,13 @@ for side, run in {"below": below, "above": above}.items():
 #
 # ## What could be wrong
 #
-# The count depends on the grid of learning rates and on the number of steps, which are ours. Where a whole grid lies
-# above the critical learning rates, every run of it overtakes and none can fail silently; the tally above says when
-# that is so. The grids were declared before the runs and were not moved afterwards. At a large enough learning rate
-# every context here overtakes. The failure is one of budget, and the point of the book is that the budget can be
-# known beforehand.
+# The count depends on the multiples and on the number of steps, which are ours. They were declared before any run on
+# them, and chosen to lie mostly below the edge. If the predictions are right, the correct token cannot overtake
+# there, and it is no surprise that it does not; what these runs add is that the loss falls at every step all the
+# while, and by enough to look like success. Earlier, each optimiser had a grid of absolute learning rates. It was
+# given up after its runs had been seen: such a rate means something else on every model, and the whole grid of SGD
+# lay above the critical rates, so that nothing could fail there. [The ledger](10_ledger.ipynb) keeps the old
+# declaration and its verdicts beside the new one.
+#
+# At a large enough learning rate every context here overtakes. The failure is one of budget, and the point of the book
+# is that the budget can be known beforehand.

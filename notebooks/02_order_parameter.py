@@ -30,16 +30,18 @@ device: str = "cpu"  # torch device, cpu or cuda
 dtype: str = "float32"  # float32 or float64
 store: str = "runs"  # folder of finished runs
 seed: int = 0  # base seed
-learning_rates: list[float] = [1.0e-4, 3.0e-4, 1.0e-3]  # learning rates of Adam
-sgd_learning_rates: list[float] = [1.0e-4, 1.0e-3, 1.0e-2]  # learning rates of SGD
+multiples: list[float] = [0.3, 0.9, 1.5]  # learning rates in units of each context's predicted critical rate
 steps: int = 20  # optimiser steps of each run
 
 # %% tags=["hide-cell"]
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from phantomlib.book import notebook
+from phantomlib.critical.predictors import with_predicted_rate
 from phantomlib.figures.order_parameter import decomposition_panels, spectra
 from phantomlib.figures.palette import model_colours
 from phantomlib.measure import order_parameter
@@ -51,7 +53,6 @@ nb = notebook.start(
     "02_order_parameter", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed
 )
 loaded = [nb.load(ref) for ref in nb.models]
-grids = {"adam": learning_rates, "sgd": sgd_learning_rates}
 labels = {"adam": "Adam", "sgd": "SGD"}
 
 # %% [markdown]
@@ -85,7 +86,8 @@ labels = {"adam": "Adam", "sgd": "SGD"}
 #
 # We compute $\Phi$ twice. Once from the definition: build $\rho$ as a $d \times d$ matrix and take the trace. Once as
 # $S + D$. The two share no intermediate result. Before training we compare them in double precision; along training
-# in the precision of the run.
+# in the precision of the run, at multiples of each context's [predicted critical
+# rate](../definitions.md#critical-learning-rate), below and above it.
 
 
 # %%
@@ -100,8 +102,10 @@ def before_training(ref):
 
 
 def fine_tune(model, optimizer):
-    recipe = Recipe(optimizer=optimizer, steps=steps, snapshots=(0, steps // 2, steps))
-    return nb.store.run(model, nb.fitting_contexts(model), grids[optimizer], recipe)
+    recipe = Recipe(optimizer=optimizer, steps=steps)
+    fitting, critical = with_predicted_rate(nb.store, model, nb.fitting_contexts(model), recipe)
+    recipe = replace(recipe, snapshots=(0, steps // 2, steps))
+    return nb.store.run(model, fitting, critical[:, None] * multiples, recipe).assign_coords(rate=multiples)
 
 
 exact = max(0.0, *map(before_training, nb.models))
@@ -110,7 +114,7 @@ residuals = runs.map(order_parameter.largest_residual)
 adam = runs.sel("adam")
 
 # %%
-for optimizer in grids:
+for optimizer in labels:
     nb.record(
         "C2",
         {"residual_float64": exact, "residual_float32": max(residuals.sel(optimizer).values())},
@@ -133,19 +137,19 @@ nb.table(
 # %% [markdown]
 # ## Signal and drag along training
 #
-# One context of the first model at three learning rates. Dotted lines mark the bound $\pm\sqrt{1 - g_{ck}^2}$ at step
-# 0.
+# One context of the first model, below and above its predicted critical learning rate. Dotted lines mark the bound
+# $\pm\sqrt{1 - g_{ck}^2}$ at step 0.
 
 # %%
 first = adam[loaded[0].name]
 one = first.isel(context=0, seed=0)
 nb.figure(
-    decomposition_panels(one, [f"learning rate {rate:.0e}" for rate in one.learning_rate.values]),
+    decomposition_panels(one, [f"{multiple:g} × predicted" for multiple in multiples]),
     "fig-decomposition",
     caption="""Order parameter (black, dashed), signal (green) and drag (pink) along training: first context,
-        first model, Adam, full fine-tuning, one deterministic run per panel. Dotted: the bound on the
-        order parameter at step 0.""",
-    alt="Signal, drag and their sum against the step, one panel per learning rate.",
+        first model, Adam, full fine-tuning, one deterministic run per panel, whose learning rate is given
+        in units of the predicted critical one. Dotted: the bound on the order parameter at step 0.""",
+    alt="Signal, drag and their sum against the step, one panel per multiple of the predicted critical rate.",
     runs=first,
     data=one[["signal", "drag", "phi"]].to_dataframe().reset_index(),
 )
@@ -154,13 +158,13 @@ nb.figure(
 last = one.isel(step=-1)
 nb.say(
     "The context is “{prompt} …” with $c$ “{correct}” and $k$ “{competitor}”. After {steps} steps the "
-    "order parameter is {values}. The largest possible commitment, $1 - g_{{ck}}^2$ at step 0, is "
-    "{bound:.3f}.",
+    "order parameter is {values} times the predicted critical rate. The largest possible commitment, "
+    "$1 - g_{{ck}}^2$ at step 0, is {bound:.3f}.",
     prompt=nb.contexts[0].prompt,
     correct=one.correct.item(),
     competitor=one.competitor.item(),
     steps=steps,
-    values=", ".join(f"{phi:+.3f} at {rate:.0e}" for phi, rate in zip(last.phi.values, one.learning_rate.values)),
+    values=", ".join(f"{phi:+.3f} at {multiple:g}" for phi, multiple in zip(last.phi.values, multiples)),
     bound=float(1 - one.overlap[0, 0] ** 2),
 )
 
@@ -201,7 +205,10 @@ def describe(ds, snapshot):
     }
 
 
-nb.say("Medians over the contexts, at the largest learning rate of Adam:")
+nb.say(
+    "Medians over the contexts, at the largest learning rate of Adam ({most:g} times the predicted critical one):",
+    most=multiples[-1],
+)
 nb.table(pd.DataFrame({"model": m} | describe(ds, s) for m, ds in adam.items() for s in (0, steps)), runs=adam)
 
 # %% tags=["hide-input"]

@@ -117,7 +117,7 @@ for verdict in [*decisive, *(verdict for verdict, _ in [*real, *ours])]:
     lines += [f"- sample: {sample}; runs: {len(found['runs'])}; measured in chapter {claim.notebook}"]
     if found["interval"]:
         lines += ["- interval: {:.3g} to {:.3g}".format(*found["interval"])]
-    lines += [f"- threshold changed: {change}" for change in claim.changes]
+    lines += [f"- {ledger_page.change_sentences(change)}" for change in claim.changes]
     nb.say("\n".join(map(markup.with_symbols, lines)))
 
 # %% [markdown]

@@ -27,7 +27,7 @@ device: str = "cpu"  # torch device, cpu or cuda
 dtype: str = "float32"  # float32 or float64
 store: str = "runs"  # folder of finished runs
 seed: int = 0  # base seed
-learning_rates: list[float] = [1.0e-5, 3.0e-5, 1.0e-4]  # learning rates of Adam
+multiples: list[float] = [0.3, 0.9, 1.5]  # learning rates in units of each context's predicted critical rate
 steps: int = 20  # optimiser steps of each run
 
 # %% tags=["hide-cell"]
@@ -35,6 +35,7 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 
 from phantomlib.book import notebook
+from phantomlib.critical.predictors import with_predicted_rate
 from phantomlib.measure.recipe import Recipe
 
 nb = notebook.start("12_extend", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
@@ -55,8 +56,9 @@ def entropy(p, E, c, k):  # (R, V), (R, V, d), (R,), (R,) -> (R,)
 
 
 model = nb.load(nb.models[0])
-fitting = nb.fitting_contexts(model)
-run = nb.store.run(model, fitting, learning_rates, recipe, extra={"entropy": entropy})
+fitting, critical = with_predicted_rate(nb.store, model, nb.fitting_contexts(model), recipe)
+run = nb.store.run(model, fitting, critical[:, None] * multiples, recipe, extra={"entropy": entropy})
+run = run.assign_coords(rate=multiples)
 
 # %% [markdown]
 # A figure is a matplotlib figure, its name, its caption and its alt text. The line "How this was made" follows by
@@ -64,19 +66,19 @@ run = nb.store.run(model, fitting, learning_rates, recipe, extra={"entropy": ent
 
 # %%
 figure, axes = plt.subplots(figsize=(7.2, 3), layout="constrained")
-for rate, colour in zip(range(run.sizes["rate"]), sns.color_palette("viridis", run.sizes["rate"]), strict=True):
+for rate, colour in zip(range(len(multiples)), sns.color_palette("viridis", len(multiples)), strict=True):
     one = run.entropy.isel(rate=rate, seed=0)
-    axes.plot(run.step, one.mean("context"), color=colour, label=f"{float(run.learning_rate[0, rate]):.0e}")
+    axes.plot(run.step, one.mean("context"), color=colour, label=f"{multiples[rate]:g}")
     axes.fill_between(run.step, one.min("context"), one.max("context"), color=colour, alpha=0.15, linewidth=0)
 axes.set(xlabel="step", ylabel="entropy (nat)", title="Undecidedness")
-axes.legend(title="learning rate", fontsize="small")
+axes.legend(title="learning rate /\npredicted critical", fontsize="small")
 nb.figure(
     figure,
     "fig-extend-entropy",
     caption="""A quantity of one's own: entropy of the next-token distribution of the first model while it is
-        fine-tuned with Adam at three learning rates (mean over the contexts, band from the least to the
-        greatest; deterministic).""",
-    alt="Entropy against step for three learning rates.",
+        fine-tuned with Adam at multiples of each context's predicted critical rate (mean over the
+        contexts, band from the least to the greatest; deterministic).""",
+    alt="Entropy against step, a line for each multiple of the predicted critical rate.",
     runs=run,
     data=run.entropy.to_dataframe().reset_index(),
 )
@@ -127,9 +129,10 @@ for context in loaded:
 
 # %%
 if mine:
-    own = nb.store.run(model, mine, learning_rates, recipe)
-    enough = (own.logit_gap > 0).any("step").isel(seed=0)  # which rates are enough?
-    columns = [f"{rate:.0e}" for rate in learning_rates]
+    mine, critical = with_predicted_rate(nb.store, model, mine, recipe)
+    own = nb.store.run(model, mine, critical[:, None] * multiples, recipe)
+    enough = (own.logit_gap > 0).any("step").isel(seed=0)  # which multiples are enough?
+    columns = [f"{multiple:g} × predicted" for multiple in multiples]
     nb.table(enough.to_pandas().set_axis(columns, axis=1).reset_index(), runs=own)
 else:
     nb.say("None of these contexts fits this model.")

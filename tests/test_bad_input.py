@@ -105,10 +105,10 @@ RUN = {
     "steps as text": (["run", "01", "-p", "steps", "many"], "needs int"),
     "steps as a fraction": (["run", "01", "-p", "steps", "2.5"], "needs int"),
     "steps true": (["run", "01", "-p", "steps", "true"], "needs int"),
-    "one rate, no list": (["run", "01", "-p", "learning_rates", "1e-4"], "[1e-4]"),
-    "rates of text": (["run", "01", "-p", "learning_rates", '["a"]'], "list[float]"),
+    "one rate, no list": (["run", "01", "-p", "multiples", "0.5"], "[0.5]"),
+    "rates of text": (["run", "01", "-p", "multiples", '["a"]'], "list[float]"),
     "models without a list": (["run", "01", "-p", "models", "zoo:gpt2-s"], "list[str]"),
-    "value that is no YAML": (["run", "01", "-p", "learning_rates", "[1, "], "not valid YAML"),
+    "value that is no YAML": (["run", "01", "-p", "multiples", "[1, "], "not valid YAML"),
     "parameter file missing": (["run", "01", "-f", "nowhere.yaml"], "nowhere.yaml"),
     "parameter file a list": (["run", "01", "-f", "list.yaml"], "mapping"),
     "parameter file says it twice": (["run", "01", "-f", "steps-twice.yaml"], "twice"),
@@ -120,7 +120,8 @@ RUN = {
 
 # These start a kernel: what only the notebook itself can judge.
 IN_THE_KERNEL = {
-    "negative rate": (["-p", "learning_rates", "[-1e-4]"], "positive, finite"),
+    "negative multiple": (["-p", "multiples", "[0.5, -0.5]"], "multiples is [0.5, -0.5]"),
+    "no multiples": (["-p", "multiples", "[]"], "positive, finite"),
     "no models": (["-p", "models", "[]"], "at least one model"),
     "misspelt model and file": (["-p", "models", '["zoo:gpt-s"]'], "gpt2-s"),
     "contexts that do not fit": (["-p", "contexts", "good.yaml", "-p", "steps", "0"], "steps"),

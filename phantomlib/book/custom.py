@@ -45,7 +45,7 @@ def build_own_book(
             pages say so.
         held_out: a further model, for the chapter on blind prediction; without it, or with one model only, that chapter is left out.
         device, dtype: where and in which precision.
-        profile: whose learning rates and numbers of steps to take.
+        profile: whose multiples of critical rates and numbers of steps to take.
         output: the book's folder, new, empty or made by this function before; ``books/NAMES`` in the repository if None.
         only, jobs, root: as in :func:`phantomlib.book.build.build_book`.
 

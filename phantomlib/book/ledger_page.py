@@ -1,6 +1,6 @@
 """How the ledger is written on pages: the table of all values, one line for each claim, the sentences of the first page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -48,6 +48,11 @@ def _criterion_rows(verdict: Verdict, other: Verdict):
         }
 
 
+def change_sentences(change: Mapping[str, str]) -> str:
+    """An entry of a claim's ``changes``: what was changed and on which day, what it was before and is now, and why."""
+    return "Changed on {day}: {what}. Before: {before}. Now: {now}. Reason: {reason}".format_map(change)
+
+
 def miniature(pairs: list[Pair], real: Sequence[Pair] = ()) -> str:
     """The ledger as a list, one line for each claim with its marked verdict, and that on real models if there is one."""
     again = {verdict.claim.repeats: verdict for verdict, _ in real}
@@ -80,7 +85,8 @@ def headline(pairs: list[Pair], contexts: int, real: Sequence[Pair] = ()) -> str
     if found := values.get(("C1", "adam")):
         sentences += [
             f"On every architecture, at least {found['fewest_silent_contexts']:.0f} of {contexts} sentences fail silently at "
-            "some ordinary learning rate: the loss falls at every step, and the word never comes first."
+            "a learning rate around the one they are predicted to need: the loss falls at every step, and the word never "
+            "comes first."
         ]
     if (adam := values.get(("C10", "adam"))) and (sgd := values.get(("C10", "sgd"))):
         sentences += [

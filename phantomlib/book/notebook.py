@@ -24,7 +24,7 @@ from typing import Any
 from phantomlib.book import markup
 from phantomlib.errors import ContextError, all_at_once
 from phantomlib.figures.escaping import in_markdown
-from phantomlib.measure.inputs import FITTING, check_inputs
+from phantomlib.measure.inputs import FITTING, check_inputs, check_multiples
 
 ENVIRONMENT = "PHANTOM_NOTEBOOK"  # set by the runner: a JSON mapping with the command and parameters of this notebook
 
@@ -241,6 +241,7 @@ def start(
         models, contexts, device, dtype, store, seed: see :func:`phantomlib.measure.inputs.check_inputs`.
         own: further parameters of the notebook, only to be named in the line "How this was made".
 
+    A parameter ``multiples``, learning rates in units of critical ones, is checked too: before anything is computed for it.
     What this notebook recorded before with the same parameters is dropped: a verdict rests on a notebook that ran through.
 
     Raises:
@@ -259,8 +260,11 @@ def start(
 
     torch.set_num_threads(1)
     use_style()
-    opened, file = Store(store, cluster.runner()), _file_of(name)
+    file = _file_of(name)
     parameters = _from_runner().get("parameters") or _session_parameters(file) | common | own
+    if "multiples" in parameters:
+        check_multiples(parameters["multiples"])
+    opened = Store(store, cluster.runner())
     source = Source(file, parameters, loaded)
     forget_measurements(opened, source)
     return Notebook(

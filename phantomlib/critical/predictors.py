@@ -87,6 +87,30 @@ def predict_critical_rates(store: Store, model: LanguageModel, contexts: list[Re
     return xr.Dataset(values, {"context": [c.id for c in contexts]}, {"model": model.name})
 
 
+def with_predicted_rate(
+    store: Store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe
+) -> tuple[list[Resolved], np.ndarray]:
+    """The contexts whose critical rate can be predicted, and these rates (C,): the unit of a chapter's learning rates.
+
+    A context's rate is that of the highest rung of ``STEP_0`` that has a value. One without any is left out.
+
+    Args:
+        store, model, contexts, recipe: as for :func:`predict_critical_rates`.
+
+    Raises:
+        ParameterError: nothing can be predicted for any context; and as :func:`predict_critical_rates`.
+    """
+    ladder = predict_critical_rates(store, model, contexts, recipe).to_dataframe()[list(STEP_0)]
+    rates = ladder.ffill(axis=1).iloc[:, -1].to_numpy()
+    if not np.isfinite(rates).any():
+        raise ParameterError(
+            f"No critical rate of '{model.name}' under {recipe.optimizer} can be predicted for any of its "
+            f"{len(contexts)} contexts, so there is no unit for the learning rates. Give others, or measure theirs with "
+            "critical_rates."
+        )
+    return [c for c, rate in zip(contexts, rates, strict=True) if np.isfinite(rate)], rates[np.isfinite(rates)]
+
+
 def first_steps(store: Store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe) -> xr.DataArray:
     """Critical rates (C,) from the velocity over a few real steps. This runs the model, so it is not blind."""
     start = predict_critical_rates(store, model, contexts, recipe).velocity.values[:, None]

@@ -50,7 +50,7 @@ class Claim:
         needs: smallest sample per kind, e.g. ``{"architectures": 5, "contexts": 10}``.
         criteria: all must hold.
         tests: thresholds of the single tests behind a counted criterion.
-        changes: thresholds changed after data were seen: old and new value, day, reason.
+        changes: what was changed after data were seen; mappings with ``what``, ``day``, ``before``, ``now``, ``reason``.
         ours: whether it is ours and not the paper's.
         repeats: the claim that this one asks again, of real pretrained models; "" for none.
     """

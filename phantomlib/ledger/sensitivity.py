@@ -13,6 +13,7 @@ import xarray as xr
 
 from phantomlib.critical import search
 from phantomlib.critical.numbers import kinematic_number
+from phantomlib.critical.predictors import with_predicted_rate
 from phantomlib.errors import ParameterError, did_you_mean, shown
 from phantomlib.ledger.claims import Claim
 from phantomlib.measure.contexts import Resolved
@@ -28,21 +29,21 @@ class Setting:
 
     Attributes:
         recipe: optimiser, steps, exponent, geometry, LoRA rank.
-        learning_rates: grid on which silent failures are counted.
+        multiples: learning rates at which silent failures are counted, in units of each context's predicted critical one.
         least_fall: of cross-entropy for a silent failure to count, nats.
         drag_worsens: fall of the drag that makes a failure structural.
         size_factor, median_factor: of the definition of a jump.
-        multiples: learning rates of the jumps, in units of the critical one.
+        jump_multiples: learning rates of the jumps, in units of the critical one.
         lora_multiple: learning rate of LoRA, in units of the critical one of full fine-tuning.
     """
 
     recipe: Recipe
-    learning_rates: tuple[float, ...]
+    multiples: tuple[float, ...]
     least_fall: float = 0.1
     drag_worsens: float = silent_failure.DRAG_WORSENS
     size_factor: float = 0.1
     median_factor: float = 10.0
-    multiples: tuple[float, ...] = (10.0, 30.0)
+    jump_multiples: tuple[float, ...] = (10.0, 30.0)
     lora_multiple: float = 10.0
 
 
@@ -114,7 +115,10 @@ def measure_setting(
     values: dict[str, dict] = {}
     used: list[str] = []
     if {"C1", "C3"} & set(variant.claims):
-        grid = [store.run(m, contexts, setting.learning_rates, setting.recipe) for m, contexts in pairs]
+        grid = []
+        for m, contexts in pairs:
+            known, critical = with_predicted_rate(store, m, contexts, _dynamics(setting.recipe))
+            grid.append(store.run(m, known, np.outer(critical, setting.multiples), setting.recipe))
         used += [ds.attrs["run_id"] for ds in grid]
         if "C1" in variant.claims:
             values["C1"] = {
@@ -135,7 +139,7 @@ def measure_setting(
         for (m, contexts), ds in zip(pairs, rates, strict=True):
             # a tied model has one matrix, so the same runs serve
             recipe = replace(setting.recipe, geometry="readout") if m.tied else setting.recipe
-            runs = store.run(m, contexts, np.outer(ds.critical_rate, setting.multiples), recipe)
+            runs = store.run(m, contexts, np.outer(ds.critical_rate, setting.jump_multiples), recipe)
             used.append(runs.attrs["run_id"])
             options = {"size_factor": setting.size_factor, "median_factor": setting.median_factor}
             jumps.append(find_jumps(runs, **options))
@@ -162,7 +166,7 @@ def variation_of(rates: list[xr.Dataset], steps: int) -> float:
 
 
 def _dynamics(recipe: Recipe) -> Recipe:
-    """The recipe without what only changes Φ, so that the search for critical rates is shared."""
+    """The recipe without what only changes Φ, so that searches for critical rates and predictions are shared."""
     return replace(recipe, exponent=2, geometry="readout", rank=Recipe.rank)
 
 

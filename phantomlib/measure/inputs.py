@@ -1,9 +1,23 @@
 """What every measurement is given: models, contexts, device, precision, store, seed; refused here before anything runs."""
 
+import math
+
 from phantomlib.errors import ParameterError, shown
 from phantomlib.measure.contexts import Context, load_contexts
 
 FITTING = "fitting:"  # before the name of a contexts file: leave out what does not fit a model
+
+
+def check_multiples(multiples: list[float]) -> None:
+    """Raise ParameterError unless learning rates in units of critical ones are a non-empty list of positive, finite numbers."""
+    real = isinstance(multiples, list) and all(
+        isinstance(x, int | float) and not isinstance(x, bool) for x in multiples
+    )
+    if not real or not multiples or not all(0 < x < math.inf for x in multiples):
+        raise ParameterError(
+            f"multiples is {shown(multiples)}; it must be a non-empty list of positive, finite numbers, such as [0.5, 1.5]: "
+            "learning rates in units of each context's critical one."
+        )
 
 
 def check_inputs(

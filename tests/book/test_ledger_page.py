@@ -1,4 +1,6 @@
-"""The ledger's table and list: one row for each criterion, and what came out on real models beside each claim."""
+"""The ledger's table and list: one row for each criterion, and what came out on real models beside each claim; what was changed."""
+
+import pytest
 
 from phantomlib.book import ledger_page
 from phantomlib.ledger.claims import NOT_REPRODUCED, NOT_TESTED, REPRODUCED, Verdict, load_claims
@@ -34,3 +36,25 @@ def test_the_short_list_marks_both():
     [line] = ledger_page.miniature([pair("C8", REPRODUCED, 0.02)], [pair("R8", NOT_REPRODUCED, 0.2)]).split("\n")
     assert line.count('class="verdict') == 2 and "✓ reproduced" in line and "✗ not reproduced" in line
     assert "(#fig-real-numbers)" in line and "(under SGD: not tested)" in line
+
+
+def test_what_was_changed_reads_as_sentences():
+    change = {
+        "what": "the bound",
+        "day": "1 May",
+        "before": "at least 2",
+        "now": "at least 3",
+        "reason": "2 says nothing.",
+    }
+    told = ledger_page.change_sentences(change)
+    assert told == "Changed on 1 May: the bound. Before: at least 2. Now: at least 3. Reason: 2 says nothing."
+
+
+@pytest.mark.parametrize("name", [name for name, claim in CLAIMS.items() if claim.changes])
+def test_changes_of_the_ledger_can_be_told(name):
+    for change in CLAIMS[name].changes:
+        told = ledger_page.change_sentences(change)
+        assert set(change) == {"what", "day", "before", "now", "reason"} and all(
+            change[part] in told for part in change
+        )
+        assert not any(mark in told for mark in ("{", "}", "..", "\n"))

@@ -1,5 +1,6 @@
 """The ladder against torch.optim, real runs and closed forms; calibrations against planted constants."""
 
+import copy
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ import tiny
 import torch
 
 from phantomlib.critical import predictors
-from phantomlib.critical.predictors import LADDER, _Path, _sample, predict_critical_rates
+from phantomlib.critical.predictors import LADDER, STEP_0, _Path, _sample, predict_critical_rates, with_predicted_rate
 from phantomlib.critical.search import critical_rates
 from phantomlib.critical.step_zero import velocity
 from phantomlib.errors import ParameterError
@@ -118,6 +119,52 @@ def test_predictions_are_kept_and_make_no_runs(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.nc"))
     with pytest.raises(pytest.fail.Exception):  # another budget is another prediction
         predict_critical_rates(store, model, contexts, Recipe(steps=5))
+
+
+def final_gap(model, context, rate, recipe):
+    """The logit gap after an ordinary torch.optim loop."""
+    module = copy.deepcopy(model.module).requires_grad_(True)
+    optimizer = OPTIMIZERS[recipe.optimizer](module.parameters(), lr=rate)
+
+    def logits():
+        return module(torch.tensor([context.prompt_ids])).logits[0, -1]
+
+    for _ in range(recipe.steps):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(logits(), torch.tensor(context.correct_id)).backward()
+        optimizer.step()
+    z = logits().detach()
+    return float(z[context.correct_id] - z[context.competitor_id])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_gap_closes_between_multiples_on_both_sides_of_one(tmp_path, optimizer):
+    model, recipe = tiny.model(), Recipe(optimizer=optimizer, steps=6)
+    contexts, rates = with_predicted_rate(Store(tmp_path), model, tiny.contexts(model, place=3), recipe)
+    assert len(contexts) == len(rates) == 2
+    for context, rate in zip(contexts, rates, strict=True):
+        assert final_gap(model, context, 0.9 * rate, recipe) < 0 < final_gap(model, context, 1.1 * rate, recipe)
+
+
+def test_the_highest_rung_with_a_value_gives_the_unit(tmp_path, monkeypatch):
+    nan = math.nan
+    columns = [
+        [1.0, 2.0, 3.0, 4.0, 5.0],
+        [nan] * 5,
+        [1.0, 2.0, 3.0, nan, nan],
+        [nan, nan, 7.0, nan, nan],
+        [9.0] + [nan] * 4,
+    ]
+    ladders = iter(dict(zip(STEP_0, column, strict=True)) | {"quadrature": 100.0, "gap": -1.0} for column in columns)
+    monkeypatch.setattr(predictors, "Problem", lambda *_: None)
+    monkeypatch.setattr(predictors, "_ladder", lambda *_: next(ladders))
+    model = tiny.model()
+    contexts = tiny.contexts(model, lengths=(7, 4, 5, 6, 3))
+    chosen, rates = with_predicted_rate(Store(tmp_path), model, contexts, Recipe(steps=4))
+    assert [c.id for c in chosen] == ["c0", "c2", "c3", "c4"] and rates.tolist() == [5.0, 3.0, 7.0, 9.0]
+    monkeypatch.setattr(predictors, "_ladder", lambda *_: dict.fromkeys(LADDER, nan) | {"gap": -1.0})
+    with pytest.raises(ParameterError, match="2 contexts.*no unit"):
+        with_predicted_rate(Store(tmp_path), model, contexts[:2], Recipe(steps=4))
 
 
 @pytest.mark.parametrize("recipe", [Recipe(optimizer="adamw"), Recipe(method="lora")])

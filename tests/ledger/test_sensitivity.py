@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from phantomlib.critical.numbers import coefficient_of_variation
+from phantomlib.critical.predictors import predict_critical_rates
 from phantomlib.critical.search import critical_rates
 from phantomlib.errors import ParameterError
 from phantomlib.ledger import sensitivity
@@ -18,7 +19,7 @@ from phantomlib.transition import silent_failure
 from phantomlib.transition.jumps import find_jumps
 
 RECIPE = Recipe(optimizer="adam", steps=8, rank=2)
-BASE = sensitivity.Setting(RECIPE, learning_rates=(1e-4, 1e-3), multiples=(10.0,))
+BASE = sensitivity.Setting(RECIPE, multiples=(0.5, 2.0), jump_multiples=(10.0,))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,9 @@ def test_variants_by_name():
 
 def test_the_unchanged_setting_gives_the_claims_own_quantities(measured):
     store, pairs, values, runs = measured
-    grid = [store.run(m, contexts, BASE.learning_rates, RECIPE) for m, contexts in pairs]
+    predicted = [predict_critical_rates(store, m, contexts, RECIPE).third_order.values for m, contexts in pairs]
+    rates = [np.stack([0.5 * of_contexts, 2.0 * of_contexts], axis=1) for of_contexts in predicted]
+    grid = [store.run(m, contexts, r, RECIPE) for (m, contexts), r in zip(pairs, rates, strict=True)]
     silent = min(int(silent_failure.silent(ds, 0.1).any("rate").isel(seed=0).sum()) for ds in grid)
     assert values["C1"]["fewest_silent_contexts"] == silent
     rates = [critical_rates(store, m, contexts, RECIPE) for m, contexts in pairs]

@@ -4,7 +4,7 @@ import pytest
 
 from phantomlib.errors import ContextError, ModelError, ParameterError
 from phantomlib.measure.contexts import load_contexts
-from phantomlib.measure.inputs import check_inputs
+from phantomlib.measure.inputs import check_inputs, check_multiples
 
 GOOD = {"models": ["zoo:gpt2-s"], "contexts": "default", "device": "cpu", "dtype": "float32", "store": "x", "seed": 0}
 
@@ -41,3 +41,14 @@ def test_what_is_refused(wrong, kind, words, tmp_path):
     with pytest.raises(kind, match=words) as caught:
         check_inputs(**(GOOD | wrong))
     assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [[], [0.5, -0.5], [0.0], [float("nan")], [float("inf")], [True], ["1"], 0.5, None, [[1.0]], [-1.0] * 10_000],
+)
+def test_multiples_that_are_refused(wrong):
+    with pytest.raises(ParameterError, match="multiples is .* positive, finite") as caught:
+        check_multiples(wrong)
+    assert len(str(caught.value)) < 700
+    check_multiples([0.5, 2])

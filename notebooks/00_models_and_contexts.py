@@ -53,10 +53,10 @@ loaded = [nb.load(ref) for ref in nb.models]
 # ## The models
 #
 # The two families differ in honest ways. The GPT-2 style models tie the readout to the token embedding, learn their
-# positions, and start from random weights of a fixed size (standard deviation 0.02). The GPT-NeoX style models have a
-# readout of their own, rotary positions, parallel residual branches, and GPT-NeoX's width-dependent initialisation.
-# The Llama style model belongs to neither family and is held out: no fine-tuning of it is looked at until its
-# critical learning rate has been predicted.
+# positions, and start from random weights of a fixed size (standard deviation 0.02). The GPT-NeoX style models have
+# a readout of their own, rotary positions, parallel residual branches, and GPT-NeoX's width-dependent
+# initialisation. The Llama style model belongs to neither family and is held out: no fine-tuning of it is looked at
+# until its [critical learning rate](../definitions.md#critical-learning-rate) has been predicted.
 
 # %%
 nb.table(
@@ -103,10 +103,11 @@ else:
 # %% [markdown]
 # ## The contexts before training
 #
-# Each [context](../definitions.md#context) is a prompt, its correct completion $c$, and a competitor $k$ that nearly
-# means the same. Fine-tuning will ask for $c$. Measured are the probabilities of the two words, their logit gap
-# $\Delta = z_c - z_k$, the overlap $g_{ck}$ of their readout rows, and the mass of all other tokens, the bulk. The
-# table shows the least and the greatest value over the contexts.
+# Each [context](../definitions.md#context) is a prompt, its correct completion $c$, and a competitor $k$ that
+# nearly means the same. Fine-tuning will ask for $c$. Measured are the probabilities of the two words, their [logit
+# gap](../definitions.md#def-context) $\Delta = z_c - z_k$, the [overlap](../definitions.md#geometry) $g_{ck}$ of
+# their readout rows, and the mass of all other tokens, the bulk. The table shows the least and the greatest value
+# over the contexts.
 
 
 # %%

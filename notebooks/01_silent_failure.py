@@ -69,8 +69,9 @@ labels = {"adam": "Adam", "sgd": "SGD"}
 # were chosen beforehand to lie mostly below one, where failing is expected, with one above it.
 #
 # A run is a [silent failure](../definitions.md#silent-failure) if its cross-entropy never rises and ends lower, yet
-# the logit gap $\Delta = z_c - z_k$ is never positive: the correct token never overtakes. For the count we also ask
-# that cross-entropy falls by at least 0.1 nat, so that runs in which nothing happened do not count.
+# the [logit gap](../definitions.md#def-context) $\Delta = z_c - z_k$ is never positive: the correct token never
+# overtakes. For the count we also ask that cross-entropy falls by at least 0.1 nat, so that runs in which nothing
+# happened do not count.
 #
 # "Never" is a statement about a budget: not within this number of steps at this learning rate. A longer run, or a
 # larger learning rate, may well succeed. [Chapter 06](06_dimensionless_numbers.ipynb) computes how much is enough.

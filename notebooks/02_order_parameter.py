@@ -58,13 +58,14 @@ labels = {"adam": "Adam", "sgd": "SGD"}
 # %% [markdown]
 # ## Definition
 #
-# Let $\hat e_i$ be the normalised rows of the readout, $g_{ij} = \hat e_i \cdot \hat e_j$ their overlaps, and $p$ the
-# predicted distribution of the next token. Put
+# Let $\hat e_i$ be the normalised rows of the readout, $g_{ij} = \hat e_i \cdot \hat e_j$ their
+# [overlaps](../definitions.md#geometry), and $p$ the predicted distribution of the next token. Put
 #
 # $$\rho = \sum_i p_i\, \hat e_i \hat e_i^\top .$$
 #
 # This is a [density matrix](../definitions.md#density-matrix): symmetric, positive, with trace one. With the
-# projectors $\Pi_i = \hat e_i \hat e_i^\top$ the order parameter is
+# projectors $\Pi_i = \hat e_i \hat e_i^\top$ the [order
+# parameter](../definitions.md#order-parameter-signal-and-drag) is
 #
 # $$\Phi = \mathrm{Tr}\,[\rho\,(\Pi_c - \Pi_k)] = \sum_i p_i\,(g_{ci}^2 - g_{ki}^2) .$$
 #
@@ -84,10 +85,10 @@ labels = {"adam": "Adam", "sgd": "SGD"}
 # %% [markdown]
 # ## Is the split exact?
 #
-# We compute $\Phi$ twice. Once from the definition: build $\rho$ as a $d \times d$ matrix and take the trace. Once as
-# $S + D$. The two share no intermediate result. Before training we compare them in double precision; along training
-# in the precision of the run, at multiples of each context's [predicted critical
-# rate](../definitions.md#critical-learning-rate), below and above it.
+# We compute $\Phi$ twice. Once from the definition: build $\rho$ as a $d \times d$ matrix and take the trace. Once
+# as $S + D$. The two share no intermediate result. Before training we compare them in double precision; along
+# training in the precision of the run, at multiples of each [context](../definitions.md#def-context)'s [predicted
+# critical rate](../definitions.md#critical-learning-rate), below and above it.
 
 
 # %%

@@ -49,10 +49,10 @@ labels = {"adam": "Adam", "sgd": "SGD"}
 # %% [markdown]
 # ## What was done
 #
-# The runs are those of [chapter 01](01_silent_failure.ipynb), at multiples of each context's [predicted critical
-# rate](../definitions.md#critical-learning-rate). For each [silent
-# failure](../definitions.md#silent-failure) we ask how the [drag](../definitions.md#order-parameter-signal-and-drag)
-# changed from the first to the last step.
+# The runs are those of [chapter 01](01_silent_failure.ipynb), at multiples of each
+# [context](../definitions.md#def-context)'s [predicted critical rate](../definitions.md#critical-learning-rate).
+# For each [silent failure](../definitions.md#silent-failure) we ask how the
+# [drag](../definitions.md#order-parameter-signal-and-drag) changed from the first to the last step.
 #
 # - **Kinematic failure**: the drag did not worsen by more than $10^{-3}$. The signal was on its way and the budget
 #   ended first.

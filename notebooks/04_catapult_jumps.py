@@ -68,14 +68,15 @@ titles = {"adam": "Adam", "sgd": "SGD"}
 # %% [markdown]
 # ## What was done
 #
-# For each model, context and optimiser we first find the [critical learning
+# For each model, [context](../definitions.md#def-context) and optimiser we first find the [critical learning
 # rate](../definitions.md#critical-learning-rate) $\eta_c$: the smallest one at which the correct token overtakes
 # within the budget of steps, to within half a percent. Then we fine-tune all parameters at fixed multiples of it,
 # below and above.
 #
-# A step of the order parameter $\Phi$ is a [catapult-like jump](../definitions.md#jumps) if it is large in two ways.
-# It is larger than a tenth of the greatest value that $|\Phi|$ can take, $\sqrt{1 - g_{ck}^2}$. And it is larger than
-# ten times the median step of its own run, so that a run that moves fast all the time has none.
+# A step of the [order parameter](../definitions.md#order-parameter-signal-and-drag) $\Phi$ is a [catapult-like
+# jump](../definitions.md#jumps) if it is large in two ways. It is larger than a tenth of the greatest value that
+# $|\Phi|$ can take, $\sqrt{1 - g_{ck}^2}$. And it is larger than ten times the median step of its own run, so that
+# a run that moves fast all the time has none.
 
 
 # %%
@@ -104,9 +105,10 @@ nb.table(
 # %% [markdown]
 # ## One context, six learning rates
 #
-# The three columns show the same runs: the loss, the logit gap, the order parameter. Below the critical rate the gap
-# never reaches zero. Just above it, nothing dramatic happens: the curves are the same, only faster. At large
-# multiples $\Phi$ leaps. The rings mark the steps that meet the definition of a jump.
+# The three columns show the same runs: the loss, the [logit gap](../definitions.md#def-context), the order
+# parameter. Below the critical rate the gap never reaches zero. Just above it, nothing dramatic happens: the curves
+# are the same, only faster. At large multiples $\Phi$ leaps. The rings mark the steps that meet the definition of a
+# jump.
 
 # %%
 first = loaded[0].name

@@ -66,11 +66,12 @@ claims = {claim.id: claim for claim in load_claims()}
 # %% [markdown]
 # ## What was done
 #
-# The jumps are those of [chapter 04](04_catapult_jumps.ipynb): full fine-tuning at ten and thirty times the critical
-# learning rate $\eta_c$ of each context. Five tests, (i) to (v), ask for what a broken symmetry would show; each has
-# a number that would be different if a symmetry broke, and a threshold that was written down before the runs. A sixth
-# experiment, (vi), asks whether the embeddings need to move at all. The tests start from the first jump of each
-# context at the largest rate. They are ordinary fine-tuning runs whose learning rate changes at some step.
+# The [jumps](../definitions.md#jumps) are those of [chapter 04](04_catapult_jumps.ipynb): full fine-tuning at ten
+# and thirty times the [critical learning rate](../definitions.md#critical-learning-rate) $\eta_c$ of each
+# [context](../definitions.md#def-context). Five tests, (i) to (v), ask for what a broken symmetry would show; each
+# has a number that would be different if a symmetry broke, and a threshold that was written down before the runs. A
+# sixth experiment, (vi), asks whether the embeddings need to move at all. The tests start from the first jump of
+# each context at the largest rate. They are ordinary fine-tuning runs whose learning rate changes at some step.
 #
 # A test is worth little if nothing can fail it. So each is also run on a **control** in which two branches do exist:
 # gradient descent in the double well $U(\Delta) = (\Delta^2 - 1)^2/4$, started on the outer slope. There, a small
@@ -113,9 +114,10 @@ if shown is None:
 # %% [markdown]
 # ## (i) Does the geometry move?
 #
-# The order parameter has two ingredients: the probabilities $p$ that the softmax reads out, and the overlaps $g$ of
-# the embedding vectors. Its change splits exactly into a readout part and a geometry part. If a symmetry of the
-# embeddings broke, the overlaps would rearrange at the jump.
+# The [order parameter](../definitions.md#order-parameter-signal-and-drag) has two ingredients: the probabilities
+# $p$ that the softmax reads out, and the [overlaps](../definitions.md#geometry) $g$ of the embedding vectors. Its
+# change splits exactly into a readout part and a geometry part. If a symmetry of the embeddings broke, the overlaps
+# would rearrange at the jump.
 
 # %%
 every_jump = examined.table(lambda e: e.jumps)

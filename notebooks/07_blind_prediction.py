@@ -89,8 +89,9 @@ reported = 0.021  # the error that the paper's abstract reports
 # makes three real steps.
 #
 # Each is used as it is (*none*), with a common factor fitted on the other architectures (*constant*), or with a
-# factor that depends on the initial gap (*gap*). "Leave-one-out" means that every architecture is predicted with what
-# was fitted on the others. The root mean square error over all contexts decides.
+# factor that depends on the initial gap (*gap*). "Leave-one-out" means that every architecture is predicted with
+# what was fitted on the others. The root mean square error over all [contexts](../definitions.md#def-context)
+# decides.
 
 
 # %%
@@ -288,10 +289,10 @@ for optimizer, rows in chosen.groupby("optimizer", sort=False):
 # %% [markdown]
 # ## What it means
 #
-# Under this protocol the critical learning rate is not something that only a sweep can tell: a few derivatives of the
-# untouched model give it. The prediction is not cheap, though. Its derivatives cost about as much as two or three
-# runs of the search that finds the rate by brute force. What it shows is that nothing that matters for the overtaking
-# is created on the way; it is all there at step 0.
+# Under this protocol the [critical learning rate](../definitions.md#critical-learning-rate) is not something that
+# only a sweep can tell: a few derivatives of the untouched model give it. The prediction is not cheap, though. Its
+# derivatives cost about as much as two or three runs of the search that finds the rate by brute force. What it
+# shows is that nothing that matters for the overtaking is created on the way; it is all there at step 0.
 #
 # ## What could be wrong
 #

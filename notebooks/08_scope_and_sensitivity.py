@@ -59,7 +59,7 @@ varied = sensitivity.variants(base, only)  # an unknown name is refused before a
 # %% [markdown]
 # ## Controls
 #
-# For every context we keep the prompt and change the pair.
+# For every [context](../definitions.md#def-context) we keep the prompt and change the pair.
 #
 # - **unrelated**: the competitor stays. The correct token is replaced by the one whose logit is nearest, among those
 #   whose readout row overlaps with the competitor's no more than usual. So the gap to close is the same and the
@@ -69,8 +69,9 @@ varied = sensitivity.variants(base, only)  # an unknown name is refused before a
 #   the zoo knows few such words, and does not know that they are opposites; this control counts for public
 #   checkpoints.
 #
-# For each we find, under Adam (for the unrelated pairs under SGD too), the critical learning rate and the critical
-# [kinematic number](../definitions.md#kinematic-number) $N_c$, as in [chapter 06](06_dimensionless_numbers.ipynb).
+# For each we find, under Adam (for the unrelated pairs under SGD too), the [critical learning
+# rate](../definitions.md#critical-learning-rate) and the critical [kinematic
+# number](../definitions.md#kinematic-number) $N_c$, as in [chapter 06](06_dimensionless_numbers.ipynb).
 
 
 # %%
@@ -154,11 +155,11 @@ for optimizer in labels:
 # %% [markdown]
 # ## One change at a time
 #
-# Each row changes one definition, setting or threshold. Only the claims that it can touch are measured again. Silent
-# failures (C1, C3) are counted on the multiples of [chapter 01](01_silent_failure.ipynb); with another number of
-# steps, the critical rates that are multiplied are predicted for that number. A tick says that the value still meets
-# the claim's threshold. For C9 the cell lists in how many contexts LoRA succeeded,
-# model by model.
+# Each row changes one definition, setting or threshold. Only the claims that it can touch are measured again.
+# [Silent failures](../definitions.md#silent-failure) (C1, C3) are counted on the multiples of [chapter
+# 01](01_silent_failure.ipynb); with another number of steps, the critical rates that are multiplied are predicted
+# for that number. A tick says that the value still meets the claim's threshold. For C9 the cell lists in how many
+# contexts LoRA succeeded, model by model.
 
 # %%
 def load(dtype):

@@ -53,10 +53,10 @@ recipe = Recipe(steps=steps)
 # %% [markdown]
 # ## The boundary, before any point
 #
-# The [kinematic number](../definitions.md#kinematic-number) $N = \eta T v_0 / |\Delta_0|$ compares the distance that
-# the logit gap would travel at its initial velocity with the distance to go. [Chapter
-# 06](06_dimensionless_numbers.ipynb) measured the value $N_c$ at which the correct token just overtakes. Here that
-# value comes from models that are not charted. This chapter goes beyond the paper.
+# The [kinematic number](../definitions.md#kinematic-number) $N = \eta T v_0 / |\Delta_0|$ compares the distance
+# that the [logit gap](../definitions.md#def-context) would travel at its initial velocity with the distance to go.
+# [Chapter 06](06_dimensionless_numbers.ipynb) measured the value $N_c$ at which the correct token just overtakes.
+# Here that value comes from models that are not charted. This chapter goes beyond the paper.
 
 
 # %%
@@ -88,8 +88,9 @@ nb.say(
 # ## The points
 #
 # The charted models are two GPT-2 style models of the smallest size. They learnt languages in which the
-# interchangeability of the ten pairs was reassigned, evenly between 0.05 and 0.98. That spreads the overlaps of the
-# pairs. Each context is then fine-tuned with Adam at learning rates that correspond to given kinematic numbers.
+# interchangeability of the ten pairs was reassigned, evenly between 0.05 and 0.98. That spreads the
+# [overlaps](../definitions.md#geometry) of the pairs. Each context is then fine-tuned with Adam at learning rates
+# that correspond to given kinematic numbers.
 
 
 # %%

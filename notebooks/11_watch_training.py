@@ -58,9 +58,9 @@ loaded = [nb.load(ref) for ref in nb.models]
 # %% [markdown]
 # ## A real Trainer
 #
-# The data set is one sentence, the first context, over and over. The labels are set for its last token only. Nothing
-# here is special to this book, but for the last line: `attach` adds the callback to the Trainer and lets it log
-# there, so that TensorBoard and other reporters get the values as well.
+# The data set is one sentence, the first [context](../definitions.md#def-context), over and over. The labels are
+# set for its last token only. Nothing here is special to this book, but for the last line: `attach` adds the
+# callback to the Trainer and lets it log there, so that TensorBoard and other reporters get the values as well.
 
 
 # %%
@@ -88,8 +88,8 @@ def train(model, context, rate, method="full", batch=1, watched=None, interval=e
 # %% [markdown]
 # ## A failure, caught
 #
-# First we predict the critical learning rate of this sentence for this many steps of Adam, as `phantom diagnose`
-# does. Then we train below it.
+# First we predict the [critical learning rate](../definitions.md#critical-learning-rate) of this sentence for this
+# many steps of Adam, as `phantom diagnose` does. Then we train below it.
 
 # %%
 model = loaded[0]
@@ -186,8 +186,9 @@ nb.answer(
 # %% [markdown]
 # ## What it costs
 #
-# A measurement is one forward pass over the prompts that are watched, and their overlaps with the readout. The table
-# gives the time spent in the callback as a share of the time spent training, for batches of eight sentences.
+# A measurement is one forward pass over the prompts that are watched, and their
+# [overlaps](../definitions.md#geometry) with the readout. The table gives the time spent in the callback as a share
+# of the time spent training, for batches of eight sentences.
 
 
 # %%
@@ -209,6 +210,6 @@ nb.table(pd.DataFrame(cost(interval) for interval in (1, 10)))
 # ## What could be wrong
 #
 # The forecast extrapolates the gap as a straight line in the learning rate that is left to spend. A gap that closes
-# ever faster, as LoRA's does, may be warned about too early: the warning says “at this pace”. With other sentences in
-# the batch, the kinematic number counts a budget that is not spent on this context alone. Sharded weights (FSDP,
-# DeepSpeed) cannot be watched.
+# ever faster, as LoRA's does, may be warned about too early: the warning says “at this pace”. With other sentences
+# in the batch, the [kinematic number](../definitions.md#kinematic-number) counts a budget that is not spent on this
+# context alone. Sharded weights (FSDP, DeepSpeed) cannot be watched.

@@ -75,12 +75,13 @@ colours = model_colours(loaded)
 # The term $\mathrm{softplus}(-\Delta) = \log(1 + e^{-\Delta})$ is the cross-entropy of a choice between the two words
 # alone. We take it for "the gap alone", rather than $-\Delta$ itself, because it has a lowest value: training can end.
 #
-# For each loss, model and context we look for the critical learning rate $\eta_c$, the smallest at which $c$ overtakes
-# $k$ within $T$ steps of Adam. Then we train a little above it, stop at the first step with $\Delta > 0$, and ask what
-# else has changed. This **collateral** is the Kullback–Leibler divergence, in nats, between the predictions of the
-# untouched model and those of the trained one. It is averaged over the prompts of the other contexts, and over every
-# position of sentences of the zoo's language that no model was trained on. So losses are compared at the same event,
-# the overtaking, and not at the same learning rate.
+# For each loss, model and [context](../definitions.md#def-context) we look for the [critical learning
+# rate](../definitions.md#critical-learning-rate) $\eta_c$, the smallest at which $c$ overtakes $k$ within $T$ steps
+# of Adam. Then we train a little above it, stop at the first step with $\Delta > 0$, and ask what else has changed.
+# This **collateral** is the Kullback–Leibler divergence, in nats, between the predictions of the untouched model
+# and those of the trained one. It is averaged over the prompts of the other contexts, and over every position of
+# sentences of the zoo's language that no model was trained on. So losses are compared at the same event, the
+# overtaking, and not at the same learning rate.
 
 
 # %%
@@ -277,10 +278,10 @@ nb.answer(
 # %% [markdown]
 # ## In practice
 #
-# `phantom diagnose` names three ways out of a silent failure: a larger learning rate, more steps, or the margin loss,
-# each with what it moves elsewhere. It predicts the critical rate by a rehearsal of four coarse steps, corrected by
-# what was measured on the zoo [with cross-entropy](06_dimensionless_numbers.ipynb). Does the same correction serve the
-# margin loss?
+# `phantom diagnose` names three ways out of a [silent failure](../definitions.md#silent-failure): a larger learning
+# rate, more steps, or the margin loss, each with what it moves elsewhere. It predicts the critical rate by a
+# rehearsal of four coarse steps, corrected by what was measured on the zoo [with
+# cross-entropy](06_dimensionless_numbers.ipynb). Does the same correction serve the margin loss?
 
 
 # %%

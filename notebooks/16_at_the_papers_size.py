@@ -114,10 +114,10 @@ for model, _, left_out in found:
         nb.say("> Left out for {model}: {reason}", model=model.name, reason=reason)
 
 # %% [markdown]
-# The contexts are the book's ten and ten more, written down before any of these models was fine-tuned. Steps,
-# optimisers and definitions are those of the zoo. So are the thresholds: each claim on this page (R1 to R10) repeats
-# one of the paper's on real models, and was [declared](10_ledger.ipynb) before the runs. Where its sample is smaller,
-# that too was fixed beforehand.
+# The [contexts](../definitions.md#def-context) are the book's ten and ten more, written down before any of these
+# models was fine-tuned. Steps, optimisers and definitions are those of the zoo. So are the thresholds: each claim
+# on this page (R1 to R10) repeats one of the paper's on real models, and was [declared](10_ledger.ipynb) before the
+# runs. Where its sample is smaller, that too was fixed beforehand.
 #
 # ## The blind test
 #
@@ -278,9 +278,9 @@ nb.table(others.reset_index(drop=True), digits=2, top=5, runs=critical)
 # %% [markdown]
 # ## The same number?
 #
-# The [kinematic number](../definitions.md#kinematic-number) $N_c = \eta_c T v_0 / |\Delta_0|$ measures a critical rate
-# in the units that step 0 gives. In the zoo it varies little from architecture to architecture
-# ([chapter 06](06_dimensionless_numbers.ipynb)). Does it have the same value here?
+# The [kinematic number](../definitions.md#kinematic-number) $N_c = \eta_c T v_0 / |\Delta_0|$ measures a [critical
+# rate](../definitions.md#critical-learning-rate) in the units that step 0 gives. In the zoo it varies little from
+# architecture to architecture ([chapter 06](06_dimensionless_numbers.ipynb)). Does it have the same value here?
 
 # %%
 of_zoo = pd.concat(
@@ -399,9 +399,9 @@ for optimizer, label in labels.items():
 # %% [markdown]
 # ## Jumps, with embeddings that move and with embeddings that do not
 #
-# Far above the critical rate the order parameter [jumps](../definitions.md#jumps). How much of each jump is carried by
-# the probabilities, and how much by the embeddings' geometry? Under LoRA the question answers itself: there the
-# embeddings cannot move.
+# Far above the critical rate the [order parameter](../definitions.md#order-parameter-signal-and-drag)
+# [jumps](../definitions.md#jumps). How much of each jump is carried by the probabilities, and how much by the
+# embeddings' geometry? Under LoRA the question answers itself: there the embeddings cannot move.
 
 
 # %%

@@ -105,7 +105,7 @@ else:
 #
 # Each [context](../definitions.md#context) is a prompt, its correct completion $c$, and a competitor $k$ that
 # nearly means the same. Fine-tuning will ask for $c$. Measured are the probabilities of the two words, their [logit
-# gap](../definitions.md#def-context) $\Delta = z_c - z_k$, the [overlap](../definitions.md#geometry) $g_{ck}$ of
+# gap](../definitions.md#context) $\Delta = z_c - z_k$, the [overlap](../definitions.md#geometry) $g_{ck}$ of
 # their readout rows, and the mass of all other tokens, the bulk. The table shows the least and the greatest value
 # over the contexts.
 

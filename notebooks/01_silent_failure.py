@@ -69,7 +69,7 @@ labels = {"adam": "Adam", "sgd": "SGD"}
 # were chosen beforehand to lie mostly below one, where failing is expected, with one above it.
 #
 # A run is a [silent failure](../definitions.md#silent-failure) if its cross-entropy never rises and ends lower, yet
-# the [logit gap](../definitions.md#def-context) $\Delta = z_c - z_k$ is never positive: the correct token never
+# the [logit gap](../definitions.md#context) $\Delta = z_c - z_k$ is never positive: the correct token never
 # overtakes. For the count we also ask that cross-entropy falls by at least 0.1 nat, so that runs in which nothing
 # happened do not count.
 #

@@ -87,7 +87,7 @@ labels = {"adam": "Adam", "sgd": "SGD"}
 #
 # We compute $\Phi$ twice. Once from the definition: build $\rho$ as a $d \times d$ matrix and take the trace. Once
 # as $S + D$. The two share no intermediate result. Before training we compare them in double precision; along
-# training in the precision of the run, at multiples of each [context](../definitions.md#def-context)'s [predicted
+# training in the precision of the run, at multiples of each [context](../definitions.md#context)'s [predicted
 # critical rate](../definitions.md#critical-learning-rate), below and above it.
 
 

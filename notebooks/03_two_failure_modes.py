@@ -50,7 +50,7 @@ labels = {"adam": "Adam", "sgd": "SGD"}
 # ## What was done
 #
 # The runs are those of [chapter 01](01_silent_failure.ipynb), at multiples of each
-# [context](../definitions.md#def-context)'s [predicted critical rate](../definitions.md#critical-learning-rate).
+# [context](../definitions.md#context)'s [predicted critical rate](../definitions.md#critical-learning-rate).
 # For each [silent failure](../definitions.md#silent-failure) we ask how the
 # [drag](../definitions.md#order-parameter-signal-and-drag) changed from the first to the last step.
 #

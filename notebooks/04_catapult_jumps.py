@@ -68,7 +68,7 @@ titles = {"adam": "Adam", "sgd": "SGD"}
 # %% [markdown]
 # ## What was done
 #
-# For each model, [context](../definitions.md#def-context) and optimiser we first find the [critical learning
+# For each model, [context](../definitions.md#context) and optimiser we first find the [critical learning
 # rate](../definitions.md#critical-learning-rate) $\eta_c$: the smallest one at which the correct token overtakes
 # within the budget of steps, to within half a percent. Then we fine-tune all parameters at fixed multiples of it,
 # below and above.
@@ -105,7 +105,7 @@ nb.table(
 # %% [markdown]
 # ## One context, six learning rates
 #
-# The three columns show the same runs: the loss, the [logit gap](../definitions.md#def-context), the order
+# The three columns show the same runs: the loss, the [logit gap](../definitions.md#context), the order
 # parameter. Below the critical rate the gap never reaches zero. Just above it, nothing dramatic happens: the curves
 # are the same, only faster. At large multiples $\Phi$ leaps. The rings mark the steps that meet the definition of a
 # jump.

@@ -68,7 +68,7 @@ claims = {claim.id: claim for claim in load_claims()}
 #
 # The [jumps](../definitions.md#jumps) are those of [chapter 04](04_catapult_jumps.ipynb): full fine-tuning at ten
 # and thirty times the [critical learning rate](../definitions.md#critical-learning-rate) $\eta_c$ of each
-# [context](../definitions.md#def-context). Five tests, (i) to (v), ask for what a broken symmetry would show; each
+# [context](../definitions.md#context). Five tests, (i) to (v), ask for what a broken symmetry would show; each
 # has a number that would be different if a symmetry broke, and a threshold that was written down before the runs. A
 # sixth experiment, (vi), asks whether the embeddings need to move at all. The tests start from the first jump of
 # each context at the largest rate. They are ordinary fine-tuning runs whose learning rate changes at some step.

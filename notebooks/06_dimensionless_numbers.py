@@ -67,12 +67,12 @@ optimizers = {"adam": "Adam", "sgd": "SGD"}
 #
 # The [critical learning rate](../definitions.md#critical-learning-rate) $\eta_c$ is the smallest at which the
 # correct token overtakes within $T$ steps. It differs by an order of magnitude between
-# [contexts](../definitions.md#def-context), optimisers and models. The [kinematic
+# [contexts](../definitions.md#context), optimisers and models. The [kinematic
 # number](../definitions.md#kinematic-number) compares two distances,
 #
 # $$N = \frac{\eta\, T\, v_0}{|\Delta_0|}, \qquad v_0 = \left.\frac{d\Delta}{d\eta}\right|_0 :$$
 #
-# how far the [logit gap](../definitions.md#def-context) would travel in $T$ steps at its first velocity, and how
+# how far the [logit gap](../definitions.md#context) would travel in $T$ steps at its first velocity, and how
 # far it has to go. If training went in a straight line, the correct token would overtake at $N = 1$. We find
 # $\eta_c$ by a bracketing search that starts from that guess and compute $N_c = N(\eta_c)$.
 

@@ -90,7 +90,7 @@ reported = 0.021  # the error that the paper's abstract reports
 #
 # Each is used as it is (*none*), with a common factor fitted on the other architectures (*constant*), or with a
 # factor that depends on the initial gap (*gap*). "Leave-one-out" means that every architecture is predicted with
-# what was fitted on the others. The root mean square error over all [contexts](../definitions.md#def-context)
+# what was fitted on the others. The root mean square error over all [contexts](../definitions.md#context)
 # decides.
 
 

@@ -59,7 +59,7 @@ varied = sensitivity.variants(base, only)  # an unknown name is refused before a
 # %% [markdown]
 # ## Controls
 #
-# For every [context](../definitions.md#def-context) we keep the prompt and change the pair.
+# For every [context](../definitions.md#context) we keep the prompt and change the pair.
 #
 # - **unrelated**: the competitor stays. The correct token is replaced by the one whose logit is nearest, among those
 #   whose readout row overlaps with the competitor's no more than usual. So the gap to close is the same and the

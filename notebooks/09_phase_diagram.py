@@ -54,7 +54,7 @@ recipe = Recipe(steps=steps)
 # ## The boundary, before any point
 #
 # The [kinematic number](../definitions.md#kinematic-number) $N = \eta T v_0 / |\Delta_0|$ compares the distance
-# that the [logit gap](../definitions.md#def-context) would travel at its initial velocity with the distance to go.
+# that the [logit gap](../definitions.md#context) would travel at its initial velocity with the distance to go.
 # [Chapter 06](06_dimensionless_numbers.ipynb) measured the value $N_c$ at which the correct token just overtakes.
 # Here that value comes from models that are not charted. This chapter goes beyond the paper.
 

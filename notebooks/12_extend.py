@@ -86,7 +86,7 @@ nb.figure(
 # %% [markdown]
 # ## A new context set
 #
-# [Contexts](../definitions.md#def-context) are a YAML file. Prompts have no space at their end, words are plain.
+# [Contexts](../definitions.md#context) are a YAML file. Prompts have no space at their end, words are plain.
 # `resolve` finds their tokens; a word that your tokenizer splits is refused, with similar words that it does not
 # split. In the book, give the file as the parameter `contexts` of any notebook.
 

@@ -75,7 +75,7 @@ colours = model_colours(loaded)
 # The term $\mathrm{softplus}(-\Delta) = \log(1 + e^{-\Delta})$ is the cross-entropy of a choice between the two words
 # alone. We take it for "the gap alone", rather than $-\Delta$ itself, because it has a lowest value: training can end.
 #
-# For each loss, model and [context](../definitions.md#def-context) we look for the [critical learning
+# For each loss, model and [context](../definitions.md#context) we look for the [critical learning
 # rate](../definitions.md#critical-learning-rate) $\eta_c$, the smallest at which $c$ overtakes $k$ within $T$ steps
 # of Adam. Then we train a little above it, stop at the first step with $\Delta > 0$, and ask what else has changed.
 # This **collateral** is the Kullback–Leibler divergence, in nats, between the predictions of the untouched model
@@ -159,7 +159,7 @@ for method, label in METHODS.items():
 # %% [markdown]
 # ## Does the kinematic number know?
 #
-# The [kinematic number](06_dimensionless_numbers.ipynb) $N = \eta\,T\,v_0/|\Delta_0|$ compares how far the gap would
+# The [kinematic number](../definitions.md#kinematic-number) $N = \eta\,T\,v_0/|\Delta_0|$ compares how far the gap would
 # travel at its first velocity with how far it has to go. The velocity is now that of the loss that is trained,
 # $v_0 = \nabla\Delta \cdot u$, with $u$ the first update of Adam along *its* gradient. Where a loss lowers the critical
 # rate only because the gap starts to close faster, $N_c$ is the same as for cross-entropy. A larger $N_c$ means that

@@ -114,7 +114,7 @@ for model, _, left_out in found:
         nb.say("> Left out for {model}: {reason}", model=model.name, reason=reason)
 
 # %% [markdown]
-# The [contexts](../definitions.md#def-context) are the book's ten and ten more, written down before any of these
+# The [contexts](../definitions.md#context) are the book's ten and ten more, written down before any of these
 # models was fine-tuned. Steps, optimisers and definitions are those of the zoo. So are the thresholds: each claim
 # on this page (R1 to R10) repeats one of the paper's on real models, and was [declared](10_ledger.ipynb) before the
 # runs. Where its sample is smaller, that too was fixed beforehand.

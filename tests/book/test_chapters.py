@@ -40,3 +40,28 @@ def test_its_links_lead_somewhere(number, path):
     assert not re.search(r"(?:later|next|previous) chapter|chapter on", text)  # a link instead
     names = re.findall(r'^ +"(fig-[\w-]+)",$', text, re.MULTILINE)
     assert len(names) == len(set(names)) == text.count("nb.figure(")
+
+
+TERMS = {
+    "silent failure": "silent-failure",
+    "critical (learning )?rate": "critical-learning-rate",
+    "order parameter": "order-parameter-signal-and-drag",
+    "kinematic number": "kinematic-number",
+    "bulk coherence": "bulk-coherence",
+}
+
+
+@pytest.mark.parametrize("number, path", [chapter for chapter in CHAPTERS if chapter[0] not in ("10", "14")])
+def test_its_terms_lead_to_their_definitions(number, path):
+    """The ledger quotes claims, and the chapter on speed is about none of the terms."""
+    paragraphs = [
+        paragraph
+        for cell in read_notebook(path).cells
+        if cell.cell_type == "markdown"
+        for paragraph in cell.source.split("\n\n")
+        if not paragraph.startswith(("#", "**Question", "|", "-")) and "```" not in paragraph
+    ]
+    prose = " ".join("\n\n".join(paragraphs).split())
+    for term, anchor in TERMS.items():
+        if re.search(rf"\b{term}", prose, re.IGNORECASE):
+            assert f"definitions.md#{anchor})" in prose, term

@@ -171,7 +171,7 @@ with TemporaryDirectory() as folder:
     [claim] = claims.load_claims(ledger)
 
 verdict = claims.judge(claim, nb.store, nb.source)
-print(f"{claim.statement} {verdict.status}: {verdict.reason}")
+print(f"{claim.statement} {verdict.shown}: {verdict.reason}")
 
 # %% [markdown]
 # ## The results, in any tool
@@ -204,7 +204,7 @@ nb.answer(
     runs=run.diverged_step.size,
     contexts=len(mine),
     model=model.name,
-    verdict=verdict.status,
+    verdict=verdict.shown,
 )
 
 # %% [markdown]

@@ -31,7 +31,7 @@
 # made](../verdicts.md) says what a verdict is bound to, and what it is not.
 
 # %% tags=["parameters"]
-models: list[str] = ["zoo:gpt2-s", "zoo:neox-s"]  # model references, zoo:NAME, a folder or a hub id
+models: list[str] = ["zoo:gpt2-s", "zoo:neox-s"]  # zoo:NAME, pretrained:NAME, a folder, a GGUF file or a hub id
 contexts: str = "default"  # 'default' for the book's ten contexts, or a YAML file
 device: str = "cpu"  # torch device, cpu or cuda
 dtype: str = "float32"  # float32 or float64
@@ -79,7 +79,7 @@ nb.answer(
     yes=count[claims.REPRODUCED],
     no=count[claims.NOT_REPRODUCED],
     withheld=count[claims.NOT_TESTED] + count[claims.STALE],
-    why=f", {small} of them only because the sample is too small: the table has what their numbers say" if small else "",
+    why=f", {small} of them for want of a larger sample: the table has what their numbers say" if small else "",
 )
 
 # %% [markdown]

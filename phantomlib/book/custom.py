@@ -84,7 +84,7 @@ def build_own_book(
             f"'{output}' holds something that 'phantom book --models' did not make (it has no {MARKER}); give another "
             "folder with --output."
         )
-    check_todo(plan, root)
+    check_todo([job for job in plan if held_out or "held_out" not in job.all_parameters], root)
     blind = bool(held_out) and len(models) > 1  # errors are calibrated on some models to predict another
     try:
         _copy_project(root, output)

@@ -12,6 +12,7 @@ from phantomlib.book.plan import make_plan
 from phantomlib.book.project import load_profile, pages_to_generate
 from phantomlib.cli import app
 from phantomlib.errors import BookError, ContextError, ModelError, ParameterError
+from phantomlib.zoo import shipped
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,6 +54,11 @@ def test_without_what_a_blind_prediction_needs_its_chapter_is_left_out(models, h
     left = [job.name for job in make_plan(tmp_path, load_profile(tmp_path, "own"))]
     assert "06_dimensionless_numbers" in left and "07_blind_prediction" not in left
     assert "is left out" in (tmp_path / "book/intro.md").read_text()
+
+
+def test_a_model_of_ones_own_needs_no_held_out_one_for_the_other_chapters(tmp_path, built):
+    custom.build_own_book([str(shipped.path("gpt2-s")), str(shipped.path("neox-s"))], output=tmp_path, root=ROOT)
+    assert built and "07_blind_prediction" not in pages_to_generate(tmp_path)
 
 
 def test_it_can_be_made_again(tmp_path, built):

@@ -86,7 +86,7 @@ def build_own_book(
             f"'{output}' holds something that 'phantom book --models' did not make (it has no {MARKER}); give another "
             "folder with --output."
         )
-    check_todo([job for job in plan if held_out or "held_out" not in job.all_parameters], root)
+    check_todo([job for job in plan if job.all_parameters.get("held_out") != ""], root)
     blind = bool(held_out) and len(models) >= FEWEST_FITTED
     try:
         _copy_project(root, output)

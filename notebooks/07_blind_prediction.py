@@ -29,7 +29,7 @@ models: list[str] = [
     "zoo:neox-s",
     "zoo:gpt2-m",
 ]  # models on which the prediction is fitted, at least three
-held_out: str = "zoo:llama-s"  # the model that is predicted and only then measured
+held_out: str = ""  # the model that is predicted and only then measured; empty, with models of the zoo: zoo:llama-s
 contexts: str = "default"  # 'default' for the book's ten contexts, or a YAML file
 device: str = "cpu"  # torch device, cpu or cuda
 dtype: str = "float32"  # float32 or float64
@@ -46,8 +46,10 @@ from phantomlib.book import notebook
 from phantomlib.critical import blind, calibration, predictors
 from phantomlib.figures.blind import blind_errors, left_out_errors
 from phantomlib.figures.palette import model_colours
+from phantomlib.measure.inputs import chosen_held_out
 from phantomlib.measure.recipe import Recipe
 
+held_out = chosen_held_out(models, held_out)
 nb = notebook.start(
     "07_blind_prediction",
     models=models,

@@ -26,11 +26,12 @@
 # optimiser whose measurement decides: Adam, because that is what practitioners use. SGD is shown beside it. The
 # notebooks record what they measured. The verdict follows from the two by one comparison. It is withheld (“not
 # tested”) if the sample is smaller than was asked for, or if one of the runs behind the measurement is no longer in
-# the store or is damaged, and “stale” if the code that measured has changed since. [How verdicts are
+# the store or is damaged, and “stale” if the code that measured has changed since. Where the sample alone is too small,
+# the place of the verdict says what its numbers say, and how many there are. [How verdicts are
 # made](../verdicts.md) says what a verdict is bound to, and what it is not.
 
 # %% tags=["parameters"]
-models: list[str] = ["zoo:gpt2-s", "zoo:neox-s"]  # model references, zoo:NAME, a folder or a hub id
+models: list[str] = ["zoo:gpt2-s", "zoo:neox-s"]  # zoo:NAME, pretrained:NAME, a folder, a GGUF file or a hub id
 contexts: str = "default"  # 'default' for the book's ten contexts, or a YAML file
 device: str = "cpu"  # torch device, cpu or cuda
 dtype: str = "float32"  # float32 or float64
@@ -70,13 +71,15 @@ nb.glue("headline", Markdown(ledger_page.headline(pairs, len(nb.contexts), real)
 
 # %% tags=["hide-input"]
 count = {status: sum(verdict.status == status for verdict in decisive) for status in claims.STATUSES}
+small = sum(bool(verdict.outlook) for verdict in decisive)
 nb.answer(
-    "Of {claims} claims, {yes} are reproduced and {no} are not; {withheld} were not tested. The table "
+    "Of {claims} claims, {yes} are reproduced and {no} are not; {withheld} were not tested{why}. The table "
     "below has every value with its threshold; nothing in it is typed by hand.",
     claims=len(decisive),
     yes=count[claims.REPRODUCED],
     no=count[claims.NOT_REPRODUCED],
     withheld=count[claims.NOT_TESTED] + count[claims.STALE],
+    why=f", {small} of them for want of a larger sample: the table has what their numbers say" if small else "",
 )
 
 # %% [markdown]
@@ -110,7 +113,7 @@ nb.table(
 for verdict in [*decisive, *(verdict for verdict, _ in [*real, *ours])]:
     claim, found = verdict.claim, claims.verdict_as_dict(verdict)
     sample = ", ".join(f"{count} {kind}" for kind, count in found["n"].items()) or "none"
-    lines = [f"**{claim.id}. {claim.statement}** Verdict: {verdict.status}.", ""]
+    lines = [f"**{claim.id}. {claim.statement}** Verdict: {verdict.shown}.", ""]
     if verdict.status in (claims.NOT_TESTED, claims.STALE):
         lines += [f"- why: {verdict.reason}"]
     lines += [f"- {c.quantity} ({c.direction} {c.threshold:g})" for c in claim.criteria]

@@ -21,7 +21,7 @@
 # ```
 
 # %% tags=["parameters"]
-models: list[str] = ["zoo:gpt2-s", "zoo:neox-s"]  # model references, zoo:NAME, a folder or a hub id
+models: list[str] = ["zoo:gpt2-s", "zoo:neox-s"]  # zoo:NAME, pretrained:NAME, a folder, a GGUF file or a hub id
 contexts: str = "default"  # 'default' for the book's ten contexts, or a YAML file
 device: str = "cpu"  # torch device, cpu or cuda
 dtype: str = "float32"  # float32 or float64
@@ -171,7 +171,7 @@ with TemporaryDirectory() as folder:
     [claim] = claims.load_claims(ledger)
 
 verdict = claims.judge(claim, nb.store, nb.source)
-print(f"{claim.statement} {verdict.status}: {verdict.reason}")
+print(f"{claim.statement} {verdict.shown}: {verdict.reason}")
 
 # %% [markdown]
 # ## The results, in any tool
@@ -204,7 +204,7 @@ nb.answer(
     runs=run.diverged_step.size,
     contexts=len(mine),
     model=model.name,
-    verdict=verdict.status,
+    verdict=verdict.shown,
 )
 
 # %% [markdown]

@@ -251,9 +251,9 @@ def claims(profile: ProfileName = "zoo", as_json: AsJson = False):
         typer.echo(json.dumps([verdict_as_dict(verdict) for pair in pairs for verdict in pair], indent=1))
         return
     for decisive, other in pairs:
-        typer.echo(f"{decisive.claim.id:<4} {decisive.status:<15} {decisive.claim.statement}")
+        typer.echo(f"{decisive.claim.id:<4} {decisive.shown:<15} {decisive.claim.statement}")
         typer.echo(f"     {decisive.optimizer}: {decisive.reason}")
-        typer.echo(f"     {other.optimizer}: {other.status} ({other.reason})")
+        typer.echo(f"     {other.optimizer}: {other.shown} ({other.reason})")
 
 
 @app.command()

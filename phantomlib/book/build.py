@@ -19,6 +19,7 @@ from phantomlib.book.project import GENERATED, cores, find_notebook, find_root, 
 from phantomlib.book.worker import Worker
 from phantomlib.errors import BookError, ParameterError, PhantomError
 from phantomlib.files import digest, write_text
+from phantomlib.measure.inputs import chosen_held_out
 from phantomlib.progress import Display, duration
 
 TIMES = "run_times.json"
@@ -83,6 +84,9 @@ def check_todo(todo: list[Job], root: Path) -> None:
     Raises:
         PhantomError: contexts, a model, a device or a precision cannot be used.
     """
+    for values in (job.all_parameters for job in todo):
+        if "held_out" in values:
+            chosen_held_out(values["models"], values["held_out"])
     given = {digest(inputs): inputs for inputs in (_inputs(job.all_parameters) for job in todo) if inputs}
     if given:
         from phantomlib.measure.inputs import check_inputs

@@ -13,6 +13,7 @@ from pathlib import Path
 from phantomlib.book.build import build_book, check_todo, choose
 from phantomlib.book.plan import make_plan
 from phantomlib.book.project import GENERATED, Profile, find_root, load_profile
+from phantomlib.critical.blind import FEWEST_FITTED
 from phantomlib.errors import BookError, ParameterError
 from phantomlib.files import write_text
 from phantomlib.measure.inputs import FITTING
@@ -43,7 +44,8 @@ def build_own_book(
         models: references (``zoo:NAME``, ``pretrained:NAME``, absolute folders or GGUF files, hub ids).
         contexts: ``default`` or the absolute path of a contexts file. Those that do not fit a model are left out, and its
             pages say so.
-        held_out: a further model, for the chapter on blind prediction; without it, or with one model only, that chapter is left out.
+        held_out: a further model, for the chapter on blind prediction; without it, or with fewer than three models, that
+            chapter is left out.
         device, dtype: where and in which precision.
         profile: whose multiples of critical rates and numbers of steps to take.
         output: the book's folder, new, empty or made by this function before; ``books/NAMES`` in the repository if None.
@@ -84,8 +86,8 @@ def build_own_book(
             f"'{output}' holds something that 'phantom book --models' did not make (it has no {MARKER}); give another "
             "folder with --output."
         )
-    check_todo(plan, root)
-    blind = bool(held_out) and len(models) > 1  # errors are calibrated on some models to predict another
+    check_todo([job for job in plan if job.all_parameters.get("held_out") != ""], root)
+    blind = bool(held_out) and len(models) >= FEWEST_FITTED
     try:
         _copy_project(root, output)
         text = json.dumps({"common": common} | own, indent=2, ensure_ascii=False)  # JSON is YAML
@@ -129,5 +131,7 @@ def _say_which(intro: Path, names: list[str], contexts: str, blind: bool) -> Non
         "of these models."
     )
     if not blind:
-        note += " The chapter on blind prediction is left out: it needs a held-out model (`--held-out`) and two others."
+        note += (
+            " The chapter on blind prediction is left out: it needs a held-out model (`--held-out`) and three others."
+        )
     write_text(intro, f"{title}\n\n:::{{note}}\n{note}\n:::\n{rest}")

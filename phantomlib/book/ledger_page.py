@@ -23,7 +23,7 @@ def verdict_table(pairs: list[Pair], real: Sequence[Pair] = ()) -> pd.DataFrame:
     """
     table = pd.DataFrame(row for pair in pairs for row in _criterion_rows(*pair))
     if any(verdict.measurement for verdict, _ in real):
-        again = {verdict.claim.repeats: f"{_name(verdict.claim)}: **{verdict.status}**" for verdict, _ in real}
+        again = {verdict.claim.repeats: f"{_name(verdict.claim)}: **{verdict.shown}**" for verdict, _ in real}
         first = [
             verdict.claim.id if number == 0 else ""
             for verdict, _ in pairs
@@ -39,12 +39,12 @@ def _criterion_rows(verdict: Verdict, other: Verdict):
         sign = "≥" if criterion.direction == "at least" else "≤"
         yield {
             "claim": "" if number else _name(claim),
-            "verdict": "" if number else f"**{verdict.status}**",
+            "verdict": "" if number else f"**{verdict.shown}**",
             "statement": "" if number else with_symbols(claim.statement),
             "figure": "" if number or not chapter else f"[figure](#{claim.figure})",
             f"measured ({LABELS[verdict.optimizer]})": _measured(verdict, criterion),
             "needed": f"{sign} {criterion.threshold:g}",
-            f"under {LABELS[other.optimizer]}": _measured(other, criterion) + ("" if number else f": {other.status}"),
+            f"under {LABELS[other.optimizer]}": _measured(other, criterion) + ("" if number else f": {other.shown}"),
         }
 
 
@@ -60,7 +60,7 @@ def miniature(pairs: list[Pair], real: Sequence[Pair] = ()) -> str:
 
 
 def _line(verdict: Verdict, other: Verdict, real: Verdict | None) -> str:
-    elsewhere = "" if other.status == verdict.status else f" (under {LABELS[other.optimizer]}: {other.status})"
+    elsewhere = "" if other.shown == verdict.shown else f" (under {LABELS[other.optimizer]}: {other.shown})"
     if real and real.measurement:
         elsewhere += f" [On real models](#{real.claim.figure}): {_mark(real)}"
     return f"- {_name(verdict.claim)} {with_symbols(verdict.claim.statement)} {_mark(verdict)}{elsewhere}"
@@ -68,7 +68,7 @@ def _line(verdict: Verdict, other: Verdict, real: Verdict | None) -> str:
 
 def _mark(verdict: Verdict) -> str:
     style = verdict.status.replace(" ", "-")
-    return f'<span class="verdict {style}">{MARKS.get(verdict.status, "–")} {verdict.status}</span>'
+    return f'<span class="verdict {style}">{MARKS.get(verdict.status, "–")} {verdict.shown}</span>'
 
 
 def headline(pairs: list[Pair], contexts: int, real: Sequence[Pair] = ()) -> str:

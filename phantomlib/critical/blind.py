@@ -38,6 +38,8 @@ from phantomlib.measure.models import LanguageModel
 from phantomlib.measure.recipe import Recipe
 from phantomlib.measure.store import Store, commit, commit_of, specification
 
+FEWEST_FITTED = 3  # architectures: with fewer there is no telling how well one is predicted from the others
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -103,8 +105,10 @@ def predict_held_out(
     """
     if model.name in set(table.model):
         raise PhantomError(f"The results given for fitting hold the held-out model '{model.name}'; leave it out.")
-    if table.model.nunique() < 3:
-        raise PhantomError(f"A prediction is fitted on at least 3 other architectures, not on {table.model.nunique()}.")
+    if table.model.nunique() < FEWEST_FITTED:
+        raise PhantomError(
+            f"A prediction is fitted on at least {FEWEST_FITTED} other architectures, not on {table.model.nunique()}."
+        )
     path = _path(store, model, recipe)
     about = {"evidence": _evidence(table), "subject": _subject(model, contexts, recipe)}
     with FileLock(path.with_suffix(".lock")):

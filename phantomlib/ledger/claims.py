@@ -85,6 +85,8 @@ class Verdict:
         status: ``reproduced``, ``not reproduced``, ``not tested``, or ``stale`` if code that recorded it has changed.
         reason: one sentence.
         measurement: what was recorded, or None.
+        outlook: where nothing but the size of the sample withholds the verdict, what the numbers say all the same, such
+            as ``meets the threshold; 1 of 5 architectures``; otherwise "".
     """
 
     claim: Claim
@@ -92,6 +94,12 @@ class Verdict:
     status: str
     reason: str
     measurement: Measurement | None
+    outlook: str = ""
+
+    @property
+    def shown(self) -> str:
+        """What a reader is told: the outlook if there is one, else the status."""
+        return self.outlook or self.status
 
 
 def load_claims(path: Path = LEDGER) -> list[Claim]:
@@ -186,32 +194,43 @@ def judge(claim: Claim, store: Store, source: Source | None, optimizer: str | No
         return Verdict(claim, optimizer, NOT_TESTED, f"{error}; {again} again", None)
     if measurement is None:
         return Verdict(claim, optimizer, NOT_TESTED, f"no measurement with these parameters; {again}", None)
-    status, reason = _judge(claim, store, source, measurement)
-    return Verdict(claim, optimizer, status, f"{reason}; {again} again" if status == STALE else reason, measurement)
+    status, reason, outlook = _judge(claim, store, source, measurement)
+    reason = f"{reason}; {again} again" if status == STALE else reason
+    return Verdict(claim, optimizer, status, reason, measurement, outlook)
 
 
-def _judge(claim: Claim, store: Store, source: Source, measurement: Measurement) -> tuple[str, str]:
-    """Status and reason."""
+def _judge(claim: Claim, store: Store, source: Source, measurement: Measurement) -> tuple[str, str, str]:
+    """Status, reason and outlook."""
     if not measurement.key or measurement.key != source.key:
-        return STALE, f"notebook {claim.notebook}, or a module that it reaches, is no longer what recorded it"
+        return STALE, f"notebook {claim.notebook}, or a module that it reaches, is no longer what recorded it", ""
     if not measurement.runs:
-        return NOT_TESTED, "its measurement names no run"
+        return NOT_TESTED, "its measurement names no run", ""
     for problem, fine in (("no longer in the store", store.has), ("damaged", store.holds)):
         bad = [run for run in measurement.runs if not fine(run)]
         if bad:
-            return NOT_TESTED, f"{len(bad)} of its {len(measurement.runs)} runs are {problem}, such as {bad[0]}"
-    small = [f"{measurement.n.get(kind, 0)} of {count} {kind}" for kind, count in claim.needs.items()]
-    if any(measurement.n.get(kind, 0) < count for kind, count in claim.needs.items()):
-        return NOT_TESTED, f"the sample is too small: {', '.join(small)}"
+            return NOT_TESTED, f"{len(bad)} of its {len(measurement.runs)} runs are {problem}, such as {bad[0]}", ""
+    have = {kind: measurement.n.get(kind, 0) for kind in claim.needs}
+    small = ", ".join(f"{have[kind]} of {count} {kind}" for kind, count in claim.needs.items() if have[kind] < count)
     values = measurement.values
     unknown = [c.name for c in claim.criteria if not math.isfinite(values.get(c.name, math.nan))]
     if unknown:
-        return NOT_TESTED, f"{unknown[0]} could not be measured"
+        reason = f"{unknown[0]} could not be measured"
+        return NOT_TESTED, f"the sample is too small, and {reason}" if small else reason, small and f"{reason}; {small}"
     failed = [c for c in claim.criteria if not c.holds(values[c.name])]
     parts = "; ".join(
         f"{c.name} is {values[c.name]:.4g}, needs {c.direction} {c.threshold:g}" for c in failed or claim.criteria
     )
-    return NOT_REPRODUCED if failed else REPRODUCED, parts
+    if small:
+        return NOT_TESTED, f"the sample is too small; {parts}", f"{_outlook(failed, have)}; {small}"
+    return NOT_REPRODUCED if failed else REPRODUCED, parts, ""
+
+
+def _outlook(failed: list[Criterion], have: Mapping[str, int]) -> str:
+    """What the numbers of a sample that is too small say; a count of 5 of 10 contexts cannot be reached with 4."""
+    counted = [(c, have.get(c.unit.split(" of ")[0], math.inf)) for c in failed if c.direction == "at least"]
+    if any(c.threshold > most for c, most in counted):
+        return "too small to meet the threshold"
+    return "misses the threshold" if failed else "meets the threshold"
 
 
 def verdicts(store: Store, sources: Mapping[str, Source], *, group: str = "paper") -> list[tuple[Verdict, Verdict]]:
@@ -239,6 +258,7 @@ def verdict_as_dict(verdict: Verdict) -> dict:
         "optimizer": verdict.optimizer,
         "decides": verdict.optimizer == verdict.claim.decides,
         "verdict": verdict.status,
+        "shown": verdict.shown,
         "reason": verdict.reason,
         "criteria": [
             {

@@ -4,6 +4,7 @@ import math
 
 from phantomlib.errors import ParameterError, shown
 from phantomlib.measure.contexts import Context, load_contexts
+from phantomlib.zoo.shipped import HELD_OUT
 
 FITTING = "fitting:"  # before the name of a contexts file: leave out what does not fit a model
 
@@ -39,8 +40,8 @@ def check_inputs(
     """
     if not isinstance(models, list) or not models or not all(isinstance(ref, str) and ref.strip() for ref in models):
         raise ParameterError(
-            f"models is {shown(models)}; it must be a list with at least one model: a zoo model such as "
-            "'zoo:gpt2-s', a folder or a hub id."
+            f"models is {shown(models)}; it must be a list with at least one model: zoo:NAME such as "
+            "'zoo:gpt2-s', pretrained:NAME, a folder, a GGUF file or a hub id."
         )
     for ref in models:
         if models.count(ref) > 1:
@@ -59,3 +60,19 @@ def check_inputs(
     for ref in models:
         find(ref)  # a misspelt zoo name or folder
     return load_contexts(contexts.removeprefix(FITTING))
+
+
+def chosen_held_out(models: list[str], held_out: str) -> str:
+    """The model that is predicted blindly: ``held_out``, or, if that is empty and all ``models`` are of the zoo, the zoo's own.
+
+    Raises:
+        ParameterError: it is empty, and a model is not of the zoo.
+    """
+    others = [ref for ref in models if not ref.startswith("zoo:")]
+    if others and not held_out.strip():
+        raise ParameterError(
+            f"models names {shown(others[0], 300)}, which is not of the zoo; then held_out must name the model that is to be "
+            "predicted and only then measured. Give one that is not among models: -p held_out path/to/another; or, to "
+            f"predict a model of the zoo from yours, -p held_out zoo:{HELD_OUT}."
+        )
+    return held_out.strip() or f"zoo:{HELD_OUT}"

@@ -190,7 +190,9 @@ def find(ref: str) -> Path | None:
         ModelError: unknown name; not fetched; no such folder or file; a folder without configuration or safetensors.
     """
     if not isinstance(ref, str) or not ref.strip() or len(ref) > LONGEST_REF:
-        raise ModelError(f"A model is named by text such as 'zoo:gpt2-s', a folder or a hub id, not by {shown(ref)}.")
+        raise ModelError(
+            f"A model is named by zoo:NAME, pretrained:NAME, a folder, a GGUF file or a hub id, not by {shown(ref)}."
+        )
     if ref.startswith("zoo:"):
         from phantomlib.zoo import shipped
 

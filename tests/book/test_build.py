@@ -110,6 +110,21 @@ def test_what_every_notebook_would_refuse_is_refused_before_they_start(toy_book,
     assert sorted(root.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    "models, held_out, refused", [("my/model", "", True), ("my/model", "my/other", False), ("zoo:gpt2-s", "", False)]
+)
+def test_a_profile_of_ones_own_models_must_name_the_held_out_one(toy_book, monkeypatch, models, held_out, refused):
+    root = with_models(toy_book, 1)
+    notebook = root / "notebooks/01_toy.py"
+    notebook.write_text(notebook.read_text().replace("\n\n# %%\nif", '\nheld_out: str = ""  # predicted\n\n# %%\nif'))
+    (root / "notebooks/profiles/mine.yaml").write_text(f"common: {{models: [{models}], held_out: '{held_out}'}}")
+    started = []
+    monkeypatch.setattr(build, "run_jobs", lambda *_: started.append(1))
+    with pytest.raises(ParameterError if refused else BookError, match="held_out" if refused else "has not been run"):
+        build.build_book("mine", root=root)
+    assert bool(started) != refused
+
+
 def test_what_two_notebooks_refuse_the_others_are_spared(toy_book, monkeypatch, capsys):
     monkeypatch.setattr(build, "check_todo", lambda todo, root: None)
     root = with_models(toy_book, 5)

@@ -3,8 +3,11 @@
 import re
 
 import pytest
+from typer.testing import CliRunner
 
 from phantomlib.book.project import find_root, notebooks, read_notebook
+from phantomlib.cli import app
+from phantomlib.zoo import shipped
 
 ROOT = find_root()
 CHAPTERS = sorted(notebooks(ROOT).items())
@@ -65,3 +68,11 @@ def test_its_terms_lead_to_their_definitions(number, path):
     for term, anchor in TERMS.items():
         if re.search(rf"\b{term}", prose, re.IGNORECASE):
             assert f"definitions.md#{anchor})" in prose, term
+
+
+def test_a_blind_prediction_with_ones_own_models_asks_for_the_held_out_one(tmp_path):
+    own, output = shipped.path("gpt2-s"), tmp_path / "out.ipynb"
+    command = ["run", "07", "-p", "models", f'["{own}", "zoo:neox-s"]', "-p", "store", str(tmp_path / "runs")]
+    told = CliRunner().invoke(app, [*command, "-o", str(output)])
+    assert told.exit_code == 1 and "-p held_out" in told.stderr
+    assert list(tmp_path.iterdir()) == []  # no store, and no notebook that failed half-way

@@ -12,6 +12,7 @@ from phantomlib.book.plan import make_plan
 from phantomlib.book.project import load_profile, pages_to_generate
 from phantomlib.cli import app
 from phantomlib.errors import BookError, ContextError, ModelError, ParameterError
+from phantomlib.zoo import shipped
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +30,7 @@ def built(monkeypatch):
 def test_a_folder_with_everything_a_book_needs(tmp_path, built):
     output = tmp_path / "mine"
     index = custom.build_own_book(
-        ["zoo:gpt2-m", "zoo:neox-m"], held_out="zoo:llama-s", output=output, root=ROOT, only="07", jobs=3
+        ["zoo:gpt2-m", "zoo:neox-m", "zoo:gpt2-s"], held_out="zoo:llama-s", output=output, root=ROOT, only="07", jobs=3
     )
     assert built == [("own", "07", 3, output)] and index.parent == output
     for name in ("_toc.yml", "_config.yml", "book/intro.md", "notebooks/01_silent_failure.py"):
@@ -37,7 +38,7 @@ def test_a_folder_with_everything_a_book_needs(tmp_path, built):
     assert not list(output.rglob("*.ipynb")) and not (output / "runs").exists()
     profile = yaml.safe_load((output / "notebooks/profiles/own.yaml").read_text())
     assert (
-        profile["common"]["models"] == ["zoo:gpt2-m", "zoo:neox-m"]
+        profile["common"]["models"] == ["zoo:gpt2-m", "zoo:neox-m", "zoo:gpt2-s"]
         and profile["common"]["contexts"] == "fitting:default"
     )
     assert profile["07"]["held_out"] == "zoo:llama-s"
@@ -47,12 +48,20 @@ def test_a_folder_with_everything_a_book_needs(tmp_path, built):
     assert len(plan) == len(pages_to_generate(ROOT))
 
 
-@pytest.mark.parametrize("models, held_out", [(["zoo:gpt2-s"], "zoo:llama-s"), (["zoo:gpt2-s", "zoo:neox-s"], "")])
+@pytest.mark.parametrize(
+    "models, held_out",
+    [(["zoo:gpt2-s", "zoo:neox-s"], "zoo:llama-s"), (["zoo:gpt2-s", "zoo:neox-s", "zoo:gpt2-m"], "")],
+)
 def test_without_what_a_blind_prediction_needs_its_chapter_is_left_out(models, held_out, tmp_path, built):
     custom.build_own_book(models, held_out=held_out, output=tmp_path, root=ROOT)
     left = [job.name for job in make_plan(tmp_path, load_profile(tmp_path, "own"))]
     assert "06_dimensionless_numbers" in left and "07_blind_prediction" not in left
     assert "is left out" in (tmp_path / "book/intro.md").read_text()
+
+
+def test_a_model_of_ones_own_needs_no_held_out_one_for_the_other_chapters(tmp_path, built):
+    custom.build_own_book([str(shipped.path("gpt2-s")), str(shipped.path("neox-s"))], output=tmp_path, root=ROOT)
+    assert built and "07_blind_prediction" not in pages_to_generate(tmp_path)
 
 
 def test_it_can_be_made_again(tmp_path, built):

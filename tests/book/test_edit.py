@@ -118,7 +118,7 @@ def test_the_tutorial(tmp_path):
     old = next(line for line in text.splitlines(keepends=True) if line.startswith("models:"))
     text = text.replace(old, models)
     source.write_text(f"{text}\n# %%\n{claim}")
-    (tmp_path / "my_claims.yaml").write_text(block("yaml", 0).replace('"16"', f'"{source.name[:2]}"'))
+    (tmp_path / "my_claims.yaml").write_text(block("yaml", 0).replace('"18"', f'"{source.name[:2]}"'))
     edit.check(tmp_path, "my_question")
 
     job = plan.make_job(tmp_path, "my_question", {}, tmp_path / "try.ipynb", project.load_profile(tmp_path, "smoke"))

@@ -1,8 +1,11 @@
 """The ledger's table and list: one row for each criterion, and what came out on real models beside each claim; what was changed."""
 
 import pytest
+from typer.testing import CliRunner
 
 from phantomlib.book import ledger_page
+from phantomlib.cli import app
+from phantomlib.ledger import claims
 from phantomlib.ledger.claims import NOT_REPRODUCED, NOT_TESTED, REPRODUCED, Verdict, load_claims
 from phantomlib.ledger.measurements import Measurement
 
@@ -58,3 +61,40 @@ def test_changes_of_the_ledger_can_be_told(name):
             change[part] in told for part in change
         )
         assert not any(mark in told for mark in ("{", "}", "..", "\n"))
+
+
+SMALL, ELSEWHERE = "meets the threshold; 1 of 5 architectures", "misses the threshold; 1 of 5 architectures"
+
+
+def too_small(name="C8"):
+    """A claim whose sample is too small under both optimisers."""
+    adam, sgd = pair(name, NOT_TESTED, 0.04)
+    measured = adam.measurement
+    return (
+        Verdict(adam.claim, "adam", NOT_TESTED, "a reason", measured, SMALL),
+        Verdict(sgd.claim, "sgd", NOT_TESTED, "a reason", measured, ELSEWHERE),
+    )
+
+
+def test_a_table_says_what_a_small_sample_says():
+    table = ledger_page.verdict_table([too_small()], [too_small("R8")])
+    assert table.verdict[0] == f"**{SMALL}**" and table["under SGD"][0] == f"0.04: {ELSEWHERE}"
+    assert table["on real models"][0].endswith(f": **{SMALL}**")
+
+
+def test_the_short_list_does_too():
+    line = ledger_page.miniature([too_small()], [too_small("R8")])
+    assert line.count(f'<span class="verdict not-tested">– {SMALL}</span>') == 2
+    assert f"(under SGD: {ELSEWHERE})" in line
+    same = too_small()[0]
+    assert "under SGD" not in ledger_page.miniature([(same, same)])
+
+
+@pytest.mark.parametrize("words, found", [((), f"C8   {SMALL} "), (("--json",), f'"shown": "{SMALL}"')])
+def test_the_command_does_too(monkeypatch, words, found):
+    monkeypatch.setattr(claims, "verdicts", lambda *_, group="paper": [too_small()] if group == "paper" else [])
+    told = CliRunner().invoke(app, ["claims", *words])
+    assert told.exit_code == 0, told.output
+    assert found in told.stdout
+    if not words:
+        assert f"sgd: {ELSEWHERE} (a reason)" in told.stdout

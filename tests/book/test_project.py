@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from phantomlib.book.plan import make_plan
+from phantomlib.book.plan import make_job, make_plan
 from phantomlib.book.project import find_notebook, find_root, load_profile, notebooks, pages_to_generate
 from phantomlib.errors import ParameterError
 
@@ -14,6 +14,18 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks/profiles").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_profile_fits_the_notebooks(path):
     assert make_plan(ROOT, load_profile(ROOT, path.stem))
+
+
+@pytest.mark.parametrize("number, path", sorted(notebooks(ROOT).items()))
+def test_the_profile_of_the_papers_size_has_parameters_for_every_notebook(number, path):
+    profile = load_profile(ROOT, "paper")
+    values = make_job(ROOT, number, {}, profile=profile).all_parameters  # refuses what the notebook does not have
+    others = [*values.get("charted", ()), *filter(None, [values.get("held_out")])]
+    assert values["device"] == "cuda" and not any(ref.startswith("zoo:") for ref in values["models"] + others)
+    assert not set(others) & set(values["models"])  # what is predicted is no part of what predicts it
+    assert not any("learning_rates" in name for name in profile.values(number))  # rates are multiples, in the notebooks
+    if number in [f"{n:02d}" for n in range(10)] + ["13", "15"]:
+        assert profile.own[number]
 
 
 def test_the_root_is_found_from_below(toy_book):

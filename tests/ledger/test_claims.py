@@ -115,9 +115,53 @@ def test_removed_run_withholds_the_verdict(store, source, measure, runs):
     assert verdict.status == claims.NOT_TESTED and runs[1] in verdict.reason
 
 
-def test_small_sample_withholds_the_verdict(store, source, measure):
-    measure(0.04, n={"architectures": 4, "contexts": 10})
-    assert claims.judge(claim(), store, source).status == claims.NOT_TESTED
+@pytest.mark.parametrize(
+    "identifier, value, n, shown",
+    [
+        ("C8", 0.04, (4, 10), "meets the threshold; 4 of 5 architectures"),
+        ("C8", 0.06, (4, 10), "misses the threshold; 4 of 5 architectures"),
+        ("C8", 0.04, (5, 9), "meets the threshold; 9 of 10 contexts"),
+        ("C8", 0.04, (1, 0), "meets the threshold; 1 of 5 architectures, 0 of 10 contexts"),
+        ("C8", math.nan, (1, 10), "coefficient_of_variation could not be measured; 1 of 5 architectures"),
+        ("C6", (3, 0), (2, 10), "meets the threshold; 2 of 5 architectures"),
+        ("C6", (3, 1), (2, 10), "misses the threshold; 2 of 5 architectures"),  # one of two criteria
+        ("C6", (4, math.nan), (2, 10), "steps_with_changed_readout could not be measured; 2 of 5 architectures"),
+        ("C1", 5, (5, 5), "meets the threshold; 5 of 10 contexts"),
+        ("C1", 4, (5, 5), "misses the threshold; 5 of 10 contexts"),
+        ("C1", 4, (5, 4), "too small to meet the threshold; 4 of 10 contexts"),  # all 4 of them, and 5 are asked for
+        ("O1", 2, (2, 10), "too small to meet the threshold; 2 of 5 architectures"),
+        ("C5", 4, (1, 10), "misses the threshold; 1 of 5 architectures"),  # 4 of 5 tests: they are no sample
+    ],
+)
+def test_a_small_sample_withholds_the_verdict_and_says_what_its_numbers_say(
+    store, tmp_path, measure, identifier, value, n, shown
+):
+    chosen = claim(identifier)
+    values = dict(zip([c.name for c in chosen.criteria], value if isinstance(value, tuple) else [value], strict=True))
+    source = make_source(tmp_path, chosen.notebook)
+    measure(values, identifier, n=dict(zip(("architectures", "contexts"), n, strict=True)), source=source)
+    verdict = claims.judge(chosen, store, source)
+    assert (verdict.status, verdict.shown) == (claims.NOT_TESTED, shown)
+    assert "the sample is too small" in verdict.reason
+    assert json.loads(json.dumps(claims.verdict_as_dict(verdict)))["shown"] == shown
+
+
+def test_only_the_size_of_the_sample_leaves_an_outlook(store, source, measure, runs):
+    small = {"architectures": 4, "contexts": 10}
+    measure(0.04)
+    assert claims.judge(claim(), store, source).shown == claims.REPRODUCED
+    measure(0.06)
+    assert claims.judge(claim(), store, source).shown == claims.NOT_REPRODUCED
+    measure(math.nan)
+    assert claims.judge(claim(), store, source).shown == claims.NOT_TESTED
+    measure(0.04, n=small, runs=[])
+    assert claims.judge(claim(), store, source).shown == claims.NOT_TESTED
+    measure(0.04, n=small)
+    stale = Source(source.notebook, source.parameters)
+    stale.key = "another"
+    assert claims.judge(claim(), store, stale).shown == claims.STALE
+    next(store.root.glob(f"*-{runs[1]}.nc")).unlink()
+    assert claims.judge(claim(), store, source).shown == claims.NOT_TESTED
 
 
 def test_undefined_value_withholds_the_verdict(store, source, measure):

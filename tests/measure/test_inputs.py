@@ -4,7 +4,7 @@ import pytest
 
 from phantomlib.errors import ContextError, ModelError, ParameterError
 from phantomlib.measure.contexts import load_contexts
-from phantomlib.measure.inputs import check_inputs, check_multiples
+from phantomlib.measure.inputs import check_inputs, check_multiples, chosen_held_out
 
 GOOD = {"models": ["zoo:gpt2-s"], "contexts": "default", "device": "cpu", "dtype": "float32", "store": "x", "seed": 0}
 
@@ -52,3 +52,24 @@ def test_multiples_that_are_refused(wrong):
         check_multiples(wrong)
     assert len(str(caught.value)) < 700
     check_multiples([0.5, 2])
+
+
+@pytest.mark.parametrize(
+    "models, given, chosen",
+    [
+        (["zoo:gpt2-s", "zoo:neox-m"], "", "zoo:llama-s"),
+        (["zoo:gpt2-s"], "zoo:gpt2-s-seed1", "zoo:gpt2-s-seed1"),
+        (["my/model", "zoo:gpt2-s"], "zoo:llama-s", "zoo:llama-s"),
+        (["my/model"], "my/other", "my/other"),
+    ],
+)
+def test_the_held_out_model(models, given, chosen):
+    assert chosen_held_out(models, given) == chosen
+
+
+@pytest.mark.parametrize("given", ["", " "])
+@pytest.mark.parametrize("own", ["my/model", "pretrained:smollm2-135m", "a.gguf", "./zoo:gpt2-s"])
+def test_with_a_model_of_ones_own_the_held_out_one_must_be_named(own, given):
+    with pytest.raises(ParameterError, match="-p held_out path/to/another.*-p held_out zoo:llama-s") as caught:
+        chosen_held_out(["zoo:gpt2-s", own], given)
+    assert f"models names '{own}'" in str(caught.value)

@@ -1,0 +1,237 @@
+# ---
+# jupyter:
+#   phantom:
+#     minutes: 1
+#   jupytext:
+#     formats: py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 17 · What quantisation does
+#
+# **Question.** Checkpoints are often shared with their weights rounded to eight or four bits. What does rounding do to
+# the quantities of this book?
+#
+# ```{glue:md} answer_17
+# :format: myst
+# ```
+
+# %% tags=["parameters"]
+models: list[str] = ["zoo:gpt2-s"]  # zoo:NAME, pretrained:NAME, a folder, a GGUF file or a hub id
+contexts: str = "default"  # 'default' for the book's ten contexts, or a YAML file
+device: str = "cpu"  # torch device, cpu or cuda
+dtype: str = "float32"  # float32 or float64
+store: str = "runs"  # folder of finished runs
+seed: int = 0  # base seed
+kinds: list[str] = ["Q8_0", "Q4_1", "Q4_0"]  # formats of GGUF to round to: Q8_0, Q5_1, Q5_0, Q4_1 or Q4_0
+steps: int = 20  # optimiser steps of each run
+tolerance: float = 0.005  # relative width of the bracket around a critical learning rate
+
+# %% tags=["hide-cell"]
+import numpy as np
+import pandas as pd
+
+from phantomlib.book import notebook
+from phantomlib.critical.numbers import architecture_numbers, kinematic_number
+from phantomlib.critical.predictors import predict_critical_rates
+from phantomlib.critical.search import critical_rates
+from phantomlib.figures.quantisation import changes_by_quantity, rates_by_context
+from phantomlib.measure.quantised import BITS, quantised
+from phantomlib.measure.readout_geometry import coherence, pair_overlaps
+from phantomlib.measure.recipe import Recipe, fitting_contexts
+from phantomlib.measure.store import Store
+
+nb = notebook.start(
+    "17_quantisation", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed
+)
+LABELS = {"adam": "Adam", "sgd": "SGD"}
+
+# %% [markdown]
+# ## Rounding
+#
+# GGUF, the format of llama.cpp, rounds 32 neighbouring weights of a row at a time. In a block, a weight becomes
+# $w \approx a + s\,q$. The whole number $q$ has eight bits in `Q8_0` and four in `Q4_1` and `Q4_0`; the scale $s$ and,
+# in `Q4_1`, the offset $a$ belong to the block. All linear layers are rounded, the token embedding and the readout,
+# while norms, biases and learned positions are kept. To compute with such a file it is dequantised: every weight is a
+# floating-point number again, one of the 256 or 16 that its block can hold.
+#
+# Below, a model is compared with its own rounded copies, context by context. Each copy is treated like any other
+# model: its [initial gap and overlap](../definitions.md#definitions) are read off, its critical learning rate is
+# predicted from step 0 (by *third order*, see [chapter 06](06_dimensionless_numbers.ipynb)), then measured.
+
+
+# %%
+def study(model, fitting) -> pd.DataFrame:
+    """One row per optimiser and context: step 0, and the critical rate, predicted and measured."""
+    parts = []
+    for optimizer, label in LABELS.items():
+        recipe = Recipe(optimizer=optimizer, steps=steps)
+        found = critical_rates(here, model, fitting, recipe, tolerance=tolerance)
+        predicted = predict_critical_rates(here, model, fitting, recipe).third_order.values
+        runs.extend(found.attrs["run_ids"].split())
+        rows = found.to_dataframe().reset_index().assign(predicted=predicted, optimizer=label)
+        number = kinematic_number(rows.critical_rate, steps, rows.velocity, rows.gap)
+        parts.append(rows.assign(number=number.where(number > 0), overlap=pair_overlaps(model.readout, fitting)))
+    return pd.concat(parts, ignore_index=True)
+
+
+# %%
+here = Store(nb.store.root)  # not on a cluster, whose workers could not load a copy that is made here
+runs, parts, copies = [], [], []
+for original in map(nb.load, nb.models):
+    chosen = [context.id for context in nb.fitting_contexts(original)]
+    for kind in ["original", *kinds]:
+        model = original if kind == "original" else quantised(original, kind)
+        fitting, refused = fitting_contexts(model, [context for context in nb.contexts if context.id in chosen])
+        parts.append(study(model, fitting).assign(model=original.name, kind=kind))
+        rounding = (model.readout - original.readout).norm() / original.readout.norm()
+        copies.append(
+            {
+                "model": original.name,
+                "weights": kind,
+                "bits each": BITS.get(kind, float(dtype.removeprefix("float"))),
+                "change of the readout (%)": 100 * float(rounding),
+                "bulk coherence $B$": coherence(model.readout),
+                "contexts": f"{len(fitting)} of {len(chosen)}",
+            }
+        )
+        for error in refused:
+            nb.say("> Left out for {model}: {reason}", model=model.name, reason=str(error))
+
+# %%
+nb.table(pd.DataFrame(copies), digits=2)
+
+# %% [markdown]
+# ## Context by context
+#
+# Every quantity of a copy is divided by the same quantity of the original.
+
+# %%
+QUANTITIES = {
+    "critical_rate": "critical rate",
+    "gap": "initial gap",
+    "overlap": "overlap $g_{ck}$",
+    "velocity": "first velocity",
+    "number": "kinematic number",
+}
+same = ["model", "optimizer", "context"]
+table = pd.concat(parts, ignore_index=True)
+ratios = table[table.kind != "original"].reset_index(drop=True)
+originals = table[table.kind == "original"].set_index(same).loc[pd.MultiIndex.from_frame(ratios[same])]
+for quantity in [*QUANTITIES, "predicted"]:
+    ratios[quantity] /= originals[quantity].to_numpy()
+ratios = ratios[[*same, "kind", *QUANTITIES, "predicted"]]
+nb.figure(
+    rates_by_context(ratios.rename(columns={"critical_rate": "measured"}), kinds),
+    "fig-rounded-rates",
+    caption="""Critical learning rate of a rounded copy, divided by that of the original, for every context: measured
+        (filled) and predicted from step 0 (rings). On the grey line rounding changes nothing. Full fine-tuning,
+        brackets of 0.5 %, deterministic.""",
+    alt="Ratios of critical rates by context, measured and predicted, for each kind of rounding and both optimisers.",
+    runs=runs,
+    data=ratios,
+)
+
+# %% [markdown]
+# How large are these changes, and where do they come from? The critical rate is, in the main, the way to go over the
+# speed: the initial gap over the first velocity. The kinematic number is what remains when both are divided out.
+
+# %%
+changes = ratios.rename(columns=QUANTITIES).melt([*same, "kind"], [*QUANTITIES.values()], "quantity", "change")
+changes["change"] = 100 * (changes.change - 1).abs()
+nb.figure(
+    changes_by_quantity(changes, kinds, 100 * tolerance),
+    "fig-rounded-quantities",
+    caption="""Size of the relative change that rounding makes to each quantity of a context, on a logarithmic axis.
+        Dots: contexts; bars: their median. Dotted: how well a critical rate is measured, 0.5 %. Full fine-tuning,
+        deterministic.""",
+    alt="Changes in per cent of gap, overlap, velocity, critical rate and kinematic number, for each rounding.",
+    runs=runs,
+    data=changes,
+)
+
+# %% [markdown]
+# Median change in per cent, over all contexts and both optimisers:
+
+# %%
+medians = changes.groupby(["kind", "quantity"], sort=False).change.median().unstack(sort=False)
+nb.table(medians.rename_axis(index="weights", columns=None).reset_index(), digits=2, runs=runs)
+
+# %% [markdown]
+# ## Do the regularities hold for a rounded model?
+#
+# Nothing in them asks where the weights come from. If that is so, the copies have the kinematic number $N_c$ of the
+# original (geometric mean over contexts), and are predicted as well as it is.
+
+# %%
+table["error"] = 100 * (table.predicted / table.critical_rate - 1).abs()
+
+
+def summary(rows, kind: str, optimizer: str) -> dict:
+    """One line of the table: all contexts of all models, under one optimiser."""
+    by_model = architecture_numbers(rows, seed=nb.seed)
+    changed = changes[(changes.kind == kind) & (changes.optimizer == optimizer) & (changes.quantity == "critical rate")]
+    return {
+        "weights": kind,
+        "optimiser": optimizer,
+        "critical rate: median change (%)": changed.change.median(),
+        "largest (%)": changed.change.max(),
+        "$N_c$": float(np.exp(np.log(by_model["mean"]).mean())),
+        "prediction: median error (%)": rows.error.median(),
+        "largest error (%)": rows.error.max(),
+    }
+
+
+groups = table.groupby(["kind", "optimizer"], sort=False)
+summaries = pd.DataFrame(summary(rows, *case) for case, rows in groups)
+nb.table(summaries, digits=2, runs=runs)
+
+# %% tags=["hide-input"]
+adam = summaries[summaries.optimiser == "Adam"].set_index("weights")
+fine, coarse = max(kinds, key=BITS.get), min(kinds, key=BITS.get)
+nb.answer(
+    "It makes another model, and they are those of that model. Rounded to {fine}, a context's critical learning rate "
+    "under Adam changes by {fine_median:.1f} % (median; at most {fine_most:.0f} %), rounded to {coarse} by "
+    "{coarse_median:.0f} % (at most {coarse_most:.0f} %). The mean kinematic number is {number:.3f} for the original "
+    "and {fine_number:.3f} and {coarse_number:.3f} for these copies; the median error of the prediction from step 0 is "
+    "{error:.1f} %, {fine_error:.1f} % and {coarse_error:.1f} %.",
+    fine=fine,
+    coarse=coarse,
+    fine_median=adam["critical rate: median change (%)"][fine],
+    fine_most=adam["largest (%)"][fine],
+    coarse_median=adam["critical rate: median change (%)"][coarse],
+    coarse_most=adam["largest (%)"][coarse],
+    number=adam["$N_c$"]["original"],
+    fine_number=adam["$N_c$"][fine],
+    coarse_number=adam["$N_c$"][coarse],
+    error=adam["prediction: median error (%)"]["original"],
+    fine_error=adam["prediction: median error (%)"][fine],
+    coarse_error=adam["prediction: median error (%)"][coarse],
+)
+
+# %% [markdown]
+# ## What it means
+#
+# The [pretrained checkpoints from the package index](../your-model.md#real-checkpoints-without-the-hub) come rounded
+# to about four bits. They are dequantised once, and then computed with and fine-tuned in full precision like all
+# others. Every gap, overlap, critical rate and prediction of such a model is exactly that of the rounded model;
+# rounding adds no error to it. What rounding decides is *which* model it is. The publisher's original is another.
+# How far apart two such models are in a given sentence, the figures above show for a small one. Whoever wants the
+# number for their own weights must predict or measure it on these weights.
+#
+# The gap suffers most where it is small: it is a difference of two logits, and rounding moves each of them by about as
+# much whether they are close or not. Where it turns, the right word leads already, and there is nothing to learn.
+#
+# ## What could be wrong
+#
+# The model is small, and rounding errors average out over fewer weights than in a large one. Files of llama.cpp often
+# keep the readout at six or eight bits, which is kinder than what is done here, and newer formats (`Q4_K_M`) choose
+# their scales with more care. Only weights are rounded: training in low precision, with rounded activations and
+# gradients, is another matter, and so is fine-tuning adapters on weights that stay rounded.

@@ -261,6 +261,37 @@ for optimizer, label in labels.items():
         )
 
 # %% [markdown]
+# What goes with an error? This was asked after the measurement, and no claim rests on it. The prediction is a ladder of
+# derivatives. Where its last two rungs, *second order* and *third order*, differ much, the ladder has not yet
+# converged, and the difference is known before any run.
+
+
+# %%
+def last_rungs(model, optimizer):
+    """How far the last two rungs of the ladder are apart, as a share, for each context."""
+    ladder = predictors.predict_critical_rates(nb.store, model, fits[model.name], recipes[optimizer])
+    apart = abs(np.log(ladder.third_order / ladder.second_order))
+    return apart.rename("apart").to_dataframe().reset_index()
+
+
+apart = Study.of(last_rungs, subjects).table().merge(comparison, on=["optimizer", "model", "context"])
+for optimizer, rows in apart.groupby("optimizer", sort=False):
+    near = rows[rows.apart <= rows.apart.median()].error.abs()
+    far = rows[rows.apart > rows.apart.median()].error.abs()
+    nb.say(
+        "**{label}**: in the half of the contexts whose rungs are nearest to each other the median error is "
+        "{near:.2%} and the largest {most_near:.1%}; in the other half {far:.2%} and {most_far:.1%}. Rank "
+        "correlation of error and distance: {rank:.2f} (n = {n}).",
+        label=labels[optimizer],
+        near=near.median(),
+        most_near=near.max(),
+        far=far.median(),
+        most_far=far.max(),
+        rank=rows.apart.corr(rows.error.abs(), method="spearman"),
+        n=len(rows),
+    )
+
+# %% [markdown]
 # What the other predictors and calibrations said, before the measurement, in per cent of the measured geometric mean.
 # No verdict depends on these.
 

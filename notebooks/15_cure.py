@@ -159,8 +159,8 @@ for method, label in METHODS.items():
 # %% [markdown]
 # ## Does the kinematic number know?
 #
-# The [kinematic number](../definitions.md#kinematic-number) $N = \eta\,T\,v_0/|\Delta_0|$ compares how far the gap would
-# travel at its first velocity with how far it has to go. The velocity is now that of the loss that is trained,
+# The [kinematic number](../definitions.md#kinematic-number) $N = \eta\,T\,v_0/|\Delta_0|$ compares how far the gap
+# would travel at its first velocity with how far it has to go. The velocity is now that of the loss that is trained,
 # $v_0 = \nabla\Delta \cdot u$, with $u$ the first update of Adam along *its* gradient. Where a loss lowers the critical
 # rate only because the gap starts to close faster, $N_c$ is the same as for cross-entropy. A larger $N_c$ means that
 # the path slows down more than with cross-entropy, a smaller one that it keeps its speed.

@@ -63,8 +63,9 @@ LABELS = {"adam": "Adam", "sgd": "SGD"}
 # floating-point number again, one of the 256 or 16 that its block can hold.
 #
 # Below, a model is compared with its own rounded copies, context by context. Each copy is treated like any other
-# model: its [initial gap and overlap](../definitions.md#definitions) are read off, its critical learning rate is
-# predicted from step 0 (by *third order*, see [chapter 06](06_dimensionless_numbers.ipynb)), then measured.
+# model: its [initial gap](../definitions.md#context) and [overlap](../definitions.md#geometry) are read off, its
+# [critical learning rate](../definitions.md#critical-learning-rate) is predicted from step 0 (by *third order*, see
+# [chapter 06](06_dimensionless_numbers.ipynb)), then measured.
 
 
 # %%
@@ -141,7 +142,8 @@ nb.figure(
 
 # %% [markdown]
 # How large are these changes, and where do they come from? The critical rate is, in the main, the way to go over the
-# speed: the initial gap over the first velocity. The kinematic number is what remains when both are divided out.
+# speed: the initial gap over the first velocity. The [kinematic number](../definitions.md#kinematic-number) is what
+# remains when both are divided out.
 
 # %%
 changes = ratios.rename(columns=QUANTITIES).melt([*same, "kind"], [*QUANTITIES.values()], "quantity", "change")

@@ -21,6 +21,7 @@ from phantomlib.measure.models import short_name
 
 PROFILE = "own"
 MARKER = ".phantom-own-book"  # says that the folder is ours, and that its pages may be replaced
+ABOUT_OTHERS = "16"  # the chapter on the companion's own real models, whose constants come from the zoo
 COPIED = ("_toc.yml", "_config.yml", "book", "notebooks", "benchmarks")
 LONGEST_NAME = 60  # characters
 
@@ -92,9 +93,8 @@ def build_own_book(
         _copy_project(root, output)
         text = json.dumps({"common": common} | own, indent=2, ensure_ascii=False)  # JSON is YAML
         write_text(output / "notebooks" / "profiles" / f"{PROFILE}.yaml", text)
-        if not blind:
-            lines = (output / "_toc.yml").read_text(encoding="utf-8").splitlines(keepends=True)
-            write_text(output / "_toc.yml", "".join(line for line in lines if "/07_" not in line))
+        for number in [ABOUT_OTHERS] if blind else [ABOUT_OTHERS, "07"]:
+            _leave_out(number, output)
         _say_which(output / "book" / "intro.md", names, contexts, blind)
     except OSError as error:
         reason = error.strerror or error
@@ -119,6 +119,16 @@ def _copy_project(root: Path, output: Path) -> None:
     (output / "notebooks" / "profiles").mkdir(exist_ok=True)
 
 
+def _leave_out(number: str, output: Path) -> None:
+    """Take a chapter out of the contents, and what leads to it out of the other pages; their words stay."""
+    contents = output / "_toc.yml"
+    lines = contents.read_text(encoding="utf-8").splitlines(keepends=True)
+    write_text(contents, "".join(line for line in lines if f"/{number}_" not in line))
+    link = re.compile(rf"\[([^\]]+)\]\((?:generated/)?{number}_\w+\.ipynb(?:#[\w-]+)?\)")
+    for page in [*output.glob("book/*.md"), *output.glob("notebooks/*.py")]:
+        write_text(page, link.sub(r"\1", page.read_text(encoding="utf-8")))
+
+
 def _say_which(intro: Path, names: list[str], contexts: str, blind: bool) -> None:
     """Put a note below the title of the front page."""
     sentences = (
@@ -128,7 +138,7 @@ def _say_which(intro: Path, names: list[str], contexts: str, blind: bool) -> Non
     note = (
         f"This copy of the book was made for {', '.join(f'`{name}`' for name in names)} with {sentences}. Where its prose "
         "speaks of the zoo or of five architectures, it describes the original; the numbers, tables and figures are those "
-        "of these models."
+        "of these models. The chapter on two real models is left out: it is about those two."
     )
     if not blind:
         note += (

@@ -186,10 +186,10 @@ nb.table(step0, top=len(nb.contexts))
 # %% [markdown]
 # ## The overlaps of the readout
 #
-# The [order parameter](../definitions.md#order-parameter-signal-and-drag) of this book depends on the overlaps $g_{ij}$, the cosines between
-# rows of the readout. In a high-dimensional space random directions would be nearly orthogonal. Trained readouts are
-# not random: their rows share a common direction, so the mean overlap is positive. How strongly differs between the
-# families.
+# The [order parameter](../definitions.md#order-parameter-signal-and-drag) of this book depends on the overlaps
+# $g_{ij}$, the cosines between rows of the readout. In a high-dimensional space random directions would be nearly
+# orthogonal. Trained readouts are not random: their rows share a common direction, so the mean overlap is positive. How
+# strongly differs between the families.
 
 # %%
 samples = {m.name: readout_geometry.sample_overlaps(m.readout, pairs=1_000_000, seed=nb.seed) for m in loaded}

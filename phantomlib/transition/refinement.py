@@ -37,9 +37,8 @@ def refine_jumps(
 def largest_steps(refined: Mapping[int, xr.Dataset]) -> xr.DataArray:
     """Largest single-step ``|ΔΦ|`` as a share of the bound, (context, refinement), from :func:`refine_jumps`."""
     largest = [step_sizes(run).max("step").isel(rate=0, seed=0, drop=True) for run in refined.values()]
-    return xr.concat(
-        [x.drop_vars("learning_rate", errors="ignore") for x in largest], pd.Index(refined, name="refinement")
-    ).T
+    dropped = [x.drop_vars("learning_rate", errors="ignore") for x in largest]
+    return xr.concat(dropped, pd.Index(refined, name="refinement"), join="outer").T  # contexts refined apart
 
 
 def refinement_slopes(largest: xr.DataArray, last: int = 3) -> xr.DataArray:

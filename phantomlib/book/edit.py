@@ -37,7 +37,7 @@ def open_in_lab(root: Path, number: str, profile: str = "smoke", command: list[s
         the ``.py`` file.
 
     Raises:
-        BookError: JupyterLab is not installed; an earlier edit was left; the ``.py`` was changed by someone else
+        BookError: JupyterLab is not installed, or did not start; an earlier edit was left; the ``.py`` was changed by someone else
             meanwhile, and then the edited ``.ipynb`` is kept.
     """
     source = find_notebook(root, number)
@@ -49,7 +49,7 @@ def open_in_lab(root: Path, number: str, profile: str = "smoke", command: list[s
             f"'{edited}' is left from an earlier edit. Delete it, or write it back first: "
             f"jupytext --to py:percent -o notebooks/{source.name} {edited.name}"
         )
-    known = source.read_text(encoding="utf-8")
+    before = known = source.read_text(encoding="utf-8")
     write_text(edited, _as_ipynb(root, source, profile))
     seen, handler = edited.stat().st_mtime_ns, signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for JupyterLab
     try:
@@ -70,6 +70,11 @@ def open_in_lab(root: Path, number: str, profile: str = "smoke", command: list[s
             f"'{edited}'."
         )
     edited.unlink()
+    if running.returncode > 0 and source.read_text(encoding="utf-8") == before:
+        raise BookError(
+            f"JupyterLab ended with an error (code {running.returncode}); what it said stands above. Nothing was changed. It "
+            "does not run as root: use another account, or edit the .py itself."
+        )
     return source
 
 

@@ -225,9 +225,10 @@ def _why_not(ref: str, place: Path | None, error: Exception) -> str:
     if place is None:
         if "gated" in text.lower():
             return f"{shown(ref, 300)} is gated on the hub; log in with `hf auth login` and accept its terms first."
+        known = f" Did you mean '{pretrained.PREFIX}{ref}'?" if ref in pretrained.CATALOGUE else ""
         return (
             f"{shown(ref, 300)} could not be fetched: either there is no connection to the hub, or no such model. Check the "
-            "name; offline, give a local folder or a zoo model ('zoo:gpt2-s')."
+            f"name; offline, give a local folder or a zoo model ('zoo:gpt2-s').{known}"
         )
     return f"{shown(ref, 300)} could not be loaded as a causal language model: {text[:300]}"
 

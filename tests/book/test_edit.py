@@ -49,6 +49,15 @@ def test_what_is_saved_is_written_back(toy_book):
     assert not list(toy_book.glob("*.ipynb"))
 
 
+def test_a_jupyterlab_that_does_not_start_is_no_success(toy_book):
+    (toy_book / "notebooks/profiles/smoke.yaml").write_text("common: {}")
+    source = toy_book / "notebooks/01_toy.py"
+    before = source.read_text()
+    with pytest.raises(BookError, match="code 3.*Nothing was changed"):
+        edit.open_in_lab(toy_book, "01", command=[sys.executable, "-c", "raise SystemExit(3)"])
+    assert source.read_text() == before and not list(toy_book.glob("*.ipynb"))
+
+
 def test_nothing_is_lost_when_two_edit(toy_book):
     (toy_book / "notebooks/profiles/smoke.yaml").write_text("common: {}")
     source = toy_book / "notebooks/01_toy.py"

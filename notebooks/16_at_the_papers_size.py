@@ -674,6 +674,14 @@ for optimizer, errors in {"adam": adam, "sgd": sgd}.items():
 nb.glue("real_models", " and ".join(m.name for m in subjects))
 
 # %% [markdown]
+# ## What it means
+#
+# What was seen on small models is a picture in two parts. One is qualitative: losses that fall without teaching the
+# word, jumps far above the critical rate that live in the readout. The other is a set of constants. Real models test
+# the second harder than another small one could, because their paths bend more on some sentences. There the ladder of
+# derivatives needs further rungs, and it says so beforehand, by the distance of its last two.
+# [The ledger](10_ledger.ipynb) has the verdict on each part, by thresholds that were set for the zoo.
+#
 # ## What could be wrong
 #
 # Two models are few, and both come rounded to about four bits a weight. Their contexts are twenty short sentences of

@@ -59,7 +59,7 @@ def numbers_by_model(numbers, summaries: dict, colours: dict, titles: dict[str, 
             errors = [[row.mean - row.low], [row.high - row.mean]]
             axes.errorbar(i + 0.15, row.mean, yerr=errors, fmt="s", color=colours[row.model], markersize=5, capsize=3)
         axes.set(title=title, xticks=range(len(summary)), xticklabels=summary.model)
-        axes.tick_params(axis="x", rotation=30)
+        plt.setp(axes.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
     panels[0].set_ylabel("critical kinematic number $N_c$")
     return figure
 

@@ -43,7 +43,7 @@ own = [*zoo, "--prompt", LIE, "--correct", "shame", "--competitor", "guilt"]
 
 DIAGNOSE = {
     "no model": (["diagnose", "--context", "shame"], "--model"),
-    "empty model": (["diagnose", "-m", " ", "--context", "shame"], "A model is named by text"),
+    "empty model": (["diagnose", "-m", " ", "--context", "shame"], "A model is named by zoo:NAME"),
     "unknown zoo model": (["diagnose", "-m", "zoo:gpt3", "--context", "shame"], "gpt2-s"),
     "absent folder": (["diagnose", "-m", "./nowhere", "--context", "shame"], "No model folder at './nowhere'"),
     "hub id while offline": (["diagnose", "-m", "nobody/nothing", "--context", "shame"], "no connection"),

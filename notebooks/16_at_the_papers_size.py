@@ -649,6 +649,26 @@ nb.say(
     ),
 )
 
+# %% [markdown]
+# ## What it took
+#
+# Every run carries the time it took and the largest memory that its process held. These were measured where the run was
+# made, on whatever else that machine did then. The derivatives that the predictions rest on come on top.
+
+# %%
+took = {m.name: published_runs.cost(nb.store, m) for m in subjects}
+nb.table(
+    pd.DataFrame(
+        {
+            "model": name,
+            "runs (each of several replicas)": f"{c.runs:.0f}",
+            "hours of computing": f"{c.hours:.1f}",
+            "largest peak memory (GiB)": f"{c.peak_gib:.1f}",
+        }
+        for name, c in took.items()
+    )
+)
+
 # %% tags=["hide-input"]
 adam, sgd = blind_table.loc["adam"].error.abs(), blind_table.loc["sgd"].error.abs()
 nb.answer(

@@ -209,10 +209,7 @@ def publish(store: Store, folder: Path) -> list[Path]:
     found = [*store.root.glob(f"{MODELS}/*.json"), *store.root.glob(f"{TABLES}/*.json")]
     for kind in REMEMBERED:
         found += [p for p in store.root.glob(f"{kind}/*.json") if files.read_json(p)["model"] in described]
-    for path in store.root.glob("*.nc"):
-        with xr.open_dataset(path, engine="netcdf4") as run:
-            if json.loads(run.attrs["specification"])["model"] in described:
-                found.append(path)
+    found += _runs_of(store, described)
     names = [files.read_json(path)["name"] for path in store.root.glob(f"{MODELS}/*.json")]
     found += [path for name in names for path in store.root.glob(f"predictions/{name}-*.json")]
     for path in found:
@@ -223,6 +220,23 @@ def publish(store: Store, folder: Path) -> list[Path]:
     kept = sorted(p.relative_to(folder) for pattern in ("*.nc", "*/*.json") for p in folder.glob(pattern))
     files.write_json(folder / LIST, {p.as_posix(): files.file_digest(folder / p) for p in kept})
     return kept
+
+
+def _runs_of(store: Store, fingerprints: set[str]) -> dict[Path, dict]:
+    """The attributes of all runs of these models in a store, by file."""
+    found = {}
+    for path in sorted(store.root.glob("*.nc")):
+        with xr.open_dataset(path, engine="netcdf4") as run:
+            if json.loads(run.attrs["specification"])["model"] in fingerprints:
+                found[path] = dict(run.attrs)
+    return found
+
+
+def cost(store: Store, model: LanguageModel | PublishedModel) -> pd.Series:
+    """What all runs of a model in a store took: ``runs``, ``hours`` of computing and ``peak_gib``, the largest peak memory."""
+    runs = list(_runs_of(store, {model.fingerprint}).values())
+    seconds, peaks = [float(a["seconds"]) for a in runs], [float(a["peak_memory_bytes"]) for a in runs]
+    return pd.Series({"runs": len(runs), "hours": sum(seconds) / 3600, "peak_gib": max(peaks, default=0.0) / 2**30})
 
 
 def problems(folder: Path) -> list[str]:

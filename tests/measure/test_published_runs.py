@@ -84,6 +84,17 @@ def test_only_described_models_are_published(made):
     assert names and all(name.startswith("gpt2-s-") for name in names)
 
 
+def test_the_cost_counts_all_runs_of_the_model_and_no_other(made, folder, tmp_path):
+    store = Store(tmp_path / "reader")
+    model = stand_in(made, folder, store)
+    attributes = [xr.load_dataset(path, engine="netcdf4").attrs for path in folder.glob("gpt2-s-*.nc")]
+    store.run(load("zoo:neox-s"), made["fitting"], [1e-4], RECIPE)
+    cost = published_runs.cost(store, model)
+    assert cost.runs == len(attributes) > 1
+    assert cost.hours * 3600 == pytest.approx(sum(a["seconds"] for a in attributes))
+    assert cost.peak_gib * 2**30 == max(a["peak_memory_bytes"] for a in attributes)
+
+
 def test_a_store_without_descriptions_publishes_nothing(tmp_path):
     with pytest.raises(StoreError, match="describes no model"):
         published_runs.publish(Store(tmp_path / "runs"), tmp_path / "results")

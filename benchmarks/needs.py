@@ -22,6 +22,12 @@ STEPS = 3
 RATE = {"sgd": 1e-5, "adam": 1e-6}
 
 
+LARGE = {
+    "llama-135m": (27, 576, 49_152),
+    "llama-268m": (20, 640, 262_144),
+}  # sizes and vocabularies of the fetched models
+
+
 def random_model(layers: int, width: int, vocabulary: int) -> LanguageModel:
     """A Llama with random weights and no tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -91,8 +97,8 @@ def report(model: LanguageModel, task: str) -> dict:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     name, task, device = sys.argv[1:]
-    if name.startswith("random:"):
-        found = random_model(*map(int, name.removeprefix("random:").split("x")))
+    if name.startswith("random:") or name in LARGE:
+        found = random_model(*(LARGE.get(name) or map(int, name.removeprefix("random:").split("x"))))
         found = replace(found, module=found.module.to(device))
     else:
         from benchmarks.suites import load

@@ -18,6 +18,9 @@ TARGETS = {  # name -> (quantity, direction, threshold, suite); the thresholds s
     ),
     "two-million": ("times the plain loop, 32 replicas, about 2 M parameters, least", "at least", 1.5, "throughput"),
     "anywhere": ("times the plain loop, least of the whole table", "at least", 1.0, "throughput"),
+    "size": ("times a loop that records nothing, 135 and 268 M parameters, least", "at least", 1.0, "size"),
+    "size-recording": ("times a loop that records the same, 135 and 268 M parameters, least", "at least", 1.3, "size"),
+    "diagnosis": ("seconds of a diagnosis, 135 and 268 M parameters, greatest", "at most", 20.0, "diagnosis"),
     "cores": ("times faster with a second core", "at least", 1.6, "cores"),
     "fewer-steps": ("replica-steps of a dense grid over those of the search, least", "at least", 200.0, "search"),
     "grid-time": ("time of a dense grid over that of the search, least", "at least", 150.0, "search"),
@@ -82,6 +85,11 @@ def reached(results: dict) -> pd.DataFrame:
 
 def _measured(name: str, rows: pd.DataFrame) -> float:
     """The value of one target from its suite's rows; nan if no row counts for it."""
+    if name in ("size", "size-recording"):
+        against = "the same" if name == "size-recording" else "nothing"
+        return float(rows[f"against a loop recording {against}"].map(median).min())
+    if name == "diagnosis":
+        return float(rows["seconds"].map(median).max())
     if name == "cores":
         return median(rows["times faster"].iloc[0])
     if name == "book":
@@ -112,6 +120,17 @@ def exponent(rows: pd.DataFrame, of: str, least: float = 0) -> float:
 
     part = rows[(rows["of"] == of) & (rows["value"] >= least)]
     return float(np.polyfit(np.log(part["value"]), np.log(part["seconds"].map(median)), 1)[0])
+
+
+def at_size(results: dict, parameters: int) -> pd.DataFrame:
+    """What each task of the suite ``memory`` needs at another number of parameters, by rule of three from the largest model.
+
+    Columns: ``task``, ``GiB``.
+    """
+    rows = results["memory"]["rows"]
+    rows = rows[rows["model (GiB)"] == rows["model (GiB)"].max()]
+    weights = 4 * parameters / 2**30
+    return pd.DataFrame({"task": rows["task"], "GiB": weights * (1 + rows["beyond it (parameters)"])})
 
 
 PYTHIA = {  # parameters, from the models' configurations

@@ -21,6 +21,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import baseline, measure, needs
+from phantomlib.advise.diagnosis import diagnose
 from phantomlib.critical.predictors import predict_critical_rates
 from phantomlib.critical.search import critical_rates
 from phantomlib.critical.step_zero import velocity
@@ -113,6 +114,54 @@ def throughput(name: str, device: str, counts: list[int], repeats: int) -> list[
             }
             rows.append(row)
     return rows
+
+
+def size(name: str, device: str, repeats: int) -> list[dict]:
+    """Seconds per replica-step at the size of the fetched models, against loops that record the same or nothing.
+
+    Runs are short, and everybody's include the copying of the model. Under Adam the loops use torch's fused optimiser.
+    """
+    model = needs.random_model(*needs.LARGE[name])
+    model = replace(model, module=model.module.to(device))
+    context, rows, steps = needs.first_context(model), [], 6
+    few = 4 if model.n_parameters < 2e8 else 2
+    for optimizer in ("sgd", "adam"):
+        recipe, fused = Recipe(optimizer=optimizer, steps=steps), optimizer == "adam"
+        loop = partial(baseline.plain_loop, model, context, RATE[optimizer], recipe, fused=fused)
+        contenders = {
+            count: partial(finetune, model, [context], [RATE[optimizer] * (1 + i / 100) for i in range(count)], recipe)
+            for count in (1, few)
+        } | {"recording the same": loop, "recording nothing": partial(loop, record=False)}
+        seconds = measure.in_turn(contenders, repeats)
+        for count in (1, few):
+            each = [t / count for t in seconds[count]]
+            rows.append({
+                "model": name, "parameters": model.n_parameters, "optimizer": optimizer, "replicas": count,
+                "seconds per replica-step": measure.middle([t / steps for t in each]),
+                "against a loop recording nothing": measure.ratio(each, seconds["recording nothing"]),
+                "against a loop recording the same": measure.ratio(each, seconds["recording the same"]),
+            })  # fmt: skip
+    return rows
+
+
+def diagnosis(name: str, device: str, repeats: int) -> list[dict]:
+    """Seconds of ``diagnose`` once the model is in memory, and its floor.
+
+    The floor is as many backward passes at the pace of a fused loop that records nothing.
+    """
+    model, recipe = needs.random_model(*needs.LARGE[name]), Recipe(steps=STEPS)
+    model = replace(model, module=model.module.to(device), tokenizer=models.load("zoo:gpt2-s").tokenizer)
+    context, short = needs.first_context(model), replace(recipe, steps=6)
+    with patch("torch.autograd._engine_run_backward", wraps=torch.autograd._engine_run_backward) as counted:
+        diagnose(model, context, recipe)
+    contenders = {
+        "diagnosis": partial(diagnose, model, context, recipe),
+        "loop": partial(baseline.plain_loop, model, context, RATE["adam"], short, record=False, fused=True),
+    }
+    seconds, passes = measure.in_turn(contenders, repeats), counted.call_count
+    floor = [t * passes / short.steps for t in seconds["loop"]]
+    row = {"model": name, "seconds": measure.middle(seconds["diagnosis"]), "backward passes": passes}
+    return [row | {"floor (s)": measure.middle(floor), "share of floor": measure.ratio(seconds["diagnosis"], floor)}]
 
 
 def search(name: str, device: str, repeats: int) -> list[dict]:

@@ -37,6 +37,9 @@ peak_flops: float = 6.7e13  # of the planned GPU, FLOP/s in float32 (data sheet 
 bandwidth: float = 4.8e12  # of its memory, bytes/s
 memory: float = 1.41e11  # bytes
 price: float = 4.0  # of one hour, in any currency
+card: float = 2.4e10  # bytes of a smaller GPU's memory
+card_flops: float = 3.1e13  # its FLOP/s in float32 (data sheet of an A10)
+card_bandwidth: float = 6.0e11  # of its memory, bytes/s
 
 # %% tags=["hide-cell"]
 import pandas as pd
@@ -85,6 +88,9 @@ REASONS = {
         give; the table “What recording costs” shows the floor, the time of one reading. Half of the
         readings could be saved under SGD, whose updates have rank one, by another code path for this case
         alone; with less recorded, Φ would not be exact at every step.""",
+    "diagnosis": """*A diagnosis.* It rehearses the fine-tune in four steps, by full fine-tuning, by LoRA and with the
+        margin loss, searches the critical rate of each, and then measures what else moves. The table “At the
+        paper's size” has the floor: as many backward passes at the pace of the fastest loop.""",
     "book": """*The whole book.* Fine-tuning alone takes the time that the table “The whole book” sums over the
         processes, at the share of the floor that the table “How near to the machine” gives. The predictions
         need third derivatives, the sharpness Hessian-vector products, and the pages are built in one
@@ -196,6 +202,54 @@ if "recording" in measured:
     for column in table.columns.intersection(["overhead", "one reading of E"]):
         table[column] = table[column].map(lambda cell: "{:.1f} % ({:.1f} to {:.1f})".format(*[100 * x for x in cell]))
     nb.table(table.rename(columns={"one reading of E": "one reading of $E$"}), top=10)
+
+# %% [markdown]
+# ## At the paper's size
+#
+# Two models with random weights, of the sizes and vocabularies of the two real models in
+# [chapter 16](16_at_the_papers_size.ipynb). Runs of six steps on one core; under Adam the loops use torch's fused
+# optimiser. The engine records everything in all rows.
+
+# %%
+if "size" in measured:
+    nb.table(report.for_people(measured["size"]["rows"].drop(columns="parameters")), top=10)
+
+# %% [markdown]
+# A [diagnosis](../your-model.md) of one context, once the model is in memory. It needs a number of backward passes;
+# its floor is their number times a step of the fused loop that records nothing.
+
+# %%
+if "diagnosis" in measured:
+    nb.table(report.for_people(measured["diagnosis"]["rows"]))
+
+# %% [markdown]
+# Peak memory of what the chapters ask for, each in a process of its own. *Beyond it* is the peak without the model, in
+# units of the model's own size.
+
+# %%
+if "memory" in measured:
+    nb.table(report.for_people(measured["memory"]["rows"]), top=10)
+    needed = report.at_size(measured, report.PYTHIA["pythia-410m"])
+    most = needed.loc[needed["GiB"].idxmax()]
+    nb.say(
+        "Counted for 410 million parameters by rule of three: the most is needed by “{task}”, {most:.1f} GiB. A GPU "
+        "with {card:.0f} GB {verdict} it.",
+        task=most["task"],
+        most=most["GiB"],
+        card=card / 1e9,
+        verdict="holds" if most["GiB"] * 2**30 <= card else "does not hold",
+    )
+if "floor" in measured:
+    here = {"flops": card_flops, "bandwidth": card_bandwidth, "memory": card, "price": price}
+    small = report.plan(measured, runs, steps=20, tokens=12, **here).set_index("model").loc["pythia-410m"]
+    nb.say(
+        "There a step of one replica would take about {ms:.0f} ms, by the counts of the plan at the end of this page, and "
+        "{replicas} replicas of Adam would fit at once.",
+        ms=small["ms per replica-step"],
+        replicas=small["replicas at once"],
+    )
+if not device.startswith("cuda"):
+    nb.say("**Figures measured on a GPU are missing.** No GPU was at hand when this page was made.")
 
 # %% [markdown]
 # ## How near to the machine

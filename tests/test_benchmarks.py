@@ -61,6 +61,29 @@ def test_targets_are_judged_by_the_worst_row():
     assert slower.iloc[0] == "not reached" and slower.iloc[3] == "reached"
 
 
+@pytest.mark.parametrize(
+    "nothing, same, verdicts", [(1.1, 1.2, "reached, not reached"), (0.9, 1.4, "not reached, reached")]
+)
+def test_the_slowest_row_at_the_paper_s_size_counts(nothing, same, verdicts):
+    columns = ["against a loop recording nothing", "against a loop recording the same"]
+    rows = pd.DataFrame([[[2.0] * 3, [2.0] * 3], [[nothing] * 3, [same] * 3]], columns=columns)
+    found = report.reached({"size": {"rows": rows}}).verdict
+    assert ", ".join(found[["size", "size-recording"]]) == verdicts
+
+
+def test_a_diagnosis_is_judged_by_the_slowest_model():
+    rows = pd.DataFrame({"seconds": [[9.0, 8.0, 10.0], [21.0, 19.0, 30.0]]})
+    assert report.reached({"diagnosis": {"rows": rows}}).verdict["diagnosis"] == "not reached"
+
+
+def test_needs_at_another_size_follow_the_largest_model():
+    rows = pd.DataFrame({
+        "task": ["model", "run", "run"], "model (GiB)": [1.0, 1.0, 0.5], "beyond it (parameters)": [0.0, 4.0, 9.0]
+    })  # fmt: skip
+    needed = report.at_size({"memory": {"rows": rows}}, 2**28).set_index("task").GiB
+    assert needed.to_dict() == {"model": 1.0, "run": 5.0}
+
+
 def test_exponent_of_a_power_law():
     rows = pd.DataFrame(
         {

@@ -529,9 +529,9 @@ nb.say(
 # %% [markdown]
 # ## The five tests
 #
-# The tests of [chapter 05](05_phantoms.ipynb) against spontaneous symmetry breaking need runs of up to 640 steps, ten
-# minutes each on the larger model. They are made under Adam, for the first contexts of the models in `examined`. The
-# claim asks for both models; as long as one is missing, its verdict is withheld.
+# The tests of [chapter 05](05_phantoms.ipynb) against spontaneous symmetry breaking need runs of up to 640 steps. They
+# are made under Adam, for the first contexts of the models in `examined`. The claim asks for both models; with one
+# missing, its verdict is withheld.
 
 
 # %%
@@ -705,5 +705,5 @@ nb.glue("real_models", " and ".join(m.name for m in subjects))
 # ## What could be wrong
 #
 # Two models are few, and both come rounded to about four bits a weight. Their contexts are twenty short sentences of
-# ours. The five tests rest on three of them, LoRA's rate on five. A fine-tune on a single sentence is a cartoon of
-# what practitioners do; that it is the same cartoon at three sizes of model is what this chapter can show.
+# ours. The five tests rest on three of them for each model, LoRA's rate on five. A fine-tune on a single sentence is a
+# cartoon of what practitioners do; that it is the same cartoon at three sizes of model is what this chapter can show.

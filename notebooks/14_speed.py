@@ -232,8 +232,8 @@ if "memory" in measured:
     needed = report.at_size(measured, report.PYTHIA["pythia-410m"])
     most = needed.loc[needed["GiB"].idxmax()]
     nb.say(
-        "Counted for 410 million parameters by rule of three: the most is needed by “{task}”, {most:.1f} GiB. A GPU "
-        "with {card:.0f} GB {verdict} it.",
+        "Counted for 410 million parameters by rule of three: the most is needed by “{task}”, {most:.1f} GiB. "
+        "A GPU with {card:.0f} GB {verdict} it.",
         task=most["task"],
         most=most["GiB"],
         card=card / 1e9,
@@ -243,8 +243,8 @@ if "floor" in measured:
     here = {"flops": card_flops, "bandwidth": card_bandwidth, "memory": card, "price": price}
     small = report.plan(measured, runs, steps=20, tokens=12, **here).set_index("model").loc["pythia-410m"]
     nb.say(
-        "There a step of one replica would take about {ms:.0f} ms, by the counts of the plan at the end of this page, and "
-        "{replicas} replicas of Adam would fit at once.",
+        "There a step of one replica would take about {ms:.0f} ms, by the counts of the plan at the end of this page, "
+        "and {replicas} replicas of Adam would fit at once.",
         ms=small["ms per replica-step"],
         replicas=small["replicas at once"],
     )

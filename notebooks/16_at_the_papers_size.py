@@ -41,7 +41,7 @@ lora_multiple: float = 100.0  # learning rate of LoRA's jumps, in units of the c
 followed_under: list[str] = ["adam"]  # optimisers of the runs below and above the critical rate
 followed: int = 10  # contexts of each model that are followed below and above the critical rate
 lora_followed: int = 5  # contexts of each model whose critical rate under LoRA is measured
-examined: list[str] = ["pretrained:smollm2-135m", "pretrained:gemma3-270m"]  # models whose jumps go through the five tests
+examined: list[str] = ["pretrained:smollm2-135m", "pretrained:gemma3-270m"]  # their jumps go through the five tests
 tested: int = 3  # contexts of each of them
 tolerance: float = 0.005  # relative width of the bracket around a critical learning rate
 

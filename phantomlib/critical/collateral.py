@@ -13,6 +13,7 @@ import xarray as xr
 from torch import Tensor
 
 from phantomlib.critical.step_zero import Problem
+from phantomlib.measure import memory
 from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.finetune import trainable
 from phantomlib.measure.models import LanguageModel
@@ -61,7 +62,12 @@ def train_until_overtaking(problem: Problem, rate: float, recipe: Recipe) -> tup
 
     Returns:
         the first step with Δ > 0, or None; and the trainable tensors there, or after T steps.
+
+    Raises:
+        ParameterError: memory does not suffice.
     """
+    needed = memory.of_vectors(4, problem.values.values())  # weights, gradient, two moments
+    memory.refuse_if_too_large("Measuring what else a fine-tune changes", needed, problem.ids.device)
     values = {name: value.clone().requires_grad_() for name, value in problem.values.items()}
     optimizer = _optimizer(list(values.values()), rate, recipe)
     for step in range(recipe.steps + 1):

@@ -1,9 +1,12 @@
 """What is counted beforehand against what a process really takes; refusals before the work starts."""
 
+import ctypes
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -69,6 +72,58 @@ def with_memory(monkeypatch, available, total=24 * GIB, own=GIB, jobs=None):
 def test_a_process_takes_its_share_of_what_is_free(monkeypatch, available, jobs, expected):
     with_memory(monkeypatch, available, jobs=jobs)
     assert memory.free(torch.device("cpu")) == int(memory.USABLE * expected)
+
+
+@pytest.mark.parametrize("needed, times", [(2 * GIB, 1), (GIB // 2, 0)])
+def test_memory_of_earlier_work_is_given_back_before_large_work(monkeypatch, needed, times):
+    order = []
+    real = memory.free
+    monkeypatch.setattr(memory, "give_back", lambda: order.append("given back"))
+    monkeypatch.setattr(memory, "free", lambda device: order.append("measured") or real(device))
+    with_memory(monkeypatch, 20 * GIB)
+    memory.refuse_if_too_large("This", needed, torch.device("cpu"))
+    assert order == ["given back"] * times + ["measured"]
+
+
+def test_what_only_a_cycle_refers_to_is_freed():
+    class Held:
+        pass
+
+    held = Held()
+    held.itself, alive = held, weakref.ref(held)
+    gc.disable()
+    try:
+        del held
+        assert alive()
+        memory.give_back()
+        assert not alive()
+    finally:
+        gc.enable()
+
+
+FRAGMENTS = """
+import re
+from phantomlib.measure import memory
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024
+bytes(2 * 2**20)  # freed, and from now on glibc keeps what is smaller
+start, held, above = resident(), [], []
+for _ in range(400):
+    held.append(bytearray(2**20))
+    above.append(bytearray(2000))
+    held[-1][::4096] = b"x" * 256
+del held
+left = resident() - start
+memory.give_back()
+print(left, resident() - start)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this allocator is not glibc's")
+def test_fragments_go_back_to_the_system():
+    done = subprocess.run([sys.executable, "-c", FRAGMENTS], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before > 300 and after < 50
 
 
 def test_a_refusal_says_how_much_and_what_to_do(monkeypatch):

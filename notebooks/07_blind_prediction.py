@@ -26,8 +26,10 @@
 # %% tags=["parameters"]
 models: list[str] = [
     "zoo:gpt2-s",
-    "zoo:neox-s",
     "zoo:gpt2-m",
+    "zoo:gpt2-l",
+    "zoo:neox-s",
+    "zoo:neox-m",
 ]  # models on which the prediction is fitted, at least three
 held_out: str = ""  # the model that is predicted and only then measured; empty, with models of the zoo: zoo:llama-s
 contexts: str = "default"  # 'default' for the book's ten contexts, or a YAML file

@@ -626,7 +626,7 @@ nb.record(
     runs=[lora_real, lora_zoo],
     detail={"zoo": zoo_number, "by model": lora_error.to_dict()},
 )
-figure, axes = plt.subplots(figsize=(0.6 * WIDTH, 3.4), layout="constrained")
+figure, axes = plt.subplots(figsize=(WIDTH, 3.8), layout="constrained")
 for model, rows in lora.groupby("model", sort=False):
     axes.plot(rows.critical_rate, rows.predicted, "o", color=colours[model], label=model)
 ends = [lora[["critical_rate", "predicted"]].min().min(), lora[["critical_rate", "predicted"]].max().max()]
@@ -662,8 +662,9 @@ nb.say(
 # %% [markdown]
 # ## What it took
 #
-# Every run carries the time it took and the largest memory that its process held. These were measured where the run was
-# made, on whatever else that machine did then. The derivatives that the predictions rest on come on top.
+# Every run carries the time it took and the largest memory that its process had held by then. The times depend on what
+# else that machine did; the memory includes what an allocator kept of earlier runs, which is now given back before large
+# work. The derivatives that the predictions rest on come on top.
 
 # %%
 took = {m.name: published_runs.cost(nb.store, m) for m in subjects}

@@ -159,8 +159,8 @@ nb.figure(
 last = one.isel(step=-1)
 nb.say(
     "The context is “{prompt} …” with $c$ “{correct}” and $k$ “{competitor}”. After {steps} steps the "
-    "order parameter is {values} times the predicted critical rate. The largest possible commitment, "
-    "$1 - g_{{ck}}^2$ at step 0, is {bound:.3f}.",
+    "order parameter is {values} times the predicted critical rate. A prediction certain of $c$ would "
+    "give $1 - g_{{ck}}^2$, at step 0 {bound:.3f}.",
     prompt=nb.contexts[0].prompt,
     correct=one.correct.item(),
     competitor=one.competitor.item(),

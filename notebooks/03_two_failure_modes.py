@@ -52,12 +52,13 @@ labels = {"adam": "Adam", "sgd": "SGD"}
 # The runs are those of [chapter 01](01_silent_failure.ipynb), at multiples of each
 # [context](../definitions.md#context)'s [predicted critical rate](../definitions.md#critical-learning-rate).
 # For each [silent failure](../definitions.md#silent-failure) we ask how the
-# [drag](../definitions.md#order-parameter-signal-and-drag) changed from the first to the last step.
+# [drag](../definitions.md#order-parameter-signal-and-drag) changed from the first to the last step. How far the
+# cross-entropy falls does not matter here; chapter 01 counts only those runs in which it falls by a tenth of a nat.
 #
 # - **Kinematic failure**: the drag did not worsen by more than $10^{-3}$. The signal was on its way and the budget
 #   ended first.
-# - **Structural failure**: the drag worsened by more than $10^{-3}$. The bulk leaks more towards the competitor than
-#   before, and works against the signal.
+# - **Structural failure**: the drag worsened by more than $10^{-3}$. What the bulk adds to $\Phi$ ends lower than it
+#   began: its words have come to lie closer to the competitor, or a bulk that lay closer to $c$ has lost mass.
 
 
 # %%
@@ -75,8 +76,8 @@ adam = failures[failures.optimizer == "adam"]
 outcomes = failures.groupby(["optimizer", "model"], sort=False)["mode"].value_counts().unstack(fill_value=0)
 nb.table(outcomes.rename(labels).rename_axis(["optimiser", "model"]).reset_index(), runs=runs)
 nb.say(
-    "The columns count runs; “overtakes” are successes, “other” are runs whose loss rose at some step. "
-    "The rest of this page is about Adam."
+    "The columns count runs; “overtakes” are successes{other}. The rest of this page is about Adam.",
+    other=", “other” are runs whose loss rose at some step" if "other" in outcomes else "",
 )
 
 # %%
@@ -132,7 +133,7 @@ if not kinds["adam"]["structural"]:
 # %% [markdown]
 # ## Where the two modes lie
 #
-# To the right of the grey line the drag worsened. Low down, the signal is small.
+# To the right of the grey line the drag worsened. The lower a point, the further the competitor is ahead.
 
 # %%
 nb.figure(
@@ -160,6 +161,14 @@ parts = ["bulk_mass_start", "bulk_mass_end", "contrast_start", "contrast_end", "
 if len(silent):
     medians = silent.groupby(["model", "mode"], sort=False)[parts].median().reset_index()
     nb.table(medians.rename(columns=lambda name: name.replace("_", " ")), digits=4, runs=runs.sel("adam"))
+    worse = silent[silent["mode"] == "structural"]
+    nb.say(
+        "Of the {n} structural failures, {mass} end with less mass in the bulk, and {contrast} with a bulk that lies "
+        "closer to $k$ than at the start.",
+        n=len(worse),
+        mass=int((worse.bulk_mass_end < worse.bulk_mass_start).sum()),
+        contrast=int((worse.contrast_end < worse.contrast_start).sum()),
+    )
 else:
     nb.say("There is no silent failure among these runs, so there is nothing to take apart.")
 
@@ -190,7 +199,8 @@ nb.answer(
 # ## What it means
 #
 # A kinematic failure is cured by more steps or a larger learning rate: the run was heading the right way. A
-# structural failure may not be. It says that the tokens gaining probability beside $c$ are closer to $k$ than to $c$.
+# structural failure may not be: while the loss falls, what all other words add to $\Phi$ gets worse. The last table
+# tells by which of its two factors.
 #
 # ## What could be wrong
 #

@@ -274,15 +274,15 @@ for optimizer in titles:
     start = onsets[onsets.optimizer == optimizer].edge
     at_critical = edges[edges.optimizer == optimizer].drop_duplicates(["model", "context"]).critical_edge
     nb.say(
-        "**{label}**: at the critical rate $\\eta_c\\lambda_{{\\max}}/2$ has the median {median:.2g} "
-        "(from {least:.2g} to {most:.2g}, {n} contexts). {jumps}",
+        "**{label}**: at the critical rate $\\eta_c\\lambda_{{\\max}}/2$ has the median {median:.3g} "
+        "(from {least:.3g} to {most:.3g}, {n} contexts). {jumps}",
         label=titles[optimizer],
         median=at_critical.median(),
         least=at_critical.min(),
         most=at_critical.max(),
         n=len(at_critical),
-        jumps=f"At the smallest tried rate with a jump it has the median {start.median():.2g} (from {start.min():.2g} "
-        f"to {start.max():.2g}, {len(start)} contexts); in {int((start < 1).sum())} of them the jump comes below the "
+        jumps=f"At the smallest tried rate with a jump it has the median {start.median():.3g} (from {start.min():.3g} "
+        f"to {start.max():.3g}, {len(start)} contexts); in {int((start < 1).sum())} of them the jump comes below the "
         "edge of stability."
         if len(start)
         else "None of these runs has a jump.",
@@ -292,21 +292,23 @@ pooled = every_jump[every_jump.optimizer == "adam"]
 nb.answer(
     "Both, and the learning rate decides which. Under Adam, up to 3 times the critical rate {near} of "
     "{contexts} contexts jump: the order parameter climbs smoothly. At {rates} times, {far} of them do, "
-    "by {median:.0%} of the largest possible value in a single step, and of {onsets} jumps whose "
-    "sharpness was measured {below} begin below the edge of stability.",
+    "by a median of {median:.0%} of the largest possible value in a single step. Of the jumps whose "
+    "sharpness was measured, {below} begin below the edge of stability.",
     near=sum(table.query("rate in @near").context.nunique() for table in adam_jumps.values()),
     contexts=sum(ds.sizes["context"] for ds in adam.values()),
     rates=" or ".join(f"{x:g}" for x in counted),
     far=sum(jumping.sel("adam").values()),
     median=pooled.share_of_bound.median(),
-    onsets=len(onsets[onsets.optimizer == "adam"]),
-    below=int((onsets[onsets.optimizer == "adam"].edge < 1).sum()),
+    below=" and ".join(
+        f"{int((rows.edge < 1).sum())} of {len(rows)} under {titles[o]}"
+        for o, rows in onsets.groupby("optimizer", sort=False)
+    ),
 )
 
 # %% [markdown]
 # ## What it means
 #
-# Overtaking needs no instability: at the critical rate the path is smooth. Jumps are what the same path looks like
+# Overtaking needs no jump: at the critical rate the path is smooth. Jumps are what the same path looks like
 # when it is walked in few, large steps. Whether they are more than that, a phase transition for instance, is the
 # question of [chapter 05](05_phantoms.ipynb).
 #

@@ -470,10 +470,10 @@ for label, passed in {**{titles[o]: v for o, v in verdicts.items()}, "Double wel
     nb.say("**{label}**: {outcomes}.", label=label, outcomes=outcomes)
 passed = verdicts["adam"]
 nb.answer(
-    "{what} Under Adam the jumps pass {passed} of {tests} tests, each of which would come out "
-    "differently if a symmetry broke; the double well, where two branches do exist, passes "
-    "{of_control}. And {sentences} of {contexts} sentences jump with embeddings that do not move by a "
-    "single bit. What looks like a transition and is none is what the paper calls a *phantom*.",
+    "{what} Under Adam the jumps pass {passed} of {tests} tests against a broken symmetry; the double well, "
+    "where one does break, passes {of_control} of them. And {sentences} of {contexts} sentences jump with "
+    "embeddings that do not move by a single bit. What looks like a transition and is none is what the paper "
+    "calls a *phantom*.",
     what="They are not one." if all(passed.values()) else "Not every test says that they are none.",
     passed=sum(passed.values()),
     tests=len(passed),

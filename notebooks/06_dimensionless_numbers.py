@@ -67,7 +67,7 @@ optimizers = {"adam": "Adam", "sgd": "SGD"}
 #
 # The [critical learning rate](../definitions.md#critical-learning-rate) $\eta_c$ is the smallest at which the
 # correct token overtakes within $T$ steps. It differs by an order of magnitude between
-# [contexts](../definitions.md#context), optimisers and models. The [kinematic
+# [contexts](../definitions.md#context) and between optimisers, and less between models. The [kinematic
 # number](../definitions.md#kinematic-number) compares two distances,
 #
 # $$N = \frac{\eta\, T\, v_0}{|\Delta_0|}, \qquad v_0 = \left.\frac{d\Delta}{d\eta}\right|_0 :$$
@@ -96,7 +96,7 @@ summaries = {o: architecture_numbers(numbers[numbers.optimizer == o], seed=nb.se
 nb.figure(
     numbers_by_model(numbers, summaries, colours, optimizers),
     "fig-kinematic-number",
-    caption="""Critical kinematic number by architecture. Dots: contexts (less than all where the first velocity
+    caption="""Critical kinematic number by architecture. Dots: contexts (fewer than all where the first velocity
         points the wrong way). Bars: geometric mean over the contexts with its 95 % bootstrap interval.
         Full fine-tuning; critical rates to a bracket of 0.5 %; deterministic, no seeds. The grey line
         marks N = 1, where a straight path would overtake.""",
@@ -194,8 +194,8 @@ results = predicted.table()  # a row for every optimiser, model and context: mea
 nb.figure(
     predicted_rates(results, ["velocity", "three_gradients"], colours, optimizers),
     "fig-predicted",
-    caption="""Predicted against measured critical learning rate, one dot per context and model. Open: the
-        straight line, N = 1. Filled: the three-gradient prediction. Both use step-0 quantities and no
+    caption="""Predicted against measured critical learning rate, one dot per context and model. Open:
+        velocity, for which N = 1. Filled: the three-gradient prediction. Both use step-0 quantities and no
         fitted constant. The grey line is equality. Full fine-tuning; measured to a bracket of 0.5 %;
         deterministic, no seeds.""",
     alt="""Predicted against measured critical learning rates on logarithmic axes, for Adam and SGD; the filled
@@ -339,7 +339,7 @@ for optimizer, label in optimizers.items():
     )
 
 # %% [markdown]
-# **Rivals.** The same was done with every other quantity we thought of: split at the largest gap of its logarithm,
+# **Rivals.** The same was done with other quantities: split at the largest gap of its logarithm,
 # and each architecture's outcome under Adam predicted from the others in its class.
 
 # %%
@@ -456,7 +456,7 @@ nb.say(
 )
 mean = summaries["adam"]["mean"]
 nb.answer(
-    "For the first: the critical kinematic number is {least:.2f} to {most:.2f} in all {models} "
+    "For the first: the critical kinematic number is {least:.3f} to {most:.3f} in all {models} "
     "architectures under Adam and varies by {spread:.1%} (SGD: {sgd:.1%}), where the critical learning "
     "rates vary by {rates:.0%}. For the second: the bulk coherence sorts them into classes of {low} and "
     "{high}, and predicts whether LoRA suffices with a balanced accuracy of {accuracy:.2f} (0.5 is "

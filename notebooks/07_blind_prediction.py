@@ -71,8 +71,8 @@ reported = 0.021  # the error that the paper's abstract reports
 # ## The protocol
 #
 # 1. Measure the critical learning rates of the architectures in `models`.
-# 2. Compare all predictors on them, each architecture predicted from the others. Take the one with the smallest
-#    error.
+# 2. Compare all predictors on them, each architecture predicted from the others. Of those that need nothing but the
+#    untouched model, take the one with the smallest error.
 # 3. Apply it to the held-out model. Only quantities of the untouched model enter. Write the prediction, with its
 #    interval, commit and time, to a file.
 # 4. Only now fine-tune the held-out model and measure.
@@ -85,7 +85,7 @@ reported = 0.021  # the error that the paper's abstract reports
 # [How verdicts are made](../verdicts.md) says what else is.
 
 # %% [markdown]
-# ## Step 1 and 2: the predictors, judged on the other architectures
+# ## Steps 1 and 2: the predictors, judged on the other architectures
 #
 # The predictors are those of [chapter 06](06_dimensionless_numbers.ipynb). Five use step-0 quantities only:
 # *velocity* ($N = 1$), *straight line*, *three gradients*, *second order* and *third order*. Only these may be
@@ -212,7 +212,7 @@ nb.figure(
 
 # %% tags=["hide-input"]
 nb.answer(
-    "{what} to within {adam:.1%} for Adam and {sgd:.1%} for SGD. The prediction for the held-out {model}, "
+    "{what} to within {adam:.2%} for Adam and {sgd:.2%} for SGD. The prediction for the held-out {model}, "
     "{value:.2e} under Adam, was written to disk before any of its runs; the measurement gave "
     "{actual:.2e} (geometric means over {n} contexts).",
     what="Yes," if abs(error["adam"]) <= reported else f"Not to the paper's {reported:.1%}, but",
@@ -225,8 +225,8 @@ nb.answer(
 )
 
 # %% [markdown]
-# **What the others would have said.** The file also holds what every other predictor and calibration said before the
-# measurement. The verdict does not depend on these.
+# **What the others would have said.** The file also holds what every other predictor and calibration that needs no run said
+# before the measurement. The verdict does not depend on these.
 
 # %%
 others = pd.DataFrame(

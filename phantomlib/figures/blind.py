@@ -36,12 +36,13 @@ def blind_errors(comparison, band: float, titles: dict[str, str]) -> Figure:
 
 
 def _name_points(axes, x, y, names) -> None:
-    """Name the points from the largest error down, where there is room beside the names already there."""
+    """Name the points from the largest error down, where there is room beside other points and their names."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     named: list[str] = []
     for index in y.abs().sort_values(ascending=False).index:
+        taken = [j for j in y.index if j != index and (j in named or x[j] > x[index])]  # a name stands to the right
         if all(
-            abs(x[index] - x[j]) > 0.2 * (right - left) or abs(y[index] - y[j]) > 0.06 * (top - bottom) for j in named
+            abs(x[index] - x[j]) > 0.2 * (right - left) or abs(y[index] - y[j]) > 0.06 * (top - bottom) for j in taken
         ):
             label_line(axes, x[index], y[index], in_figure(names[index]), "#4D4D4D", fontsize="x-small")
             named.append(index)

@@ -12,6 +12,10 @@ from matplotlib.ticker import MaxNLocator
 from phantomlib.figures.palette import COMPETITOR, CONTROL, CORRECT, PHI, REFERENCE
 from phantomlib.figures.style import WIDTH, label_line, log_ticks
 
+DOT = {"marker": "o", "markersize": 5}
+RING = {"marker": "o", "markersize": 9, "markerfacecolor": "none"}  # is seen around a dot of the same value
+CROSS = {"marker": "x", "markersize": 6}
+
 
 def branch_panels(example: xr.Dataset, ends: dict, control: xr.Dataset, colours: dict) -> Figure:
     """Left: one replica continued from just before and just after its jump. Right: all final Φ, before against after.
@@ -34,7 +38,7 @@ def branch_panels(example: xr.Dataset, ends: dict, control: xr.Dataset, colours:
         label="slowed down just before it",
     )
     left.set(xlabel="step", ylabel=r"order parameter $\Phi$")
-    left.legend(fontsize="small", loc="center right")
+    left.legend(fontsize="small", loc="best")
     right.plot([-1, 1], [-1, 1], color=REFERENCE, linewidth=0.8)
     for name, end in ends.items():
         right.plot(end.sel(start="after"), end.sel(start="before"), "o", markersize=4, color=colours[name], label=name)
@@ -93,7 +97,7 @@ def crossing_panels(times: dict[str, xr.Dataset], exponents: dict, threshold: fl
     grid = np.geomspace(multiples.min(), multiples.max(), 200)
     above = 1 + np.geomspace(1e-3, multiples.max() - 1, 200)
     left.plot(grid, budget / grid, color=REFERENCE)
-    label_line(left, grid[20], budget / grid[20], r"$\eta\,t^*$ constant", REFERENCE, xytext=(0, -14), ha="right")
+    label_line(left, grid[20], budget / grid[20], r"$\eta\,t^*$ constant", REFERENCE, xytext=(4, -16))
     left.plot(above, budget * (1.5 - 1) ** 0.5 / 1.5 * (above - 1) ** -0.5, color=REFERENCE, linestyle=":")
     label_line(left, 1.0035, budget * 4.0, r"critical point, $\nu = 1/2$", REFERENCE, xytext=(6, 6))
     for name, data in times.items():
@@ -203,10 +207,7 @@ def criteria_board(criteria: list, measured: dict[str, dict], control: dict) -> 
     """
     figure, rows = plt.subplots(len(criteria), 1, figsize=(WIDTH, 0.36 * len(criteria) + 0.6), squeeze=False)
     figure.subplots_adjust(left=0.5, right=0.98, top=0.93, bottom=0.02, hspace=0.75)
-    markers: dict[str, dict[str, Any]] = {
-        label: style
-        for label, style in zip(measured, ({"marker": "o"}, {"marker": "o", "markerfacecolor": "white"}), strict=False)
-    }
+    markers: dict[str, dict[str, Any]] = dict(zip(measured, (DOT, RING), strict=False))
     previous = None
     for axes, (test, criterion, label) in zip(rows[:, 0], criteria, strict=True):
         values = {name: numbers[test][criterion.name] for name, numbers in measured.items()} | {
@@ -224,13 +225,12 @@ def criteria_board(criteria: list, measured: dict[str, dict], control: dict) -> 
         axes.axvspan(*good, color="#D9EFE6", zorder=0)
         axes.axvline(criterion.threshold, color=REFERENCE, linewidth=1.2)
         for name, value in values.items():
-            style = {"marker": "x"} if name == "double well" else markers[name]
+            style = CROSS if name == "double well" else markers[name]
             axes.plot(
                 value,
                 0,
                 color=CONTROL if name == "double well" else CORRECT,
                 linestyle="",
-                markersize=6,
                 clip_on=False,
                 zorder=3,
                 **style,

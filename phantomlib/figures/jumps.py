@@ -160,8 +160,7 @@ def onset_against_sharpness(table, colours: dict, size: float, titles: dict[str,
                 )
         axes.set(xscale="log", yscale="log", xlabel=rf"$\eta\,\lambda_{{\max}}/2$ at step 0, {title}")
         log_ticks(axes.xaxis)
-        axes.set_yticks([0.01, 0.03, 0.1, 0.3, 1], ["0.01", "0.03", "0.1", "0.3", "1"])
-        axes.yaxis.minorticks_off()
+        log_ticks(axes.yaxis)
     panels[0][0].set_ylabel(r"largest $|\Delta\Phi|\,/\sqrt{1-g_{ck}^2}$")
     names = list(dict.fromkeys(table.model))
     handles = [mpl.lines.Line2D([], [], marker="o", linestyle="", color=colours[n], label=n) for n in names]

@@ -225,8 +225,8 @@ nb.answer(
 )
 
 # %% [markdown]
-# **What the others would have said.** The file also holds what every other predictor and calibration that needs no run said
-# before the measurement. The verdict does not depend on these.
+# **What the others would have said.** The file also holds what every other predictor and calibration that needs no
+# run said before the measurement. The verdict does not depend on these.
 
 # %%
 others = pd.DataFrame(

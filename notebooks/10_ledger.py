@@ -62,7 +62,7 @@ runs = [list(verdict.measurement.runs) for verdict in decisive if verdict.measur
 nb.table(ledger_page.verdict_table(pairs, real), runs=runs)
 
 # %% [markdown]
-# The first page shows one line for each claim, and says in three sentences what matters most, with the numbers of
+# The first page shows one line for each claim, and says in a few sentences what matters most, with the numbers of
 # this ledger.
 
 # %%
@@ -119,7 +119,7 @@ for verdict in [*decisive, *(verdict for verdict, _ in [*real, *ours])]:
     lines += [f"- {c.quantity} ({c.direction} {c.threshold:g})" for c in claim.criteria]
     lines += [f"- sample: {sample}; runs: {len(found['runs'])}; measured in chapter {claim.notebook}"]
     if found["interval"]:
-        lines += ["- interval: {:.3g} to {:.3g}".format(*found["interval"])]
+        lines += ["- interval of the signed value: {:.3g} to {:.3g}".format(*found["interval"])]
     lines += [f"- {ledger_page.change_sentences(change)}" for change in claim.changes]
     nb.say("\n".join(map(markup.with_symbols, lines)))
 

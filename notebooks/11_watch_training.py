@@ -59,7 +59,7 @@ loaded = [nb.load(ref) for ref in nb.models]
 # ## A real Trainer
 #
 # The data set is one sentence, the first [context](../definitions.md#context), over and over. The labels are
-# set for its last token only. Nothing here is special to this book, but for the last line: `attach` adds the
+# set for its last token only. Nothing here is special to this book, but for one line: `attach` adds the
 # callback to the Trainer and lets it log there, so that TensorBoard and other reporters get the values as well.
 
 

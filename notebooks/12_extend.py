@@ -212,4 +212,4 @@ nb.answer(
 #
 # A function is named by its text. If it uses something from outside, a constant say, and that changes, the run keeps
 # its name: put such constants inside. A quantity that needs more than `p` and `E`, gradients for example, belongs
-# into the engine (`phantomlib/measure/finetune.py`).
+# in the engine (`phantomlib/measure/finetune.py`).

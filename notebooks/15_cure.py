@@ -64,7 +64,7 @@ colours = model_colours(loaded)
 #
 # Cross-entropy, $-\log p_c$, pushes the correct word $c$ up against *all* others, each in proportion to its
 # probability. It does not know that one of them, the competitor $k$, is the one that matters. With the
-# [logit gap](../definitions.md#definitions) $\Delta = z_c - z_k$, three losses do:
+# [logit gap](../definitions.md#context) $\Delta = z_c - z_k$, three losses do:
 #
 # | loss | formula | what it says |
 # |---|---|---|
@@ -263,7 +263,7 @@ for claim, (value, means) in measured.items():
     sample = {"architectures": len(means), "contexts": int(means.n.min())}
     nb.record(claim, value, optimizer="adam", n=sample, runs=runs)
 
-# %%
+# %% tags=["hide-input"]
 nb.answer(
     "With a margin against the competitor in the loss, the word overtakes at {rate:.2f} times the learning rate that "
     "cross-entropy needs (geometric mean over {models} models and their contexts, full fine-tuning with Adam). When it "

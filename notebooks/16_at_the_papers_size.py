@@ -130,8 +130,8 @@ for model, _, left_out in found:
 # ## The blind test
 #
 # First the hardest question. For each sentence we predict the learning rate at which the word overtakes, from
-# derivatives of the untouched model and from constants that were fitted on the zoo alone: on models hundreds of times
-# smaller, of an artificial language. The [protocol](../definitions.md#blind-protocol) is that of
+# derivatives of the untouched model and from constants that were fitted on the zoo alone: on models far smaller,
+# of an artificial language. The [protocol](../definitions.md#blind-protocol) is that of
 # [chapter 07](07_blind_prediction.ipynb): the prediction, with its interval and the time, is on disk before any run.
 
 
@@ -662,9 +662,9 @@ nb.say(
 # %% [markdown]
 # ## What it took
 #
-# Every run carries the time it took and the largest memory that its process had held by then. The times depend on what
-# else that machine did; the memory includes what an allocator kept of earlier runs, which is now given back before large
-# work. The derivatives that the predictions rest on come on top.
+# Every run carries the time it took and the largest memory that its process had held by then. The times depend on
+# what else that machine did; the memory includes what an allocator kept of earlier runs, which is now given back
+# before large work. The derivatives that the predictions rest on come on top.
 
 # %%
 took = {m.name: published_runs.cost(nb.store, m) for m in subjects}

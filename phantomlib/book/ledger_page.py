@@ -83,8 +83,10 @@ def headline(pairs: list[Pair], contexts: int, real: Sequence[Pair] = ()) -> str
     values = {(v.claim.id, v.optimizer): v.measurement.values for pair in both for v in pair if v.measurement}
     sentences = []
     if found := values.get(("C1", "adam")):
+        silent = int(found["fewest_silent_contexts"])
+        how_many = f"all {contexts}" if silent == contexts else f"at least {silent} of {contexts}"
         sentences += [
-            f"On every architecture, at least {found['fewest_silent_contexts']:.0f} of {contexts} sentences fail silently at "
+            f"On every architecture, {how_many} sentences fail silently at "
             "a learning rate around the one they are predicted to need: the loss falls at every step, and the word never "
             "comes first."
         ]
@@ -96,7 +98,7 @@ def headline(pairs: list[Pair], contexts: int, real: Sequence[Pair] = ()) -> str
         ]
     if (adam := values.get(("R10", "adam"))) and (sgd := values.get(("R10", "sgd"))):
         sentences += [
-            "For [real pretrained models](#fig-real-blind), hundreds of times larger, the same prediction with the same "
+            "For [real pretrained models](#fig-real-blind), far larger, the same prediction with the same "
             f"constants was off by at most {adam['blind_error']:.1%} under Adam and {sgd['blind_error']:.1%} under SGD "
             f"(median over the sentences {adam['median_context_error']:.1%} and {sgd['median_context_error']:.1%})."
         ]

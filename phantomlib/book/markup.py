@@ -34,6 +34,7 @@ SYMBOLS = {  # as the plain text of the ledger writes them, the longer ones firs
     "exponent nu": r"exponent $\nu$",
     "dDelta/ds": r"$d\Delta/ds$",
     "eta t*": r"$\eta t^*$",
+    "|Delta_0| / (T v_0)": r"$|\Delta_0| / (T v_0)$",
     "g_ck": "$g_{ck}$",
     "N_c": "$N_c$",
     "log B": r"$\log B$",

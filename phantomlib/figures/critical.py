@@ -30,7 +30,7 @@ def control_panels(table, colours: dict) -> Figure:
                 if len(chosen):
                     mean = np.exp(np.log(chosen).mean())
                     axes.plot([x - 0.06, x + 0.06], [mean, mean], color="black", linewidth=1.6)
-        axes.set(yscale="log", title=label, xticks=range(len(kinds)), xticklabels=kinds)
+        axes.set(yscale="log", title=label, xticks=range(len(kinds)), xticklabels=kinds, xlim=(-0.6, len(kinds) - 0.4))
         axes.tick_params(axis="x", rotation=15)
     log_ticks(panels[0].yaxis)  # shared
     panels[0].set_ylabel("critical kinematic number $N_c$")

@@ -232,7 +232,7 @@ def below_and_above(run: xr.Dataset, predicted: float, *, narrow: bool = False) 
     reach = 1.5 * np.nanmax(np.abs(ends))
     gaps.set_ylim(-reach, reach)
     gaps.text(0.95, -0.72 * reach, f"“{run.competitor.item()}”\nstill leads", color=COMPETITOR, ha="right", va="center")
-    gaps.text(1.05, 0.72 * reach, f"“{run.correct.item()}”\nhas overtaken", color=CORRECT, ha="left", va="center")
+    gaps.text(1.05, 0.8 * reach, f"“{run.correct.item()}”\nleads", color=CORRECT, ha="left", va="center")
     losses.text(
         1.05, 0.96, "predicted\nbefore step 1", color=REFERENCE, va="top", transform=losses.get_xaxis_transform()
     )

@@ -163,7 +163,7 @@ def lora_law(table, means, colours: dict) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.2), sharey=True, layout="constrained")
     width = np.array([table["width over alpha"].min() / 1.2, table["width over alpha"].max() * 1.2])
     left.plot(width, np.sqrt(3) * width, color=REFERENCE, linewidth=1)
-    label_line(left, width[0], np.sqrt(3) * width[0], r"$\sqrt{3}\,d/\alpha$", REFERENCE, xytext=(0, 30))
+    label_line(left, width[1], np.sqrt(3) * width[1], r"$\sqrt{3}\,d/\alpha$", REFERENCE, xytext=(-8, 0), ha="right")
     ends = np.array([table["ratio of first velocities"].min() / 1.1, table["ratio of first velocities"].max() * 1.1])
     right.plot(ends, ends, color=REFERENCE, linewidth=1)
     # models of one width stand side by side

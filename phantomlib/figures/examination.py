@@ -29,16 +29,16 @@ def branch_panels(example: xr.Dataset, ends: dict, control: xr.Dataset, colours:
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.0), layout="constrained")
     left.axhline(0, color=REFERENCE, linewidth=0.8)
     left.axvline(float(example.jump_step), color=REFERENCE, linewidth=0.8, linestyle=":")
-    left.plot(example.step, example.phi.sel(start="after"), color=PHI, label="slowed down just after the jump")
+    left.plot(example.step, example.phi.sel(start="after"), color=PHI, label="just after the jump")
     left.plot(
         example.step,
         example.phi.sel(start="before"),
         color=COMPETITOR,
         linestyle="--",
-        label="slowed down just before it",
+        label="just before it",
     )
     left.set(xlabel="step", ylabel=r"order parameter $\Phi$")
-    left.legend(fontsize="small", loc="best")
+    left.legend(title="slowed down", fontsize="small", title_fontsize="small", loc="center right")
     right.plot([-1, 1], [-1, 1], color=REFERENCE, linewidth=0.8)
     for name, end in ends.items():
         right.plot(end.sel(start="after"), end.sel(start="before"), "o", markersize=4, color=colours[name], label=name)

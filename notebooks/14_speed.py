@@ -88,6 +88,9 @@ REASONS = {
         give; the table “What recording costs” shows the floor, the time of one reading. Half of the
         readings could be saved under SGD, whose updates have rank one, by another code path for this case
         alone; with less recorded, Φ would not be exact at every step.""",
+    "size": """*One replica at the paper's size.* A run of six steps bears its whole set-up: copying the model, and the
+        engine's test of itself. The rows with more replicas share it, as a search does; so do runs of more
+        steps.""",
     "diagnosis": """*A diagnosis.* It rehearses the fine-tune in four steps, by full fine-tuning, by LoRA and with the
         margin loss, searches the critical rate of each, and then measures what else moves. The table “At the
         paper's size” has the floor: as many backward passes at the pace of the fastest loop.""",

@@ -246,8 +246,9 @@ if "floor" in measured:
     here = {"flops": card_flops, "bandwidth": card_bandwidth, "memory": card, "price": price}
     small = report.plan(measured, runs, steps=20, tokens=12, **here).set_index("model").loc["pythia-410m"]
     nb.say(
-        "There a step of one replica would take about {ms:.0f} ms, by the counts of the plan at the end of this page, "
-        "and {replicas} replicas of Adam would fit at once.",
+        "On a GPU with {card:.0f} GB a step of one replica of that size would take about {ms:.0f} ms, by the counts of "
+        "the plan at the end of this page, and {replicas} replicas of 410 million parameters would fit at once.",
+        card=card / 1e9,
         ms=small["ms per replica-step"],
         replicas=small["replicas at once"],
     )

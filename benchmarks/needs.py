@@ -97,8 +97,8 @@ def report(model: LanguageModel, task: str) -> dict:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     name, task, device = sys.argv[1:]
-    if name.startswith("random:") or name in LARGE:
-        found = random_model(*(LARGE.get(name) or map(int, name.removeprefix("random:").split("x"))))
+    if name.startswith("random:"):
+        found = random_model(*map(int, name.removeprefix("random:").split("x")))
         found = replace(found, module=found.module.to(device))
     else:
         from benchmarks.suites import load

@@ -128,7 +128,7 @@ def at_size(results: dict, parameters: int) -> pd.DataFrame:
     Columns: ``task``, ``GiB``.
     """
     rows = results["memory"]["rows"]
-    rows = rows[rows["model (GiB)"] == rows["model (GiB)"].max()]
+    rows = rows[rows["model"] == rows.loc[rows["model (GiB)"].idxmax(), "model"]]  # the GiB are measured, and vary
     weights = 4 * parameters / 2**30
     return pd.DataFrame({"task": rows["task"], "GiB": weights * (1 + rows["beyond it (parameters)"])})
 

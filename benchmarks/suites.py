@@ -41,7 +41,13 @@ DECADES = 2  # of the grid around a critical learning rate of which only the ord
 
 
 def load(name: str, device: str) -> LanguageModel:
-    """A zoo model, or ``gpt2-small`` / ``gpt2-medium``: those sizes with random weights and the zoo's tokenizer."""
+    """A zoo model, or ``gpt2-small`` / ``gpt2-medium``: those sizes with random weights and the zoo's tokenizer.
+
+    Those of ``needs.LARGE`` have random weights and no tokenizer.
+    """
+    if name in needs.LARGE:
+        model = needs.random_model(*needs.LARGE[name])
+        return replace(model, module=model.module.to(device))
     sizes = {"gpt2-small": (12, 12, 768), "gpt2-medium": (24, 16, 1024)}
     if name not in sizes:
         return models.load(f"zoo:{name}", device=device)
@@ -121,8 +127,7 @@ def size(name: str, device: str, repeats: int) -> list[dict]:
 
     Runs are short, and everybody's include the copying of the model. Under Adam the loops use torch's fused optimiser.
     """
-    model = needs.random_model(*needs.LARGE[name])
-    model = replace(model, module=model.module.to(device))
+    model = load(name, device)
     context, rows, steps = needs.first_context(model), [], 6
     few = 4 if model.n_parameters < 2e8 else 2
     for optimizer in ("sgd", "adam"):
@@ -149,8 +154,7 @@ def diagnosis(name: str, device: str, repeats: int) -> list[dict]:
 
     The floor is as many backward passes at the pace of a fused loop that records nothing.
     """
-    model, recipe = needs.random_model(*needs.LARGE[name]), Recipe(steps=STEPS)
-    model = replace(model, module=model.module.to(device), tokenizer=models.load("zoo:gpt2-s").tokenizer)
+    model, recipe = replace(load(name, device), tokenizer=models.load("zoo:gpt2-s").tokenizer), Recipe(steps=STEPS)
     context, short = needs.first_context(model), replace(recipe, steps=6)
     with patch("torch.autograd._engine_run_backward", wraps=torch.autograd._engine_run_backward) as counted:
         diagnose(model, context, recipe)

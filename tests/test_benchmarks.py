@@ -78,7 +78,8 @@ def test_a_diagnosis_is_judged_by_the_slowest_model():
 
 def test_needs_at_another_size_follow_the_largest_model():
     rows = pd.DataFrame({
-        "task": ["model", "run", "run"], "model (GiB)": [1.0, 1.0, 0.5], "beyond it (parameters)": [0.0, 4.0, 9.0]
+        "model": ["large", "large", "small"], "task": ["model", "run", "run"],
+        "model (GiB)": [1.001, 1.0, 0.5], "beyond it (parameters)": [0.0, 4.0, 9.0],
     })  # fmt: skip
     needed = report.at_size({"memory": {"rows": rows}}, 2**28).set_index("task").GiB
     assert needed.to_dict() == {"model": 1.0, "run": 5.0}

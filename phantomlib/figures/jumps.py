@@ -159,8 +159,7 @@ def onset_against_sharpness(table, colours: dict, size: float, titles: dict[str,
                     label=name if jumped else None,
                 )
         axes.set(xscale="log", yscale="log", xlabel=rf"$\eta\,\lambda_{{\max}}/2$ at step 0, {title}")
-        log_ticks(axes.xaxis)
-        log_ticks(axes.yaxis)
+        log_ticks(axes.xaxis, axes.yaxis)
     panels[0][0].set_ylabel(r"largest $|\Delta\Phi|\,/\sqrt{1-g_{ck}^2}$")
     names = list(dict.fromkeys(table.model))
     handles = [mpl.lines.Line2D([], [], marker="o", linestyle="", color=colours[n], label=n) for n in names]

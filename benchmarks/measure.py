@@ -2,7 +2,6 @@
 
 import os
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -93,13 +92,3 @@ def _best(function: Callable, seconds: float) -> float:
         wait_for_device()
         times.append(time.perf_counter() - started)
     return min(times)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the device's peak since it was last reset, or that of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")  # what getrusage says counts the process too that started this one
-    if status.exists():
-        return int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks import measure
 from phantomlib.critical.predictors import predict_critical_rates
 from phantomlib.critical.step_zero import sharpness, velocity
+from phantomlib.measure import memory
 from phantomlib.measure.contexts import Context, Resolved
 from phantomlib.measure.finetune import finetune
 from phantomlib.measure.models import LanguageModel
@@ -82,9 +82,9 @@ def report(model: LanguageModel, task: str) -> dict:
     """Peak memory of this process when the model was there and at the end, in GiB; that beyond it in units of the
     parameters; seconds."""
     context = first_context(model)
-    before, started = measure.peak_memory(model.device), time.perf_counter()
+    before, started = memory.peak(model.device), time.perf_counter()
     TASKS[task](model, context)
-    seconds, after = time.perf_counter() - started, measure.peak_memory(model.device)
+    seconds, after = time.perf_counter() - started, memory.peak(model.device)
     size = sum(p.numel() * p.element_size() for p in model.module.parameters())
     return {
         "peak (GiB)": after / 2**30,

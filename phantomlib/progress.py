@@ -65,6 +65,22 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' own bars and warnings, which clutter a notebook; afterwards they are as they were."""
+    from transformers.utils import logging
+
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()
+
+
 def read_report(path: str) -> dict | None:
     """What a kernel last reported: ``label``, ``done`` and ``total``; None if it is not inside tracked work."""
     try:

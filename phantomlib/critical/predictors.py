@@ -27,7 +27,7 @@ Nothing in them is fitted. A calibration can be fitted on other architectures: a
 """
 
 import math
-from itertools import chain
+from itertools import chain, compress
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ from phantomlib.errors import ParameterError
 from phantomlib.measure import memory
 from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.models import LanguageModel
-from phantomlib.measure.recipe import Recipe
+from phantomlib.measure.recipe import Recipe, check_contexts
 from phantomlib.measure.store import Store
 
 STEP_0 = ("velocity", "straight_line", "three_gradients", "second_order", "third_order")
@@ -68,6 +68,7 @@ def predict_critical_rates(store: Store, model: LanguageModel, contexts: list[Re
         ``gap`` (Δ_0, nats).
 
     Raises:
+        ContextError: a context does not fit the model, or there is nothing to overtake in it.
         ParameterError: the recipe is not one that the ladder can follow, or memory does not suffice.
     """
     if recipe.optimizer == "adamw" or recipe.method != "full" or recipe.loss != "cross-entropy":
@@ -77,9 +78,12 @@ def predict_critical_rates(store: Store, model: LanguageModel, contexts: list[Re
         )
 
     def compute() -> dict:
+        check_contexts(model, contexts)
         needed = memory.of_vectors(VECTORS, model.module.parameters())
-        memory.refuse_if_too_large(f"Predicting critical rates of '{model.name}'", needed, model.device)
-        columns = [_ladder(Problem(model, context, recipe), recipe) for context in contexts]
+        columns = []
+        for context in contexts:  # each gives back what the one before has left
+            memory.refuse_if_too_large(f"Predicting critical rates of '{model.name}'", needed, model.device)
+            columns.append(_ladder(Problem(model, context, recipe), recipe))
         return {name: [column[name] for column in columns] for name in columns[0]}
 
     table = store.remember("predictors", [VERSION, SAMPLE], model, contexts, recipe, compute)
@@ -112,13 +116,19 @@ def with_predicted_rate(
 
 
 def first_steps(store: Store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe) -> xr.DataArray:
-    """Critical rates (C,) from the velocity over a few real steps. This runs the model, so it is not blind."""
-    start = predict_critical_rates(store, model, contexts, recipe).velocity.values[:, None]
-    few = Recipe(**{**recipe.__dict__, "steps": min(FIRST_STEPS, recipe.steps), "snapshots": ()})
-    gap = store.run(model, contexts, start, few).logit_gap[:, 0, 0].values
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rate = start[:, 0] * -gap[:, 0] / (gap[:, -1] - gap[:, 0]) * few.steps / recipe.steps
-    return xr.DataArray(np.where(rate > 0, rate, np.nan), {"context": [c.id for c in contexts]}, "context")
+    """Critical rates (C,) from the velocity over a few real steps. This runs the model, so it is not blind.
+
+    A context whose gap does not close at first has no ``velocity``, the rate of these steps; it gets nan.
+    """
+    start = predict_critical_rates(store, model, contexts, recipe).velocity.values
+    rates, known = np.full(len(contexts), np.nan), np.isfinite(start)
+    if known.any():
+        few = Recipe(**{**recipe.__dict__, "steps": min(FIRST_STEPS, recipe.steps), "snapshots": ()})
+        chosen, start = list(compress(contexts, known)), start[known]
+        gap = store.run(model, chosen, start[:, None], few).logit_gap[:, 0, 0].values
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rates[known] = start * -gap[:, 0] / (gap[:, -1] - gap[:, 0]) * few.steps / recipe.steps
+    return xr.DataArray(np.where(rates > 0, rates, np.nan), {"context": [c.id for c in contexts]}, "context")
 
 
 def _ladder(problem: Problem, recipe: Recipe) -> dict[str, float]:

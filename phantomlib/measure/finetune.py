@@ -169,13 +169,15 @@ def advance(model, chunk: list[Replica], recipe, engine, extra, progress) -> dic
     if E.dim() == 2:  # frozen, (V, d) for all; else (R, V, d), a copy that is trained
         E_0 = E_0.clone()  # what must not change is compared with memory that nothing else knows
     recorder = Recorder(E_0, E, c, k, recipe, extra)
-    for step in range(recipe.steps + 1):
-        with torch.set_grad_enabled(step < recipe.steps):
-            logits = stacked.logits(ids, last)  # (R, V)
-            loss = training_loss(logits, c, k, recipe.loss, recipe.weight)
-        recorder.record(step, logits.detach(), loss.detach())
-        if step < recipe.steps:
-            recorder.fields["gradient_norm"][:, step] = optimizer.step(loss)
-            progress(len(chunk))
-    optimizer.close()
+    try:
+        for step in range(recipe.steps + 1):
+            with torch.set_grad_enabled(step < recipe.steps):
+                logits = stacked.logits(ids, last)  # (R, V)
+                loss = training_loss(logits, c, k, recipe.loss, recipe.weight)
+            recorder.record(step, logits.detach(), loss.detach())
+            if step < recipe.steps:
+                recorder.fields["gradient_norm"][:, step] = optimizer.step(loss)
+                progress(len(chunk))
+    finally:
+        optimizer.close()
     return {name: field.cpu().numpy() for name, field in (recorder.fields | recorder.snapshots).items()}

@@ -6,8 +6,10 @@ Everything is counted in bytes beyond what the model itself takes, which is ther
 import ctypes
 import gc
 import os
+import resource
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 import psutil
 import torch
@@ -36,6 +38,16 @@ def free(device: torch.device) -> int:
     return max(0, int(USABLE * min(unused, total // jobs - own)))
 
 
+def peak(device: torch.device) -> int:
+    """Most bytes that this process has held so far; on a GPU, that it has held there since its peak was reset."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")  # what getrusage says counts the process too that started this one
+    if status.exists():
+        return int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def of_vectors(count: int, trained: Iterable[Tensor]) -> int:
     """Of ``count`` vectors of parameter space, and a gradient of the largest tensor that is summed from two parts."""
     sizes = [p.numel() * p.element_size() for p in trained]
@@ -53,12 +65,17 @@ def of_replicas(module: CausalLM, trained: Iterable[Tensor], recipe: Recipe, tok
     """
     trained = list(trained)
     readout = module.get_output_embeddings().weight
+    reads = readout.numel() * readout.element_size()
+    frozen = not any(p is readout for p in trained)  # then what it was before is kept beside it
     # weights, and two moments or, in the self-test before there are moments, a gradient
     state = of_vectors(2 if recipe.optimizer == "sgd" else 3, trained) - of_vectors(0, trained)
     layers = [m.weight for m in module.modules() if getattr(m, "weight", None) is not None and m is not readout]
+    if readout.is_cuda:  # whole tensors at a time there: what a step of Adam makes, and what a trained readout moved
+        state += (0 if recipe.optimizer == "sgd" else 2) * max(p.numel() * p.element_size() for p in trained)
+        state += 0 if frozen else int(1.25 * reads)
     activations = 2 * tokens * sum(sum(w.shape) for w in layers if w.dim() == 2 and len(w) != len(readout))
     vocabulary = 12 * len(readout)  # logits, probabilities, overlaps, and those of the step before
-    return of_vectors(1, trained), state + (activations + vocabulary) * readout.element_size()
+    return of_vectors(1, trained) + reads * frozen, state + (activations + vocabulary) * readout.element_size()
 
 
 def of_recording(replicas: int, recipe: Recipe, itemsize: int, extra: int = 0) -> int:

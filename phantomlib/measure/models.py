@@ -16,6 +16,7 @@ from phantomlib.errors import ModelError, ParameterError, shown
 from phantomlib.files import file_digest
 from phantomlib.measure import checkpoint, gguf_file, pretrained
 from phantomlib.measure.contexts import Resolved
+from phantomlib.progress import quiet_transformers
 
 LEAST_TOKENS = 5
 LONGEST_REF = 4096  # characters; no path is longer
@@ -99,38 +100,36 @@ def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str
     if ref.startswith(pretrained.PREFIX):
         pretrained.check_fetched(ref.removeprefix(pretrained.PREFIX))
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        source = place or checkpoint.hub_snapshot(ref, revision)
-    except Exception as error:  # of the hub's client, and of the network below it
-        raise ModelError(_why_not(ref, None, error)) from error
-    try:
-        if gguf_file.is_gguf(source):
-            module, tokenizer, loaded = gguf_file.read_gguf(source)
-            module = module.to(DTYPES[dtype])
-        else:
-            checkpoint.check_folder(source, ref)
-            options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            config = AutoConfig.from_pretrained(source, **options)
-            config._attn_implementation = "eager"  # a configuration may ask for another, even for code from the hub
-            found: Any = AutoModelForCausalLM.from_pretrained(
-                source,
-                config=config,
-                use_safetensors=True,
-                dtype=DTYPES[dtype],
-                attn_implementation="eager",
-                output_loading_info=True,
-                **options,
-            )
-            module, loaded = found
-    except ModelError:
-        raise
-    except Exception as error:  # configurations, tokenizers and weights each fail in many ways
-        raise ModelError(_why_not(ref, source, error)) from error
+    with quiet_transformers():
+        try:
+            source = place or checkpoint.hub_snapshot(ref, revision)
+        except Exception as error:  # of the hub's client, and of the network below it
+            raise ModelError(_why_not(ref, None, error)) from error
+        try:
+            if gguf_file.is_gguf(source):
+                module, tokenizer, loaded = gguf_file.read_gguf(source)
+                module = module.to(DTYPES[dtype])
+            else:
+                checkpoint.check_folder(source, ref)
+                options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+                tokenizer = AutoTokenizer.from_pretrained(source, **options)
+                config = AutoConfig.from_pretrained(source, **options)
+                config._attn_implementation = "eager"  # a configuration may ask for another, even for code from the hub
+                found: Any = AutoModelForCausalLM.from_pretrained(
+                    source,
+                    config=config,
+                    use_safetensors=True,
+                    dtype=DTYPES[dtype],
+                    attn_implementation="eager",
+                    output_loading_info=True,
+                    **options,
+                )
+                module, loaded = found
+        except ModelError:
+            raise
+        except Exception as error:  # configurations, tokenizers and weights each fail in many ways
+            raise ModelError(_why_not(ref, source, error)) from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise ModelError(
             f"{shown(ref, 300)} has no tokenizer vocabulary; save the model's tokenizer beside its weights."
@@ -273,18 +272,13 @@ def share_tensors(module: CausalLM) -> CausalLM:
     Modules of the copy can be exchanged; move neither it nor the original to another device.
     """
     config = copy.copy(module.config)
-    copied: dict[nn.Module, nn.Module] = {}
-
-    def of(original: nn.Module | None) -> nn.Module | None:
-        if original is not None and original not in copied:
-            copied[original] = one = object.__new__(type(original))
-            one.__dict__ = {k: v.copy() if isinstance(v, dict) else v for k, v in vars(original).items()}
-            one._modules = {name: of(child) for name, child in original._modules.items()}
-            if vars(original).get("config") is module.config:
-                one.config = config
-        return None if original is None else copied[original]
-
-    return of(module)
+    copied: dict[nn.Module, nn.Module] = {original: object.__new__(type(original)) for original in module.modules()}
+    for original, one in copied.items():
+        one.__dict__ = {k: v.copy() if isinstance(v, dict) else v for k, v in vars(original).items()}
+        one._modules = {name: None if child is None else copied[child] for name, child in original._modules.items()}
+        if vars(original).get("config") is module.config:
+            one.config = config
+    return cast(CausalLM, copied[module])
 
 
 def add_lora(module: CausalLM, *, rank: int, alpha: float, seed: int, share: bool = False) -> CausalLM:

@@ -32,7 +32,7 @@ class BatchedOptimizer:
         blocks = [self._block(p) * p[0].numel() for p in large + self.together]
         if not parameters[0].is_cuda:
             blocks = [max(min(n, IN_CACHE), p.shape[-1]) for n, p in zip(blocks, large + self.together, strict=True)]
-        self.gradient, self.change = parameters[0].new_empty((2, max(blocks)))
+        self.gradient, self.change = parameters[0].new_empty((2, 0 if recipe.optimizer == "sgd" else max(blocks)))
         self.handles = [p.register_post_accumulate_grad_hook(self._update) for p in large]
         self.factors.wanted.update(large)
 

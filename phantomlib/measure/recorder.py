@@ -105,7 +105,13 @@ class Recorder:
             values["phi_geometry_part"] = ((self.h - h_0) * (p + p_0)).sum(1) / 2
         self.previous = p, self.h
         for name, function in self.extra.items():
-            values[name] = function(p, self._rows(), self.c, self.k)
+            values[name] = value = function(p, self._rows(), self.c, self.k)
+            if not isinstance(value, Tensor) or value.shape != self.c.shape:
+                raise ParameterError(
+                    f"extra {name!r} gives {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__} "
+                    f"where one number for each of {len(self.c)} replicas is needed; reduce over the last dimensions only, "
+                    "such as .sum(-1)."
+                )
         for name, value in values.items():
             self.fields[name][:, step] = value
         if step in self.recipe.snapshots:

@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import re
-import resource
 import subprocess
 import tempfile
 import textwrap
@@ -29,6 +28,7 @@ import xarray as xr
 
 from phantomlib import files
 from phantomlib.errors import ParameterError, StoreError, shown
+from phantomlib.measure import memory
 from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.finetune import ENGINE_VERSION, finetune
 from phantomlib.measure.models import LanguageModel
@@ -101,7 +101,7 @@ class Store:
         if not path.exists():
             check_contexts(model, contexts)  # before anything is left on the disk
         with locked(path.with_suffix(".lock")):
-            dataset = self._read(path)
+            dataset = self._read(path, "is computed again")
             if dataset is None:
                 dataset = self._compute(path, spec, model, contexts, rates, recipe, seeds, extra)
         return dataset
@@ -116,10 +116,11 @@ class Store:
         """The finished run with this ``run_id``.
 
         Raises:
-            StoreError: there is none.
+            StoreError: there is none, or it was damaged.
+            OSError, MemoryError: it cannot be read at present.
         """
         for path in self._paths(identifier):
-            dataset = self._read(path)
+            dataset = self._read(path, "has to be computed again")
             if dataset is not None:
                 return dataset
         raise StoreError(f"No run '{identifier}' in '{self.root}'. Run the notebook that makes it first.")
@@ -174,6 +175,8 @@ class Store:
 
     def _compute(self, path, spec, model, contexts, rates, recipe, seeds, extra) -> xr.Dataset:
         label = f"{model.name}, {recipe.method}, {recipe.optimizer}"
+        if model.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(model.device)
         started = time.perf_counter()
         with track(label, rates.size * len(seeds) * recipe.steps) as advance:
             options = {"seeds": seeds, "extra": extra, "progress": advance, "run": self.run_chunks}
@@ -187,7 +190,7 @@ class Store:
             "n_parameters": model.n_parameters,
             "tied_readout": int(model.tied),
             "seconds": time.perf_counter() - started,
-            "peak_memory_bytes": _peak_memory(model.device),
+            "peak_memory_bytes": memory.peak(model.device),
             "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.machine(),
             "commit": commit(),
             "versions": json.dumps({name: version(name) for name in PACKAGES}),
@@ -202,24 +205,30 @@ class Store:
         except OSError as error:
             raise _not_saved(path, error) from error
 
-    def _read(self, path: Path) -> xr.Dataset | None:
-        """The stored run, or None if there is none; a file that cannot be read is set aside."""
+    def _read(self, path: Path, fate: str) -> xr.Dataset | None:
+        """The stored run, or None if there is none; a damaged file is set aside, and the warning tells its ``fate``."""
         if not path.exists():
             return None
         dataset = _intact(path)
         if dataset is None:
-            _set_aside(path)
+            _set_aside(path, fate)
         return dataset
 
 
 def _intact(path: Path) -> xr.Dataset | None:
-    """The run in a file, or None if it is not what was written under this name."""
+    """The run in a file, or None if it is not what was written under this name.
+
+    Raises:
+        OSError, MemoryError: whether it is cannot be found out.
+    """
     try:
         dataset = xr.load_dataset(path, engine="netcdf4")
         named = dataset.attrs["run_id"] == run_id(json.loads(dataset.attrs["specification"]))
         whole = dataset.attrs["checksum"] == checksum(dataset)
         return dataset if named and whole and path.stem.endswith(f"-{dataset.attrs['run_id']}") else None
-    except Exception:  # the reader raises many kinds for a damaged file
+    except Exception as error:  # the reader raises many kinds for a damaged file
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and (error.errno or 0) > 0):
+            raise  # says nothing about the file; netCDF's own codes are negative
         return None
 
 
@@ -244,10 +253,10 @@ def _read_json(path: Path) -> dict | None:
         return None
 
 
-def _set_aside(path: Path) -> None:
+def _set_aside(path: Path, fate: str = "is computed again") -> None:
     aside = path.with_suffix(f".damaged-{time.time_ns()}")
     os.replace(path, aside)
-    warnings.warn(f"{path.name} is damaged; it was set aside as {aside.name} and is computed again.", stacklevel=4)
+    warnings.warn(f"{path.name} is damaged; it was set aside as {aside.name} and {fate}.", stacklevel=4)
 
 
 def _not_saved(path: Path, error: OSError) -> StoreError:
@@ -333,9 +342,3 @@ def _git(folder: Path, *words: str) -> str:
         return subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

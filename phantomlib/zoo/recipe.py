@@ -8,7 +8,6 @@ gated, RMS-normed, scale 0.02.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from phantomlib.progress import quiet_transformers
 from phantomlib.zoo.frames import PAIRS
 from phantomlib.zoo.language import Language, join_words
 
@@ -82,20 +82,6 @@ def interchangeability(mix: int) -> dict[str, float] | None:
 
 def language(recipe: PretrainingRecipe) -> Language:
     return Language(interchangeability(recipe.mix))
-
-
-@contextlib.contextmanager
-def quiet_bars():
-    """Without transformers' own bars for reading and writing files: they last milliseconds and clutter a notebook."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def tokenizer():
@@ -282,7 +268,7 @@ def pretrain(recipe: PretrainingRecipe, folder: Path, device: str = "cpu", progr
     seconds = time.perf_counter() - started
 
     module = module.cpu().half().eval()
-    with quiet_bars():
+    with quiet_transformers():
         module.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     config["dtype"] = "float32"  # so that a plain from_pretrained computes in float32
@@ -320,7 +306,7 @@ def measure_zoo_model(recipe: PretrainingRecipe, folder: Path) -> dict:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with quiet_bars():
+    with quiet_transformers():
         module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tok = AutoTokenizer.from_pretrained(folder)
     lang = language(recipe)
@@ -358,13 +344,17 @@ def train_into(name: str, root: Path, device: str = "cpu", steps: int | None = N
     """Train in a temporary folder, then move it to `root`/name: an interruption leaves the old model intact."""
     recipe = RECIPES[name] if steps is None else replace(RECIPES[name], steps=steps)
     root.mkdir(parents=True, exist_ok=True)
-    final, temporary = root / name, root / f".{name}.{os.getpid()}"
+    final, temporary, old = root / name, root / f".{name}.{os.getpid()}", root / f".{name}.{os.getpid()}.old"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         pretrain(recipe, temporary, device, progress)
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():
+            os.replace(final, old)
         os.replace(temporary, final)
     finally:
+        if old.exists() and not final.exists():
+            os.replace(old, final)
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
     return final

@@ -125,6 +125,7 @@ def audit(names=None, root: Path | str | None = None):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from phantomlib.progress import quiet_transformers
     from phantomlib.zoo import recipe
     from phantomlib.zoo.frames import PAIRS
     from phantomlib.zoo.language import split_words
@@ -133,7 +134,7 @@ def audit(names=None, root: Path | str | None = None):
     table = []
     for name in names or [n for n in ALL if (root / n / "model.safetensors").is_file()]:
         folder = root / _known(name)
-        with recipe.quiet_bars():
+        with quiet_transformers():
             module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         tok = AutoTokenizer.from_pretrained(folder)
         language = recipe.language(recipe.RECIPES[name])

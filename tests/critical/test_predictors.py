@@ -1,6 +1,7 @@
 """The ladder against torch.optim, real runs and closed forms; calibrations against planted constants."""
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -9,10 +10,18 @@ import tiny
 import torch
 
 from phantomlib.critical import predictors
-from phantomlib.critical.predictors import LADDER, STEP_0, _Path, _sample, predict_critical_rates, with_predicted_rate
+from phantomlib.critical.predictors import (
+    LADDER,
+    STEP_0,
+    _Path,
+    _sample,
+    first_steps,
+    predict_critical_rates,
+    with_predicted_rate,
+)
 from phantomlib.critical.search import critical_rates
 from phantomlib.critical.step_zero import velocity
-from phantomlib.errors import ParameterError
+from phantomlib.errors import ContextError, ParameterError
 from phantomlib.measure.recipe import Recipe
 from phantomlib.measure.store import Store
 
@@ -165,6 +174,32 @@ def test_the_highest_rung_with_a_value_gives_the_unit(tmp_path, monkeypatch):
     monkeypatch.setattr(predictors, "_ladder", lambda *_: dict.fromkeys(LADDER, nan) | {"gap": -1.0})
     with pytest.raises(ParameterError, match="2 contexts.*no unit"):
         with_predicted_rate(Store(tmp_path), model, contexts[:2], Recipe(steps=4))
+
+
+def test_a_gap_that_does_not_close_at_first_costs_the_other_contexts_nothing(tmp_path, monkeypatch):
+    model, recipe = tiny.model(), Recipe(steps=6)
+    contexts = tiny.contexts(model, lengths=(7, 4, 5), place=3)
+    alone = first_steps(Store(tmp_path / "alone"), model, [contexts[0], contexts[2]], recipe)
+    ladder = predictors._ladder
+    without = iter([{}, {"velocity": math.nan}, {}] + 3 * [{"velocity": math.nan}])
+    monkeypatch.setattr(predictors, "_ladder", lambda *problem: ladder(*problem) | next(without))
+    found = first_steps(Store(tmp_path / "all"), model, contexts, recipe)
+    assert np.isfinite(found.values).tolist() == [True, False, True]
+    assert found.context.values.tolist() == ["c0", "c1", "c2"]
+    np.testing.assert_array_equal(found.values[[0, 2]], alone.values)
+    assert [p.name for p in (tmp_path / "all").glob("*.nc")] == [p.name for p in (tmp_path / "alone").glob("*.nc")]
+    assert np.isnan(first_steps(Store(tmp_path / "none"), model, contexts, recipe)).all()
+    assert not list((tmp_path / "none").glob("*.nc"))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_context_without_anything_to_overtake_is_named(tmp_path, optimizer):
+    model = tiny.model()
+    one, other = tiny.contexts(model)
+    other = dataclasses.replace(other, correct_id=other.competitor_id, competitor_id=other.correct_id)
+    with pytest.raises(ContextError, match="'c1'.*already prefers"):
+        predict_critical_rates(Store(tmp_path), model, [one, other], Recipe(optimizer=optimizer, steps=4))
+    assert not list(tmp_path.rglob("*.json"))
 
 
 @pytest.mark.parametrize("recipe", [Recipe(optimizer="adamw"), Recipe(method="lora")])

@@ -70,3 +70,12 @@ def test_a_function_without_text_cannot_name_a_run(tmp_path):
     exec("def f(p, E, c, k): return p[:, 0]", scope)
     with pytest.raises(ParameterError, match="source text"):
         Store(tmp_path).run(plain, contexts(plain), [1e-3], Recipe(steps=1), extra={"f": scope["f"]})
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda p, E, c, k: -(p * p.log()).sum(), lambda p, E, c, k: p, lambda p, E, c, k: 1.0]
+)
+def test_one_number_for_each_replica_is_asked_for(wrong):
+    plain = model("GPT2")
+    with pytest.raises(ParameterError, match="'entropy' gives .* one number for each of 2 replicas"):
+        finetune(plain, contexts(plain)[:1], [1e-3, 1e-2], Recipe(steps=2), extra={"entropy": wrong})

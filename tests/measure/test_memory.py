@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -99,6 +100,57 @@ def test_what_only_a_cycle_refers_to_is_freed():
         assert not alive()
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_no_weights_of_a_replica_outlive_its_run(method, interrupted):
+    """Without the collector of cycles: between two replicas it need not run."""
+
+    def stop(_):
+        if interrupted:
+            raise KeyboardInterrupt
+
+    model = tiny.model("GPT2")
+    contexts = tiny.contexts(model)[:1]
+    finetune(model, contexts, [1e-3], Recipe(method=method, steps=1), engine="batch axis")  # what is kept once for all
+    gc.collect()
+    gc.disable()
+    try:
+        before = tensors()
+        with suppress(KeyboardInterrupt):
+            finetune(
+                model,
+                contexts,
+                [1e-3, 2e-3],
+                Recipe(method=method, steps=1),
+                engine="batch axis",
+                chunk=1,
+                progress=stop,
+            )
+        assert tensors() <= before
+    finally:
+        gc.enable()
+
+
+def tensors() -> int:
+    return sum(type(x) is torch.Tensor and x.dim() > 1 for x in gc.get_objects())
+
+
+PEAK = """
+import torch
+from phantomlib.measure import memory
+before = memory.peak(torch.device("cpu"))
+bytearray(b"x" * (300 * 2**20))
+print((memory.peak(torch.device("cpu")) - before) // 2**20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is asked of Linux")
+def test_the_peak_is_of_this_process_and_stays_when_memory_is_freed():
+    own = bytearray(b"x" * 2**20 * 1000)  # a child's own peak has nothing to do with it
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    assert 550 < int(done.stdout) < 650 and len(own)  # what is multiplied out, and its copy
 
 
 FRAGMENTS = """

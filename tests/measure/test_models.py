@@ -53,6 +53,33 @@ def test_every_architecture_comes_back_from_disk(architecture, tied, tmp_path):
     assert not loaded.module.training and not any(p.requires_grad for p in loaded.module.parameters())
 
 
+@pytest.mark.parametrize("bars", [True, False])
+def test_loading_is_quiet_and_leaves_transformers_as_it_was(bars, saved, monkeypatch):
+    logging = transformers.utils.logging
+
+    def state():
+        return logging.get_verbosity(), logging.is_progress_bar_enabled()
+
+    def fail(*_, **__):
+        inside.append(state())
+        raise ValueError
+
+    (verbosity, shown), inside = state(), []
+    switch = {True: logging.enable_progress_bar, False: logging.disable_progress_bar}
+    try:
+        switch[bars]()
+        logging.set_verbosity_info()
+        load(str(saved))
+        assert state() == (logging.INFO, bars)
+        monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
+        with pytest.raises(ModelError):
+            load(str(saved))
+        assert inside == [(logging.ERROR, False)] and state() == (logging.INFO, bars)
+    finally:
+        logging.set_verbosity(verbosity)
+        switch[shown]()
+
+
 def test_shards_and_places_do_not_matter_but_weights_and_settings_do(saved, tmp_path):
     reference = load(str(saved)).fingerprint
     sharded = save(tmp_path / "sharded", max_shard_size="5KB")

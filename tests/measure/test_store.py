@@ -351,6 +351,47 @@ def test_a_damaged_run_is_there_but_not_held(finished, tmp_path):
     assert Store(tmp_path).holds(identifier)
 
 
+@pytest.mark.parametrize(
+    "trouble", [OSError(errno.EMFILE, "Too many open files"), PermissionError(13, "no"), MemoryError()]
+)
+def test_trouble_that_is_not_the_file_s_leaves_a_good_run(stored, no_training, monkeypatch, trouble):
+    path, run = stored
+
+    def fail(*_, **__):
+        raise trouble
+
+    store = Store(path.parent)
+    with monkeypatch.context() as patch:
+        patch.setattr(xr, "load_dataset", fail)
+        for read in (store.open, store.holds, lambda _: compute(path.parent)):
+            with pytest.raises(type(trouble)):
+                read(run.attrs["run_id"])
+    assert files(path.parent) == [path.name] and compute(path.parent).identical(run)
+
+
+def test_without_file_descriptors_no_run_is_called_damaged(stored):
+    path, run = stored
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))  # the kernel itself refuses to open anything
+    try:
+        with pytest.raises(OSError) as raised:
+            store_module._intact(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert raised.value.errno == errno.EMFILE
+    assert store_module._intact(path).identical(run)
+
+
+def test_who_only_opens_a_damaged_run_is_not_told_that_it_is_computed(stored):
+    path, run = stored
+    path.write_bytes(b"")
+    with (
+        pytest.warns(UserWarning, match="damaged.* and has to be computed again"),
+        pytest.raises(StoreError, match="No run"),
+    ):
+        Store(path.parent).open(run.attrs["run_id"])
+
+
 def test_runs_carry_the_notes_of_their_store(tmp_path):
     model = tiny.model("GPT2", "float32")
     noted = Store(tmp_path).noting(prediction="abc")

@@ -338,3 +338,28 @@ def test_the_licence_of_the_weights_lies_beside_them():
     assert licence.endswith((repository / "LICENSE").read_text(encoding="utf-8")) and "generates" in licence
     readme = " ".join((repository / "README.md").read_text(encoding="utf-8").split())
     assert "MIT licence; it holds for the shipped weights as well" in readme
+
+
+@pytest.mark.parametrize("moment", ["while training", "first move", "second move", None])
+def test_an_interruption_leaves_the_old_model(tmp_path, monkeypatch, moment):
+    moves, replace = [], recipe.os.replace
+
+    def train(recipe, folder, device, progress):
+        (folder / "weights").write_text("new")
+        if moment == "while training":
+            raise KeyboardInterrupt
+
+    def move(source, target):
+        moves.append(source)
+        if moment == {1: "first move", 2: "second move"}.get(len(moves), ""):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(recipe, "pretrain", train)
+    monkeypatch.setattr(recipe.os, "replace", move)
+    (tmp_path / "gpt2-s").mkdir()
+    (tmp_path / "gpt2-s/weights").write_text("old")
+    with suppress(KeyboardInterrupt):
+        recipe.train_into("gpt2-s", tmp_path)
+    assert (tmp_path / "gpt2-s/weights").read_text() == ("old" if moment else "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["gpt2-s"]

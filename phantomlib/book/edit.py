@@ -38,7 +38,7 @@ def open_in_lab(root: Path, number: str, profile: str = "smoke", command: list[s
 
     Raises:
         BookError: JupyterLab is not installed, or did not start; an earlier edit was left; the ``.py`` was changed by someone else
-            meanwhile, and then the edited ``.ipynb`` is kept.
+            meanwhile, and then the edited ``.ipynb`` is kept; at the end that is renamed or damaged.
     """
     source = find_notebook(root, number)
     if command is LAB and importlib.util.find_spec("jupyterlab") is None:
@@ -49,25 +49,27 @@ def open_in_lab(root: Path, number: str, profile: str = "smoke", command: list[s
             f"'{edited}' is left from an earlier edit. Delete it, or write it back first: "
             f"jupytext --to py:percent -o notebooks/{source.name} {edited.name}"
         )
-    before = known = source.read_text(encoding="utf-8")
+    before = source.read_text(encoding="utf-8")
     write_text(edited, _as_ipynb(root, source, profile))
     seen, handler = edited.stat().st_mtime_ns, signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for JupyterLab
     try:
-        running = subprocess.Popen([*command, str(edited), f"--ServerApp.root_dir={root}"], cwd=root)
-        ended, theirs = False, False
-        while not ended:
-            ended = running.poll() is not None
-            if edited.stat().st_mtime_ns != seen and not theirs:
-                seen = edited.stat().st_mtime_ns
-                theirs = source.read_text(encoding="utf-8") != known
-                known = known if theirs else _write_back(source, edited)
-            time.sleep(0 if ended else 0.5)
+        with subprocess.Popen([*command, str(edited), f"--ServerApp.root_dir={root}"], cwd=root) as running:
+            try:
+                theirs, lost = _follow(running, source, edited, seen)
+            except BaseException:
+                running.terminate()
+                raise
     finally:
         signal.signal(signal.SIGINT, handler)
     if theirs:
         raise BookError(
             f"'{source}' was changed by another program meanwhile, so nothing was written over it. Your edit is in "
             f"'{edited}'."
+        )
+    if lost:
+        raise BookError(
+            f"'{edited}' was renamed or damaged, so what was saved there last is not in '{source}'. Write it back from where "
+            f"it is now: jupytext --to py:percent -o notebooks/{source.name} FILE"
         )
     edited.unlink()
     if running.returncode > 0 and source.read_text(encoding="utf-8") == before:
@@ -76,6 +78,37 @@ def open_in_lab(root: Path, number: str, profile: str = "smoke", command: list[s
             "does not run as root: use another account, or edit the .py itself."
         )
     return source
+
+
+def _follow(running: subprocess.Popen, source: Path, edited: Path, seen: int) -> tuple[bool, bool]:
+    """Write back what is saved until JupyterLab ends.
+
+    Args:
+        running: JupyterLab.
+        source, edited: the ``.py`` and the ``.ipynb``.
+        seen: when ``edited`` was written, in ns.
+
+    Returns:
+        whether someone else changed ``source``, and whether ``edited`` is missing or damaged at the end.
+    """
+    known = source.read_text(encoding="utf-8")
+    ended, theirs, lost = False, False, False
+    while not ended:
+        ended, text = running.poll() is not None, None
+        try:
+            saved = edited.stat().st_mtime_ns
+            if saved != seen and not theirs:
+                text = _as_py(source, edited.read_text(encoding="utf-8"))
+            lost = False
+        except (OSError, ValueError):  # renamed, or half written: not saved yet
+            lost = True
+        if text is not None:
+            seen, theirs = saved, source.read_text(encoding="utf-8") != known
+            if not theirs:
+                write_text(source, text)
+                known = text
+        time.sleep(0 if ended else 0.5)
+    return theirs, lost
 
 
 def check(root: Path, number: str, profile: str = "smoke") -> None:
@@ -125,13 +158,6 @@ def _as_py(source: Path, saved: str) -> str:
     content.cells = [cell for cell in content.cells if INJECTED not in cell.metadata.get("tags", [])]
     header = HEADER.match(source.read_text(encoding="utf-8"))
     return (header.group() if header else "") + HEADER.sub("", jupytext.writes(content, fmt="py:percent")).lstrip("\n")
-
-
-def _write_back(source: Path, edited: Path) -> str:
-    """Write what was saved into the ``.py``; returns its new text."""
-    text = _as_py(source, edited.read_text(encoding="utf-8"))
-    write_text(source, text)
-    return text
 
 
 def new_chapter(root: Path, name: str) -> Path:

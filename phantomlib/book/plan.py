@@ -1,6 +1,7 @@
 """What is to run: a job for each notebook, its parameters checked, and the key that says whether it must run again."""
 
 import json
+import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -141,10 +142,11 @@ def hash_inputs(job: Job, without: str = "") -> str:
     """
     files: dict[str, object] = {}  # contexts by content; folders of weights, which may be large, by size and time
     for text in _texts(job.all_parameters):
-        path = job.root / text.removeprefix(FITTING)
-        if path.is_file():
+        named = text.removeprefix(FITTING)
+        path = job.root / named
+        if named and os.path.isfile(path):  # False, too, for text that cannot be a path
             files[text] = file_digest(path)
-        elif text != job.all_parameters.get("store") and path.is_dir():
+        elif named and text != job.all_parameters.get("store") and os.path.isdir(path):
             files[text] = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(path.glob("*"))]
     text = job.source.read_text(encoding="utf-8")
     try:

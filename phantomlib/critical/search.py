@@ -206,23 +206,21 @@ def scan(
     recipe: Recipe,
     centres,
     *,
-    decades: tuple[int, int] = (-1, 2),
     per_decade: int = 12,
 ) -> xr.Dataset:
-    """Look for a second boundary: which learning rates cross, over decades around the critical ones.
+    """Look for a second boundary: which learning rates cross, from a tenth of the critical ones to a hundred times them.
 
     Args:
         store: the store.
         model, contexts, recipe: as in :func:`critical_rates`.
         centres: critical rates (C,).
-        decades: lowest and highest power of ten, in units of the critical rate.
         per_decade: rates in each decade.
 
     Returns:
         Dataset over (context, multiple): ``crossed`` and ``diverged``; over context: ``reentries``, how often a rate
         fails to cross although the next smaller one does. Attribute ``run_id``.
     """
-    multiples = np.logspace(decades[0], decades[1], round((decades[1] - decades[0]) * per_decade) + 1)
+    multiples = np.logspace(-1, 2, 3 * per_decade + 1)
     runs = store.run(model, contexts, np.asarray(centres)[:, None] * multiples, recipe).isel(seed=0)
     crossed = (runs.logit_gap > 0).any("step").rename(rate="multiple").drop_vars("learning_rate")
     data = {

@@ -66,19 +66,18 @@ def decomposition_panels(runs: xr.Dataset, titles: list[str]) -> Figure:
     return figure
 
 
-def spectra(spectrum: xr.DataArray, colours: dict, shown: int = 30) -> Figure:
-    """Largest eigenvalues of ρ before and after training, one panel per model.
+def spectra(spectrum: xr.DataArray, colours: dict) -> Figure:
+    """Thirty largest eigenvalues of ρ before and after training, one panel per model.
 
     Args:
         spectrum: (model, snapshot, component), largest first.
         colours: by model.
-        shown: number of eigenvalues drawn.
     """
     names = [str(name) for name in spectrum.model.values]
     figure, panels = small_multiples(len(names))
     for axes, name in zip(panels, names, strict=True):
         for snapshot, style in zip(spectrum.snapshot.values[[0, -1]], ("-", "--"), strict=True):
-            values = spectrum.sel(model=name, snapshot=snapshot).values[:shown]
+            values = spectrum.sel(model=name, snapshot=snapshot).values[:30]
             axes.plot(np.arange(1, len(values) + 1), values, style, color=colours[name], label=f"step {snapshot}")
         axes.set(yscale="log", title=name, ylim=(1e-4, 1.2))
     panels[0].legend(fontsize="small")

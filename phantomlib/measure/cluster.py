@@ -29,9 +29,8 @@ def runner() -> Callable | None:
     return run_there if os.environ.get(ENVIRONMENT) else None
 
 
-@lru_cache(maxsize=1)
 def connect(address: str):
-    """The client of a scheduler, one for each process.
+    """A new client of a scheduler, to be closed by whoever asked for it.
 
     Raises:
         BookError: nobody answers there, or it has no workers, or a worker has other versions of our packages.
@@ -76,31 +75,31 @@ def run_there(model, chunks, recipe, engine, extra, progress) -> list[dict[str, 
     """
     from distributed import KilledWorker, as_completed
 
-    client = connect(os.environ[ENVIRONMENT])
     which = {
         "ref": os.path.abspath(model.ref) if os.path.exists(model.ref) else model.ref,
         "dtype": str(model.readout.dtype).removeprefix("torch."),
         "device": str(model.device),
         "revision": model.revision or None,
     }
-    futures = {
-        client.submit(_advance_there, which, model.fingerprint, chunk, recipe, engine, extra, pure=False, retries=RETRIES): i
-        for i, chunk in enumerate(chunks)
-    }  # fmt: skip
-    parts: list = [None] * len(chunks)
-    try:
-        for future, part in as_completed(futures, loop=client.loop, with_results=True):
-            parts[futures[future]] = part
-            progress(len(chunks[futures[future]]) * recipe.steps)
-    except KilledWorker as error:
-        client.cancel(list(futures))
-        raise BookError(
-            f"A chunk of {len(chunks[0])} replicas of '{model.name}' was given up: {error.allowed_failures + 1} workers "
-            "died over it, perhaps for want of memory. Give the workers more, or use a smaller model; finished runs are kept."
-        ) from None
-    except BaseException:  # an error on a worker, or Ctrl-C: the rest is not wanted any more
-        client.cancel(list(futures))
-        raise
+    with connect(os.environ[ENVIRONMENT]) as client:
+        futures = {
+            client.submit(_advance_there, which, model.fingerprint, chunk, recipe, engine, extra, pure=False, retries=RETRIES): i
+            for i, chunk in enumerate(chunks)
+        }  # fmt: skip
+        parts: list = [None] * len(chunks)
+        try:
+            for future, part in as_completed(futures, loop=client.loop, with_results=True):
+                parts[futures[future]] = part
+                progress(len(chunks[futures[future]]) * recipe.steps)
+        except KilledWorker as error:
+            client.cancel(list(futures))
+            raise BookError(
+                f"A chunk of {len(chunks[0])} replicas of '{model.name}' was given up: {error.allowed_failures + 1} workers "
+                "died over it, perhaps for want of memory. Give the workers more, or use a smaller model; finished runs are kept."
+            ) from None
+        except BaseException:  # an error on a worker, or Ctrl-C: the rest is not wanted any more
+            client.cancel(list(futures))
+            raise
     return parts
 
 

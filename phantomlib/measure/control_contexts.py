@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from phantomlib.errors import ContextError
+from phantomlib.errors import ContextError, ParameterError, shown
 from phantomlib.measure.contexts import Resolved, load_contexts, resolve
 from phantomlib.measure.models import LanguageModel, next_token_logits
 from phantomlib.measure.order_parameter import overlaps
@@ -29,23 +29,31 @@ def controls(model: LanguageModel, contexts: list[Resolved], kind: str, seed: in
         seed: of the random pairs.
 
     Returns:
-        Up to C resolved contexts; in each the competitor outranks the correct token.
+        Up to C resolved contexts; in each the competitor outranks the correct token. One for which there is no control is
+        left out.
+
+    Raises:
+        ParameterError: there is no such kind.
     """
-    logits = next_token_logits(model, contexts)  # (C, V)
+    if kind not in KINDS:
+        raise ParameterError(f"There is no control {shown(kind)}; choose one of {', '.join(KINDS)}.")
     if kind == "antonym":
         return _antonyms(model)
+    logits = next_token_logits(model, contexts)  # (C, V)
     if kind == "unrelated":
-        return [_unrelated(model, context, z) for context, z in zip(contexts, logits, strict=True)]
-    if kind == "random pair":
-        generator = torch.Generator().manual_seed(seed)
-        return [_random(model, context, z, generator) for context, z in zip(contexts, logits, strict=True)]
-    raise ContextError(f"There is no control '{kind}'; choose one of {', '.join(KINDS)}.")
+        found = [_unrelated(model, context, z) for context, z in zip(contexts, logits, strict=True)]
+        return [context for context in found if context]
+    generator = torch.Generator().manual_seed(seed)
+    return [_random(model, context, z, generator) for context, z in zip(contexts, logits, strict=True)]
 
 
-def _unrelated(model: LanguageModel, context: Resolved, z: Tensor) -> Resolved:
+def _unrelated(model: LanguageModel, context: Resolved, z: Tensor) -> Resolved | None:
+    """None if no token is allowed."""
     g = overlaps(model.readout, torch.tensor([context.competitor_id], device=z.device))[:, 0]  # (V,)
     allowed = (g <= g.median()) & (z < z[context.competitor_id])
     allowed[context.correct_id] = False
+    if not allowed.any():
+        return None
     distance = (z - z[context.correct_id]).abs().masked_fill(~allowed, torch.inf)
     return _named(model, context, int(distance.argmin()), context.competitor_id, "unrelated")
 

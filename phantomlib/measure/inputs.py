@@ -27,7 +27,7 @@ def check_inputs(
     """The loaded contexts, once everything is known to be usable.
 
     Args:
-        models: references (see :func:`phantomlib.measure.models.load`), at least one, none twice.
+        models: references (see :func:`phantomlib.measure.models.load`), at least one, no two of the same short name.
         contexts: ``default`` or the path of a contexts file; after ``fitting:``, only those that fit each model are used.
         device: a torch device, e.g. ``cpu`` or ``cuda``.
         dtype: ``float32`` or ``float64``.
@@ -52,13 +52,21 @@ def check_inputs(
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ParameterError(f"seed is {shown(seed)}; it must be a whole number from 0 to {2**32 - 1}.")
 
-    from phantomlib.measure.models import DTYPES, check_device, find  # torch
+    from phantomlib.measure.models import DTYPES, check_device, find, short_name  # torch
 
     if dtype not in DTYPES:
         raise ParameterError(f"dtype {shown(dtype)} is not known; choose one of {', '.join(DTYPES)}.")
     check_device(device)
     for ref in models:
         find(ref)  # a misspelt zoo name or folder
+    named: dict[str, str] = {}
+    for ref in models:
+        other = named.setdefault(short_name(ref), ref)
+        if other != ref:  # results, files and figures go by the name
+            raise ParameterError(
+                f"The models {shown(other, 200)} and {shown(ref, 200)} would both be called {shown(short_name(ref))}. Rename "
+                "the folder or file of one; one from the hub, save in a folder of another name."
+            )
     return load_contexts(contexts.removeprefix(FITTING))
 
 

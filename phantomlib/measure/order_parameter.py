@@ -22,7 +22,7 @@ from torch import Tensor
 
 from phantomlib.errors import ParameterError
 
-BLOCK = 8192  # rows of a readout normalised at a time
+BLOCK = 8192  # rows of a readout scaled, converted or normalised at a time
 
 
 @dataclass(frozen=True)
@@ -144,14 +144,17 @@ def decompose(p, E, c: int, k: int, exponent: int = 2) -> Decomposition:
         raise ParameterError(f"c={c} and k={k} must be two different token ids below V={len(p)}.")
     if not bool(torch.isfinite(p).all()) or bool((p < 0).any()) or abs(float(p.double().sum()) - 1) > 1e-3:
         raise ParameterError("p must be non-negative and sum to one; apply a softmax to logits first.")
-    if not bool(torch.isfinite(E).all()):
+    if not bool(torch.isfinite(torch.stack(torch.aminmax(E))).all()):
         raise ParameterError("E holds nan or infinite values; the overlaps are not defined.")
     if isinstance(exponent, bool) or not isinstance(exponent, int) or exponent < 1:
         raise ParameterError(f"exponent is {exponent!r}; give 2 (the definition) or 1 (a sensitivity check).")
     c, k = int(c), int(k)
-    E = (E / _powers_of_two(E)).to(p.dtype)
     ids_c, ids_k = torch.tensor(c, device=p.device), torch.tensor(k, device=p.device)
-    g = overlaps(E, torch.stack([ids_c, ids_k]))
+    first, pair, columns = torch.arange(2, device=p.device), E[[c, k]], []
+    for rows in E.split(BLOCK):  # no copy of E at a time
+        rows = torch.cat([pair, rows])
+        columns.append(overlaps((rows / _powers_of_two(rows)).to(p.dtype), first)[2:])
+    g = torch.cat(columns)
     g_ck = g[k, 0]
     signal, drag = split(p, contrast(g, exponent), ids_c, ids_k, g_ck, exponent)
     bulk = float(1 - p[c] - p[k])
@@ -167,9 +170,9 @@ def decompose(p, E, c: int, k: int, exponent: int = 2) -> Decomposition:
 
 def density_matrix(p: Tensor, E: Tensor) -> Tensor:
     """ρ (..., d, d) of probabilities ``p`` (..., V) and readout ``E`` (..., V, d): symmetric, positive, trace one."""
-    rho = E.new_zeros((*E.shape[:-2], E.shape[-1], E.shape[-1]))
+    rho = E.new_zeros((*E.shape[:-2], E.shape[-1], E.shape[-1]), dtype=torch.promote_types(p.dtype, E.dtype))
     for some, rows in zip(p.split(BLOCK, -1), E.split(BLOCK, -2), strict=True):  # no copy of E at a time
-        e = normalise(rows)
+        e = normalise(rows.to(rho.dtype))
         rho = rho + (e * some[..., None]).mT @ e
     return rho
 
@@ -181,14 +184,14 @@ def order_parameter_by_trace(rho: Tensor, e_c: Tensor, e_k: Tensor) -> Tensor:
 
 def trace_residual(p: Tensor, E: Tensor, c: int, k: int) -> float:
     """Absolute difference between ``signal + drag`` and the trace formula, for ``p`` (V,) and ``E`` (V, d)."""
-    by_trace = order_parameter_by_trace(density_matrix(p, E), *normalise(E[[c, k]]))
+    rho = density_matrix(p, E)
+    by_trace = order_parameter_by_trace(rho, *normalise(E[[c, k]].to(rho.dtype)))
     return abs(decompose(p, E, c, k).phi - float(by_trace))
 
 
 def residual_before_training(p: Tensor, E: Tensor, pairs) -> float:
     """Largest :func:`trace_residual` in float64 over predictions ``p`` (C, V) and their ``pairs`` of ids (c, k)."""
-    p, E = p.double(), E.double()
-    return max(trace_residual(one, E, *pair) for one, pair in zip(p, pairs, strict=True))
+    return max(trace_residual(one.double(), E, *pair) for one, pair in zip(p, pairs, strict=True))
 
 
 def largest_residual(runs) -> float:

@@ -26,6 +26,7 @@ from phantomlib.measure.contexts import Context, Resolved, load_contexts
 from phantomlib.measure.models import DTYPES, LanguageModel
 from phantomlib.measure.recipe import fitting_contexts
 from phantomlib.measure.store import Store, commit_of
+from phantomlib.progress import locked
 
 LIST = "published.json"  # every file with its SHA-256
 MODELS = "models"  # descriptions that stand in for models
@@ -102,8 +103,10 @@ def describe(store: Store, model: LanguageModel, contexts: Sequence[Resolved], l
         "contexts": [asdict(context) for context in contexts],
         "left_out": list(left_out),
     }
-    (store.root / MODELS).mkdir(exist_ok=True)
-    files.write_json(store.root / MODELS / f"{model.name}.json", description)
+    path = store.root / MODELS / f"{model.name}.json"
+    path.parent.mkdir(exist_ok=True)
+    with locked(path.with_suffix(".lock")):
+        files.write_json(path, description)
 
 
 def stand_in(folder: Path, ref: str) -> PublishedModel:
@@ -148,7 +151,7 @@ def models_with_contexts(
     wanted = load_contexts(contexts)
     if folder:
         take_up(Path(folder), store)
-        standing = [stand_in(store.root, ref) for ref in refs]
+        standing = [stand_in(Path(folder), ref) for ref in refs]  # the store may describe it with other contexts
         for one in standing:
             known = {context.context for context in one.contexts}
             if len(wanted) != len(one.contexts) + len(one.left_out) or not known <= set(wanted):
@@ -177,7 +180,8 @@ def table(store: Store, name: str, live: pd.DataFrame, folder: str) -> pd.DataFr
     path = (Path(folder) if folder else store.root) / TABLES / f"{name}.json"
     if not folder:
         path.parent.mkdir(exist_ok=True)
-        files.write_json(path, {"columns": live.to_dict("list"), "attrs": live.attrs})
+        with locked(path.with_suffix(".lock")):
+            files.write_json(path, {"columns": live.to_dict("list"), "attrs": live.attrs})
     try:
         found = files.read_json(path)
     except (OSError, ValueError) as error:
@@ -272,8 +276,11 @@ def take_up(folder: Path, store: Store) -> None:
     try:
         for name in files.read_json(folder / LIST):
             target = store.root / name
-            if not target.is_file():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                files.write_bytes(target, (folder / name).read_bytes())
+            if target.is_file():
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with locked(target.with_suffix(".lock")):  # as who computes it does
+                if not target.is_file():
+                    files.write_bytes(target, (folder / name).read_bytes())
     except OSError as error:
         raise StoreError(f"The published runs could not be copied into '{store.root}' ({error}).") from error

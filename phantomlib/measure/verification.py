@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from phantomlib.errors import ModelError, StoreError
+from phantomlib.errors import ModelError, ParameterError, StoreError
 from phantomlib.measure.contexts import Context, Resolved
 from phantomlib.measure.finetune import finetune
 from phantomlib.measure.models import load
@@ -60,6 +60,7 @@ def check_published(
         say: called with each finding.
 
     Raises:
+        ParameterError: a negative seed.
         StoreError: a file is missing or was changed, or a replica comes out differently.
         ModelError: a model is not here, or is another one than the runs were made with.
     """
@@ -76,7 +77,13 @@ def check_published(
 
 
 def draw(folder: Path, sample: int, seed: int | None = None) -> list[tuple[Path, int, int, int]]:
-    """Replicas drawn at random, each as likely as any other: file, and indices of context, rate and seed."""
+    """Replicas drawn at random, each as likely as any other: file, and indices of context, rate and seed.
+
+    Raises:
+        ParameterError: a negative seed.
+    """
+    if seed is not None and seed < 0:
+        raise ParameterError(f"seed is {seed}; give a whole number of at least 0, or none for another draw each time.")
     every = []
     for path in sorted(folder.glob("*.nc")):
         with xr.open_dataset(path, engine="netcdf4") as run:
@@ -98,7 +105,7 @@ def compute_again(path: Path, context: int, rate: int, seed: int) -> Comparison:
     run = xr.load_dataset(path, engine="netcdf4")
     published = run.logit_gap.isel(context=context, rate=rate, seed=seed).values
     made, ref = json.loads(run.attrs["specification"]), run.attrs["model_ref"]
-    model = load(ref, dtype=made["dtype"], device=made["device"])
+    model = load(ref, dtype=made["dtype"], device=made["device"], revision=run.attrs["model_revision"] or None)
     if model.fingerprint != made["model"]:
         raise ModelError(f"'{ref}' has other weights here than the published runs were made with.")
     name, prompt, correct, competitor, ids, correct_id, competitor_id = made["contexts"][context]

@@ -11,6 +11,8 @@ from phantomlib.measure.models import LanguageModel
 from phantomlib.measure.recipe import Recipe
 from phantomlib.measure.run_source import RunSource
 
+FLAT = 1e-3  # nats; what rises and falls by less counts as flat
+
 
 def potential_profile(
     store: RunSource,
@@ -53,19 +55,19 @@ def potential_profile(
     return xr.Dataset(lines, {"context": [c.id for c in chosen], "fraction": x}, {"run_id": run.attrs["run_id"]})
 
 
-def _shape(x: np.ndarray, loss: np.ndarray, noise: float = 1e-3) -> tuple[int, float, float]:
-    """Local minima, barrier (nats) and convex share of a loss (n,) on a line x (n,); below ``noise`` nats is flat."""
+def _shape(x: np.ndarray, loss: np.ndarray) -> tuple[int, float, float]:
+    """Local minima, barrier (nats) and convex share of a loss (n,) on a line x (n,); below ``FLAT`` is flat."""
     wells, low, high = 1, loss[0], loss[0]  # of the well we are in: its minimum, and the top of the rise that followed
     for value in loss[1:]:
         if value < low:
             low = high = value
         high = max(high, value)
-        if high - low > noise and high - value > noise:  # over a ridge and down again: another well
+        if high - low > FLAT and high - value > FLAT:  # over a ridge and down again: another well
             wells, low, high = wells + 1, value, value
     inside = loss[x <= 1]
     barrier = (inside - np.minimum.accumulate(inside)).max()
     bends = np.diff(loss, 2)  # second differences; x is equidistant
-    return wells, float(barrier), float((bends > -noise).mean())
+    return wells, float(barrier), float((bends > -FLAT).mean())
 
 
 def force(dataset: xr.Dataset) -> xr.Dataset:

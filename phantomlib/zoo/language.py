@@ -44,7 +44,7 @@ def join_words(words: list[str]) -> str:
 
 
 def split_words(text: str) -> list[str]:
-    """Text to words; the inverse of `join`."""
+    """Text to words; the inverse of `join_words`."""
     return re.findall(r"[^\s,.]+|[,.]", text)
 
 
@@ -218,10 +218,6 @@ class Language:
                 p[self._literal_word[item - self._n_slots]] += mass.sum()
         p /= p.sum()
         return {self.words[n]: float(p[n]) for n in np.flatnonzero(p)}
-
-    def entropy_given_first_word(self, sentences: list[list[str]]) -> float:
-        """Total -log P(sentence | first word), in nats: what no model can beat on average."""
-        return float(sum(self.log_prob(s[:1]) - self.log_prob(s) for s in sentences))
 
     # ---- samples
 

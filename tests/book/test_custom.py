@@ -87,6 +87,11 @@ def test_what_is_refused(tmp_path, built):
         custom.build_own_book(["zoo:gpt2-s", "zoo:gpt2-s"], output=tmp_path / "a", root=ROOT)
     with pytest.raises(ParameterError, match="given twice"):
         custom.build_own_book(["zoo:gpt2-s"], held_out="zoo:gpt2-s", output=tmp_path / "a", root=ROOT)
+    mine = tmp_path / "gpt2-s"
+    mine.symlink_to(shipped.path("neox-s"), target_is_directory=True)
+    for models, held_out in [(["zoo:gpt2-s", str(mine)], ""), (["zoo:neox-m", "zoo:gpt2-s"], str(mine))]:
+        with pytest.raises(ParameterError, match="both be called 'gpt2-s'. Rename"):
+            custom.build_own_book(models, held_out=held_out, output=tmp_path / "a", root=ROOT)
     with pytest.raises(ModelError, match="no model"):
         custom.build_own_book(["zoo:gpt2-q"], output=tmp_path / "a", root=ROOT)
     with pytest.raises(ParameterError, match="repository itself"):

@@ -2,8 +2,10 @@
 
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -47,6 +49,51 @@ def test_what_is_saved_is_written_back(toy_book):
     assert edit.open_in_lab(toy_book, "01", command=[sys.executable, "-c", SAVES]) == source
     assert source.read_text() == before.replace("print(steps", "print('edited', steps")
     assert not list(toy_book.glob("*.ipynb"))
+
+
+def test_a_rename_and_a_half_written_notebook_are_waited_for(toy_book):
+    source = toy_book / "notebooks/01_toy.py"
+    before = source.read_text()
+    (toy_book / "notebooks/profiles/smoke.yaml").write_text("common: {}")
+    trouble = (
+        "import os, sys, time\n"
+        "path = next(a for a in sys.argv if a.endswith('.ipynb'))\n"
+        "whole = open(path).read()\n"
+        "os.rename(path, path + '.aside'); time.sleep(1.2); os.rename(path + '.aside', path)\n"
+        "open(path, 'w').write(whole[:-20]); time.sleep(1.2); open(path, 'w').write(whole)\n"
+    )
+    edit.open_in_lab(toy_book, "01", command=[sys.executable, "-c", trouble + SAVES])
+    assert source.read_text() == before.replace("print(steps", "print('edited', steps")
+
+
+@pytest.mark.parametrize("last", ["os.rename(path, path + '.ipynb')", "open(path, 'w').write('{')"])
+def test_what_was_renamed_or_damaged_in_the_end_is_kept(toy_book, last):
+    source = toy_book / "notebooks/01_toy.py"
+    before = source.read_text()
+    (toy_book / "notebooks/profiles/smoke.yaml").write_text("common: {}")
+    script = f"import os, sys; path = next(a for a in sys.argv if a.endswith('.ipynb')); {last}"
+    with pytest.raises(BookError, match="renamed or damaged.*jupytext --to py:percent"):
+        edit.open_in_lab(toy_book, "01", command=[sys.executable, "-c", script])
+    assert source.read_text() == before and len(list(toy_book.glob("*.ipynb"))) == 1
+
+
+def test_jupyterlab_does_not_outlive_a_failure(toy_book, monkeypatch):
+    def full(path, text):
+        if path.suffix == ".py":
+            raise OSError(28, "No space left on device")
+        write(path, text)
+
+    def popen(*arguments, **options):
+        started.append(subprocess.Popen(*arguments, **options))
+        return started[0]
+
+    write, started = edit.write_text, []
+    monkeypatch.setattr(edit, "write_text", full)
+    monkeypatch.setattr(edit, "subprocess", SimpleNamespace(Popen=popen))
+    (toy_book / "notebooks/profiles/smoke.yaml").write_text("common: {}")
+    with pytest.raises(OSError, match="No space left"):
+        edit.open_in_lab(toy_book, "01", command=[sys.executable, "-c", SAVES + "import time; time.sleep(600)"])
+    assert started[0].poll() is not None
 
 
 def test_a_jupyterlab_that_does_not_start_is_no_success(toy_book):

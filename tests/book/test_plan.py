@@ -72,6 +72,14 @@ def test_files_count_by_content(toy_book, given):
     assert hash_inputs(job) != first
 
 
+@pytest.mark.parametrize("text", ["", "fitting:", "x" * 300, "a\0b"])
+def test_text_that_names_no_file_is_only_text(toy_book, text):
+    job = make_job(toy_book, "01", {"label": text})
+    first = hash_inputs(job)
+    (toy_book / "another_file_in_the_root").write_text("")
+    assert hash_inputs(job) == first != hash_inputs(make_job(toy_book, "01", {"label": text + "y"}))
+
+
 def test_a_notebook_that_is_no_python_is_named(toy_book):
     with open(toy_book / "notebooks/01_toy.py", "a") as file:
         file.write("\n# %%\nx = (\n")

@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 from typer.testing import CliRunner
 
-from phantomlib.cli import app
+from phantomlib.cli import app, use_scheduler
 from phantomlib.errors import BookError, ModelError
 from phantomlib.measure import cluster
 from phantomlib.measure.contexts import load_contexts, resolve
@@ -37,11 +37,8 @@ def scheduler(tmp_path_factory):
 
 @pytest.fixture
 def there(scheduler, monkeypatch):
-    cluster.connect.cache_clear()
     monkeypatch.setenv(cluster.ENVIRONMENT, scheduler.scheduler_address)
-    yield scheduler
-    cluster.connect(scheduler.scheduler_address).close()
-    cluster.connect.cache_clear()
+    return scheduler
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +93,13 @@ def test_workers_killed_in_the_middle(there, problem, tmp_path):
     [file] = tmp_path.glob("*.nc")  # one file, at its place, and nothing else
     assert xr.load_dataset(file).identical(done["run"])
     assert {path.suffix for path in tmp_path.iterdir()} == {".nc", ".lock"}
+
+
+def test_one_process_may_ask_for_the_scheduler_again_and_again(there, problem, tmp_path):
+    model, contexts = problem
+    for rate in (1e-4, 2e-4):
+        use_scheduler(there.scheduler_address)
+        Store(tmp_path, cluster.runner()).run(model, contexts[:1], [rate], Recipe(steps=1))
 
 
 def test_another_model_under_the_same_name_is_refused(there, problem, tmp_path):

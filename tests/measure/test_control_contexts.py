@@ -1,10 +1,12 @@
 """Control pairs: the same prompts, another relation."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from phantomlib.errors import ContextError
-from phantomlib.measure import models
+from phantomlib.errors import ParameterError
+from phantomlib.measure import control_contexts, models
 from phantomlib.measure.contexts import load_contexts, resolve
 from phantomlib.measure.control_contexts import ANTONYMS, LIKELY, controls
 from phantomlib.measure.order_parameter import overlaps
@@ -61,7 +63,16 @@ def test_words_a_tokenizer_splits_are_left_out(setting):
         assert z[control.correct_id] < z[control.competitor_id]
 
 
-def test_unknown_kind_is_refused(setting):
+def test_a_competitor_that_outranks_nothing_has_no_unrelated_control(setting):
+    model, contexts, logits = setting
+    last = int(logits[1].argmin())
+    poor = replace(contexts[1], correct_id=int(logits[1].argmax()), competitor_id=last)
+    found = controls(model, [contexts[0], poor, contexts[2]], "unrelated")
+    assert [c.id for c in found] == [contexts[0].id, contexts[2].id]
+
+
+def test_unknown_kind_is_refused_before_the_model_is_asked(setting, monkeypatch):
     model, contexts, _ = setting
-    with pytest.raises(ContextError, match="synonym"):
+    monkeypatch.setattr(control_contexts, "next_token_logits", lambda *_: pytest.fail("computed"))
+    with pytest.raises(ParameterError, match="'synonym'; choose one of unrelated"):
         controls(model, contexts, "synonym")

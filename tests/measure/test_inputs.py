@@ -5,6 +5,7 @@ import pytest
 from phantomlib.errors import ContextError, ModelError, ParameterError
 from phantomlib.measure.contexts import load_contexts
 from phantomlib.measure.inputs import check_inputs, check_multiples, chosen_held_out
+from phantomlib.measure.models import find
 
 GOOD = {"models": ["zoo:gpt2-s"], "contexts": "default", "device": "cpu", "dtype": "float32", "store": "x", "seed": 0}
 
@@ -41,6 +42,16 @@ def test_what_is_refused(wrong, kind, words, tmp_path):
     with pytest.raises(kind, match=words) as caught:
         check_inputs(**(GOOD | wrong))
     assert len(str(caught.value)) < 700
+
+
+def test_two_models_of_one_name_are_refused(tmp_path):
+    """Both would be ``gpt2-s`` in every result."""
+    mine = tmp_path / "gpt2-s"
+    mine.symlink_to(find("zoo:neox-s"), target_is_directory=True)
+    with pytest.raises(ParameterError, match="both be called 'gpt2-s'. Rename the folder"):
+        check_inputs(**(GOOD | {"models": ["zoo:gpt2-s", str(mine)]}))
+    renamed = mine.rename(tmp_path / "mine")
+    assert check_inputs(**(GOOD | {"models": ["zoo:gpt2-s", str(renamed)]}))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from made import Largest
 
 from phantomlib.errors import ParameterError
 from phantomlib.measure import order_parameter
@@ -208,6 +209,36 @@ def test_batches_equal_their_elements():
         assert (float(signal[i, j]), float(drag[i, j])) == pytest.approx((one.signal, one.drag), abs=1e-14)
         assert torch.allclose(rho[i, j], order_parameter.density_matrix(p[i, j], E[i, j]), atol=1e-15)
         assert torch.allclose(order_parameter.spectrum(rho)[i, j], order_parameter.spectrum(rho[i, j]), atol=1e-14)
+
+
+@pytest.mark.parametrize("block", [1, 7, 8192])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_block_by_block_it_is_the_dense_formula(block, dtype, monkeypatch):
+    monkeypatch.setattr(order_parameter, "BLOCK", block)
+    g = torch.Generator().manual_seed(6)
+    p = torch.randn(50, generator=g, dtype=torch.float64).softmax(0)
+    E = (torch.randn(50, 6, generator=g) * torch.logspace(-3, 3, 50)[:, None]).to(dtype)
+    e = E.double() / E.double().norm(dim=1, keepdim=True)
+    h = (e @ e[4]) ** 2 - (e @ e[40]) ** 2
+    bulk = [i for i in range(50) if i not in (4, 40)]
+    parts = order_parameter.decompose(p, E, 4, 40)
+    assert parts.phi == pytest.approx(float(p @ h), rel=1e-12)
+    assert parts.drag == pytest.approx(float(p[bulk] @ h[bulk]), rel=1e-12)
+    assert parts.overlap == pytest.approx(float(e[4] @ e[40]), rel=1e-12)
+    rho = order_parameter.density_matrix(p, E)
+    torch.testing.assert_close(rho, e.T @ (p[:, None] * e), rtol=1e-12, atol=1e-15)
+
+
+def test_no_copy_of_the_readout_is_made_in_double_precision(monkeypatch):
+    monkeypatch.setattr(order_parameter, "BLOCK", 64)
+    g = torch.Generator().manual_seed(7)
+    E = torch.randn(2000, 64, generator=g)
+    p = torch.randn(2, 2000, generator=g).softmax(-1)
+    with Largest(E, p) as made:
+        order_parameter.decompose(p[0].double(), E, 3, 1500)
+        residual = order_parameter.residual_before_training(p, E, [(3, 1500), (9, 4)])
+    assert residual < 1e-15
+    assert max(made.bytes.values()) < E.nbytes / 8
 
 
 def test_a_one_hot_state_may_be_written_with_whole_numbers():

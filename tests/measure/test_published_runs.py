@@ -1,7 +1,10 @@
 """Published runs: taken up without the model, damage is found, and computing one again tells whether it is true."""
 
 import json
+import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -12,7 +15,7 @@ import xarray as xr
 from phantomlib import files
 from phantomlib.critical.predictors import predict_critical_rates
 from phantomlib.critical.search import critical_rates
-from phantomlib.errors import ContextError, ModelError, StoreError
+from phantomlib.errors import ContextError, ModelError, ParameterError, StoreError
 from phantomlib.measure import published_runs, verification
 from phantomlib.measure.models import load
 from phantomlib.measure.recipe import Recipe
@@ -150,6 +153,36 @@ def test_runs_of_other_contexts_are_refused(folder, tmp_path):
         published_runs.models_with_contexts(Store(tmp_path / "reader"), [REF], "default", str(folder), None)
 
 
+def test_a_description_from_contexts_of_one_s_own_does_not_hide_the_published_one(made, folder, tmp_path):
+    store = Store(tmp_path / "reader")
+    [(_, mine, _)] = published_runs.models_with_contexts(store, [REF], "default", "", lambda _: made["model"])
+    assert mine != made["fitting"]
+    stand_in(made, folder, store)
+
+
+@pytest.mark.parametrize("write", ["take_up", "describe", "table"])
+def test_several_processes_may_share_a_store(made, folder, tmp_path, monkeypatch, write):
+    replace, store = os.replace, Store(tmp_path / "reader")
+
+    def slowly(source, target):
+        time.sleep(0.05)  # another one writes its temporary file meanwhile
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", slowly)
+    work = {
+        "take_up": lambda: published_runs.take_up(folder, store),
+        "describe": lambda: published_runs.describe(store, made["model"], made["fitting"], made["left_out"]),
+        "table": lambda: published_runs.table(store, "zoo", made["table"], ""),
+    }[write]
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(work) for _ in range(3)]:
+            done.result()
+    written = {p.relative_to(store.root).as_posix() for p in store.root.rglob("*") if p.suffix in (".nc", ".json")}
+    folders = {"take_up": "", "describe": published_runs.MODELS, "table": published_runs.TABLES}[write]
+    listed = files.read_json(folder / published_runs.LIST)
+    assert written == {name for name in listed if name.startswith(folders)}
+
+
 def test_a_sample_computed_again_agrees(folder):
     said = []
     every = len(verification.draw(folder, 10**6))
@@ -183,3 +216,19 @@ def test_other_weights_are_refused(folder):
     run.to_netcdf(path, engine="netcdf4")
     with pytest.raises(ModelError, match="other weights"):
         verification.compute_again(path, 0, 0, 0)
+
+
+@pytest.mark.parametrize("revision, asked", [("0123abcd", "0123abcd"), ("", None)])
+def test_a_model_of_the_hub_is_loaded_at_the_commit_of_the_run(folder, monkeypatch, revision, asked):
+    path = sorted(folder.glob("*.nc"))[0]
+    run = xr.load_dataset(path, engine="netcdf4")
+    run.attrs |= {"model_ref": "owner/name", "model_revision": revision}
+    run.to_netcdf(path, engine="netcdf4")
+    seen = []
+    monkeypatch.setattr(verification, "load", lambda ref, revision, **_: seen.append((ref, revision)) or load(REF))
+    assert verification.compute_again(path, 0, 0, 0).agrees and seen == [("owner/name", asked)]
+
+
+def test_a_negative_seed_is_refused(folder):
+    with pytest.raises(ParameterError, match="seed is -1.*at least 0"):
+        verification.check_published(folder, 1, seed=-1, say=lambda text: None)

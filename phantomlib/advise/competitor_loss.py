@@ -2,9 +2,11 @@
 
 ::
 
+    from phantomlib import load_contexts
     from phantomlib.advise.competitor_loss import CompetitorLoss
 
-    trainer = Trainer(..., compute_loss_func=CompetitorLoss("my_contexts.yaml", tokenizer))
+    loss = CompetitorLoss(load_contexts("my_contexts.yaml"), tokenizer)
+    trainer = Trainer(..., compute_loss_func=loss)
 
 Or let the callback do both, watch and change the loss: ``PhantomCallback("my_contexts.yaml", loss="margin").attach(trainer)``.
 """

@@ -24,6 +24,7 @@ from phantomlib.critical.coarse_run import (
     load_constants,
     rehearsal,
 )
+from phantomlib.critical.numbers import kinematic_number
 from phantomlib.critical.search import critical_rates
 from phantomlib.critical.step_zero import PLAIN, velocity
 from phantomlib.errors import ContextError, ParameterError
@@ -164,7 +165,9 @@ def diagnose(
     parts = decompose(p, model.readout.detach(), context.correct_id, context.competitor_id)
     first = velocity(model, [context], recipe)
     v, gap = float(first.velocity[0]), float(first.gap[0])
-    number = None if learning_rate is None else learning_rate * recipe.steps * v / abs(gap) if v > 0 else math.nan
+    number = None
+    if learning_rate is not None:
+        number = kinematic_number(learning_rate, recipe.steps, v, gap) if v > 0 else math.nan
     by_method = {m: estimate_critical_rate(model, [context], replace(recipe, method=m))[0] for m in ("full", "lora")}
     critical = by_method[recipe.method]
     coherence = readout_geometry.coherence(model.readout)

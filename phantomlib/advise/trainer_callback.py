@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from phantomlib.advise.competitor_loss import CompetitorLoss
-from phantomlib.critical.step_zero import first_update
+from phantomlib.critical.step_zero import blocks, first_update
 from phantomlib.errors import ContextError, ParameterError, PhantomError, all_at_once, shown
 from phantomlib.measure import order_parameter
 from phantomlib.measure.contexts import Context, Resolved, load_contexts, resolve
@@ -76,7 +76,8 @@ class PhantomCallback(TrainerCallback):
 
     Args:
         contexts: ``"default"``, a contexts file, or a list of ``Context`` or ``Resolved``.
-        every: steps between measurements; the first and the last step are always measured.
+        every: steps between measurements. The first and the last step are measured too, unless training stops early and
+            the Trainer has its best checkpoint back in place of the last weights.
         tokenizer: by default the Trainer's ``processing_class``.
         kinematic: whether to measure ``v_0``.
         prefix: of the logged names, ``phantom/shame/gap``.
@@ -174,7 +175,10 @@ class PhantomCallback(TrainerCallback):
                         self._warn(w, f"at this pace it ends at {end:+.2f}. Raise the learning rate, or train longer.")
         return control
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        replaced = args.load_best_model_at_end and state.best_model_checkpoint is not None  # by those of another step
+        if self.watched[0].rows[-1]["step"] < state.global_step and not replaced:  # it stopped early
+            self._measure(state, control, model)
         for w in self.watched:
             if w.fails_silently():
                 self._warn(w, f"training ended after {state.global_step} steps.")
@@ -300,7 +304,8 @@ def _velocity(model, context: Resolved, recipe: Recipe) -> float:
         of_loss = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
         of_gap = torch.autograd.grad(gap, trained, allow_unused=True)
     pairs = [(a, b) for a, b in zip(of_gap, of_loss, strict=True) if a is not None and b is not None]
-    return sum(float((a.double() * first_update(b.double(), recipe)).sum()) for a, b in pairs)
+    doubled = (block.double() for a, b in pairs for block in blocks([a], [b]))
+    return sum(float((a * first_update(b, recipe)).sum()) for a, b in doubled)
 
 
 def _padded(contexts: list[Resolved], device) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,6 @@
-"""One visual language for the whole book: colours, style, and one function per kind of figure.
+"""What all figures of the book share beside their colours: style, width, panels, and labels of lines and of log axes.
 
-Tokens and parts of the order parameter keep their colours throughout (Okabe and Ito's colour-blind-safe set). A family is a
-hue, a model's size its lightness. Full fine-tuning is drawn solid, LoRA dashed; thresholds and predictions in grey.
+Full fine-tuning is drawn solid, LoRA dashed.
 """
 
 import math

@@ -12,7 +12,8 @@ import pandas as pd
 import xarray as xr
 
 from phantomlib.critical import search
-from phantomlib.critical.numbers import kinematic_number
+from phantomlib.critical.lora_classes import lora_outcomes
+from phantomlib.critical.numbers import coefficient_of_variation, kinematic_number
 from phantomlib.critical.predictors import with_predicted_rate
 from phantomlib.errors import ParameterError, did_you_mean, shown
 from phantomlib.ledger.claims import Claim
@@ -20,7 +21,7 @@ from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.models import LanguageModel
 from phantomlib.measure.recipe import Recipe
 from phantomlib.transition import silent_failure
-from phantomlib.transition.jumps import find_jumps
+from phantomlib.transition.jumps import find_jumps, with_critical_rate
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def measure_setting(
     base: Setting,
     variant: Variant,
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Values of the claims that a variant touches.
+    """Values of the claims that a variant touches; contexts without a critical rate are left out.
 
     Args:
         store: the store of runs.
@@ -139,7 +140,8 @@ def measure_setting(
         for (m, contexts), ds in zip(pairs, rates, strict=True):
             # a tied model has one matrix, so the same runs serve
             recipe = replace(setting.recipe, geometry="readout") if m.tied else setting.recipe
-            runs = store.run(m, contexts, np.outer(ds.critical_rate, setting.jump_multiples), recipe)
+            known, critical = with_critical_rate(contexts, ds)
+            runs = store.run(m, known, np.outer(critical, setting.jump_multiples), recipe)
             used.append(runs.attrs["run_id"])
             options = {"size_factor": setting.size_factor, "median_factor": setting.median_factor}
             jumps.append(find_jumps(runs, **options))
@@ -151,9 +153,9 @@ def measure_setting(
         outcomes = []
         for (m, contexts), ds in zip(pairs, rates, strict=True):
             recipe = replace(setting.recipe, method="lora")
-            runs = store.run(m, contexts, setting.lora_multiple * ds.critical_rate.values[:, None], recipe)
-            used.append(runs.attrs["run_id"])
-            outcomes.append(int((silent_failure.overtakes(runs) & (runs.phi.isel(step=-1) > 0)).sum()))
+            found = lora_outcomes(store, m, *with_critical_rate(contexts, ds), recipe, multiple=setting.lora_multiple)
+            used.append(found.attrs["run_id"])
+            outcomes.append(int(found.success.sum()))
         values["C9"] = {"lora_successes": outcomes}
     return {claim: found for claim, found in values.items() if claim in variant.claims}, used
 
@@ -162,7 +164,7 @@ def variation_of(rates: list[xr.Dataset], steps: int) -> float:
     """Coefficient of variation over the architectures of N_c, each the geometric mean over its contexts."""
     numbers = [kinematic_number(ds.critical_rate, steps, ds.velocity, ds.gap) for ds in rates]
     means = [float(np.exp(np.log(n.where(n > 0)).mean())) for n in numbers]
-    return float(np.std(means, ddof=1) / np.mean(means))
+    return coefficient_of_variation(means)
 
 
 def _dynamics(recipe: Recipe) -> Recipe:

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from phantomlib.errors import ParameterError, shown
 from phantomlib.measure.contexts import Resolved
 from phantomlib.measure.models import LanguageModel
 from phantomlib.measure.recipe import Recipe
@@ -43,7 +44,7 @@ class Examination:
         name: of the model.
         runs: (context, rate, seed, step) at the ``multiples`` of the critical rate.
         jumps: all jumps at the multiples that count, from :func:`phantomlib.transition.jumps.find_jumps`.
-        first: the first jump of each context at the largest multiple.
+        first: the first jump of each context at the last multiple that counts.
         branches, ramps, times, profile, refined: results of the functions of these names; None (refined: empty)
             without jumps.
     """
@@ -83,8 +84,13 @@ def examine(
         critical_rates: (C,).
         recipe: optimiser, and the number of steps T that the critical rates belong to.
         multiples: learning rates of ``runs``, in units of the critical ones.
-        counted: those whose jumps are examined; the experiments start from the largest.
+        counted: those of ``multiples`` whose jumps are examined; the experiments start from the last.
+
+    Raises:
+        ParameterError: ``counted`` is empty or holds what is not among ``multiples``.
     """
+    if not counted or not set(counted) <= set(multiples):
+        raise ParameterError(f"counted is {shown(counted)}; give one or more of the multiples {shown(multiples)}.")
     critical_rates = np.asarray(critical_rates)
     runs = store.run(model, contexts, critical_rates[:, None] * multiples, recipe)
     indices = [list(multiples).index(m) for m in counted]

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import scipy.stats
 import xarray as xr
 
+from phantomlib.critical.numbers import interval
 from phantomlib.measure.contexts import Resolved
 
 JUMP_COLUMNS = [
@@ -177,12 +177,7 @@ def geometry_at_jumps(table: pd.DataFrame) -> JumpGeometry:
     )
 
 
-def median_interval(values, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Bootstrap interval of the median of ``values`` (n,); degenerate for a single value."""
+def median_interval(values) -> tuple[float, float]:
+    """95 % bootstrap interval of the median of ``values`` (n,); degenerate for a single value, nan without any."""
     values = np.asarray(values, dtype=float)
-    if len(values) < 2:
-        return float(values[0]), float(values[0])
-    found = scipy.stats.bootstrap(
-        (values,), np.median, confidence_level=level, method="percentile", rng=np.random.default_rng(seed)
-    )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return (float(values[0]), float(values[0])) if len(values) == 1 else interval(values, np.median)

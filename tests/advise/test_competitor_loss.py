@@ -1,6 +1,7 @@
 """A real Trainer with a loss that looks at the competitor: it trains what the engine trains, and nothing else changes."""
 
 import copy
+import textwrap
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from tiny import contexts, leading, model
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
+from phantomlib.advise import competitor_loss
 from phantomlib.advise.competitor_loss import CompetitorLoss
 from phantomlib.advise.trainer_callback import PhantomCallback
 from phantomlib.critical.step_zero import velocity
@@ -126,6 +128,16 @@ def test_words_are_found_with_the_tokenizer():
     ]
     with pytest.raises(ContextError):
         CompetitorLoss([Context("x", "she felt deep", "zyzzyva", "guilt")], tokenizer)
+
+
+def test_the_example_of_the_module_works(tmp_path, monkeypatch):
+    example = textwrap.dedent(competitor_loss.__doc__.split("::\n")[1].split("\nOr let")[0])
+    pair = "- {id: x, prompt: she felt deep, correct: shame, competitor: guilt}\n"
+    (tmp_path / "my_contexts.yaml").write_text(pair)
+    monkeypatch.chdir(tmp_path)
+    names = {"tokenizer": leading(), "Trainer": lambda *given, **options: options}
+    exec(example, names)
+    assert len(names["trainer"]["compute_loss_func"].pairs) == 1
 
 
 @pytest.mark.parametrize("given", [{"loss": "cross-entropy"}, {"loss": "hinge"}, {"weight": 0.0}, {"weight": -1.0}])

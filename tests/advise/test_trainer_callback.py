@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from made import Largest
 from tiny import contexts, leading, model
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from phantomlib.advise.trainer_callback import PhantomCallback, SilentFailureWarning
+from phantomlib.advise.trainer_callback import PhantomCallback, SilentFailureWarning, _velocity
+from phantomlib.critical import step_zero
 from phantomlib.critical.step_zero import velocity
 from phantomlib.errors import ContextError, ParameterError, PhantomError
 from phantomlib.measure.contexts import Context
@@ -86,6 +88,17 @@ def test_the_kinematic_number_is_the_budget_in_units_of_the_first_velocity(tmp_p
     assert watch.frame().kinematic_number.tolist() == pytest.approx([unit * s for s in spent], rel=1e-4)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_first_velocity_is_summed_in_blocks(optimizer, monkeypatch):
+    monkeypatch.setattr(step_zero, "BLOCK", 16)
+    plain, recipe = model("GPT2", "float32"), Recipe(optimizer=optimizer)
+    context, module = contexts(plain)[0], still(plain.module)
+    with Largest(*module.parameters()) as made:
+        found = _velocity(module, context, recipe)
+    assert found == pytest.approx(float(velocity(plain, [context], recipe).velocity[0]), rel=1e-5)
+    assert 0 < made.bytes[torch.float64] <= 2 * 32 * 8  # two vectors, blocks of up to twice the size
+
+
 def test_lora_is_watched_and_its_geometry_stays(tmp_path):
     plain = model("Llama", "float32")
     context = contexts(plain)[0]
@@ -158,6 +171,46 @@ def test_without_attach_the_history_still_has_them(tmp_path):
     one.add_callback(PhantomCallback([context], every=2))
     one.train()
     assert sum(f"phantom/{context.id}/gap" in row for row in one.state.log_history) == 4
+
+
+class Stop(TrainerCallback):
+    """Ends training after a step, as early stopping does."""
+
+    def __init__(self, step, best=None):
+        self.step, self.best = step, best
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            state.best_model_checkpoint, control.should_training_stop = self.best, True
+        return control
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_the_last_step_is_measured_when_training_stops_early(attached, tmp_path):
+    plain = model("GPT2", "float32")
+    context = contexts(plain)[0]
+    one = trainer(still(plain.module), context, tmp_path, 1e-3)
+    watch = PhantomCallback([context], every=3)
+    watch.attach(one) if attached else one.add_callback(watch)
+    one.add_callback(Stop(4))
+    one.train()
+    run = finetune(plain, [context], [1e-3], Recipe(optimizer="sgd", steps=STEPS)).isel(context=0, rate=0, seed=0)
+    assert watch.frame().step.tolist() == [0, 3, 4]
+    assert watch.frame().gap.to_numpy() == pytest.approx(run.logit_gap.values[[0, 3, 4]], rel=2e-4, abs=2e-5)
+    assert watch.frame().budget.to_numpy() == pytest.approx([0, 3e-3, 4e-3])
+    rows = [row for row in one.state.log_history if f"phantom/{context.id}/gap" in row]
+    assert [row["step"] for row in rows] == [0, 3, 4]
+
+
+def test_weights_of_the_best_checkpoint_are_not_taken_for_those_of_the_last_step(tmp_path):
+    plain = model("GPT2", "float32")
+    context = contexts(plain)[0]
+    one = trainer(still(plain.module), context, tmp_path, 1e-3)
+    one.args.load_best_model_at_end = True
+    watch = PhantomCallback([context], every=3).attach(one)
+    one.add_callback(Stop(4, best=str(tmp_path)))
+    one.train()
+    assert watch.frame().step.tolist() == [0, 3]
 
 
 def warnings_of(number, folder):

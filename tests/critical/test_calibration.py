@@ -25,9 +25,12 @@ def test_leaving_one_out_never_fits_on_what_it_predicts():
 
 
 def test_the_best_predictor_ranks_first_and_partial_ones_last():
-    ranked = calibration.ranking(calibration.leave_one_out(planted()))
-    assert ranked.predictor[0] == "third_order" or ranked.calibration[0] == "gap"
-    assert ranked.rms.iloc[0] < 1e-3
+    predictors = ["first_steps", "velocity", "third_order"]  # the best is not the first
+    ranked = calibration.ranking(calibration.leave_one_out(planted(), predictors))
+    order = list(zip(ranked.predictor, ranked.calibration, strict=True))
+    assert order[0] == ("velocity", "gap") and ranked.rms[0] < 1e-12  # the planted law
+    assert [predictor for predictor, _ in order[1:4]] == ["third_order"] * 3 and ranked.rms[1] < 1e-3  # but for noise
+    assert order[4:6] == [("velocity", "constant"), ("velocity", "none")]
     assert set(ranked.predictor.tail(3)) == {"first_steps"} and (ranked.missing.tail(3) == 50).all()
     words = calibration.in_words(ranked)
     np.testing.assert_allclose(words["rms (%)"], 100 * ranked.rms)

@@ -19,7 +19,8 @@ from phantomlib.transition import silent_failure
 from phantomlib.transition.jumps import find_jumps
 
 RECIPE = Recipe(optimizer="adam", steps=8, rank=2)
-BASE = sensitivity.Setting(RECIPE, multiples=(0.5, 2.0), jump_multiples=(10.0,))
+JUMPS = {"size_factor": 0.05, "median_factor": 2.0}  # as small as the jumps of tiny models
+BASE = sensitivity.Setting(RECIPE, multiples=(0.5, 2.0), jump_multiples=(10.0, 30.0), **JUMPS)
 
 
 @pytest.fixture(scope="module")
@@ -55,18 +56,46 @@ def test_the_unchanged_setting_gives_the_claims_own_quantities(measured):
     assert values["C1"]["fewest_silent_contexts"] == silent
     rates = [critical_rates(store, m, contexts, RECIPE) for m, contexts in pairs]
     jumps = [
-        find_jumps(store.run(m, contexts, 10 * ds.critical_rate.values[:, None], RECIPE))
+        find_jumps(store.run(m, contexts, np.outer(ds.critical_rate, [10.0, 30.0]), RECIPE), **JUMPS)
         for (m, contexts), ds in zip(pairs, rates, strict=True)
     ]
-    assert values["C4"]["fewest_jumping_contexts"] == min(table["context"].nunique() for table in jumps)
+    assert values["C4"]["fewest_jumping_contexts"] == min(table["context"].nunique() for table in jumps) > 0
     shares = pd.concat(jumps)["readout_share"]
-    assert values["C7"]["median_readout_share"] == pytest.approx(shares.median(), nan_ok=True)
+    assert np.isfinite(shares).all() and values["C7"]["median_readout_share"] == pytest.approx(shares.median())
     means = [
         np.exp(np.mean(np.log([n for n in (ds.critical_rate * 8 * ds.velocity / abs(ds.gap)).values if n > 0])))
         for ds in rates
     ]
     assert values["C8"]["coefficient_of_variation"] == pytest.approx(coefficient_of_variation(means))
     assert set(runs) >= {ds.attrs["run_id"] for ds in grid} and all(map(store.has, runs))
+
+
+def test_successes_of_lora_are_counted_at_ten_times_the_critical_rates(measured):
+    store, pairs, values, _ = measured
+    successes = []
+    for m, contexts in pairs:
+        rates = 10 * critical_rates(store, m, contexts, RECIPE).critical_rate.values[:, None]
+        runs = store.run(m, contexts, rates, replace(RECIPE, method="lora"))
+        ahead, phi = (runs.logit_gap.values > 0).any(-1), runs.phi.values[..., -1]
+        successes.append(int((ahead & (phi > 0)).sum()))
+    assert values["C9"]["lora_successes"] == successes and sum(successes) > 0
+
+
+def test_a_context_without_a_critical_rate_is_left_out(measured, monkeypatch):
+    store, pairs, *_ = measured
+    all_rates = {m.name: critical_rates(store, m, contexts, RECIPE) for m, contexts in pairs}
+    variant, results = sensitivity.Variant("x", ("C4", "C7", "C8", "C9")), []
+
+    def of_the_first(store, model, contexts, recipe):
+        found = all_rates[model.name].isel(context=slice(len(contexts)))
+        return found.assign(critical_rate=found.critical_rate.where(found.context == contexts[0].id))
+
+    monkeypatch.setattr(sensitivity.search, "critical_rates", of_the_first)
+    for given in (pairs, [(m, contexts[:1]) for m, contexts in pairs]):
+        results.append(sensitivity.measure_setting(store, lambda dtype, given=given: given, BASE, variant))
+    (with_nan, runs), (without, _) = results
+    assert with_nan == without and all(map(store.has, runs))
+    assert with_nan["C4"]["fewest_jumping_contexts"] == 1
 
 
 def test_a_stricter_definition_counts_no_more_structural_failures(measured):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from toys import STARTS, Logistic, examined
 
+from phantomlib.errors import ParameterError
 from phantomlib.ledger import scoreboard
 from phantomlib.ledger.claims import load_claims
 from phantomlib.transition import double_well, examine
@@ -37,3 +38,9 @@ def test_without_jumps_quantities_of_jumps_are_nan_and_fail():
     assert np.isnan(measured["geometry"]["median_geometry_share"]) and np.isnan(measured["refinement"]["median_slope"])
     verdicts = scoreboard.passed_tests(C5, measured)
     assert not verdicts["geometry"] and not verdicts["refinement"]
+
+
+@pytest.mark.parametrize("counted", [(10.0,), (1.5, 10.0), ()])
+def test_what_is_to_count_and_is_not_run_is_refused_before_any_run(counted):
+    with pytest.raises(ParameterError, match=r"counted is .*give one or more of the multiples \(0.5, 1.5\)"):
+        examine.examine(None, None, [], [], None, multiples=(0.5, 1.5), counted=counted)

@@ -89,3 +89,4 @@ def test_interval_of_a_median_covers_it():
     low, high = jumps.median_interval(values)
     assert low < np.median(values) < high and high - low == pytest.approx(2 * 1.96 * np.sqrt(np.pi / 2 / 200), rel=0.4)
     assert jumps.median_interval([0.5]) == (0.5, 0.5)
+    assert np.isnan(jumps.median_interval([])).all()

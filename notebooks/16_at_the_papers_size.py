@@ -17,7 +17,7 @@
 # # 16 · At the paper's size
 #
 # **Question.** All chapters before this one rest on small models of a generated language. Do their results hold for
-# real pretrained models of the size that the paper studied?
+# real pretrained models of the size that we take the paper to have studied?
 #
 # ```{glue:md} answer_16
 # :format: myst
@@ -82,20 +82,28 @@ labels = {"adam": "Adam", "sgd": "SGD"}
 recipes = {o: Recipe(optimizer=o, steps=steps) for o in labels}
 claims = {claim.id: claim for claim in load_claims()}
 zoo = [nb.load(ref) for ref in [*nb.models, held_out]]
+held = {}  # whether a claim's thresholds are met, by claim and optimiser
+
+
+def record(claim, value, **options):
+    nb.record(claim, value, **options)
+    values = value if isinstance(value, dict) else {claims[claim].criteria[0].name: value}
+    held[claim, options["optimizer"]] = claims[claim].holds(values)
+
 
 # %% [markdown]
 # ## Which models, and where the runs are
 #
 # The paper's abstract speaks of a fivefold range of parameters; we read it as 82 to 410 million. Two real models
-# within that range can be had from the Python package index: SmolLM2 with 135 million parameters and Gemma 3 with 270
-# million. They were trained by others, on trillions of words of real text, and come rounded to about four bits a
-# weight. What is studied here is the rounded model, exactly ([chapter 17](17_quantisation.ipynb) says what the
-# rounding changes).
+# within that range can be had from the Python package index: SmolLM2 with 135 million parameters and Gemma 3 with
+# 270 million. They were trained by others, on trillions of words of real text; SmolLM2 was then tuned to follow
+# instructions. Most of their weights come rounded to four bits. What is studied here is the rounded model, exactly
+# ([chapter 17](17_quantisation.ipynb) says what the rounding changes).
 #
-# One run of such a model takes ten seconds to a minute on one core, and this chapter needs hundreds. So its runs were
-# made once and are *published* with the book, in the folder `results`. By default this page reads them, and computes
-# every number, figure and verdict from them anew. `phantom verify` draws some of them at random and computes them
-# again. With `-p published ''` everything is computed here.
+# One fine-tune of such a model takes from seconds to minutes on one core, and this chapter needs hundreds. They
+# were made once and are *published* with the book, in the folder `results`. By default this page reads them, and
+# computes every number, figure and verdict from them anew. `phantom verify` draws some of them at random and
+# computes them again. With `-p published ''` everything is computed here.
 
 # %%
 found = published_runs.models_with_contexts(nb.store, real, real_contexts, published, nb.load)
@@ -122,17 +130,25 @@ for model, _, left_out in found:
         nb.say("> Left out for {model}: {reason}", model=model.name, reason=reason)
 
 # %% [markdown]
-# The [contexts](../definitions.md#context) are the book's ten and ten more, written down before any of these
-# models was fine-tuned. Steps, optimisers and definitions are those of the zoo. So are the thresholds: each claim
-# on this page (R1 to R10) repeats one of the paper's on real models, and was [declared](10_ledger.ipynb) before the
-# runs. Where its sample is smaller, that too was fixed beforehand.
+# The [contexts](../definitions.md#context) are the book's ten and ten more: of a list of ours the first ten whose
+# words are single tokens for both models and whose competitor leads in both. The ten new ones had never been
+# fine-tuned. The book's ten had been, once: before these predictions were made, their critical rates were searched
+# for on both models in a trial of the engine's speed. Those values were not kept, and enter no prediction. But strictly
+# blind are the ten new sentences only, so the two halves are shown apart
+# below.
+#
+# Steps, optimisers and definitions are those of the zoo. The claims of this page (R1 to R10) were
+# [declared](10_ledger.ipynb) before its runs. Most ask a claim of the paper again, on a smaller sample that was
+# fixed beforehand. R8 compares real models with the zoo's mean, R9 asks how LoRA's critical rate is predicted, and
+# R10 asks for a median error besides: these three are our own sharpenings.
 #
 # ## The blind test
 #
 # First the hardest question. For each sentence we predict the learning rate at which the word overtakes, from
-# derivatives of the untouched model and from constants that were fitted on the zoo alone: on models far smaller,
-# of an artificial language. The [protocol](../definitions.md#blind-protocol) is that of
-# [chapter 07](07_blind_prediction.ipynb): the prediction, with its interval and the time, is on disk before any run.
+# derivatives of the untouched model. The zoo alone, models far smaller and of an artificial language, decides which
+# predictor is used and with which calibration; where that is *none*, no fitted constant enters. The
+# [protocol](../definitions.md#blind-protocol) is that of [chapter 07](07_blind_prediction.ipynb): the prediction,
+# with its interval and the time, is on disk before any run.
 
 
 # %%
@@ -234,8 +250,8 @@ panels[0].set_ylabel("predicted over measured, error (%)")
 nb.figure(
     figure,
     "fig-real-blind",
-    caption="""Blind prediction of the critical learning rates of two real models, with constants fitted on the zoo
-        alone. Dots: contexts; squares: error of the geometric mean over the contexts, which is what
+    caption="""Blind prediction of the critical learning rates of two real models, by the predictor and calibration
+        that did best on the zoo. Dots: contexts; squares: error of the geometric mean over the contexts, which is what
         the claim is about. Shaded: plus and minus 2.1 %, the error that the paper's abstract
         reports. Full fine-tuning; measured to a bracket of 0.5 %; deterministic, no seeds.""",
     alt="Errors of the blind prediction for two real models under Adam and SGD, with the band of 2.1 per cent.",
@@ -246,7 +262,7 @@ nb.figure(
 # %%
 for optimizer, label in labels.items():
     rows = blind_table.loc[optimizer]
-    nb.record(
+    record(
         "R10",
         {"blind_error": rows.error.abs().max(), "median_context_error": rows["median"].max()},
         optimizer=optimizer,
@@ -271,8 +287,38 @@ for optimizer, label in labels.items():
             n=int(row.contexts),
         )
 
+# %%
+within = [p.interval[0] <= blind_table.measured[key] <= p.interval[1] for key, p in predictions.items()]
+nb.say(
+    "{inside} of {all} measured means lie inside the predicted interval. That interval knows only how the models "
+    "of the zoo scatter; for other models and sentences it is {verdict}.",
+    inside=sum(within),
+    all=len(within),
+    verdict="too narrow" if sum(within) < 0.9 * len(within) else "wide enough here",
+)
+
 # %% [markdown]
-# What goes with an error? This was asked after the measurement, and no claim rests on it. The prediction is a ladder of
+# Is it the models or the sentences? The zoo knows the book's ten contexts only. The table splits the means by
+# whether the sentence is one of these. It was made after the measurement, and no verdict rests on it.
+
+# %%
+book = {context.id for context in nb.contexts}
+half = np.where(comparison.context.isin(book), "the book's", "new")
+halves = comparison.assign(sentences=half).groupby(["optimizer", "model", "sentences"], sort=False)
+apart_by_half = pd.DataFrame(
+    {
+        "contexts": halves.critical_rate.count(),
+        "error of the mean (%)": 100
+        * (halves.predicted.agg(jumps.geometric_mean) / halves.critical_rate.agg(jumps.geometric_mean) - 1),
+        "$N_c$": halves.number.agg(lambda n: jumps.geometric_mean(n[n > 0])),
+    }
+)
+nb.table(
+    apart_by_half.rename(index=labels).rename_axis(["optimiser", "model", "sentences"]).reset_index(), runs=critical
+)
+
+# %% [markdown]
+# What goes with an error? This too was asked after the measurement. The prediction is a ladder of
 # derivatives. Where its last two rungs, *second order* and *third order*, differ much, the ladder has not yet
 # converged, and the difference is known before any run.
 
@@ -303,8 +349,8 @@ for optimizer, rows in apart.groupby("optimizer", sort=False):
     )
 
 # %% [markdown]
-# What the other predictors and calibrations said, before the measurement, in per cent of the measured geometric mean.
-# No verdict depends on these.
+# What the other predictors and calibrations said, before the measurement, in per cent of the measured geometric
+# mean. No verdict depends on these.
 
 # %%
 others = pd.DataFrame(
@@ -338,7 +384,7 @@ nb.figure(
         contexts (less than all where the first velocity points the wrong way). Bars: geometric mean
         over the contexts with its 95 % bootstrap interval. Full fine-tuning; critical rates to a
         bracket of 0.5 %; deterministic. Grey line: N = 1.""",
-    alt="Critical kinematic numbers of eight models under Adam and SGD.",
+    alt="Critical kinematic numbers of the zoo's and the real models under Adam and SGD.",
     runs=critical,
     data=numbers,
 )
@@ -349,7 +395,7 @@ for optimizer, label in labels.items():
     means = summaries[optimizer].set_index("model")
     standard = float(np.exp(np.log(means["mean"][five]).mean()))
     away = means["mean"][[m.name for m in subjects]] / standard - 1
-    nb.record(
+    record(
         "R8",
         away.abs().max(),
         optimizer=optimizer,
@@ -365,9 +411,13 @@ for optimizer, label in labels.items():
         },
     )
     nb.say(
-        "**{label}**: the zoo's number is {standard:.3f}; {each}.",
+        "**{label}**: the number of the zoo's five is {standard:.3f}; {each}. The zoo's sixth model, {sixth}, not among these, has "
+        "{number:.3f} ({off:+.1%}).",
         label=label,
         standard=standard,
+        sixth=last.name,
+        number=means["mean"][last.name],
+        off=means["mean"][last.name] / standard - 1,
         each="; ".join(
             f"that of {m.name} is {means['mean'][m.name]:.3f} ({away[m.name]:+.1%}; undefined in "
             f"{means.undefined[m.name]} contexts)"
@@ -378,8 +428,10 @@ for optimizer, label in labels.items():
 # %% [markdown]
 # ## Silent failures
 #
-# Below the predicted critical rate the word should never overtake, however the loss falls. Each model is fine-tuned on
-# its first contexts at two rates below. This and what follows is about Adam, which decides the verdicts.
+# Below the predicted critical rate the word should never overtake, however the loss falls. Each model is fine-tuned
+# on its first contexts at two rates below. Where a prediction is off by less than these rates are below it, no word
+# can overtake; what is tested is that the loss falls steadily all the same. This and what follows is about Adam,
+# which decides the verdicts.
 
 
 # %%
@@ -425,9 +477,9 @@ for optimizer, label in followed_labels.items():
     runs = failing.sel(optimizer)
     drifted = max(largest_residual(ds) for ds in runs.values())
     modes = {f"{kind}_failures": int(kinds.get(kind, 0)) for kind in ("kinematic", "structural")}
-    nb.record("R1", min(contexts_failing.values()), optimizer=optimizer, n=sample, runs=runs, detail=contexts_failing)
-    nb.record("R2", {"residual_float64": exact, "residual_float32": drifted}, optimizer=optimizer, n=sample, runs=runs)
-    nb.record("R3", modes, optimizer=optimizer, n=sample, runs=runs, detail={k: int(v) for k, v in kinds.items()})
+    record("R1", min(contexts_failing.values()), optimizer=optimizer, n=sample, runs=runs, detail=contexts_failing)
+    record("R2", {"residual_float64": exact, "residual_float32": drifted}, optimizer=optimizer, n=sample, runs=runs)
+    record("R3", modes, optimizer=optimizer, n=sample, runs=runs, detail={k: int(v) for k, v in kinds.items()})
     nb.say(
         "**{label}**: contexts of {n} that fail silently, with a loss that ends at least 0.1 nat lower: {counts}. "
         "All runs by outcome: {kinds}. Signal and drag sum to the order parameter to within {drifted:.1e} along "
@@ -445,7 +497,8 @@ for optimizer, label in followed_labels.items():
 #
 # Far above the critical rate the [order parameter](../definitions.md#order-parameter-signal-and-drag)
 # [jumps](../definitions.md#jumps). How much of each jump is carried by the probabilities, and how much by the
-# embeddings' geometry? Under LoRA the question answers itself: there the embeddings cannot move.
+# embeddings' geometry? At such small learning rates the embeddings hardly move, so their share can hardly be large.
+# Under LoRA they cannot move at all: does the order parameter jump there too?
 
 
 # %%
@@ -488,7 +541,7 @@ nb.figure(
         readout), at one hundred times the critical rate of full fine-tuning; rings mark jumps. One
         curve per context, one seed of the LoRA initialisation. The readout is compared with its
         initial value bit for bit at every step.""",
-    alt="One panel per real model: under LoRA the order parameter of many contexts leaps.",
+    alt="One panel per real model: order parameter against step under LoRA, one curve per context, jumps ringed.",
     runs=frozen,
 )
 
@@ -499,8 +552,8 @@ for optimizer, label in followed_labels.items():
     share = pd.concat(found_jumps.values()).readout_share
     sample = {"architectures": len(subjects), "contexts": fast.fewest_contexts(optimizer)}
     runs = [fast.sel(optimizer), critical.sel(optimizer)]
-    nb.record("R4", min(jumping.values()), optimizer=optimizer, n=sample, runs=runs, detail=jumping)
-    nb.record(
+    record("R4", min(jumping.values()), optimizer=optimizer, n=sample, runs=runs, detail=jumping)
+    record(
         "R7",
         share.median(),
         optimizer=optimizer,
@@ -511,16 +564,20 @@ for optimizer, label in followed_labels.items():
     )
     nb.say(
         "**{label}**: contexts of {n} with a jump: {counts}. Over {jumps} jumps the median readout share is "
-        "{share:.3f}.",
+        "{share:.3f}, the furthest from one {far:.1e} away. At {rising} of these jumps the loss rises: in that sense "
+        "they are {catapult}.",
         label=label,
         n=sample["contexts"],
         counts=", ".join(f"{m} {count}" for m, count in jumping.items()),
         jumps=len(share),
         share=share.median(),
+        far=abs(share - 1).max(),
+        rising=(rising := int(sum((table.loss_change > 0).sum() for table in found_jumps.values()))),
+        catapult="no catapults" if not rising else "catapults in part",
     )
 still = frozen_readout.frozen_jumps(list(frozen.values()), list(frozen_jumps.values()))
 by_lora = {m: len(set(table.context)) for m, table in frozen_jumps.sel("adam").items()}
-nb.record(
+record(
     "R6",
     {"sentences_with_frozen_jumps": sum(by_lora.values()), "steps_with_changed_readout": still.changed_steps},
     optimizer="adam",
@@ -539,9 +596,9 @@ nb.say(
 # %% [markdown]
 # ## The five tests
 #
-# The tests of [chapter 05](05_phantoms.ipynb) against spontaneous symmetry breaking need runs of up to 640 steps. They
-# are made under Adam, for the first contexts of the models in `examined`. The claim asks for both models; with one
-# missing, its verdict is withheld.
+# The tests of [chapter 05](05_phantoms.ipynb) against spontaneous symmetry breaking need the same fine-tunes in
+# finer steps. They are made under Adam, for the first contexts of the models in `examined`. The claim asks for both
+# models; with one missing, its verdict is withheld.
 
 
 # %%
@@ -565,7 +622,7 @@ control = examine.summarise_tests([double_well.DoubleWell.examined(steps)])
 passed = scoreboard.passed_tests(claims["R5"], measured)
 run_ids = sorted({i for e in examinations.values() for i in e.run_ids})
 board = scoreboard.scoreboard(claims["R5"], {"Adam": measured, "double well": control})
-nb.record(
+record(
     "R5",
     sum(passed.values()),
     optimizer="adam",
@@ -590,17 +647,22 @@ nb.figure(
 )
 words = board.assign(quantity=board.quantity.map(markup.with_symbols)).replace("nan", "–")
 nb.table(words, fold="All values, with the wording of the ledger", runs=run_ids)
+control_passed = sum(scoreboard.passed_tests(claims["R5"], control).values())
 nb.say(
-    "{outcomes}.",
+    "{outcomes}. These are tests of {first} first jumps. The double well, which does have two branches, passes "
+    "{control} of the {tests} too: only the others tell the two apart.",
+    first=sum(len(e.first) for e in examinations.values()),
+    control=control_passed,
+    tests=len(passed),
     outcomes=", ".join(f"{test} {'passed' if ok else '**failed**'}" for test, ok in passed.items()).capitalize(),
 )
 
 # %% [markdown]
 # ## LoRA's critical rate
 #
-# In the zoo LoRA needs a learning rate about ten times as large as full fine-tuning, and its own first velocity says
-# most of that. With the geometric mean of LoRA's $N_c$ over the zoo, LoRA's critical rate on a real model follows from
-# quantities at step 0 alone.
+# LoRA needs a larger learning rate than full fine-tuning, and its own first velocity says most of that. With the
+# geometric mean of LoRA's $N_c$ over the zoo, LoRA's critical rate on a real model follows from quantities at step
+# 0 alone.
 
 
 # %%
@@ -612,13 +674,18 @@ def lora_numbers(model, fitting):
 lora_zoo = {z.name: lora_numbers(z, nb.fitting_contexts(z)) for z in zoo[: len(nb.models)]}
 lora_real = {m.name: lora_numbers(m, followed_above(m, "adam")[0][:lora_followed]) for m in subjects}
 lora = pd.concat([compare(ds).assign(model=name) for name, ds in (lora_zoo | lora_real).items()], ignore_index=True)
+of_full = [here["adam"].rename(columns={"measured": "full"}), comparison[comparison.optimizer == "adam"]]
+of_full = pd.concat([t.rename(columns={"critical_rate": "full"})[["model", "context", "full"]] for t in of_full])
+larger = lora.merge(of_full, on=["model", "context"]).groupby("model", sort=False)
+larger = larger.apply(lambda rows: jumps.geometric_mean(rows.critical_rate / rows.full), include_groups=False)
+zoo_numbers = architecture_numbers(lora[lora.model.isin(five)]).set_index("model")["mean"]
 zoo_number = float(np.exp(np.log(architecture_numbers(lora[lora.model.isin(five)])["mean"]).mean()))
 lora = lora[~lora.model.isin(five)].reset_index(drop=True)
 lora["predicted"] = zoo_number * lora.gap.abs() / (steps * lora.velocity)
 positive = lora[lora.velocity > 0].groupby("model", sort=False)
 lora_means = positive[["predicted", "critical_rate"]].agg(jumps.geometric_mean)
 lora_error = lora_means.predicted / lora_means.critical_rate - 1
-nb.record(
+record(
     "R9",
     lora_error.abs().max(),
     optimizer="adam",
@@ -650,13 +717,35 @@ nb.figure(
     data=lora[["model", "context", "critical_rate", "predicted"]],
 )
 nb.say(
-    "The zoo's number for LoRA is {number:.3f}. {each}.",
+    "The zoo's number for LoRA is {number:.3f} (from {least:.3f} to {most:.3f} over its models). {each}.{side}",
+    side=" All errors are on one side: LoRA's number itself is another one on these models."
+    * (len(set(np.sign(lora_error))) == 1),
     number=zoo_number,
+    least=zoo_numbers.min(),
+    most=zoo_numbers.max(),
     each="; ".join(
         f"{m}: predicted {lora_means.predicted[m]:.3e}, measured {lora_means.critical_rate[m]:.3e}, an error of "
         f"{lora_error[m]:+.1%}"
         for m in lora_error.index
     ),
+)
+
+# %%
+nb.say(
+    "LoRA's critical rate is that of full fine-tuning times {each}; in the zoo the factor is {least:.0f} to "
+    "{most:.0f}. So the "
+    "LoRA runs further up, at {multiple:.0f} times the critical rate of full fine-tuning, lie only {beyond} "
+    "times above "
+    "LoRA's own critical rate, and in the zoo {above_least:.0f} to {above_most:.0f} times. That a model does not "
+    "jump there "
+    "says little about whether it would jump further up.",
+    each=" and ".join(f"{larger[m.name]:.0f} ({m.name})" for m in subjects),
+    least=larger[five].min(),
+    most=larger[five].max(),
+    multiple=lora_multiple,
+    beyond=" and ".join(f"{lora_multiple / larger[m.name]:.1f}" for m in subjects),
+    above_least=lora_multiple / larger[five].max(),
+    above_most=lora_multiple / larger[five].min(),
 )
 
 # %% [markdown]
@@ -681,13 +770,34 @@ nb.table(
 )
 
 # %% tags=["hide-input"]
+QUESTIONS = {
+    "R1": "silent failure",
+    "R2": "the exact split",
+    "R3": "two kinds of failure",
+    "R4": "jumps",
+    "R5": "the five tests",
+    "R6": "jumps under LoRA",
+    "R7": "the readout's share",
+    "R8": "the zoo's kinematic number",
+    "R9": "LoRA's critical rate from its step 0",
+    "R10": "the blind prediction",
+}
 adam, sgd = blind_table.loc["adam"].error.abs(), blind_table.loc["sgd"].error.abs()
 nb.answer(
-    "The critical learning rates of {models} with {least:.0f} and {most:.0f} million parameters, predicted from "
-    "constants of the zoo before any of their runs, are off by {adam} under Adam and by {sgd} under SGD "
-    "(geometric means over {n} contexts). Below them, at least {silent} of {followed} contexts fail silently; far "
-    "above, the order parameter jumps. The jumps of {examined} pass {passed} of {tests} tests against a broken "
-    "symmetry.",
+    "Of ten claims asked under Adam, {met} meet their thresholds on {models}, real models with {least:.0f} and "
+    "{most:.0f} "
+    "million parameters{but}. Their critical learning rates, predicted from step 0, are off by {adam} under Adam "
+    "and by "
+    "{sgd} under SGD (geometric means over {n} contexts; asked: {asked:.1%}). Below them, at least {silent} of "
+    "{followed} "
+    "contexts fail silently; far above, the order parameter jumps. The jumps of {examined} pass {passed} of "
+    "{tests} tests "
+    "against a broken symmetry.",
+    met=sum(ok for (_, o), ok in held.items() if o == "adam"),
+    but="".join(
+        f"; {claim} ({QUESTIONS[claim]}) does not" for (claim, o), ok in held.items() if o == "adam" and not ok
+    ),
+    asked=reported,
     models=" and ".join(m.name for m in subjects),
     least=min(m.n_parameters for m in subjects) / 1e6,
     most=max(m.n_parameters for m in subjects) / 1e6,
@@ -708,13 +818,17 @@ nb.glue("real_models", " and ".join(m.name for m in subjects))
 # ## What it means
 #
 # What was seen on small models is a picture in two parts. One is qualitative: losses that fall without teaching the
-# word, jumps far above the critical rate that live in the readout. The other is a set of constants. Real models test
-# the second harder than another small one could, because their paths bend more on some sentences. There the ladder of
-# derivatives needs further rungs, and it says so beforehand, by the distance of its last two.
-# [The ledger](10_ledger.ipynb) has the verdict on each part, by thresholds that were set for the zoo.
+# word, jumps far above the critical rate that live in the readout. The other is quantitative: one number for all
+# models, and rates that are predicted before any run. Real models and new sentences test the second harder than
+# another small model could, because their paths bend more. The distance of the ladder's last two rungs tends to
+# tell which predictions to distrust, with exceptions, and that was found afterwards. [The ledger](10_ledger.ipynb)
+# has the verdict on each part.
 #
 # ## What could be wrong
 #
-# Two models are few, and both come rounded to about four bits a weight. Their contexts are twenty short sentences of
-# ours. The five tests rest on three of them for each model, LoRA's rate on five. A fine-tune on a single sentence is a
-# cartoon of what practitioners do; that it is the same cartoon at three sizes of model is what this chapter can show.
+# Two models are few, and most of their weights come rounded to four bits. Their contexts are twenty short sentences
+# of ours, of which ten had been searched before (see above), and the zoo knows only ten of them. The five tests
+# rest on three of them for each model, LoRA's rate on five, LoRA's jumps on one seed and, as the figure shows, on
+# few sentences. At the smallest critical rates a step changes a weight by about as much as single precision
+# resolves. A fine-tune on a single sentence is a cartoon of what practitioners do; that it is the same cartoon at
+# three sizes of model is what this chapter can show.

@@ -11,8 +11,10 @@ import torch
 import typer
 
 from benchmarks import measure, needs, suites
+from phantomlib.files import write_text
 
 ZOO = ("gpt2-s", "gpt2-m", "gpt2-l", "neox-s", "neox-m")
+ONCE = ("memory", "growth", "book")  # suites that measure everything once
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -57,11 +59,12 @@ def main(
         results[name] = {
             "machine": measure.machine(torch.device(device)),
             "seconds": time.perf_counter() - started,
+            "rounds": 1 if name in ONCE else repeats,
             "rows": rows,
         }
         print(as_table(rows), flush=True)
         RESULTS.mkdir(exist_ok=True)
-        path.write_text(json.dumps(results, indent=1), encoding="utf-8")  # after every suite: nothing is lost
+        write_text(path, json.dumps(results, indent=1))  # after every suite: nothing is lost
     print(f"\nWritten: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
 
 

@@ -51,8 +51,8 @@ methods = {"full, Adam": ("full", "adam"), "full, SGD": ("full", "sgd"), "LoRA, 
 
 # %% [markdown]
 # The learning rate is given in units of the [critical one](../definitions.md#critical-learning-rate) of full
-# fine-tuning. The curves are those of [chapter 04](04_catapult_jumps.ipynb), and the same runs under LoRA: all
-# parameters trained, or adapters of rank 8 and alpha 16; one deterministic run per curve (LoRA: one seed).
+# fine-tuning with the same optimiser, also under LoRA, which needs a larger one. Full fine-tuning: the runs of
+# [chapter 04](04_catapult_jumps.ipynb), deterministic, no seeds. LoRA: adapters of rank 8 and alpha 16, one seed.
 
 
 # %%
@@ -72,6 +72,12 @@ for model in map(nb.load, nb.models):
         runs[model.name] = {label: ds for label, ds in found.items() if ds is not None}
 
 # %%
+nb.say(
+    "Each curve is one run of {steps} steps; from top to bottom: the cross-entropy of the correct token; the logit gap "
+    "between the two words, with a line at zero, above which the correct word leads; signal, drag and their sum, the "
+    "order parameter.",
+    steps=steps,
+)
 nb.page(page(runs, multiples), runs=runs)
 
 # %% tags=["hide-input"]

@@ -58,9 +58,10 @@ LABELS = {"adam": "Adam", "sgd": "SGD"}
 #
 # GGUF, the format of llama.cpp, rounds 32 neighbouring weights of a row at a time. In a block, a weight becomes
 # $w \approx a + s\,q$. The whole number $q$ has eight bits in `Q8_0` and four in `Q4_1` and `Q4_0`; the scale $s$ and,
-# in `Q4_1`, the offset $a$ belong to the block. All linear layers are rounded, the token embedding and the readout,
-# while norms, biases and learned positions are kept. To compute with such a file it is dequantised: every weight is a
-# floating-point number again, one of the 256 or 16 that its block can hold.
+# in `Q4_1`, the offset $a$ belong to the block. All linear layers, the token embedding and the readout are rounded;
+# norms, biases and learned positions are kept. With the scale and offset of its block a weight takes 8.5, 5 or 4.5
+# bits. To compute with such a file it is dequantised: every weight is a floating-point number again, one of the 256 or
+# 16 that its block can hold.
 #
 # Below, a model is compared with its own rounded copies, context by context. Each copy is treated like any other
 # model: its [initial gap](../definitions.md#context) and [overlap](../definitions.md#geometry) are read off, its
@@ -132,9 +133,10 @@ ratios = ratios[[*same, "kind", *QUANTITIES, "predicted"]]
 nb.figure(
     rates_by_context(ratios.rename(columns={"critical_rate": "measured"}), kinds),
     "fig-rounded-rates",
-    caption="""Critical learning rate of a rounded copy, divided by that of the original, for every context: measured
-        (filled) and predicted from step 0 (rings). On the grey line rounding changes nothing. Full fine-tuning,
-        brackets of 0.5 %, deterministic.""",
+    caption=f"""Critical learning rate of a rounded copy, divided by that of the original, for each of
+        {ratios.context.nunique()} contexts (across): measured (filled) and predicted from step 0 (rings). Up: the
+        ratio, on a logarithmic axis; on the grey line rounding changes nothing. One panel per optimiser. Full
+        fine-tuning, {steps} steps, brackets of {100 * tolerance:g} %, deterministic, no seeds.""",
     alt="Ratios of critical rates by context, measured and predicted, for each kind of rounding and both optimisers.",
     runs=runs,
     data=ratios,
@@ -151,9 +153,10 @@ changes["change"] = 100 * (changes.change - 1).abs()
 nb.figure(
     changes_by_quantity(changes, kinds, 100 * tolerance),
     "fig-rounded-quantities",
-    caption="""Size of the relative change that rounding makes to each quantity of a context, on a logarithmic axis.
-        Dots: contexts; bars: their median. Dotted: how well a critical rate is measured, 0.5 %. Full fine-tuning,
-        deterministic.""",
+    caption=f"""Size of the relative change that rounding makes to each quantity (across) of a context, in per cent
+        (up, logarithmic). Dots: {ratios.context.nunique()} contexts; bars: their median. Dotted: how well a critical
+        rate is measured, {100 * tolerance:g} %. One panel per optimiser. Full fine-tuning, {steps} steps,
+        deterministic, no seeds.""",
     alt="Changes in per cent of gap, overlap, velocity, critical rate and kinematic number, for each rounding.",
     runs=runs,
     data=changes,
@@ -195,45 +198,93 @@ groups = table.groupby(["kind", "optimizer"], sort=False)
 summaries = pd.DataFrame(summary(rows, *case) for case, rows in groups)
 nb.table(summaries, digits=2, runs=runs)
 
-# %% tags=["hide-input"]
+# %%
+SAME = 5.0  # per cent within which two kinematic numbers count as the same
 adam = summaries[summaries.optimiser == "Adam"].set_index("weights")
+reference = summaries[summaries.weights == "original"].set_index("optimiser")
+rounded = summaries[summaries.weights != "original"].set_index("optimiser")
+shifts = 100 * (rounded["$N_c$"] / reference["$N_c$"].reindex(rounded.index) - 1).abs()
+errors = {
+    name: (summary_["prediction: median error (%)"].max(), summary_["largest error (%)"].max())
+    for name, summary_ in (("original", reference), ("rounded", rounded))
+}
+as_well = errors["rounded"][0] < errors["original"][0] + 100 * tolerance  # to how well a critical rate is measured
+stay = bool(shifts.max() < SAME and as_well)
+nb.say(
+    ("They do" if stay else "Not all of them do")
+    + ": $N_c$ of a copy differs from that of the original, under the same optimiser, by {shift:.1f} % at most. The "
+    "median error of the prediction is {error:.2f} % at most over the copies and {own:.2f} % for the original; the "
+    "largest error of any context is {worst:.1f} % and {own_worst:.1f} %.",
+    shift=shifts.max(),
+    error=errors["rounded"][0],
+    own=errors["original"][0],
+    worst=errors["rounded"][1],
+    own_worst=errors["original"][1],
+)
+
+# %% tags=["hide-input"]
 fine, coarse = max(kinds, key=BITS.get), min(kinds, key=BITS.get)
+largest = changes[changes.quantity == "critical rate"].set_index("kind").change
 nb.answer(
-    "It makes another model, and they are those of that model. Rounded to {fine}, a context's critical learning rate "
-    "under Adam changes by {fine_median:.1f} % (median; at most {fine_most:.0f} %), rounded to {coarse} by "
-    "{coarse_median:.0f} % (at most {coarse_most:.0f} %). The mean kinematic number is {number:.3f} for the original "
-    "and {fine_number:.3f} and {coarse_number:.3f} for these copies; the median error of the prediction from step 0 is "
-    "{error:.1f} %, {fine_error:.1f} % and {coarse_error:.1f} %.",
+    "Rounding makes another model, with its own values of these quantities. A context's critical learning rate under "
+    "Adam changes by {fine_median:.1f} % in the median (at most {fine_most:.0f} %) when weights are rounded to {fine}, "
+    "and by {coarse_median:.0f} % (at most {coarse_most:.0f} %) when rounded to {coarse}; the largest change of any "
+    "context, optimiser and format is {most:.0f} % ({where}). "
+    + ("The regularities stay: the" if stay else "The regularities do not all stay: the")
+    + " mean kinematic number under Adam is {number:.3f} for the original and {fine_number:.3f} and "
+    "{coarse_number:.3f} for these copies; the median error of the prediction from step 0 is {error:.1f} %, "
+    "{fine_error:.1f} % and {coarse_error:.1f} %, its largest {most_error:.1f} %, {fine_most_error:.1f} % "
+    "and {coarse_most_error:.1f} %.",
     fine=fine,
     coarse=coarse,
     fine_median=adam["critical rate: median change (%)"][fine],
     fine_most=adam["largest (%)"][fine],
     coarse_median=adam["critical rate: median change (%)"][coarse],
     coarse_most=adam["largest (%)"][coarse],
+    most=largest.max(),
+    where=largest.idxmax(),
     number=adam["$N_c$"]["original"],
     fine_number=adam["$N_c$"][fine],
     coarse_number=adam["$N_c$"][coarse],
     error=adam["prediction: median error (%)"]["original"],
     fine_error=adam["prediction: median error (%)"][fine],
     coarse_error=adam["prediction: median error (%)"][coarse],
+    most_error=adam["largest error (%)"]["original"],
+    fine_most_error=adam["largest error (%)"][fine],
+    coarse_most_error=adam["largest error (%)"][coarse],
 )
 
 # %% [markdown]
 # ## What it means
 #
-# The [pretrained checkpoints from the package index](../your-model.md#real-checkpoints-without-the-hub) come rounded
-# to about four bits. They are dequantised once, and then computed with and fine-tuned in full precision like all
-# others. Every gap, overlap, critical rate and prediction of such a model is exactly that of the rounded model;
-# rounding adds no error to it. What rounding decides is *which* model it is. The publisher's original is another.
-# How far apart two such models are in a given sentence, the figures above show for a small one. Whoever wants the
-# number for their own weights must predict or measure it on these weights.
-#
-# The gap suffers most where it is small: it is a difference of two logits, and rounding moves each of them by about as
-# much whether they are close or not. Where it turns, the right word leads already, and there is nothing to learn.
+# The [pretrained checkpoints from the package index](../your-model.md#real-checkpoints-without-the-hub) come with most
+# weights rounded to four bits (`Q4_1` and `Q4_K_M`). They are dequantised once, and then computed with and fine-tuned
+# in full precision like all others. Every gap, overlap, critical rate and prediction of such a model is exactly that of
+# the rounded model; rounding adds no error to it. What rounding decides is *which* model it is. The publisher's
+# original is another. How far apart two such models are in a given sentence, the figures above show for a small one.
+# Whoever wants the number for their own weights must predict or measure it on these weights.
+
+# %%
+gaps = table[table.optimizer == "Adam"].pivot_table(index=["model", "context"], columns="kind", values="gap").dropna()
+moved = gaps[kinds].sub(gaps["original"], axis=0).abs()
+together = moved.corrwith(gaps["original"].abs(), method="spearman") if len(gaps) > 2 else pd.Series(dtype=float)
+if len(together) and together.abs().max() < 0.5:
+    nb.say(
+        "The gap is a difference of two logits, and rounding moves both. The shift hardly depends on how large the gap "
+        "is (rank correlations from {low:.2f} to {high:.2f} over the formats, n = {n}), so a small gap can change much "
+        "in proportion, here by up to {most:.0f} %.",
+        low=together.min(),
+        high=together.max(),
+        n=len(gaps),
+        most=100 * moved.div(gaps["original"].abs(), axis=0).max().max(),
+    )
+
+# %% [markdown]
+# Where rounding turns the sign of a gap, the right word leads already, and there is nothing to learn.
 #
 # ## What could be wrong
 #
-# The model is small, and rounding errors average out over fewer weights than in a large one. Files of llama.cpp often
-# keep the readout at six or eight bits, which is kinder than what is done here, and newer formats (`Q4_K_M`) choose
-# their scales with more care. Only weights are rounded: training in low precision, with rounded activations and
-# gradients, is another matter, and so is fine-tuning adapters on weights that stay rounded.
+# The model is small; in a large one, where errors may average out over more weights, rounding may do less. Files of
+# llama.cpp often keep the readout at six or eight bits, which is kinder than what is done here, and newer formats
+# (`Q4_K_M`) choose their scales with more care. Only weights are rounded: training in low precision, with rounded
+# activations and gradients, is another matter, and so is fine-tuning adapters on weights that stay rounded.

@@ -1,12 +1,14 @@
 """The benchmarks measure what they say: the baselines do the same work; targets and plan follow from the figures."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import tiny
 
+from benchmarks import __main__ as bench
 from benchmarks import baseline, measure, report
 from phantomlib.errors import ParameterError
 from phantomlib.measure.finetune import finetune
@@ -126,3 +128,19 @@ def test_results_that_are_none(tmp_path):
     )
     found = report.reached(report.read_results(tmp_path / "good.json")).set_index("target")
     assert found.verdict.to_dict()["times faster with a second core"] == "reached"
+
+
+def test_figures_that_cannot_be_written_leave_the_earlier_ones(tmp_path, monkeypatch):
+    def full(self, text, **_):
+        self.open("w").write(text[:10])
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "cpu.json").write_text("{}")
+    monkeypatch.setattr(bench, "RESULTS", tmp_path)
+    monkeypatch.setattr(bench.suites, "growth", lambda device: [{"x": 1}])
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(Path, "write_text", full)
+        bench.main(["growth"], "cpu", 1, None, None)
+    assert (tmp_path / "cpu.json").read_text() == "{}"
+    bench.main(["growth"], "cpu", 1, None, None)
+    assert json.loads((tmp_path / "cpu.json").read_text())["growth"]["rows"] == [{"x": 1}]

@@ -27,7 +27,7 @@ def frame(app, page, template, context, doctree):
         for title, address, download in (
             ("Paper (arXiv)", PAPER, False),
             ("Repository", app.config.repository, False),
-            ("How to cite", context["pathto"]("book/bibliography") + "#how-to-cite", False),
+            ("How to cite", context["pathto"]("book/bibliography").rstrip("#") + "#how-to-cite", False),
             ("Source of this notebook", _source(app, page, context), True),
             ("This notebook, executed", _executed(page, context), True),
         )

@@ -75,7 +75,8 @@ def _figure(ds: xr.Dataset) -> go.Figure:
         figure.update_yaxes(title_text=title, row=row, col=1)
     for row in (2, 3):
         figure.add_hline(y=0, line={"color": palette.REFERENCE, "width": 1}, row=row, col=1)
-    figure.update_xaxes(title_text="step", row=3, col=1)
+    # room below the axis, or the lowest label of the vertical axis runs into the first of the horizontal one
+    figure.update_xaxes(title_text="step", ticks="outside", ticklen=8, tickcolor="rgba(0,0,0,0)", row=3, col=1)
     figure.update_layout(
         template="none",
         height=640,

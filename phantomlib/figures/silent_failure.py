@@ -156,8 +156,11 @@ def phase_diagram(table, boundary: float, band: tuple[float, float]) -> Figure:
         axes.axhline(boundary, color=REFERENCE, zorder=1)
         axes.set(yscale="log", xlabel="overlap $g_{ck}$ at step 0")
     style = {"s": 16, "linewidths": 0, "zorder": 2}
-    dots = panels[0].scatter(table.overlap, table.number, c=table.order, cmap="coolwarm", vmin=-1, vmax=1, **style)
-    figure.colorbar(dots, ax=panels[0], label=r"final $\Phi\,/\sqrt{1-g_{ck}^2}$", location="top", shrink=0.9)
+    near_zero = mpl.colors.SymLogNorm(0.05, vmin=-1, vmax=1)  # most runs end there, and their sign matters
+    dots = panels[0].scatter(table.overlap, table.number, c=table.order, cmap="coolwarm", norm=near_zero, **style)
+    scale = figure.colorbar(dots, ax=panels[0], label=r"final $\Phi\,/\sqrt{1-g_{ck}^2}$", location="top", shrink=0.9)
+    scale.set_ticks([-1, -0.2, 0, 0.2, 1], labels=["−1", "−0.2", "0", "0.2", "1"])
+    scale.ax.minorticks_off()
     ranks = panels[1].scatter(
         table.overlap,
         table.number,
@@ -218,7 +221,7 @@ def below_and_above(run: xr.Dataset, predicted: float, *, narrow: bool = False) 
     for index, linestyle in zip(pair, ("-", (0, (2.5, 2))), strict=True):
         one, share = run.isel(rate=index), multiples[index] - 1
         style = {"color": CORRECT if overtakes[index] else COMPETITOR, "linestyle": linestyle}
-        label = f"{abs(share):.0%} {'below' if share < 0 else 'above'} it"
+        label = f"{abs(share):.0%} {'below' if share < 0 else 'above'} critical"
         loss.plot(one.step, one.cross_entropy, **style, label=label)
         gap.plot(one.step, one.logit_gap, marker=".", **style)
     for panel, variable in ((losses, run.cross_entropy), (gaps, run.logit_gap)):
@@ -236,8 +239,8 @@ def below_and_above(run: xr.Dataset, predicted: float, *, narrow: bool = False) 
     losses.text(
         1.05, 0.96, "predicted\nbefore step 1", color=REFERENCE, va="top", transform=losses.get_xaxis_transform()
     )
-    loss.legend(title="learning rate near the critical one", fontsize="small", title_fontsize="small")
-    loss.set(xlim=(0, steps), ylabel="cross-entropy (nat)", title="Two losses")
+    loss.legend(loc="lower left", fontsize="small")
+    loss.set(xlim=(0, steps), xlabel="step", ylabel="cross-entropy (nat)", title="Two losses")
     shown = run.logit_gap.values[pair, :][:, -1 - steps // 5 :]
     margin = 0.15 * np.ptp(shown)
     gap.set(xlim=(steps - steps // 5 - 0.2, steps + 0.2), ylim=(shown.min() - margin, shown.max() + margin))

@@ -26,7 +26,7 @@ def speed_panels(throughput, chunks, colours: dict) -> Figure:
         label = model if optimizer == "adam" and model not in set(throughput["model"]) else None
         right.plot(rows["chunk"], rows["relative"], dash, color=colours[model], marker="o", markersize=3, label=label)
     left.axhline(1, color=REFERENCE, linewidth=1)
-    left.set(xscale="log", xlabel="replicas", ylabel="times faster than a plain loop", title="Speed")
+    left.set(xscale="log", xlabel="replicas", ylabel="speed (plain loop = 1)", title="Speed")
     right.set(
         xscale="log", xlabel="replicas advanced together", ylabel="time per replica-step (least = 1)", title="Chunks"
     )

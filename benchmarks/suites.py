@@ -143,6 +143,7 @@ def size(name: str, device: str, repeats: int) -> list[dict]:
             each = [t / count for t in seconds[count]]
             rows.append({
                 "model": name, "parameters": model.n_parameters, "optimizer": optimizer, "replicas": count,
+                "steps": steps,
                 "seconds per replica-step": measure.middle([t / steps for t in each]),
                 "against a loop recording nothing": measure.ratio(each, seconds["recording nothing"]),
                 "against a loop recording the same": measure.ratio(each, seconds["recording the same"]),

@@ -260,8 +260,9 @@ if {"recording", "throughput"} <= measured.keys():
 # ## At the paper's size
 #
 # Two models with random weights, of the sizes and vocabularies of the two real models in
-# [chapter 16](16_at_the_papers_size.ipynb). Runs of 30 steps on one core, as a search makes them, copying the model
-# included; under Adam the loops use torch's fused optimiser. The engine records everything in all rows.
+# [chapter 16](16_at_the_papers_size.ipynb). Whole runs on one core, copying the model included; under Adam the loops
+# use torch's fused optimiser. The engine records everything in all rows. A search makes runs of 30 steps unless told
+# otherwise, and the longer a run, the less its set-up counts.
 
 # %%
 if "size" in measured:

@@ -411,7 +411,8 @@ for optimizer, label in labels.items():
         },
     )
     nb.say(
-        "**{label}**: the number of the zoo's five is {standard:.3f}; {each}. The zoo's sixth model, {sixth}, not among these, has "
+        "**{label}**: the number of the zoo's five is {standard:.3f}; {each}. The zoo's sixth model, {sixth}, "
+        "not among these, has "
         "{number:.3f} ({off:+.1%}).",
         label=label,
         standard=standard,

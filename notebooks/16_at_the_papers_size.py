@@ -680,7 +680,7 @@ of_full = pd.concat([t.rename(columns={"critical_rate": "full"})[["model", "cont
 larger = lora.merge(of_full, on=["model", "context"]).groupby("model", sort=False)
 larger = larger.apply(lambda rows: jumps.geometric_mean(rows.critical_rate / rows.full), include_groups=False)
 zoo_numbers = architecture_numbers(lora[lora.model.isin(five)]).set_index("model")["mean"]
-zoo_number = float(np.exp(np.log(architecture_numbers(lora[lora.model.isin(five)])["mean"]).mean()))
+zoo_number = jumps.geometric_mean(zoo_numbers)
 lora = lora[~lora.model.isin(five)].reset_index(drop=True)
 lora["predicted"] = zoo_number * lora.gap.abs() / (steps * lora.velocity)
 positive = lora[lora.velocity > 0].groupby("model", sort=False)
@@ -734,12 +734,9 @@ nb.say(
 # %%
 nb.say(
     "LoRA's critical rate is that of full fine-tuning times {each}; in the zoo the factor is {least:.0f} to "
-    "{most:.0f}. So the "
-    "LoRA runs further up, at {multiple:.0f} times the critical rate of full fine-tuning, lie only {beyond} "
-    "times above "
-    "LoRA's own critical rate, and in the zoo {above_least:.0f} to {above_most:.0f} times. That a model does not "
-    "jump there "
-    "says little about whether it would jump further up.",
+    "{most:.0f}. So the LoRA runs further up, at {multiple:.0f} times the critical rate of full fine-tuning, lie only "
+    "{beyond} times above LoRA's own critical rate, and in the zoo {above_least:.0f} to {above_most:.0f} times. That a "
+    "model does not jump there says little about whether it would jump further up.",
     each=" and ".join(f"{larger[m.name]:.0f} ({m.name})" for m in subjects),
     least=larger[five].min(),
     most=larger[five].max(),

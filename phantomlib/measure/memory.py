@@ -50,7 +50,7 @@ def peak(device: torch.device) -> int:
 
 def of_vectors(count: int, trained: Iterable[Tensor]) -> int:
     """Of ``count`` vectors of parameter space, and a gradient of the largest tensor that is summed from two parts."""
-    sizes = [p.numel() * p.element_size() for p in trained]
+    sizes = [p.nbytes for p in trained]
     return count * sum(sizes) + 2 * max(sizes)
 
 
@@ -65,17 +65,16 @@ def of_replicas(module: CausalLM, trained: Iterable[Tensor], recipe: Recipe, tok
     """
     trained = list(trained)
     readout = module.get_output_embeddings().weight
-    reads = readout.numel() * readout.element_size()
     frozen = not any(p is readout for p in trained)  # then what it was before is kept beside it
     # weights, and two moments or, in the self-test before there are moments, a gradient
     state = of_vectors(2 if recipe.optimizer == "sgd" else 3, trained) - of_vectors(0, trained)
     layers = [m.weight for m in module.modules() if getattr(m, "weight", None) is not None and m is not readout]
     if readout.is_cuda:  # whole tensors at a time there: what a step of Adam makes, and what a trained readout moved
-        state += (0 if recipe.optimizer == "sgd" else 2) * max(p.numel() * p.element_size() for p in trained)
-        state += 0 if frozen else int(1.25 * reads)
+        state += (0 if recipe.optimizer == "sgd" else 2) * max(p.nbytes for p in trained)
+        state += 0 if frozen else int(1.25 * readout.nbytes)
     activations = 2 * tokens * sum(sum(w.shape) for w in layers if w.dim() == 2 and len(w) != len(readout))
     vocabulary = 12 * len(readout)  # logits, probabilities, overlaps, and those of the step before
-    return of_vectors(1, trained) + reads * frozen, state + (activations + vocabulary) * readout.element_size()
+    return of_vectors(1, trained) + readout.nbytes * frozen, state + (activations + vocabulary) * readout.element_size()
 
 
 def of_recording(replicas: int, recipe: Recipe, itemsize: int, extra: int = 0) -> int:

@@ -6,6 +6,7 @@ sentences that the run was not trained on. Runs are compared at the same event, 
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from phantomlib.measure.models import LanguageModel
 from phantomlib.measure.recipe import Recipe
 from phantomlib.progress import track
 
-COLLATERAL_VERSION = 2  # raised whenever a number could change
+COLLATERAL_VERSION = 3  # raised whenever a number could change
+BLOCK = 2**24  # probabilities that are looked at together: 128 MB, a few times over
 
 
 class Probe:
@@ -30,6 +32,9 @@ class Probe:
         model, recipe, seed: what is fine-tuned, and how.
         texts: token ids, n sequences.
         last: whether to look at the prediction after each text; else at those of its second to last token.
+
+    Raises:
+        ParameterError: memory does not suffice.
     """
 
     def __init__(
@@ -38,23 +43,30 @@ class Probe:
         self.module, values = trainable(model, recipe, seed)
         longest = max(map(len, texts))
         rows = [[*ids, *[ids[-1]] * (longest - len(ids))] for ids in texts]  # causal attention makes padding harmless
-        self.ids = torch.tensor(rows, device=model.device)  # (n, L)
         place, length = np.arange(longest), np.array([[len(ids)] for ids in texts])
-        self.places = torch.tensor(place == length - 1 if last else place < length - 1, device=model.device)  # (n, L)
-        self.before = self._log_p(values)
+        places = place == length - 1 if last else place < length - 1
+        vocabulary = len(model.readout)
+        needed = 8 * (places.sum() * vocabulary + 4 * max(BLOCK, longest * vocabulary))
+        memory.refuse_if_too_large("Keeping what the untouched model predicts elsewhere", int(needed), model.device)
+        at_once = max(1, BLOCK // (longest * vocabulary))
+        self.ids = torch.tensor(rows, device=model.device).split(at_once)  # (n, L), in blocks
+        self.places = torch.tensor(places, device=model.device).split(at_once)  # (n, L)
+        self.before = list(self._log_p(values))
 
     @torch.no_grad()
-    def _log_p(self, values: dict[str, Tensor]) -> Tensor:
-        """Log probabilities (places, V) with the trainable tensors set to ``values``.
+    def _log_p(self, values: dict[str, Tensor]) -> Iterator[Tensor]:
+        """Log probabilities (places, V) with the trainable tensors set to ``values``, block by block.
 
         Normalised in float64: then the divergence is quadratic in small changes, and so is the part that rounding has in it.
         """
-        logits = torch.func.functional_call(self.module, values, (self.ids,), {"use_cache": False}).logits
-        return logits[self.places].double().log_softmax(-1)
+        for ids, places in zip(self.ids, self.places, strict=True):
+            logits = torch.func.functional_call(self.module, values, (ids,), {"use_cache": False}).logits
+            yield logits[places].double().log_softmax(-1)
 
     def divergence(self, values: dict[str, Tensor]) -> Tensor:
         """KL divergence at every place, in the order of the texts, in nats; float64 (places,)."""
-        return (self.before.exp() * (self.before - self._log_p(values))).sum(-1).cpu()
+        blocks = zip(self.before, self._log_p(values), strict=True)
+        return torch.cat([(before.exp() * (before - after)).sum(-1) for before, after in blocks]).cpu()
 
 
 def train_until_overtaking(problem: Problem, rate: float, recipe: Recipe) -> tuple[int | None, dict[str, Tensor]]:

@@ -11,6 +11,7 @@ import torch
 from phantomlib.critical import collateral as module_under_test
 from phantomlib.critical.collateral import Probe, collateral, train_until_overtaking
 from phantomlib.critical.step_zero import Problem
+from phantomlib.errors import ParameterError
 from phantomlib.measure.finetune import finetune
 from phantomlib.measure.models import add_lora
 from phantomlib.measure.recipe import Recipe
@@ -92,6 +93,28 @@ def test_the_untouched_model_has_no_collateral():
     probe = Probe(model, recipe, [c.prompt_ids for c in tiny.contexts(model)], last=True)
     problem = Problem(model, tiny.contexts(model)[0], recipe)
     assert probe.divergence(problem.values).tolist() == [0.0, 0.0]
+
+
+def test_what_does_not_fit_is_refused_first(monkeypatch):
+    monkeypatch.setattr(module_under_test.memory, "free", lambda device: 1000)
+    with pytest.raises(ParameterError, match="Keeping what the untouched model predicts elsewhere needs about"):
+        Probe(speaking("GPT2"), Recipe(), [(1, 2)], last=True)
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_texts_are_looked_at_in_blocks(last, monkeypatch):
+    """As many as fit, each in its place; one at a time where not even two do."""
+    model = speaking("GPT2")
+    texts = [c.prompt_ids for c in tiny.contexts(model, lengths=(7, 4, 5))]
+    problem = Problem(model, tiny.contexts(model)[0], Recipe())
+    moved = {name: 1.1 * value for name, value in problem.values.items()}
+    whole = Probe(model, Recipe(), texts, last=last)
+    for block, sizes in ((2 * 7 * len(model.readout), [2, 1]), (1, [1, 1, 1])):
+        monkeypatch.setattr(module_under_test, "BLOCK", block)
+        probe = Probe(model, Recipe(), texts, last=last)
+        assert len(whole.ids) == 1 and [len(ids) for ids in probe.ids] == sizes
+        assert probe.divergence(moved).tolist() == pytest.approx(whole.divergence(moved).tolist(), rel=1e-9)
+    assert min(whole.divergence(moved)) > 1e-6
 
 
 def test_small_divergences_are_not_rounding():

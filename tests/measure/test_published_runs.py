@@ -208,6 +208,26 @@ def test_a_forged_run_is_found_although_all_checksums_fit(made, folder):
     assert "DIFFERS" in str(found)
 
 
+@pytest.mark.parametrize("name", [name for name in verification.COMPARED if name != "logit_gap"])
+def test_every_recorded_quantity_is_compared(made, folder, name):
+    path = folder / next(p.name for p in folder.glob("*.nc") if made["runs"].attrs["run_id"] in p.name)
+    run = xr.load_dataset(path, engine="netcdf4")
+    run[name][..., -1] = run[name][..., -1] + 1
+    run.to_netcdf(path, engine="netcdf4")
+    found = verification.compute_again(path, 0, 1, 0)
+    assert not found.agrees and found.differing == (name,) and f"beyond the tolerance: {name}" in str(found)
+
+
+def test_a_model_that_is_not_here_is_missed_before_anything_is_computed(folder, monkeypatch):
+    def lacking(ref):
+        raise ModelError(f"'{ref}' is not here")
+
+    monkeypatch.setattr(verification, "find", lacking)
+    monkeypatch.setattr(verification, "compute_again", None)
+    with pytest.raises(ModelError, match=f"'{REF}' is not here"):
+        verification.check_published(folder, 1)
+
+
 def test_other_weights_are_refused(folder):
     path = sorted(folder.glob("*.nc"))[0]
     run = xr.load_dataset(path, engine="netcdf4")

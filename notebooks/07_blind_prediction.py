@@ -52,6 +52,7 @@ from phantomlib.measure.inputs import chosen_held_out
 from phantomlib.measure.recipe import Recipe
 
 held_out = chosen_held_out(models, held_out)
+blind.check_enough(models)
 nb = notebook.start(
     "07_blind_prediction",
     models=models,
@@ -296,10 +297,11 @@ for optimizer, rows in chosen.groupby("optimizer", sort=False):
 # Under this protocol the [critical learning rate](../definitions.md#critical-learning-rate) is not something that
 # only a sweep can tell: a few derivatives of the untouched model give it. The prediction is not cheap, though. Its
 # derivatives cost about as much as two or three runs of the search that finds the rate by brute force. What it
-# shows is that nothing that matters for the overtaking is created on the way; it is all there at step 0.
+# shows is that on these models nothing that matters for the overtaking is created on the way; it is all there at
+# step 0. How far that holds for real models is the subject of [chapter 16](16_at_the_papers_size.ipynb).
 #
 # ## What could be wrong
 #
 # The held-out model is of another family, but it learnt the same language and is of the same size as the smallest of
-# the others. Larger models may bend differently. The interval rests on few architectures. The choice of the predictor
+# the others. Larger models bend more (chapter 16). The interval rests on few architectures. The choice of the predictor
 # was made by a rule fixed beforehand, but the list of candidates was drawn up while looking at the five.

@@ -84,6 +84,14 @@ class Prediction:
         return commit_of(self.path)
 
 
+def check_enough(models) -> None:
+    """Refuse fewer than three architectures to fit on: PhantomError, best before any is measured."""
+    if len(models) < FEWEST_FITTED:
+        raise PhantomError(
+            f"A prediction is fitted on at least {FEWEST_FITTED} other architectures, not on {len(models)}; name more in models."
+        )
+
+
 def predict_held_out(
     store: Store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe, table: pd.DataFrame
 ) -> Prediction:
@@ -105,10 +113,7 @@ def predict_held_out(
     """
     if model.name in set(table.model):
         raise PhantomError(f"The results given for fitting hold the held-out model '{model.name}'; leave it out.")
-    if table.model.nunique() < FEWEST_FITTED:
-        raise PhantomError(
-            f"A prediction is fitted on at least {FEWEST_FITTED} other architectures, not on {table.model.nunique()}."
-        )
+    check_enough(table.model.unique())
     path = _path(store, model, recipe)
     about = {"evidence": _evidence(table), "subject": _subject(model, contexts, recipe)}
     with FileLock(path.with_suffix(".lock")):

@@ -74,7 +74,8 @@ def chosen_held_out(models: list[str], held_out: str) -> str:
     """The model that is predicted blindly: ``held_out``, or, if that is empty and all ``models`` are of the zoo, the zoo's own.
 
     Raises:
-        ParameterError: it is empty, and a model is not of the zoo.
+        ParameterError: it is empty, and a model is not of the zoo; it is one of ``models``.
+        ModelError: there is no such model.
     """
     others = [ref for ref in models if not ref.startswith("zoo:")]
     if others and not held_out.strip():
@@ -83,4 +84,10 @@ def chosen_held_out(models: list[str], held_out: str) -> str:
             "predicted and only then measured. Give one that is not among models: -p held_out path/to/another; or, to "
             f"predict a model of the zoo from yours, -p held_out zoo:{HELD_OUT}."
         )
-    return held_out.strip() or f"zoo:{HELD_OUT}"
+    chosen = held_out.strip() or f"zoo:{HELD_OUT}"
+    if chosen in models:
+        raise ParameterError(f"{shown(chosen, 300)} is held out, so it cannot be among models; take it out there.")
+    from phantomlib.measure.models import find
+
+    find(chosen)
+    return chosen

@@ -2,7 +2,7 @@
 
 import pytest
 
-from phantomlib.errors import ContextError, ModelError, ParameterError
+from phantomlib.errors import ContextError, ModelError, ParameterError, PhantomError
 from phantomlib.measure.contexts import load_contexts
 from phantomlib.measure.inputs import check_inputs, check_multiples, chosen_held_out
 from phantomlib.measure.models import find
@@ -76,6 +76,19 @@ def test_multiples_that_are_refused(wrong):
 )
 def test_the_held_out_model(models, given, chosen):
     assert chosen_held_out(models, given) == chosen
+
+
+@pytest.mark.parametrize(
+    "models, given, said",
+    [
+        (["zoo:llama-s", "zoo:gpt2-s"], "", "'zoo:llama-s' is held out, so it cannot be among models"),
+        (["my/model"], "my/model", "'my/model' is held out"),
+        (["zoo:gpt2-s"], "zoo:lama-s", "no model 'lama-s'"),
+    ],
+)
+def test_a_held_out_model_that_cannot_be_is_refused(models, given, said):
+    with pytest.raises(PhantomError, match=said):
+        chosen_held_out(models, given)
 
 
 @pytest.mark.parametrize("given", ["", " "])

@@ -303,7 +303,7 @@ if "floor" in measured:
         ms=small["ms per replica-step"],
         replicas=small["replicas at once"],
     )
-if not device.startswith("cuda"):
+if not results.endswith("cuda.json"):
     nb.say("**Figures measured on a GPU are missing.** No GPU was at hand when this page was made.")
 
 # %% [markdown]

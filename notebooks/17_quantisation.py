@@ -257,12 +257,14 @@ nb.answer(
 # %% [markdown]
 # ## What it means
 #
-# The [pretrained checkpoints from the package index](../your-model.md#real-checkpoints-without-the-hub) come with most
-# weights rounded to four bits (`Q4_1` and `Q4_K_M`). They are dequantised once, and then computed with and fine-tuned
-# in full precision like all others. Every gap, overlap, critical rate and prediction of such a model is exactly that of
-# the rounded model; rounding adds no error to it. What rounding decides is *which* model it is. The publisher's
-# original is another. How far apart two such models are in a given sentence, the figures above show for a small one.
-# Whoever wants the number for their own weights must predict or measure it on these weights.
+# The [pretrained checkpoints from the package index](../your-model.md#real-checkpoints-without-the-hub) come rounded:
+# SmolLM2 with four fifths of its weights in four bits (`Q4_1`), Gemma with most in eight (`Q8_0`, though its file is
+# called `Q4_K_M`), both with the readout in eight. So Gemma lies nearer to the eight-bit copies above. They are
+# dequantised once, and then computed with and fine-tuned in full precision like all others. Every gap, overlap,
+# critical rate and prediction of such a model is exactly that of the rounded model; rounding adds no error to it.
+# What rounding decides is *which* model it is. The publisher's original is another. How far apart two such models are
+# in a given sentence, the figures above show for a small one. Whoever wants the number for their own weights must
+# predict or measure it on these weights.
 
 # %%
 gaps = table[table.optimizer == "Adam"].pivot_table(index=["model", "context"], columns="kind", values="gap").dropna()

@@ -138,7 +138,8 @@ def _say_which(intro: Path, names: list[str], contexts: str, blind: bool) -> Non
     note = (
         f"This copy of the book was made for {', '.join(f'`{name}`' for name in names)} with {sentences}. Where its prose "
         "speaks of the zoo or of five architectures, it describes the original; the numbers, tables and figures are those "
-        "of these models. The chapter on two real models is left out: it is about those two."
+        "of these models. The chapter on two real models is left out: it is about those two, and what is said of them below holds for "
+        "the original."
     )
     if not blind:
         note += (

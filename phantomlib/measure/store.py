@@ -323,10 +323,13 @@ def checksum(dataset: xr.Dataset) -> str:
 
 @lru_cache(maxsize=1)  # what this process has loaded stays the same
 def commit() -> str:
-    """The commit of this package's source, with ``+`` if files differ from it; empty outside a repository."""
-    folder = Path(__file__).parent
-    head = _git(folder, "rev-parse", "--short=10", "HEAD")
-    return head and head + ("+" if _git(folder, "status", "--porcelain", "-uno") else "")
+    """The commit of this package's source, with ``+`` if files differ from it or are new; empty outside a repository."""
+    package = Path(__file__).parents[1]
+    head = _git(package, "rev-parse", "--short=10", "HEAD")
+    differs = _git(package, "status", "--porcelain", "-uno") or _git(
+        package, "ls-files", "--others", "--exclude-standard", "--", "."
+    )
+    return head and head + ("+" if differs else "")
 
 
 def commit_of(path: Path) -> str:

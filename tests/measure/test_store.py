@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import random
 import resource
+import subprocess
 import warnings
 from pathlib import Path
 
@@ -493,3 +494,28 @@ def test_refused_runs_leave_no_file(changes, kind, tmp_path):
     with pytest.raises(kind):
         refused(tmp_path, **changes)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_commit_says_whether_the_source_is_as_it_was(tmp_path, monkeypatch):
+    package = tmp_path / "package"
+    (package / "measure").mkdir(parents=True)
+    (package / "measure" / "store.py").write_text("")
+
+    def git(*arguments):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", "-C", tmp_path, *who, *arguments], check=True, capture_output=True)
+
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    monkeypatch.setattr(store_module, "__file__", str(package / "measure" / "store.py"))
+    commit = store_module.commit.__wrapped__
+    clean = commit()
+    assert len(clean) == 10
+    (tmp_path / "notes.txt").write_text("beside the package")
+    assert commit() == clean
+    (package / "new.py").write_text("")
+    assert commit() == clean + "+"
+    (package / "new.py").unlink()
+    (package / "measure" / "store.py").write_text("x = 1")
+    assert commit() == clean + "+"

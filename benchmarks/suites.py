@@ -429,9 +429,10 @@ def book() -> list[dict]:
             if state == "cold":
                 spent = 0.0
                 published = {path.name for path in (root / "results").glob("*.nc")}
-                for path in (path for path in (Path(folder) / "runs").glob("*.nc") if path.name not in published):
-                    with netCDF4.Dataset(path) as run:
-                        spent += float(run.seconds)
+                for path in (Path(folder) / "runs").glob("*.nc"):
+                    if path.name not in published:
+                        with netCDF4.Dataset(path) as run:
+                            spent += float(run.seconds)
                 rows.append({"run": state, "notebook": "fine-tuning, summed over processes", "seconds": spent})
         times = json.loads((Path(folder) / "book/generated/run_times.json").read_text(encoding="utf-8"))
     notebooks = [

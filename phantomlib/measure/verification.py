@@ -31,8 +31,8 @@ class Comparison:
         learning_rate: of a schedule, the first.
         steps: number of steps.
         difference: largest difference of the logit gap over the steps at which both are finite, nats.
-        differing: what else is recorded at every step and is not within ``TOLERANCE``, in its own unit.
-        agrees: whether nothing is, and the outcome is the same.
+        differing: which of ``COMPARED`` are not within ``TOLERANCE`` at every step, or are finite at other steps.
+        agrees: whether none differs, and the outcome is the same.
     """
 
     run: str

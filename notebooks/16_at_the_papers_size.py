@@ -318,14 +318,21 @@ nb.table(
     apart_by_half.rename(index=labels).rename_axis(["optimiser", "model", "sentences"]).reset_index(), runs=critical
 )
 off = apart_by_half["error of the mean (%)"].abs().div(100).unstack("sentences")
-nb.say(
-    "With the same model and optimiser the mean over the new sentences is predicted worse than that over the book's in "
-    "{worse} of {cases} cases. At worst it is {new:.1%} off on the new ones, {book:.1%} on the book's.",
-    worse=int((off["new"] > off["the book's"]).sum()),
-    cases=len(off),
-    new=off["new"].max(),
-    book=off["the book's"].max(),
-)
+if off.shape[1] == 2:
+    nb.say(
+        "With the same model and optimiser the mean over the new sentences is predicted worse than that over the "
+        "book's in {worse} of {cases} cases. At worst it is {new:.1%} off on the new ones, {book:.1%} on the book's.",
+        worse=int((off["new"] > off["the book's"]).sum()),
+        cases=len(off),
+        new=off["new"].max(),
+        book=off["the book's"].max(),
+    )
+else:
+    nb.say(
+        "All {n} sentences here are {half}: there are no others to compare them with.",
+        n=comparison.context.nunique(),
+        half=off.columns[0],
+    )
 
 # %% [markdown]
 # What goes with an error? This too was asked after the measurement. The prediction is a ladder of

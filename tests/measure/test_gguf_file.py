@@ -8,6 +8,7 @@ import torch
 
 from phantomlib.errors import ModelError
 from phantomlib.files import file_digest
+from phantomlib.measure.gguf_file import storage
 from phantomlib.measure.models import add_lora, load
 
 # The largest rounding in a block of 32, in units of its largest absolute value, by the definition of each format:
@@ -40,6 +41,14 @@ def test_weights_are_those_that_gguf_dequantises(kind, tied, tmp_path):
         model.tied == tied and state.keys() == tiny_gguf.llama(tied, len(state["lm_head.weight"])).state_dict().keys()
     )
     assert all(p.dtype == torch.float32 and not p.requires_grad for p in model.module.parameters())
+
+
+def test_shares_of_the_formats(tmp_path):
+    written = tiny_gguf.write(tmp_path / "small.gguf", "Q4_1", tied=True)
+    sizes = {name: original.size for name, (original, _) in written.items()}
+    as_vectors = sum(size for name, size in sizes.items() if "norm" in name)  # GGUF keeps vectors whole
+    found = storage(tmp_path / "small.gguf")
+    assert found == {"Q4_1": 1 - as_vectors / sum(sizes.values()), "F32": as_vectors / sum(sizes.values())}
 
 
 def test_the_model_computes_as_the_one_that_was_written(tmp_path):

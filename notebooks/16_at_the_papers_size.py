@@ -437,8 +437,7 @@ for optimizer, label in labels.items():
     )
     nb.say(
         "**{label}**: the number of the zoo's five is {standard:.3f}; {each}. The zoo's sixth model, {sixth}, "
-        "not among these, has "
-        "{number:.3f} ({off:+.1%}).",
+        "not among these, has {number:.3f} ({off:+.1%}).",
         label=label,
         standard=standard,
         sixth=last.name,
@@ -807,14 +806,10 @@ QUESTIONS = {
 adam, sgd = blind_table.loc["adam"].error.abs(), blind_table.loc["sgd"].error.abs()
 nb.answer(
     "Of ten claims asked under Adam, {met} meet their thresholds on {models}, real models with {least:.0f} and "
-    "{most:.0f} "
-    "million parameters{but}. Their critical learning rates, predicted from step 0, are off by {adam} under Adam "
-    "and by "
-    "{sgd} under SGD (geometric means over {n} contexts; asked: {asked:.1%}). Below them, at least {silent} of "
-    "{followed} "
-    "contexts fail silently; far above, the order parameter jumps. The jumps of {examined} pass {passed} of "
-    "{tests} tests "
-    "against a broken symmetry.",
+    "{most:.0f} million parameters{but}. Their critical learning rates, predicted from step 0, are off by {adam} under "
+    "Adam and by {sgd} under SGD (geometric means over {n} contexts; asked: {asked:.1%}). Below them, at least "
+    "{silent} of {followed} contexts fail silently; far above, the order parameter jumps. The jumps of {examined} "
+    "pass {passed} of {tests} tests against a broken symmetry.",
     met=sum(ok for (_, o), ok in held.items() if o == "adam"),
     but="".join(
         f"; {claim} ({QUESTIONS[claim]}) does not" for (claim, o), ok in held.items() if o == "adam" and not ok

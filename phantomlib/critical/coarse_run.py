@@ -53,16 +53,19 @@ class Estimate:
         return SILENT if learning_rate < self.low else OVERTAKES if learning_rate > self.high else CLOSE
 
 
-def estimate_critical_rate(model: LanguageModel, contexts: list[Resolved], recipe: Recipe) -> list[Estimate]:
+def estimate_critical_rate(
+    model: LanguageModel, contexts: list[Resolved], recipe: Recipe, store=None
+) -> list[Estimate]:
     """The critical learning rate of each context for T steps, without a run of T steps.
 
     Args:
         model: the checkpoint; it is not changed.
         contexts: resolved contexts, each outranked by its competitor.
         recipe: optimiser, method and T. With T of four at most the rehearsal is the fine-tune itself.
+        store: a :class:`phantomlib.measure.store.Store` that keeps the rehearsals; None keeps nothing.
     """
     coarse, known = rehearsal(recipe), expected_errors("rehearsal", recipe)
-    found = critical_rates(_Memory(), model, contexts, coarse, tolerance=TOLERANCE)
+    found = critical_rates(store or _Memory(), model, contexts, coarse, tolerance=TOLERANCE)
     half = max(known.largest, TOLERANCE)
     estimates = []
     for rate in found.critical_rate.values.tolist():

@@ -274,5 +274,5 @@ if len(others) > 2:
 # %% [markdown]
 # ## What could be wrong
 #
-# The two models made for this chapter are of one size and one family. The vertical axis is chosen from step-0 quantities of the charted
-# model, so the diagram tests the constant $N_c$, not the learning rate itself.
+# The two models made for this chapter are of one size and one family. The vertical axis is chosen from step-0
+# quantities of the charted model, so the diagram tests the constant $N_c$, not the learning rate itself.

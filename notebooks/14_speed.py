@@ -282,8 +282,8 @@ if "diagnosis" in measured:
     least = rows["seconds"].map(report.median) / rows["backward passes"] * REHEARSALS * COARSE
     limit = report.TARGETS["diagnosis"][2]
     nb.say(
-        "It rehearses {count} times at least: three searches, and two trainings that measure what else moves. Had every "
-        "search been right at its first guess, these would be {passes} passes, at the pace measured {times}. "
+        "It rehearses {count} times at least: three searches, and two trainings that measure what else moves. Had "
+        "every search been right at its first guess, these would be {passes} passes, at the pace measured {times}. "
         "{beyond} {limit:g} s are out of reach without rehearsing less.",
         count=REHEARSALS,
         passes=REHEARSALS * COARSE,

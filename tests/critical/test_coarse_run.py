@@ -69,3 +69,13 @@ def test_a_short_run_is_its_own_rehearsal(tmp_path, optimizer):
     for estimate, lower, upper in zip(estimates, found.lower.values, found.upper.values, strict=True):
         assert estimate.low <= upper and lower <= estimate.high
         assert estimate.rate == pytest.approx(np.sqrt(lower * upper), rel=0.015)
+
+
+def test_rehearsals_can_be_kept(tmp_path, monkeypatch):
+    model = tiny.model("GPT2")
+    contexts, recipe = tiny.contexts(model), Recipe(optimizer="adam", steps=8)
+    alone = coarse_run.estimate_critical_rate(model, contexts, recipe)
+    kept = coarse_run.estimate_critical_rate(model, contexts, recipe, Store(tmp_path))
+    assert [e.rate for e in kept] == pytest.approx([e.rate for e in alone], rel=coarse_run.TOLERANCE)
+    monkeypatch.setattr("phantomlib.measure.store.finetune", None)  # nothing is run again
+    assert coarse_run.estimate_critical_rate(model, contexts, recipe, Store(tmp_path)) == kept

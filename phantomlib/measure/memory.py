@@ -52,14 +52,12 @@ def _left_by_cgroups() -> tuple[int, int]:
         _, controllers, path = line.split(":", 2)
         for controller in CGROUP_FILES.keys() & controllers.split(","):
             top, (most, used, droppable) = CGROUPS / controller, CGROUP_FILES[controller]
-            own = top / path.lstrip(
-                "/"
-            )  # inside a container this path may be the machine's: then only its parents exist
+            own = top / path.lstrip("/")  # in a container perhaps the machine's path: then only its parents exist
             for group in (g for g in (own, *own.parents) if g.is_relative_to(top)):
                 with suppress(OSError, ValueError):  # no such group, or "max": no limit
                     limit = int((group / most).read_text())
                     statistics = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())
-                    taken = int((group / used).read_text()) - int(statistics[droppable])
+                    taken = int((group / used).read_text()) - int(statistics.get(droppable, 0))
                     unused, total = min(unused, limit - taken), min(total, limit)
     return unused, total
 

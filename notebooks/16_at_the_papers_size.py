@@ -58,7 +58,7 @@ import pandas as pd
 
 from phantomlib.book import markup, notebook
 from phantomlib.critical import blind, predictors
-from phantomlib.critical.coarse_run import estimate_critical_rate
+from phantomlib.critical.coarse_run import TOLERANCE, estimate_critical_rate, expected_errors
 from phantomlib.critical.numbers import architecture_numbers, kinematic_number
 from phantomlib.critical.search import critical_rates
 from phantomlib.figures.critical import numbers_by_model
@@ -775,9 +775,9 @@ nb.say(
 #
 # The ladder knows full fine-tuning only, and R9's rule for LoRA takes the first velocity alone. [`phantom
 # diagnose`](../your-model.md) uses neither: it rehearses the fine-tune in four coarse steps, and gives the [critical
-# rate](../definitions.md#critical-learning-rate) an interval as wide as the largest error that rehearsals made on the
-# zoo. How wide that is was fixed before any run of these models, but that the measured rates are compared with it here
-# was decided after them, so no verdict rests on this section.
+# rate](../definitions.md#critical-learning-rate) an interval. Here it is as wide as the largest error that rehearsals
+# made on the zoo, which was known before any run of these models. That the measured rates are compared with it was
+# decided after them, so no verdict rests on this section.
 
 
 # %%
@@ -785,34 +785,34 @@ def rehearse(model, ds):
     """A row for every context of a search: its critical rate, and the interval that a rehearsal gives it."""
     fitting = [context for context in fits[model.name] if context.id in ds.context]
     recipe = Recipe(optimizer=ds.attrs["optimizer"], method=ds.attrs["method"], steps=steps)
-    table = pd.DataFrame(estimate_critical_rate(model, fitting, recipe, nb.store))
     ids = [context.id for context in fitting]
-    return table.assign(context=ids, measured=ds.critical_rate.sel(context=ids), model=model.name, how=how_of(ds))
-
-
-def how_of(ds):
-    return ("LoRA, " if ds.attrs["method"] == "lora" else "") + labels[ds.attrs["optimizer"]]
+    rates = [estimate.rate for estimate in estimate_critical_rate(model, fitting, recipe, nb.store)]
+    known = {"optimizer": recipe.optimizer, "method": recipe.method, "model": model.name, "context": ids}
+    table = pd.DataFrame(known | {"rate": rates, "measured": ds.critical_rate.sel(context=ids).values})
+    return table.assign(width=np.expm1(max(expected_errors("rehearsal", recipe).largest, TOLERANCE)))
 
 
 def counted(inside):
-    return f"{inside.sum()} of {len(inside)}"
+    return f"{inside.sum()} of {len(inside)}" if len(inside) else "–"
 
 
 searched = [(m, critical[o, m.name]) for o in labels for m in subjects] + [(m, lora_real[m.name]) for m in subjects]
 rehearsed = pd.concat([rehearse(*one) for one in searched], ignore_index=True)
-rehearsed["inside"] = rehearsed.measured.between(rehearsed.low, rehearsed.high)
-rehearsed["error"] = 100 * abs(rehearsed.rate / rehearsed.measured - 1)
-rehearsed["width"] = 100 * (np.sqrt(rehearsed.high / rehearsed.low) - 1)
+if not published:  # for the intervals of later diagnoses
+    published_runs.table(nb.store, "rehearsals", rehearsed.drop(columns="width"), published)
+rehearsed["how"] = np.where(rehearsed.method == "lora", "LoRA, ", "") + rehearsed.optimizer.map(labels)
+rehearsed["inside"] = abs(np.log(rehearsed.measured / rehearsed.rate)) <= np.log1p(rehearsed.width)
+rehearsed["error"] = abs(rehearsed.rate / rehearsed.measured - 1)
 rehearsed["new"] = ~rehearsed.context.isin(book)
 alike = rehearsed.groupby(["how", "model"], sort=False)
 nb.table(
     pd.DataFrame(
         {
-            "inside": alike.inside.agg(counted),
+            "inside the interval": alike.inside.agg(counted),
             "of new sentences": alike.apply(lambda rows: counted(rows.inside[rows.new]), include_groups=False),
-            "median error (%)": alike.error.median(),
-            "largest error (%)": alike.error.max(),
-            "half-width of the interval (%)": alike.width.median(),
+            "median error (%)": 100 * alike.error.median(),
+            "largest error (%)": 100 * alike.error.max(),
+            "half-width of the interval (%)": 100 * alike.width.max(),
         }
     )
     .rename_axis(["fine-tuning", "model"])
@@ -825,9 +825,11 @@ nb.say(
     "R9's rule misses by up to {rule:.0%}, single rehearsals are off by at most {lora:.1%}.",
     inside=counted(rehearsed.inside),
     rule=lora_error.abs().max(),
-    lora=rehearsed.error[rehearsed.how.str.startswith("LoRA")].max() / 100,
-    narrow=f"Fewer than nine in ten do under {' and '.join(share.index[share < 0.9])}: there what the zoo shows of a "
-    "rehearsal's errors is too little for models of this size, and the interval is a guide, no bound."
+    lora=rehearsed.error[rehearsed.how.str.startswith("LoRA")].max(),
+    narrow=f"Fewer than nine in ten do under {' and '.join(share.index[share < 0.9])}: what the zoo shows of a "
+    "rehearsal's errors is too little for models of this size. Since this was seen, a diagnosis of a model larger than "
+    "the zoo's has an interval at least as wide as the largest error of its kind in this table; how often that holds, "
+    "only other models can tell."
     if (share < 0.9).any()
     else "Nine in ten or more do, however it was trained.",
 )

@@ -353,15 +353,15 @@ def train(
 def constants(
     store: Annotated[Path | None, typer.Option(help="Where runs are kept [default: the book's own].")] = None,
 ):
-    """Measure again how far predictions are off on the zoo, the numbers behind 'phantom diagnose'."""
+    """Measure again how far predictions are off on the zoo and on the published models, for 'phantom diagnose'."""
     from phantomlib import Store, load, load_contexts, resolve
     from phantomlib.book.project import find_root
     from phantomlib.critical import coarse_run
     from phantomlib.zoo import shipped
 
-    loaded, kept = [load(f"zoo:{name}") for name in shipped.NAMES], Store(store or find_root() / "runs")
-    measured = coarse_run.measure_errors(loaded, lambda m: [resolve(c, m.tokenizer) for c in load_contexts()], kept)
-    typer.echo(f"Written: {coarse_run.write_constants(measured)}")
+    loaded, root = [load(f"zoo:{name}") for name in shipped.NAMES], find_root()
+    kept, own = Store(store or root / "runs"), lambda model: [resolve(c, model.tokenizer) for c in load_contexts()]
+    typer.echo(f"Written: {coarse_run.write_constants(coarse_run.measure_errors(loaded, own, kept, root / 'results'))}")
 
 
 @zoo_app.command("verify")

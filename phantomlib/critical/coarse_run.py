@@ -7,7 +7,8 @@ critical learning rate of that, which a search finds in about a dozen forward an
 
 How far both predictors were off on the zoo, where critical learning rates are known, is kept in ``constants.json``,
 written by :func:`measure_errors`. A prediction is corrected by the mean of those errors, and its interval is the largest error
-made when each model was predicted from the others.
+made when each model was predicted from the others. Models with more parameters than any of the zoo have an interval at least
+as wide as the largest error on the real models whose runs are published (:func:`errors_beyond`).
 """
 
 import math
@@ -66,7 +67,7 @@ def estimate_critical_rate(
     """
     coarse, known = rehearsal(recipe), expected_errors("rehearsal", recipe)
     found = critical_rates(store or _Memory(), model, contexts, coarse, tolerance=TOLERANCE)
-    half = max(known.largest, TOLERANCE)
+    half = max(known.largest, _beyond_the_zoo(model, recipe), TOLERANCE)
     estimates = []
     for rate in found.critical_rate.values.tolist():
         middle = rate * coarse.steps / recipe.steps * math.exp(known.centre)
@@ -136,6 +137,31 @@ def expected_errors(predictor: str, recipe: Recipe) -> Errors:
     return Errors(centre, max(table[t].largest for t in steps), table[nearest].range)
 
 
+def errors_beyond(published: Path, models: list[LanguageModel]) -> dict:
+    """Largest errors of rehearsals on real models, and from which size on they count.
+
+    Args:
+        published: folder of published runs; its table ``rehearsals`` has predicted and measured critical learning rates.
+        models: the zoo's.
+
+    Returns:
+        ``parameters``, of the largest of the zoo; ``largest``, by optimiser and method the largest absolute log ratio.
+    """
+    table = pd.DataFrame(files.read_json(published / "tables" / "rehearsals.json")["columns"])
+    error = np.log(table.measured / table.rate).abs()
+    largest = np.ceil(1e4 * error.groupby(table.optimizer + "-" + table.method).max()) / 1e4
+    return {"parameters": max(model.n_parameters for model in models), "largest": largest.to_dict()}
+
+
+def _beyond_the_zoo(model: LanguageModel, recipe: Recipe) -> float:
+    """The error to be expected of a model larger than the zoo's; the largest of all for a recipe not seen there."""
+    known = load_constants()["beyond"]
+    if model.n_parameters <= known["parameters"] or recipe.steps <= COARSE:
+        return 0.0
+    optimizer = "sgd" if recipe.optimizer == "sgd" else "adam"
+    return known["largest"].get(f"{optimizer}-{recipe.method}", max(known["largest"].values()))
+
+
 def summarise_errors(by_model: dict[str, list[float]]) -> Errors:
     """Centre and leave-one-model-out deviations of log ratios, by model."""
     means = {name: float(np.mean(values)) for name, values in by_model.items()}
@@ -151,6 +177,7 @@ def measure_errors(
     models: list[LanguageModel],
     contexts: Callable[[LanguageModel], list[Resolved]],
     store,
+    published: Path,
     *,
     budgets: tuple[int, ...] = BUDGETS,
 ) -> dict:
@@ -160,11 +187,12 @@ def measure_errors(
         models: the zoo's five; never the held-out one.
         contexts: gives a model's resolved contexts.
         store: a :class:`phantomlib.measure.store.Store`; the runs of the notebooks are reused.
+        published: folder of the published runs of real models.
         budgets: numbers of steps T.
 
     Returns:
-        the content of ``constants.json``: log ratios per optimiser, method, T, predictor, model and context, and the
-        two classes of the bulk.
+        the content of ``constants.json``: log ratios per optimiser, method, T, predictor, model and context, the
+        two classes of the bulk, and :func:`errors_beyond`.
     """
     found: dict[str, dict] = {}
     for optimizer in ("adam", "sgd"):
@@ -189,6 +217,7 @@ def measure_errors(
             "dispersed": list(classes.low),
         },
         "errors": found,
+        "beyond": errors_beyond(published, models),
     }
 
 

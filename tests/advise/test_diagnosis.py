@@ -7,8 +7,10 @@ import random
 import re
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from tiny import ARCHITECTURES, contexts, model
@@ -23,7 +25,7 @@ from phantomlib.critical.coarse_run import CLOSE, OVERTAKES, SILENT, UNKNOWN, Es
 from phantomlib.critical.search import critical_rates
 from phantomlib.errors import ContextError, ParameterError, PhantomError
 from phantomlib.figures.diagnosis import diagnosis_figure, write_plot
-from phantomlib.measure import models
+from phantomlib.measure import models, published_runs
 from phantomlib.measure.contexts import load_contexts, resolve
 from phantomlib.measure.finetune import finetune
 from phantomlib.measure.order_parameter import density_matrix, normalise, order_parameter_by_trace
@@ -31,6 +33,7 @@ from phantomlib.measure.recipe import Recipe
 from phantomlib.measure.store import Store
 from phantomlib.zoo import shipped
 
+PUBLISHED = Path(__file__).parents[2] / "results"
 RECORDED = {
     "rank": "rank_correct", "p_correct": "p_correct", "p_competitor": "p_competitor", "gap": "logit_gap",
     "overlap": "overlap", "phi": "phi", "signal": "signal", "drag": "drag",
@@ -125,6 +128,53 @@ def test_constants_were_measured_on_the_shipped_weights():
     assert {name: models.load(f"zoo:{name}").fingerprint for name in shipped.NAMES} == found
 
 
+def test_errors_beyond_the_zoo_are_those_of_the_published_table():
+    zoo = [models.load(f"zoo:{name}") for name in shipped.NAMES]
+    found = coarse_run.errors_beyond(PUBLISHED, zoo)
+    assert found == coarse_run.load_constants()["beyond"]
+    assert found["parameters"] == max(one.n_parameters for one in zoo)
+    table = files.read_json(PUBLISHED / "tables/rehearsals.json")["columns"]
+    for how, rate, measured in zip(
+        map("-".join, zip(table["optimizer"], table["method"], strict=True)),
+        table["rate"],
+        table["measured"],
+        strict=True,
+    ):
+        assert abs(math.log(measured / rate)) <= found["largest"][how] < 0.2
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_the_published_table_is_what_the_published_searches_say(optimizer, tmp_path):
+    store = Store(tmp_path)
+    published_runs.take_up(PUBLISHED, store)
+    table = pd.DataFrame(files.read_json(PUBLISHED / "tables/rehearsals.json")["columns"])
+    for ref in ("pretrained:smollm2-135m", "pretrained:gemma3-270m"):
+        real, recipe = published_runs.stand_in(PUBLISHED, ref), Recipe(optimizer=optimizer, steps=20)
+        rows = table[(table.model == real.name) & (table.optimizer == optimizer) & (table.method == "full")]
+        assert rows.context.tolist() == [context.id for context in real.contexts]
+        estimates = estimate_critical_rate(real, list(real.contexts), recipe, store)
+        assert rows.rate.tolist() == pytest.approx([e.rate for e in estimates])
+        measured = critical_rates(store, real, list(real.contexts), recipe).critical_rate.values
+        assert rows.measured.tolist() == pytest.approx(measured.tolist())
+        assert all(e.low <= rate <= e.high for e, rate in zip(estimates, measured, strict=True))  # it stems from these
+
+
+def test_a_model_larger_than_the_zoo_has_a_wider_interval(monkeypatch):
+    plain, known = model("GPT2"), coarse_run.load_constants()
+    recipe, [context] = Recipe(steps=8), contexts(plain, place=8)[:1]
+
+    def half(method, parameters):
+        beyond = {"parameters": parameters, "largest": {"adam-full": 0.5, "sgd-full": 0.6}}
+        monkeypatch.setattr(coarse_run, "load_constants", lambda: known | {"beyond": beyond})
+        [found] = estimate_critical_rate(plain, [context], replace(recipe, method=method))
+        assert found.rate**2 == pytest.approx(found.low * found.high)
+        return math.log(found.high / found.low) / 2
+
+    assert half("full", plain.n_parameters) < 0.2  # no larger than the largest there
+    assert half("full", plain.n_parameters - 1) == pytest.approx(0.5)
+    assert half("lora", plain.n_parameters - 1) == pytest.approx(0.6)  # never seen: the largest of all
+
+
 def test_summary_of_errors():
     found = coarse_run.summarise_errors({"a": [0.1, 0.3], "b": [-0.2, 0.2], "c": [0.4]})
     assert found.centre == pytest.approx((0.2 + 0.0 + 0.4) / 3)
@@ -134,7 +184,7 @@ def test_summary_of_errors():
 
 def test_constants_are_measured_and_written(tmp_path):
     measured = coarse_run.measure_errors(
-        [model("GPT2"), model("GPTNeoX")], contexts, Store(tmp_path / "runs"), budgets=(6,)
+        [model("GPT2"), model("GPTNeoX")], contexts, Store(tmp_path / "runs"), PUBLISHED, budgets=(6,)
     )
     path = coarse_run.write_constants(measured, tmp_path / "constants.json")
     coarse_run.load_constants.cache_clear()

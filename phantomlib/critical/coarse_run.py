@@ -128,8 +128,7 @@ def expected_errors(predictor: str, recipe: Recipe) -> Errors:
     """Errors of ``rehearsal`` or ``kinematic`` for a recipe: the centre interpolated in log T, the widest interval."""
     if predictor == "rehearsal" and recipe.steps <= COARSE:
         return Errors(0.0, 0.0, (1.0, 1.0))
-    optimizer = "sgd" if recipe.optimizer == "sgd" else "adam"
-    measured = load_constants()["errors"][f"{optimizer}-{recipe.method}"]
+    measured = load_constants()["errors"][_kind(recipe)]
     table = {int(steps): summarise_errors(found[predictor]) for steps, found in measured.items()}
     steps = sorted(table)
     centre = float(np.interp(math.log(recipe.steps), np.log(steps), [table[t].centre for t in steps]))
@@ -158,8 +157,12 @@ def _beyond_the_zoo(model: LanguageModel, recipe: Recipe) -> float:
     known = load_constants()["beyond"]
     if model.n_parameters <= known["parameters"] or recipe.steps <= COARSE:
         return 0.0
-    optimizer = "sgd" if recipe.optimizer == "sgd" else "adam"
-    return known["largest"].get(f"{optimizer}-{recipe.method}", max(known["largest"].values()))
+    return known["largest"].get(_kind(recipe), max(known["largest"].values()))
+
+
+def _kind(recipe: Recipe) -> str:
+    """Under which name the constants know a fine-tune, such as ``adam-full``; AdamW counts as Adam."""
+    return f"{'sgd' if recipe.optimizer == 'sgd' else 'adam'}-{recipe.method}"
 
 
 def summarise_errors(by_model: dict[str, list[float]]) -> Errors:

@@ -8,7 +8,7 @@ import gc
 import os
 import resource
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -48,18 +48,23 @@ def free(device: torch.device) -> int:
 def _left_by_cgroups() -> tuple[int, int]:
     """Bytes that the control groups of this process leave unused and give in all; a container may have few of a machine's."""
     unused = total = sys.maxsize
+    for group, (most, used, droppable) in _cgroups():
+        with suppress(OSError, ValueError):  # no such group, or "max": no limit
+            limit = int((group / most).read_text())
+            statistics = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())
+            taken = int((group / used).read_text()) - int(statistics.get(droppable, 0))
+            unused, total = min(unused, limit - taken), min(total, limit)
+    return unused, total
+
+
+def _cgroups() -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    """Folders of the control groups around this process, there or not, each with the names of its files."""
     for line in OWN_CGROUPS.read_text().splitlines() if OWN_CGROUPS.exists() else ():
         _, controllers, path = line.split(":", 2)
         for controller in CGROUP_FILES.keys() & controllers.split(","):
-            top, (most, used, droppable) = CGROUPS / controller, CGROUP_FILES[controller]
+            top = CGROUPS / controller
             own = top / path.lstrip("/")  # in a container perhaps the machine's path: then only its parents exist
-            for group in (g for g in (own, *own.parents) if g.is_relative_to(top)):
-                with suppress(OSError, ValueError):  # no such group, or "max": no limit
-                    limit = int((group / most).read_text())
-                    statistics = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())
-                    taken = int((group / used).read_text()) - int(statistics.get(droppable, 0))
-                    unused, total = min(unused, limit - taken), min(total, limit)
-    return unused, total
+            yield from ((g, CGROUP_FILES[controller]) for g in (own, *own.parents) if g.is_relative_to(top))
 
 
 def peak(device: torch.device) -> int:

@@ -28,7 +28,7 @@ book: $(STAMP)
 	$(BIN)/phantom book --profile $(PROFILE)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(if $(COVERAGE),--cov=phantomlib --cov-report=term-missing:skip-covered)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(if $(COVERAGE),--cov=phantomlib --cov=phantombook --cov-report=term-missing:skip-covered)
 
 bench: $(STAMP)
 	MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/python -m benchmarks --device $(DEVICE) $(SUITES:%=--only %)
@@ -42,7 +42,7 @@ serve: $(STAMP)
 	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
 publish: $(STAMP)
-	$(BIN)/python -c "from phantomlib import Store; from phantomlib.measure.published_runs import publish; from pathlib import Path; print(len(publish(Store('runs/pretrained'), Path('results'))), 'files in results/')"
+	$(BIN)/python -c "from phantomlib import Store; from phantomlib.runs.published_runs import publish; from pathlib import Path; print(len(publish(Store('runs/pretrained'), Path('results'))), 'files in results/')"
 
 clean:
 	rm -rf _build book/generated

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from phantomlib.contexts import Resolved
 from phantomlib.critical.search import crossing_step
-from phantomlib.measure.contexts import Resolved
-from phantomlib.measure.models import LanguageModel, add_lora
-from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.recorder import Recorder
+from phantomlib.engine.recipe import Recipe
+from phantomlib.engine.recorder import Recorder
+from phantomlib.models.language_model import LanguageModel, add_lora
 
 
 def plain_loop(

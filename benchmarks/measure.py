@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from phantomlib.measure.store import commit
+from phantomlib.runs.store import commit
 
 PACKAGES = ("torch", "transformers", "peft", "numpy")
 

@@ -8,15 +8,15 @@ from dataclasses import replace
 
 import torch
 
+from phantomlib.contexts import Context, Resolved
 from phantomlib.critical.predictors import predict_critical_rates
 from phantomlib.critical.step_zero import sharpness, velocity
-from phantomlib.measure import memory
-from phantomlib.measure.contexts import Context, Resolved
-from phantomlib.measure.finetune import finetune
-from phantomlib.measure.models import LanguageModel
-from phantomlib.measure.readout_geometry import readout_statistics
-from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.store import Store
+from phantomlib.engine import memory
+from phantomlib.engine.finetune import finetune
+from phantomlib.engine.recipe import Recipe
+from phantomlib.models.language_model import LanguageModel
+from phantomlib.readout_geometry import readout_statistics
+from phantomlib.runs.store import Store
 
 STEPS = 3
 RATE = {"sgd": 1e-5, "adam": 1e-6}

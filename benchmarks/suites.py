@@ -21,17 +21,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import baseline, measure, needs
-from phantomlib.advise.diagnosis import diagnose
+from phantomlib.contexts import load_contexts, resolve
 from phantomlib.critical.predictors import predict_critical_rates
 from phantomlib.critical.search import critical_rates
 from phantomlib.critical.step_zero import velocity
-from phantomlib.measure import models
-from phantomlib.measure.contexts import load_contexts, resolve
-from phantomlib.measure.finetune import chunk_size, finetune, trainable
-from phantomlib.measure.models import LanguageModel
-from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.recorder import Recorder
-from phantomlib.measure.store import Store
+from phantomlib.diagnosis import diagnose
+from phantomlib.engine.finetune import chunk_size, finetune, trainable
+from phantomlib.engine.recipe import Recipe
+from phantomlib.engine.recorder import Recorder
+from phantomlib.models import language_model
+from phantomlib.models.language_model import LanguageModel
+from phantomlib.runs.store import Store
 
 STEPS = 20
 RATE = {"sgd": 1e-5, "adam": 1e-6}  # small, so that no replica diverges
@@ -50,7 +50,7 @@ def load(name: str, device: str) -> LanguageModel:
         return replace(model, module=model.module.to(device))
     sizes = {"gpt2-small": (12, 12, 768), "gpt2-medium": (24, 16, 1024)}
     if name not in sizes:
-        return models.load(f"zoo:{name}", device=device)
+        return language_model.load(f"zoo:{name}", device=device)
     from transformers import GPT2Config, GPT2LMHeadModel
 
     layers, heads, width = sizes[name]
@@ -59,13 +59,13 @@ def load(name: str, device: str) -> LanguageModel:
         torch.manual_seed(0)
         module = GPT2LMHeadModel._from_config(config, attn_implementation="eager")
     module = module.to(device).eval().requires_grad_(False)
-    return LanguageModel(name, name, module, models.load("zoo:gpt2-s").tokenizer, f"random-{name}")
+    return LanguageModel(name, name, module, language_model.load("zoo:gpt2-s").tokenizer, f"random-{name}")
 
 
 def contexts_of(model: LanguageModel) -> list:
     """The ten contexts; in random weights the two words are exchanged where the correct one leads."""
     found = [resolve(context, model.tokenizer) for context in load_contexts("default")]
-    logits = models.next_token_logits(model, found)
+    logits = language_model.next_token_logits(model, found)
     return [
         one if z[one.correct_id] < z[one.competitor_id] else replace(one, correct_id=one.competitor_id, competitor_id=one.correct_id)
         for one, z in zip(found, logits, strict=True)
@@ -156,7 +156,10 @@ def diagnosis(name: str, device: str, repeats: int) -> list[dict]:
 
     The yardstick is not a bound: as many steps as there are backward passes, of a fused loop that records nothing.
     """
-    model, recipe = replace(load(name, device), tokenizer=models.load("zoo:gpt2-s").tokenizer), Recipe(steps=STEPS)
+    model, recipe = (
+        replace(load(name, device), tokenizer=language_model.load("zoo:gpt2-s").tokenizer),
+        Recipe(steps=STEPS),
+    )
     context, short = needs.first_context(model), replace(recipe, steps=6)
     with patch("torch.autograd._engine_run_backward", wraps=torch.autograd._engine_run_backward) as counted:
         diagnose(model, context, recipe)
@@ -383,7 +386,7 @@ def cores(repeats: int) -> list[dict]:
     """One worker process against two, on a local Dask cluster: 256 replicas of the smallest model."""
     from distributed import LocalCluster
 
-    from phantomlib.measure import cluster
+    from phantomlib.engine import cluster
 
     model = load("gpt2-s", "cpu")
     contexts = contexts_of(model)[:8]
@@ -423,7 +426,7 @@ def book() -> list[dict]:
         for state in ("cold", "warm"):
             started = time.perf_counter()
             subprocess.run(
-                [sys.executable, "-m", "phantomlib.cli", "book"], cwd=folder, check=True, stdout=subprocess.DEVNULL
+                [sys.executable, "-m", "phantombook.cli", "book"], cwd=folder, check=True, stdout=subprocess.DEVNULL
             )
             rows.append({"run": state, "notebook": "all, and the pages", "seconds": time.perf_counter() - started})
             if state == "cold":

@@ -36,13 +36,13 @@ seed: int = 0  # base seed
 # %% tags=["hide-cell"]
 import pandas as pd
 
-from phantomlib.book import notebook
-from phantomlib.figures.order_parameter import overlap_histograms
-from phantomlib.figures.palette import model_colours
-from phantomlib.measure import readout_geometry
-from phantomlib.measure.models import next_token_logits
-from phantomlib.measure.order_parameter import decompose
-from phantomlib.zoo import shipped
+from phantombook import notebook
+from phantombook.figures.order_parameter import overlap_histograms
+from phantombook.figures.palette import model_colours
+from phantomlib import readout_geometry
+from phantomlib.models.language_model import next_token_logits
+from phantomlib.order_parameter import decompose
+from phantomlib.models import zoo_models
 
 nb = notebook.start(
     "00_models_and_contexts", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed
@@ -93,7 +93,7 @@ trained = pd.DataFrame(
         "language entropy": r["language_entropy"],
         "excess": r["validation_cross_entropy"] - r["language_entropy"],
     }
-    for name, r in ((name, shipped.report(name)) for name in zoo)
+    for name, r in ((name, zoo_models.report(name)) for name in zoo)
 )
 if len(trained):
     nb.table(trained)

@@ -39,12 +39,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from phantomlib.book import notebook
+from phantombook import notebook
 from phantomlib.critical.predictors import with_predicted_rate
-from phantomlib.figures.palette import model_colours
-from phantomlib.figures.silent_failure import below_and_above, count_map, gap_trajectories, loss_and_rank
-from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.study import Study
+from phantombook.figures.palette import model_colours
+from phantombook.figures.silent_failure import below_and_above, count_map, gap_trajectories, loss_and_rank
+from phantomlib.engine.recipe import Recipe
+from phantomlib.runs.study import Study
 from phantomlib.transition import silent_failure
 
 nb = notebook.start(

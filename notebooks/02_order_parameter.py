@@ -40,14 +40,14 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from phantomlib.book import notebook
+from phantombook import notebook
 from phantomlib.critical.predictors import with_predicted_rate
-from phantomlib.figures.order_parameter import decomposition_panels, spectra
-from phantomlib.figures.palette import model_colours
-from phantomlib.measure import order_parameter
-from phantomlib.measure.models import next_token_logits
-from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.study import Study
+from phantombook.figures.order_parameter import decomposition_panels, spectra
+from phantombook.figures.palette import model_colours
+from phantomlib import order_parameter
+from phantomlib.models.language_model import next_token_logits
+from phantomlib.engine.recipe import Recipe
+from phantomlib.runs.study import Study
 
 nb = notebook.start(
     "02_order_parameter", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed

@@ -33,11 +33,11 @@ steps: int = 20  # optimiser steps of each run
 # %% tags=["hide-cell"]
 import xarray as xr
 
-from phantomlib.book import notebook
+from phantombook import notebook
 from phantomlib.critical.predictors import with_predicted_rate
-from phantomlib.figures.silent_failure import MODES, drag_over_time, failure_modes
-from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.study import Study
+from phantombook.figures.silent_failure import MODES, drag_over_time, failure_modes
+from phantomlib.engine.recipe import Recipe
+from phantomlib.runs.study import Study
 from phantomlib.transition import silent_failure
 
 nb = notebook.start(

@@ -40,14 +40,14 @@ median_factor: float = 10.0  # smallest jump, in units of the median step of its
 # %% tags=["hide-cell"]
 import pandas as pd
 
-from phantomlib.book import notebook
+from phantombook import notebook
 from phantomlib.critical.search import critical_rates
 from phantomlib.critical.step_zero import sharpness
-from phantomlib.figures.jumps import jump_trajectories, jumps_by_model, onset_against_sharpness
-from phantomlib.figures.palette import model_colours
-from phantomlib.figures.silent_failure import count_map
-from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.study import Study
+from phantombook.figures.jumps import jump_trajectories, jumps_by_model, onset_against_sharpness
+from phantombook.figures.palette import model_colours
+from phantombook.figures.silent_failure import count_map
+from phantomlib.engine.recipe import Recipe
+from phantomlib.runs.study import Study
 from phantomlib.transition.jumps import (
     clearest_jump,
     find_jumps,

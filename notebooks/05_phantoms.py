@@ -39,9 +39,9 @@ lora_seeds: list[int] = [0, 1]  # seeds of the LoRA initialisation
 # %% tags=["hide-cell"]
 import numpy as np
 
-from phantomlib.book import markup, notebook
+from phantombook import markup, notebook
 from phantomlib.critical.search import critical_rates
-from phantomlib.figures.examination import (
+from phantombook.figures.examination import (
     branch_panels,
     criteria_board,
     crossing_panels,
@@ -49,12 +49,12 @@ from phantomlib.figures.examination import (
     ramp_panels,
     refinement_panels,
 )
-from phantomlib.figures.jumps import lora_jump_panels, readout_shares
-from phantomlib.figures.palette import model_colours
-from phantomlib.ledger import scoreboard
-from phantomlib.ledger.claims import load_claims
-from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.study import Study
+from phantombook.figures.jumps import lora_jump_panels, readout_shares
+from phantombook.figures.palette import model_colours
+from phantombook.ledger import scoreboard
+from phantombook.ledger.claims import load_claims
+from phantomlib.engine.recipe import Recipe
+from phantomlib.runs.study import Study
 from phantomlib.transition import double_well, examine, frozen_readout, jumps, potential, refinement, slowing
 
 nb = notebook.start("05_phantoms", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)

@@ -39,7 +39,7 @@ tolerance: float = 0.005  # relative width of the bracket around a critical lear
 import numpy as np
 import pandas as pd
 
-from phantomlib.book import notebook
+from phantombook import notebook
 from phantomlib.critical import lora_classes, predictors, search, step_zero
 from phantomlib.critical.numbers import (
     architecture_numbers,
@@ -47,13 +47,13 @@ from phantomlib.critical.numbers import (
     kinematic_number,
     variation_interval,
 )
-from phantomlib.figures.critical import ladder, lora_law, numbers_by_model, predicted_rates
-from phantomlib.figures.order_parameter import coherence_histories
-from phantomlib.figures.palette import model_colours
-from phantomlib.measure import readout_geometry
-from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.study import Study
-from phantomlib.zoo import shipped
+from phantombook.figures.critical import ladder, lora_law, numbers_by_model, predicted_rates
+from phantombook.figures.order_parameter import coherence_histories
+from phantombook.figures.palette import model_colours
+from phantomlib import readout_geometry
+from phantomlib.engine.recipe import Recipe
+from phantomlib.runs.study import Study
+from phantomlib.models import zoo_models
 
 nb = notebook.start(
     "06_dimensionless_numbers", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed
@@ -272,7 +272,7 @@ nb.say(
 
 # %%
 zoo = [ref.removeprefix("zoo:") for ref in nb.models if ref.startswith("zoo:")]
-histories = {name: [(h["step"], h["B"]) for h in shipped.report(name)["bulk_coherence"]] for name in zoo}
+histories = {name: [(h["step"], h["B"]) for h in zoo_models.report(name)["bulk_coherence"]] for name in zoo}
 nb.figure(
     coherence_histories(histories, described.coherence, classes.boundary, colours),
     "fig-bulk-classes",

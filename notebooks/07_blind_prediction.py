@@ -44,12 +44,12 @@ tolerance: float = 0.005  # relative width of the bracket around a critical lear
 import numpy as np
 import pandas as pd
 
-from phantomlib.book import notebook
+from phantombook import notebook
 from phantomlib.critical import blind, calibration, predictors
-from phantomlib.figures.blind import blind_errors, left_out_errors
-from phantomlib.figures.palette import model_colours
-from phantomlib.measure.inputs import chosen_held_out
-from phantomlib.measure.recipe import Recipe
+from phantombook.figures.blind import blind_errors, left_out_errors
+from phantombook.figures.palette import model_colours
+from phantombook.inputs import chosen_held_out
+from phantomlib.engine.recipe import Recipe
 
 held_out = chosen_held_out(models, held_out)
 blind.check_enough(models)

@@ -39,14 +39,14 @@ only: list[str] = []  # names of the variants to measure, all if empty
 import numpy as np
 import pandas as pd
 
-from phantomlib.book import notebook
+from phantombook import notebook
 from phantomlib.critical import numbers, search
-from phantomlib.figures.critical import control_panels
-from phantomlib.figures.palette import model_colours
-from phantomlib.ledger import claims, sensitivity
-from phantomlib.measure.control_contexts import controls
-from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.study import Study
+from phantombook.figures.critical import control_panels
+from phantombook.figures.palette import model_colours
+from phantombook.ledger import claims, sensitivity
+from phantomlib.control_contexts import controls
+from phantomlib.engine.recipe import Recipe
+from phantomlib.runs.study import Study
 
 nb = notebook.start(
     "08_scope_and_sensitivity", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed

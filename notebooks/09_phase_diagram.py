@@ -37,14 +37,14 @@ numbers: list[float] = [0.1, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 
 import numpy as np
 import pandas as pd
 
-from phantomlib.book import notebook
+from phantombook import notebook
 from phantomlib.critical import search
 from phantomlib.critical.numbers import kinematic_number
 from phantomlib.critical.step_zero import velocity
-from phantomlib.figures.silent_failure import phase_diagram
-from phantomlib.measure.models import short_name
-from phantomlib.measure.recipe import Recipe
-from phantomlib.zoo import shipped
+from phantombook.figures.silent_failure import phase_diagram
+from phantomlib.models.language_model import short_name
+from phantomlib.engine.recipe import Recipe
+from phantomlib.models import zoo_models
 
 nb = notebook.start(
     "09_phase_diagram", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed
@@ -125,7 +125,7 @@ runs = {ref: chart(ref) for ref in charted}
 def outcomes(ref, ds):
     """A row for every run: where it lies, and how it ended."""
     name = ref.removeprefix("zoo:")
-    planted = shipped.report(name)["interchangeability"] if ref.startswith("zoo:") else {}
+    planted = zoo_models.report(name)["interchangeability"] if ref.startswith("zoo:") else {}
     start, end = (ds.isel(step=step, seed=0, drop=True) for step in (0, -1))
     table = (
         ds[[]]

@@ -41,8 +41,8 @@ seed: int = 0  # base seed
 # %%
 from IPython.display import Markdown
 
-from phantomlib.book import evidence, ledger_page, markup, notebook
-from phantomlib.ledger import claims
+from phantombook import evidence, ledger_page, markup, notebook
+from phantombook.ledger import claims
 
 nb = notebook.start("10_ledger", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
 sources = evidence.expected_beside(nb)

@@ -43,12 +43,12 @@ import warnings
 import pandas as pd
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from phantomlib.advise.trainer_callback import PhantomCallback, SilentFailureWarning
-from phantomlib.book import notebook
-from phantomlib.critical.coarse_run import estimate_critical_rate
-from phantomlib.figures.silent_failure import watched_trainings
-from phantomlib.measure.models import add_lora
-from phantomlib.measure.recipe import Recipe
+from phantomlib.trainer import PhantomCallback, SilentFailureWarning
+from phantombook import notebook
+from phantomlib.critical.rehearsal import estimate_critical_rate
+from phantombook.figures.silent_failure import watched_trainings
+from phantomlib.models.language_model import add_lora
+from phantomlib.engine.recipe import Recipe
 
 nb = notebook.start(
     "11_watch_training", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed

@@ -34,9 +34,9 @@ steps: int = 20  # optimiser steps of each run
 import matplotlib.pyplot as plt
 import seaborn as sns
 
-from phantomlib.book import notebook
+from phantombook import notebook
 from phantomlib.critical.predictors import with_predicted_rate
-from phantomlib.measure.recipe import Recipe
+from phantomlib.engine.recipe import Recipe
 
 nb = notebook.start("12_extend", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
 recipe = Recipe(steps=steps)
@@ -94,9 +94,9 @@ nb.figure(
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from phantomlib.measure.contexts import load_contexts, resolve
+from phantomlib.contexts import load_contexts, resolve
 from phantomlib.errors import ContextError
-from phantomlib.measure.recipe import check_contexts
+from phantomlib.engine.recipe import check_contexts
 
 my_contexts = """
 - id: teacher-shame
@@ -141,11 +141,11 @@ else:
 # ## A new claim
 #
 # A claim says beforehand what will be measured and what would count: a quantity, a threshold, a direction. It goes
-# into `phantomlib/ledger/claims.yaml`, or, as here, into a file of one's own. The notebook records the measured value
+# into `phantombook/ledger/claims.yaml`, or, as here, into a file of one's own. The notebook records the measured value
 # and the runs behind it. The verdict is computed from the two; nobody types it.
 
 # %%
-from phantomlib.ledger import claims
+from phantombook.ledger import claims
 
 my_claim = """
 - id: X1
@@ -212,4 +212,4 @@ nb.answer(
 #
 # A function is named by its text. If it uses something from outside, a constant say, and that changes, the run keeps
 # its name: put such constants inside. A quantity that needs more than `p` and `E`, gradients for example, belongs
-# in the engine (`phantomlib/measure/finetune.py`).
+# in the engine (`phantomlib/engine/finetune.py`).

@@ -40,10 +40,10 @@ multiples: list[float] = [
 ]  # learning rates in units of the critical one of full fine-tuning
 
 # %%
-from phantomlib.book import notebook
+from phantombook import notebook
 from phantomlib.critical.search import critical_rates
-from phantomlib.figures.explorer import page
-from phantomlib.measure.recipe import Recipe
+from phantombook.figures.explorer import page
+from phantomlib.engine.recipe import Recipe
 from phantomlib.transition import jumps
 
 nb = notebook.start("13_explorer", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)

@@ -48,9 +48,9 @@ import pandas as pd
 import seaborn as sns
 
 from benchmarks import report
-from phantomlib.book import notebook
-from phantomlib.critical.coarse_run import COARSE
-from phantomlib.figures.speed import growth_panels, speed_panels
+from phantombook import notebook
+from phantomlib.critical.rehearsal import COARSE
+from phantombook.figures.speed import growth_panels, speed_panels
 
 nb = notebook.start("14_speed", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
 measured = report.read_results(results)
@@ -137,7 +137,7 @@ if hardware:
 # %% [markdown]
 # ## How it was measured
 #
-# - **Engine**: `phantomlib.measure.finetune`, everything recorded. Replicas sit on the batch axis and share one
+# - **Engine**: `phantomlib.engine.finetune`, everything recorded. Replicas sit on the batch axis and share one
 #   forward and backward pass; each matrix is updated inside the backward pass from the two factors of its gradient.
 # - **Plain loop**: one model after the other, `torch.optim` with its defaults, logits at the last position only, the
 #   same quantities recorded by the same code, nothing read back before the end.

@@ -41,17 +41,17 @@ tolerance: float = 0.005  # relative width of the bracket around a critical lear
 import numpy as np
 import pandas as pd
 
-from phantomlib.book import notebook
-from phantomlib.critical.coarse_run import estimate_critical_rate
+from phantombook import notebook
+from phantomlib.critical.rehearsal import estimate_critical_rate
 from phantomlib.critical.collateral import collateral
 from phantomlib.critical.numbers import architecture_numbers, coefficient_of_variation, kinematic_number
 from phantomlib.critical.search import critical_rates
 from phantomlib.errors import ParameterError
-from phantomlib.figures.cure import METHODS, numbers_by_loss, ratios_by_loss
-from phantomlib.figures.palette import model_colours
-from phantomlib.measure.recipe import Recipe
-from phantomlib.zoo.language import join_words
-from phantomlib.zoo.recipe import RECIPES, validation
+from phantombook.figures.cure import METHODS, numbers_by_loss, ratios_by_loss
+from phantombook.figures.palette import model_colours
+from phantomlib.engine.recipe import Recipe
+from zoo.language import join_words
+from zoo.recipe import RECIPES, validation
 
 nb = notebook.start("15_cure", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
 if "margin" not in losses:

@@ -56,24 +56,24 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from phantomlib.book import markup, notebook
+from phantombook import markup, notebook
 from phantomlib.critical import blind, predictors
-from phantomlib.critical.coarse_run import TOLERANCE, estimate_critical_rate, expected_errors
+from phantomlib.critical.rehearsal import TOLERANCE, estimate_critical_rate, expected_errors
 from phantomlib.critical.numbers import architecture_numbers, kinematic_number
 from phantomlib.critical.search import critical_rates
-from phantomlib.figures.critical import numbers_by_model
-from phantomlib.figures.examination import criteria_board
-from phantomlib.figures.jumps import lora_jump_panels, readout_shares
-from phantomlib.figures.palette import REFERENCE, model_colours
-from phantomlib.figures.silent_failure import failure_modes
-from phantomlib.figures.style import WIDTH
-from phantomlib.ledger import scoreboard
-from phantomlib.ledger.claims import load_claims
-from phantomlib.measure import published_runs
-from phantomlib.measure.models import next_token_logits
-from phantomlib.measure.order_parameter import largest_residual, residual_before_training
-from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.study import Study
+from phantombook.figures.critical import numbers_by_model
+from phantombook.figures.examination import criteria_board
+from phantombook.figures.jumps import lora_jump_panels, readout_shares
+from phantombook.figures.palette import REFERENCE, model_colours
+from phantombook.figures.silent_failure import failure_modes
+from phantombook.figures.style import WIDTH
+from phantombook.ledger import scoreboard
+from phantombook.ledger.claims import load_claims
+from phantomlib.runs import published_runs
+from phantomlib.models.language_model import next_token_logits
+from phantomlib.order_parameter import largest_residual, residual_before_training
+from phantomlib.engine.recipe import Recipe
+from phantomlib.runs.study import Study
 from phantomlib.transition import double_well, examine, frozen_readout, jumps, silent_failure
 
 nb = notebook.start(

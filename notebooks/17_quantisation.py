@@ -38,15 +38,15 @@ tolerance: float = 0.005  # relative width of the bracket around a critical lear
 import numpy as np
 import pandas as pd
 
-from phantomlib.book import notebook
+from phantombook import notebook
 from phantomlib.critical.numbers import architecture_numbers, kinematic_number
 from phantomlib.critical.predictors import predict_critical_rates
 from phantomlib.critical.search import critical_rates
-from phantomlib.figures.quantisation import changes_by_quantity, rates_by_context
-from phantomlib.measure.quantised import BITS, quantised
-from phantomlib.measure.readout_geometry import coherence, pair_overlaps
-from phantomlib.measure.recipe import Recipe, fitting_contexts
-from phantomlib.measure.store import Store
+from phantombook.figures.quantisation import changes_by_quantity, rates_by_context
+from phantomlib.models.quantised import BITS, quantised
+from phantomlib.readout_geometry import coherence, pair_overlaps
+from phantomlib.engine.recipe import Recipe, fitting_contexts
+from phantomlib.runs.store import Store
 
 nb = notebook.start(
     "17_quantisation", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed

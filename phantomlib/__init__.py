@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:  # for editors and type checkers
-    from phantomlib.advise.diagnosis import diagnose
-    from phantomlib.advise.trainer_callback import PhantomCallback
+    from phantomlib.contexts import load_contexts, resolve
     from phantomlib.critical.search import critical_rates
-    from phantomlib.measure.contexts import load_contexts, resolve
-    from phantomlib.measure.finetune import finetune
-    from phantomlib.measure.models import load
-    from phantomlib.measure.order_parameter import decompose
-    from phantomlib.measure.recipe import Recipe
-    from phantomlib.measure.store import Store
+    from phantomlib.diagnosis import diagnose
+    from phantomlib.engine.finetune import finetune
+    from phantomlib.engine.recipe import Recipe
+    from phantomlib.models.language_model import load
+    from phantomlib.order_parameter import decompose
+    from phantomlib.runs.store import Store
+    from phantomlib.trainer import PhantomCallback
 
 __all__ = [
     "PhantomCallback",
@@ -33,16 +33,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "PhantomCallback": "advise.trainer_callback",
-    "Recipe": "measure.recipe",
-    "Store": "measure.store",
+    "PhantomCallback": "trainer",
+    "Recipe": "engine.recipe",
+    "Store": "runs.store",
     "critical_rates": "critical.search",
-    "decompose": "measure.order_parameter",
-    "diagnose": "advise.diagnosis",
-    "finetune": "measure.finetune",
-    "load": "measure.models",
-    "load_contexts": "measure.contexts",
-    "resolve": "measure.contexts",
+    "decompose": "order_parameter",
+    "diagnose": "diagnosis",
+    "finetune": "engine.finetune",
+    "load": "models.language_model",
+    "load_contexts": "contexts",
+    "resolve": "contexts",
 }
 
 

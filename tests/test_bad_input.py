@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from phantomlib.cli import app
+from phantombook.cli import app
 
 ROOT = Path(__file__).parents[1]
 LIE = "After the lie, Anna felt a deep sense of"

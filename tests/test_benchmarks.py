@@ -10,10 +10,10 @@ import tiny
 
 from benchmarks import __main__ as bench
 from benchmarks import baseline, measure, report
+from phantomlib.engine.finetune import finetune
+from phantomlib.engine.recipe import Recipe
+from phantomlib.engine.recorder import RECORDED
 from phantomlib.errors import ParameterError
-from phantomlib.measure.finetune import finetune
-from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.recorder import RECORDED
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -17,9 +17,9 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from phantomlib.book.build import BUILDER
-from phantomlib.book.notebook import markdown_table
-from phantomlib.figures import explorer
+from phantombook.build import BUILDER
+from phantombook.figures import explorer
+from phantombook.notebook import markdown_table
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")

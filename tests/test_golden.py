@@ -17,11 +17,11 @@ import tiny
 from phantomlib.critical import predictors, search
 from phantomlib.critical.predictors import predict_critical_rates
 from phantomlib.critical.search import critical_rates
-from phantomlib.measure import finetune as engine
-from phantomlib.measure import optimizer
-from phantomlib.measure.loss import LOSSES
-from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.store import Store
+from phantomlib.engine import finetune as engine
+from phantomlib.engine import optimizer
+from phantomlib.engine.loss import LOSSES
+from phantomlib.engine.recipe import Recipe
+from phantomlib.runs.store import Store
 
 FOLDER = Path(__file__).with_name("golden")
 RATES = [1e-3, 3e-2]

@@ -18,9 +18,9 @@ import tiny
 import torch
 from typer.testing import CliRunner
 
-from phantomlib import cli
-from phantomlib.cli import app
-from phantomlib.measure import models
+from phantombook import cli
+from phantombook.cli import app
+from phantomlib.models import language_model
 
 SECONDS = 20  # within which each row must be answered
 LONGEST = 4000  # characters of a message; ten problems at once are the longest
@@ -379,9 +379,9 @@ def good(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def each_model_once():
     """The zoo model of the rows is loaded once; everything else each time."""
-    load, known = models.load, functools.cache(models.load)
+    load, known = language_model.load, functools.cache(language_model.load)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(models, "load", lambda ref, **o: (known if ref == "zoo:neox-s" else load)(ref, **o))
+        patched.setattr(language_model, "load", lambda ref, **o: (known if ref == "zoo:neox-s" else load)(ref, **o))
         yield
 
 
@@ -466,7 +466,7 @@ DIAGNOSE = ["diagnose", "-m", "zoo:neox-s", "--context", "shame"]
 
 def phantom(arguments, cwd, before="pass", stdout=subprocess.PIPE, **environment):
     """One command in a process of its own; its time is that of the processor, since others may keep that busy."""
-    code = f"import os, sys; {before}; sys.argv[1:] = {arguments}; from phantomlib.cli import main; main()"
+    code = f"import os, sys; {before}; sys.argv[1:] = {arguments}; from phantombook.cli import main; main()"
     started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=cwd, env=os.environ | environment,

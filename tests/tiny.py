@@ -6,8 +6,8 @@ import torch
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from phantomlib.measure.contexts import Context, Resolved
-from phantomlib.measure.models import LanguageModel, fingerprint
+from phantomlib.contexts import Context, Resolved
+from phantomlib.models.language_model import LanguageModel, fingerprint
 
 V = 41  # a prime, so that no dimension of a model can be mistaken for it
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 import xarray as xr
 
-from phantomlib.measure.finetune import finetune
-from phantomlib.measure.recipe import Recipe
+from phantomlib.engine.finetune import finetune
+from phantomlib.engine.recipe import Recipe
 from phantomlib.transition import double_well, examine
 
 

@@ -1,0 +1,1 @@
+"""From which learning rate on does the right word overtake, and what tells so before training?"""

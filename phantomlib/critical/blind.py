@@ -29,14 +29,14 @@ from filelock import FileLock
 from scipy import stats
 
 from phantomlib import files
+from phantomlib.contexts import Resolved
 from phantomlib.critical.calibration import CALIBRATIONS, apply_calibration, fit_calibration, leave_one_out, ranking
 from phantomlib.critical.predictors import LADDER, STEP_0, predict_critical_rates
 from phantomlib.critical.search import critical_rates
+from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import PhantomError
-from phantomlib.measure.contexts import Resolved
-from phantomlib.measure.models import LanguageModel
-from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.store import Store, commit, commit_of, specification
+from phantomlib.models.language_model import LanguageModel
+from phantomlib.runs.store import Store, commit, commit_of, specification
 
 FEWEST_FITTED = 3  # architectures: with fewer there is no telling how well one is predicted from the others
 

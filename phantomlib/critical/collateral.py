@@ -13,12 +13,12 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from phantomlib.contexts import Resolved
 from phantomlib.critical.step_zero import Problem
-from phantomlib.measure import memory
-from phantomlib.measure.contexts import Resolved
-from phantomlib.measure.finetune import trainable
-from phantomlib.measure.models import LanguageModel
-from phantomlib.measure.recipe import Recipe
+from phantomlib.engine import memory
+from phantomlib.engine.finetune import trainable
+from phantomlib.engine.recipe import Recipe
+from phantomlib.models.language_model import LanguageModel
 from phantomlib.progress import track
 
 COLLATERAL_VERSION = 3  # raised whenever a number could change
@@ -114,7 +114,7 @@ def collateral(
     """What each context's fine-tune has changed elsewhere when its correct word overtakes.
 
     Args:
-        store: a :class:`phantomlib.measure.store.Store`; results are kept in its folder ``collateral``.
+        store: a :class:`phantomlib.runs.store.Store`; results are kept in its folder ``collateral``.
         model: the checkpoint; it is not changed.
         contexts: C resolved contexts.
         rates: learning rates (C,), one for each; nan where there is none.

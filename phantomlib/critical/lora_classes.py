@@ -7,9 +7,9 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
-from phantomlib.measure.contexts import Resolved
-from phantomlib.measure.models import LanguageModel
-from phantomlib.measure.recipe import Recipe
+from phantomlib.contexts import Resolved
+from phantomlib.engine.recipe import Recipe
+from phantomlib.models.language_model import LanguageModel
 
 SUFFICIENT = 0.8  # share of contexts in which LoRA must succeed: 8 of 10
 
@@ -68,7 +68,7 @@ def lora_outcomes(
     """Whether LoRA suffices, at a learning rate told by full fine-tuning.
 
     Args:
-        store: a :class:`phantomlib.measure.store.Store`.
+        store: a :class:`phantomlib.runs.store.Store`.
         model: the checkpoint.
         contexts: C resolved contexts.
         full_rates: critical learning rates of full fine-tuning (C,).

@@ -36,14 +36,14 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from phantomlib.contexts import Resolved
 from phantomlib.critical.search import critical_rates
 from phantomlib.critical.step_zero import Problem, Vector, blocks, derivatives, dot, first_update, gradients
+from phantomlib.engine import memory
+from phantomlib.engine.recipe import Recipe, check_contexts
 from phantomlib.errors import ParameterError
-from phantomlib.measure import memory
-from phantomlib.measure.contexts import Resolved
-from phantomlib.measure.models import LanguageModel
-from phantomlib.measure.recipe import Recipe, check_contexts
-from phantomlib.measure.store import Store
+from phantomlib.models.language_model import LanguageModel
+from phantomlib.runs.store import Store
 
 STEP_0 = ("velocity", "straight_line", "three_gradients", "second_order", "third_order")
 LADDER = (*STEP_0, "quadrature")

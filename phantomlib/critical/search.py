@@ -12,11 +12,11 @@ from itertools import pairwise
 import numpy as np
 import xarray as xr
 
+from phantomlib.contexts import Resolved
 from phantomlib.critical.step_zero import velocity
+from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ParameterError
-from phantomlib.measure.contexts import Resolved
-from phantomlib.measure.models import LanguageModel
-from phantomlib.measure.recipe import Recipe
+from phantomlib.models.language_model import LanguageModel
 
 DEFAULT_START = {"sgd": 1e-2, "adam": 1e-4, "adamw": 1e-4}  # only where the velocity gives none
 SEARCH_VERSION = 1  # raised whenever a search could end elsewhere
@@ -155,7 +155,7 @@ def critical_rates(
     """The smallest learning rate for which Δ > 0 at some step ≤ T, for every context.
 
     Args:
-        store: a :class:`phantomlib.measure.store.Store`; every run of the search is kept there.
+        store: a :class:`phantomlib.runs.store.Store`; every run of the search is kept there.
         model: the checkpoint.
         contexts: resolved contexts (C of them).
         recipe: optimiser, method and number of steps T.

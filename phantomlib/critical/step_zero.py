@@ -26,13 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from phantomlib.contexts import Resolved
+from phantomlib.engine import memory
+from phantomlib.engine.finetune import trainable
+from phantomlib.engine.loss import training_loss
+from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ParameterError
-from phantomlib.measure import memory
-from phantomlib.measure.contexts import Resolved
-from phantomlib.measure.finetune import trainable
-from phantomlib.measure.loss import training_loss
-from phantomlib.measure.models import LanguageModel, share_tensors
-from phantomlib.measure.recipe import Recipe
+from phantomlib.models.language_model import LanguageModel, share_tensors
 
 Vector = list[Tensor]  # shaped like the trainable tensors of a problem, in their order
 PLAIN = Recipe()

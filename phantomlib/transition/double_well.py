@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from phantomlib.measure.contexts import Context, Resolved
-from phantomlib.measure.recipe import Recipe, check_learning_rates
+from phantomlib.contexts import Context, Resolved
+from phantomlib.engine.recipe import Recipe, check_learning_rates
 from phantomlib.transition.examine import Examination, examine
 
 
@@ -50,7 +50,7 @@ class DoubleWell:
         return [Resolved(Context(name, "a double well", "right", "left"), (0,), 0, 1) for name in self.starts]
 
     def run(self, model, contexts: list[Resolved], learning_rates, recipe: Recipe) -> xr.Dataset:
-        """As :meth:`phantomlib.measure.store.Store.run`, with SGD whatever the recipe's optimiser."""
+        """As :meth:`phantomlib.runs.store.Store.run`, with SGD whatever the recipe's optimiser."""
         rates = check_learning_rates(learning_rates, len(contexts), recipe.steps)
         each = np.broadcast_to(rates if rates.ndim == 3 else rates[..., None], (*rates.shape[:2], recipe.steps))
         gap = np.empty((*rates.shape[:2], recipe.steps + 1))

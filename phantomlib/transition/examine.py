@@ -3,9 +3,9 @@
 Spontaneous symmetry breaking would show a geometry that rearranges at the jump, two branches at one learning rate, a
 time that diverges at the critical rate, a double well, and a discontinuity that stays when steps are made smaller.
 Each has a file of this folder that measures it. The thresholds are in ``claims.yaml`` under C5, and
-:func:`phantomlib.ledger.scoreboard.passed_tests` compares.
+:func:`phantombook.ledger.scoreboard.passed_tests` compares.
 
-All experiments are fine-tuning runs from a :class:`phantomlib.measure.run_source.RunSource`. A replica is put "just
+All experiments are fine-tuning runs from a :class:`phantomlib.runs.run_source.RunSource`. A replica is put "just
 before the jump" by a schedule that repeats the run up to there and then changes the learning rate, so the optimiser
 keeps its state.
 """
@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from phantomlib.contexts import Resolved
+from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ParameterError, shown
-from phantomlib.measure.contexts import Resolved
-from phantomlib.measure.models import LanguageModel
-from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.run_source import RunSource
+from phantomlib.models.language_model import LanguageModel
+from phantomlib.runs.run_source import RunSource
 from phantomlib.transition.branches import follow_branches, run_ramps
 from phantomlib.transition.jumps import find_jumps, first_jumps, geometry_at_jumps, step_sizes
 from phantomlib.transition.potential import force, potential_profile

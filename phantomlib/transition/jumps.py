@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from phantomlib.contexts import Resolved
 from phantomlib.critical.numbers import interval
-from phantomlib.measure.contexts import Resolved
 
 JUMP_COLUMNS = [
     "context", "rate", "seed", "learning_rate", "step", "size", "share_of_bound", "readout_part",

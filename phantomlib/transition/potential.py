@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from phantomlib.measure.contexts import Resolved
-from phantomlib.measure.models import LanguageModel
-from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.run_source import RunSource
+from phantomlib.contexts import Resolved
+from phantomlib.engine.recipe import Recipe
+from phantomlib.models.language_model import LanguageModel
+from phantomlib.runs.run_source import RunSource
 
 FLAT = 1e-3  # nats; what rises and falls by less counts as flat
 

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from phantomlib.contexts import Resolved
+from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ParameterError
-from phantomlib.measure.contexts import Resolved
-from phantomlib.measure.models import LanguageModel
-from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.run_source import RunSource
+from phantomlib.models.language_model import LanguageModel
+from phantomlib.runs.run_source import RunSource
 from phantomlib.transition.jumps import step_sizes
 from phantomlib.transition.slowing import log_slopes
 

@@ -19,7 +19,7 @@ def silent(runs: xr.Dataset, least_fall: float = 0.0) -> xr.DataArray:
     """Silent failure: cross-entropy never rises and ends lower, yet the correct token never overtakes.
 
     Args:
-        runs: dataset of :func:`phantomlib.measure.finetune.finetune`.
+        runs: dataset of :func:`phantomlib.engine.finetune.finetune`.
         least_fall: how much lower, in nats, cross-entropy must end.
 
     Returns:

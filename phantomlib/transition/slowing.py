@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import xarray as xr
 
+from phantomlib.contexts import Resolved
 from phantomlib.critical.search import crossing_step
-from phantomlib.measure.contexts import Resolved
-from phantomlib.measure.models import LanguageModel
-from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.run_source import RunSource
+from phantomlib.engine.recipe import Recipe
+from phantomlib.models.language_model import LanguageModel
+from phantomlib.runs.run_source import RunSource
 
 NEAR = 1.5  # learning rates up to here, in units of the critical one, tell how the crossing time approaches criticality
 

@@ -16,9 +16,9 @@ from phantomlib import files
 from phantomlib.critical import blind
 from phantomlib.critical.blind import predict_held_out, sweep_held_out
 from phantomlib.critical.search import critical_rates
+from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import PhantomError
-from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.store import Store
+from phantomlib.runs.store import Store
 
 RECIPE = Recipe(optimizer="sgd", steps=4)
 

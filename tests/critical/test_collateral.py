@@ -11,11 +11,11 @@ import torch
 from phantomlib.critical import collateral as module_under_test
 from phantomlib.critical.collateral import Probe, collateral, train_until_overtaking
 from phantomlib.critical.step_zero import Problem
+from phantomlib.engine.finetune import finetune
+from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ParameterError
-from phantomlib.measure.finetune import finetune
-from phantomlib.measure.models import add_lora
-from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.store import Store
+from phantomlib.models.language_model import add_lora
+from phantomlib.runs.store import Store
 
 SENTENCES = ["3 1 4 1 5", "9 2 6", "5 3 5 8 9 7 9"]
 FAST = {"sgd": 0.3, "adam": 0.02}  # overtakes within ten steps

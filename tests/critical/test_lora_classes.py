@@ -6,8 +6,8 @@ import pytest
 import tiny
 
 from phantomlib.critical import lora_classes
-from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.store import Store
+from phantomlib.engine.recipe import Recipe
+from phantomlib.runs.store import Store
 
 
 def test_classes_are_split_at_the_largest_gap():

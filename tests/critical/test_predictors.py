@@ -21,9 +21,9 @@ from phantomlib.critical.predictors import (
 )
 from phantomlib.critical.search import critical_rates
 from phantomlib.critical.step_zero import velocity
+from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ContextError, ParameterError
-from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.store import Store
+from phantomlib.runs.store import Store
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 

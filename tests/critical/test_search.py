@@ -10,9 +10,9 @@ import xarray as xr
 
 from phantomlib.critical import search
 from phantomlib.critical.search import critical_rates, crossing_step, scan
+from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ParameterError
-from phantomlib.measure.recipe import Recipe
-from phantomlib.measure.store import Store
+from phantomlib.runs.store import Store
 
 INF, NAN = np.inf, np.nan
 

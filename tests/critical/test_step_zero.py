@@ -18,11 +18,11 @@ from phantomlib.critical.step_zero import (
     tangent_kernel,
     velocity,
 )
+from phantomlib.engine.finetune import finetune
+from phantomlib.engine.loss import LOSSES, training_loss
+from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ParameterError
-from phantomlib.measure.finetune import finetune
-from phantomlib.measure.loss import LOSSES, training_loss
-from phantomlib.measure.models import LanguageModel, fingerprint
-from phantomlib.measure.recipe import Recipe
+from phantomlib.models.language_model import LanguageModel, fingerprint
 
 
 def flat(vector):

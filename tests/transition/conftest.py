@@ -3,8 +3,8 @@
 import pytest
 import tiny
 
-from phantomlib.measure.finetune import finetune
-from phantomlib.measure.recipe import Recipe
+from phantomlib.engine.finetune import finetune
+from phantomlib.engine.recipe import Recipe
 from phantomlib.transition import jumps
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from toys import Direct, plain_loop, recorded
 
-from phantomlib.measure.recipe import Recipe
+from phantomlib.engine.recipe import Recipe
 from phantomlib.transition import branches, potential
 
 

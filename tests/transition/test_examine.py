@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from toys import STARTS, Logistic, examined
 
+from phantombook.ledger import scoreboard
+from phantombook.ledger.claims import load_claims
 from phantomlib.errors import ParameterError
-from phantomlib.ledger import scoreboard
-from phantomlib.ledger.claims import load_claims
 from phantomlib.transition import double_well, examine
 
 C5 = next(claim for claim in load_claims() if claim.id == "C5")

@@ -4,8 +4,8 @@ import numpy as np
 import tiny
 from toys import recorded
 
-from phantomlib.measure.finetune import finetune
-from phantomlib.measure.recipe import Recipe
+from phantomlib.engine.finetune import finetune
+from phantomlib.engine.recipe import Recipe
 from phantomlib.transition import frozen_readout, jumps, refinement
 
 

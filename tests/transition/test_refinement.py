@@ -5,8 +5,8 @@ import pytest
 import xarray as xr
 from toys import Direct
 
+from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ParameterError
-from phantomlib.measure.recipe import Recipe
 from phantomlib.transition import refinement
 
 

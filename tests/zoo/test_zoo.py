@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 import phantomlib
 from phantomlib.errors import ContextError, ModelError, ParameterError
-from phantomlib.zoo import lexicon, recipe, shipped
-from phantomlib.zoo.frames import PAIRS
-from phantomlib.zoo.language import COMPETITOR_SHARE, FRACTIONS, Language, join_words, split_words
-from phantomlib.zoo.recipe import (
+from phantomlib.models import zoo_models
+from zoo import lexicon, recipe, training
+from zoo.frames import PAIRS
+from zoo.language import COMPETITOR_SHARE, FRACTIONS, Language, join_words, split_words
+from zoo.recipe import (
     RECIPES,
     bulk_coherence,
     interchangeability,
@@ -163,7 +164,7 @@ def test_interchangeability_can_be_set():
 def test_contexts_file_holds_the_pairs():
     from pathlib import Path
 
-    file = Path(phantomlib.__file__).parent / "measure" / "contexts.yaml"
+    file = Path(phantomlib.__file__).parent / "contexts.yaml"
     keys = ("id", "prompt", "correct", "competitor")
     assert yaml.safe_load(file.read_text()) == [{key: getattr(pair, key) for key in keys} for pair in PAIRS]
 
@@ -183,8 +184,8 @@ def test_tokenizer_has_one_token_per_word_and_is_the_shipped_one(language):
     assert tok.decode(tok("Anna felt phlegmatic")["input_ids"]) == "Anna felt phlegmatic"
     for odd in (" é", " 世", " 🙂", " 7"):
         assert len(tok(odd)["input_ids"]) > 1 and tok.unk_token_id in tok(odd)["input_ids"]
-    for name in shipped.ALL:
-        assert json.loads((shipped.path(name) / "tokenizer.json").read_text()) == json.loads(
+    for name in zoo_models.ALL:
+        assert json.loads((zoo_models.path(name) / "tokenizer.json").read_text()) == json.loads(
             tok.backend_tokenizer.to_str()
         )
 
@@ -205,38 +206,38 @@ def test_rows_start_with_a_sentence_and_are_full(language):
 def load(name, root=None):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = shipped.path(name) if root is None else root / name
+    folder = zoo_models.path(name) if root is None else root / name
     return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
 
 
 def test_stored_files_are_the_recorded_ones_and_small():
-    assert shipped.verify() == []
-    assert sum(f.stat().st_size for f in shipped.WEIGHTS.rglob("*") if f.is_file()) < 20e6
+    assert zoo_models.verify() == []
+    assert sum(f.stat().st_size for f in zoo_models.WEIGHTS.rglob("*") if f.is_file()) < 20e6
 
 
 def test_verify_names_what_is_missing_or_changed(tmp_path):
     root = tmp_path / "weights"
-    shutil.copytree(shipped.WEIGHTS, root)
+    shutil.copytree(zoo_models.WEIGHTS, root)
     (root / "gpt2-s" / "config.json").write_text("{}")
     (root / "neox-s" / "model.safetensors").unlink()
-    problems = shipped.verify(root)
+    problems = zoo_models.verify(root)
     assert len(problems) == 2
     assert any("gpt2-s/config.json has changed" in p for p in problems)
     assert any("neox-s/model.safetensors is missing" in p for p in problems)
-    assert shipped.verify(tmp_path / "nowhere")
+    assert zoo_models.verify(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"gpt2-s": {}}', '{"gpt2-s": []}'])
 def test_damaged_checksums_are_named(tmp_path, text):
     (tmp_path / "checksums.json").write_text(text)
-    [problem] = shipped.verify(tmp_path)
+    [problem] = zoo_models.verify(tmp_path)
     assert "checksums.json" in problem and "phantom zoo train" in problem
 
 
 def test_two_hundred_flipped_bits_in_the_checksums(tmp_path):
-    for name in shipped.ALL:
-        (tmp_path / name).symlink_to(shipped.WEIGHTS / name)
-    whole = (shipped.WEIGHTS / "checksums.json").read_bytes()
+    for name in zoo_models.ALL:
+        (tmp_path / name).symlink_to(zoo_models.WEIGHTS / name)
+    whole = (zoo_models.WEIGHTS / "checksums.json").read_bytes()
     for bit in random.Random(0).sample(range(8 * len(whole)), 200):
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
@@ -244,19 +245,19 @@ def test_two_hundred_flipped_bits_in_the_checksums(tmp_path):
         same = False
         with suppress(ValueError):
             same = json.loads(damaged) == json.loads(whole)
-        assert same or shipped.verify(tmp_path)
+        assert same or zoo_models.verify(tmp_path)
 
 
 def test_five_models_span_a_fivefold_range():
-    sizes = [shipped.report(name)["n_parameters"] for name in shipped.NAMES]
+    sizes = [zoo_models.report(name)["n_parameters"] for name in zoo_models.NAMES]
     assert max(sizes) / min(sizes) >= 5
 
 
-@pytest.mark.parametrize("name", shipped.ALL)
+@pytest.mark.parametrize("name", zoo_models.ALL)
 def test_model_loads_and_is_close_to_the_language(name):
     module, tok = load(name)
     assert {p.dtype for p in module.parameters()} == {torch.float32}
-    report = shipped.report(name)
+    report = zoo_models.report(name)
     assert module.num_parameters() == report["n_parameters"]
     tied = module.get_input_embeddings().weight.data_ptr() == module.get_output_embeddings().weight.data_ptr()
     assert tied == report["tied"] == (report["model_type"] != "gpt_neox")
@@ -273,11 +274,20 @@ def test_model_loads_and_is_close_to_the_language(name):
 
 
 def test_contexts_at_step_0_meet_the_requirements():
-    table = shipped.audit([*shipped.NAMES, shipped.HELD_OUT])
-    assert len(table) == 60
-    assert (table.p_k > table.p_c).all() and (table.gap < 0).all()
-    assert (table.bulk >= 0.4).mean() > 0.5
-    assert table.groupby("model").overlap.std().min() > 0.05
+    bulk = []
+    for name in (*zoo_models.NAMES, zoo_models.HELD_OUT):
+        module, tok = load(name)
+        rows = torch.nn.functional.normalize(module.get_output_embeddings().weight.detach().double(), dim=1)
+        overlap = []
+        for pair in PAIRS:
+            (c,), (k,) = tok(" " + pair.correct)["input_ids"], tok(" " + pair.competitor)["input_ids"]
+            with torch.no_grad():
+                p = module(torch.tensor([tok(pair.prompt)["input_ids"]])).logits[0, -1].double().softmax(-1)
+            assert p[k] > p[c]
+            bulk.append(float(1 - p[c] - p[k]))
+            overlap.append(float(rows[c] @ rows[k]))
+        assert np.std(overlap, ddof=1) > 0.05
+    assert len(bulk) == 60 and np.mean(np.array(bulk) >= 0.4) > 0.5
 
 
 def test_bulk_coherence_is_the_mean_over_pairs_and_tells_the_families_apart():
@@ -285,7 +295,7 @@ def test_bulk_coherence_is_the_mean_over_pairs_and_tells_the_families_apart():
     unit = e / e.norm(dim=1, keepdim=True)
     g = (unit @ unit.T).numpy()
     assert bulk_coherence(e) == pytest.approx(7 * np.mean(g[~np.eye(40, dtype=bool)] ** 2), rel=1e-12)
-    last = {name: shipped.report(name)["bulk_coherence"][-1]["B"] for name in shipped.NAMES}
+    last = {name: zoo_models.report(name)["bulk_coherence"][-1]["B"] for name in zoo_models.NAMES}
     assert min(b for n, b in last.items() if "gpt2" in n) > max(b for n, b in last.items() if "neox" in n)
 
 
@@ -293,33 +303,33 @@ def test_bulk_coherence_is_the_mean_over_pairs_and_tells_the_families_apart():
 
 
 def test_training_is_reproducible_and_recorded(tmp_path):
-    a = shipped.train("gpt2-s", out=tmp_path / "a", steps=3, progress=False)
-    b = shipped.train("gpt2-s", out=tmp_path / "b", steps=3, progress=False)
+    a = training.train("gpt2-s", out=tmp_path / "a", steps=3, progress=False)
+    b = training.train("gpt2-s", out=tmp_path / "b", steps=3, progress=False)
     assert a == tmp_path / "a" / "gpt2-s"
     assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
     assert sorted(f.name for f in (tmp_path / "a").iterdir()) == ["checksums.json", "gpt2-s"]
-    assert not any("gpt2-s/" in problem for problem in shipped.verify(tmp_path / "a"))
+    assert not any("gpt2-s/" in problem for problem in zoo_models.verify(tmp_path / "a"))
     module, _ = load("gpt2-s", tmp_path / "a")
     assert module.config.dtype == torch.float32
     assert [c["step"] for c in json.loads((a / "report.json").read_text())["bulk_coherence"]] == [0, 3]
 
 
 def test_an_interrupted_training_leaves_the_old_model(tmp_path, monkeypatch):
-    shutil.copytree(shipped.path("gpt2-s"), tmp_path / "gpt2-s")
+    shutil.copytree(zoo_models.path("gpt2-s"), tmp_path / "gpt2-s")
 
     def interrupted(recipe, folder, *_):
         (folder / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recipe, "pretrain", interrupted)
+    monkeypatch.setattr(training, "pretrain", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        shipped.train("gpt2-s", out=tmp_path, progress=False)
+        training.train("gpt2-s", out=tmp_path, progress=False)
     assert [f.name for f in tmp_path.iterdir()] == ["gpt2-s"]
-    old, kept = shipped.path("gpt2-s") / "model.safetensors", tmp_path / "gpt2-s" / "model.safetensors"
+    old, kept = zoo_models.path("gpt2-s") / "model.safetensors", tmp_path / "gpt2-s" / "model.safetensors"
     assert old.read_bytes() == kept.read_bytes()
 
 
-@pytest.mark.parametrize("call", [shipped.path, shipped.report, shipped.train])
+@pytest.mark.parametrize("call", [zoo_models.path, zoo_models.report, training.train])
 def test_unknown_model_names_the_nearest(call):
     with pytest.raises(ModelError, match="'gpt2-x'.*gpt2-s"):
         call("gpt2-x")
@@ -328,12 +338,12 @@ def test_unknown_model_names_the_nearest(call):
 @pytest.mark.parametrize("steps", [0, -1, 2.5, True])
 def test_impossible_steps_are_refused(steps, tmp_path):
     with pytest.raises(ParameterError, match="steps"):
-        shipped.train("gpt2-s", out=tmp_path, steps=steps)
+        training.train("gpt2-s", out=tmp_path, steps=steps)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_licence_of_the_weights_lies_beside_them():
-    licence = (shipped.WEIGHTS / "LICENSE.txt").read_text(encoding="utf-8")
+    licence = (zoo_models.WEIGHTS / "LICENSE.txt").read_text(encoding="utf-8")
     repository = Path(__file__).parents[2]
     assert licence.endswith((repository / "LICENSE").read_text(encoding="utf-8")) and "generates" in licence
     readme = " ".join((repository / "README.md").read_text(encoding="utf-8").split())
@@ -342,7 +352,7 @@ def test_the_licence_of_the_weights_lies_beside_them():
 
 @pytest.mark.parametrize("moment", ["while training", "first move", "second move", None])
 def test_an_interruption_leaves_the_old_model(tmp_path, monkeypatch, moment):
-    moves, replace = [], recipe.os.replace
+    moves, replace = [], training.os.replace
 
     def train(recipe, folder, device, progress):
         (folder / "weights").write_text("new")
@@ -355,11 +365,11 @@ def test_an_interruption_leaves_the_old_model(tmp_path, monkeypatch, moment):
             raise KeyboardInterrupt
         replace(source, target)
 
-    monkeypatch.setattr(recipe, "pretrain", train)
-    monkeypatch.setattr(recipe.os, "replace", move)
+    monkeypatch.setattr(training, "pretrain", train)
+    monkeypatch.setattr(training.os, "replace", move)
     (tmp_path / "gpt2-s").mkdir()
     (tmp_path / "gpt2-s/weights").write_text("old")
     with suppress(KeyboardInterrupt):
-        recipe.train_into("gpt2-s", tmp_path)
+        training.train_into("gpt2-s", tmp_path)
     assert (tmp_path / "gpt2-s/weights").read_text() == ("old" if moment else "new")
     assert [path.name for path in tmp_path.iterdir()] == ["gpt2-s"]

@@ -1,0 +1,266 @@
+"""Make the book: run the notebooks of a profile whose inputs changed, then build the pages."""
+
+import concurrent.futures
+import contextlib
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from phantombook.inputs import chosen_held_out
+from phantombook.plan import Job, is_current, made_from, make_plan
+from phantombook.project import GENERATED, cores, find_notebook, find_root, load_profile, notebooks
+from phantombook.worker import Worker
+from phantomlib.errors import BookError, ParameterError, PhantomError
+from phantomlib.files import digest, write_text
+from phantomlib.progress import Display, duration
+
+TIMES = "run_times.json"
+MOST_JOBS = 8  # unless more are asked for: each takes memory
+BUILDER = "from jupyter_book.cli.main import main; main()"  # of this Python, wherever its scripts are installed
+
+
+def build_book(
+    profile: str = "zoo", only: str | None = None, jobs: int | None = None, root: Path | None = None
+) -> Path:
+    """Run the notebooks whose inputs changed, then build the pages; says what it wrote.
+
+    Args:
+        profile: which ``notebooks/profiles/*.yaml``.
+        only: run only this notebook; the others must have been run before.
+        jobs: how many notebooks at once; if None one more than there are cores, because some wait for runs of others.
+        root: the project's root.
+
+    Returns:
+        the page to open.
+
+    Raises:
+        PhantomError: the profile or one of its values cannot be used: before anything runs or is written.
+        BookError: a notebook failed or is missing, or the pages do not build without warnings.
+    """
+    root = root or find_root()
+    jobs = min(cores(), MOST_JOBS - 1) + 1 if jobs is None else jobs
+    plan = make_plan(root, load_profile(root, profile))
+    todo = [job for job in choose(plan, root, only, jobs) if not is_current(job)]
+    check_todo(todo, root)
+    for path in notebooks(root).values():
+        if path not in [job.source for job in plan]:
+            print(f"Note: {path.name} is not in _toc.yml, so it is not part of the book.")
+    (root / GENERATED).mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(root / GENERATED / ".lock", timeout=0):
+            run_jobs(todo, jobs, root, profile)
+            check_complete(plan, profile)
+            write_times(root, plan)
+            write_glued(root, plan)
+            index = build_pages(root)
+    except Timeout:
+        raise BookError(f"Another 'phantom book' is at work in '{root}'. Wait until it ends, then run again.") from None
+    pages = len(list(index.parent.rglob("*.html")))
+    print(f"Written: {len(todo)} of {len(plan)} notebooks to '{root / GENERATED}', {pages} pages to '{index.parent}'.")
+    return index
+
+
+def choose(plan: list[Job], root: Path, only: str | None, jobs: int) -> list[Job]:
+    """The jobs of the plan, or the one asked for; ParameterError if there is no such notebook, or no job at a time."""
+    if jobs < 1:
+        raise ParameterError(f"jobs is {jobs}; give a whole number of at least 1.")
+    chosen = plan if only is None else [job for job in plan if job.source == find_notebook(root, only)]
+    if not chosen:
+        raise ParameterError(f"Notebook '{only}' is not part of the book (_toc.yml); run it with 'phantom run {only}'.")
+    return chosen
+
+
+def check_todo(todo: list[Job], root: Path) -> None:
+    """Refuse at once, and once, what every notebook would refuse when it starts.
+
+    Raises:
+        PhantomError: contexts, a model, a device or a precision cannot be used.
+    """
+    for values in (job.all_parameters for job in todo):
+        if "held_out" in values:
+            chosen_held_out(values["models"], values["held_out"])
+    given = {digest(inputs): inputs for inputs in (_inputs(job.all_parameters) for job in todo) if inputs}
+    if given:
+        from phantombook.inputs import check_inputs
+
+        with contextlib.chdir(root):
+            for inputs in given.values():
+                check_inputs(**inputs)
+
+
+def _inputs(values: dict) -> dict:
+    """What a notebook with these parameters measures, with the models that it names elsewhere; empty if it needs no model."""
+    inputs = {name: values[name] for name in ("models", "contexts", "device", "dtype") if name in values}
+    further = [*values.get("charted", ()), *filter(None, [values.get("held_out")])]
+    return inputs and inputs | {"models": inputs["models"] + [ref for ref in further if ref not in inputs["models"]]}
+
+
+def check_complete(plan: list[Job], profile: str) -> None:
+    """Refuse to build a book from missing, failed or mixed notebooks.
+
+    Raises:
+        BookError: naming each such notebook.
+    """
+    problems = []
+    for job in plan:
+        made = made_from(job)
+        if job.failed.exists():
+            problems.append(f"{job.name} failed (see '{job.failed}')")
+        elif not made:
+            problems.append(f"{job.name} has not been run")
+        elif made.get("profile") != profile:
+            problems.append(f"{job.name} was run with profile '{made.get('profile')}'")
+        elif made.get("key") != job.key:
+            print(f"Note: {job.name} is older than its inputs; 'phantom book --profile {profile}' runs it again.")
+    if problems:
+        raise BookError(
+            f"The book is not built: {'; '.join(problems)}. Make what is left: phantom book --profile {profile}"
+        )
+
+
+def run_jobs(todo: list[Job], jobs: int, root: Path, profile: str) -> None:
+    """Run notebooks, several at a time; those that finish stay even if another fails or the user interrupts.
+
+    What two of them refuse for the same reason, the others would refuse too: they are not started.
+
+    Raises:
+        PhantomError: what one notebook raised on purpose; BookError if several failed.
+        KeyboardInterrupt: after all workers have ended.
+    """
+    if not todo:
+        print("All notebooks are up to date.")
+        return
+    times, stop = read_times(root), threading.Event()
+    idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+    expected = {job.name: times.get(job.name, {}).get(profile) for job in todo}
+
+    def work(job: Job) -> float:
+        display.started(job.name)
+        try:
+            worker = idle.get_nowait()
+        except queue.Empty:
+            worker = Worker(root, preload=len(todo) > jobs, jobs=min(jobs, len(todo)))
+        seconds = worker.execute(job, lambda report: display.update(job.name, report), stop)
+        idle.put(worker)
+        return seconds
+
+    graph = TopologicalSorter({job.name: expected.keys() & set(job.after) for job in todo})
+    try:
+        graph.prepare()
+    except CycleError as error:
+        raise BookError(
+            f"Notebooks wait for each other: {', '.join(error.args[1])}. Mend 'after' in a header."
+        ) from None
+    by_name = {job.name: job for job in todo}
+    running: dict[concurrent.futures.Future, str] = {}
+    failures: dict[str, BaseException] = {}
+    ready: list[str] = []
+    with Display(expected, jobs) as display, concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        try:
+            while graph.is_active():
+                ready = sorted([*ready, *graph.get_ready()], key=lambda name: -by_name[name].minutes)
+                shared = len({str(error) for error in failures.values()}) < len(failures)
+                while ready and len(running) < jobs and not shared:
+                    name = ready.pop(0)
+                    running[pool.submit(work, by_name[name])] = name
+                if not running:
+                    break  # what is left waits for a notebook that failed
+                for future in concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED).done:
+                    name, problem = running.pop(future), future.exception()
+                    if problem:
+                        failures[name] = problem
+                    else:
+                        graph.done(name)
+                        record_time(root, name, profile, future.result())
+                    display.finished(name, problem)
+        except BaseException:  # Ctrl-C above all
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            done = len(display.done) - len(failures)
+            display.say(f"Interrupted: {done} of {len(todo)} notebooks are done and stay; the next start resumes.")
+            raise
+        finally:
+            while not idle.empty():
+                idle.get().close()
+    raise_failures(failures)
+
+
+def raise_failures(failures: dict[str, BaseException]) -> None:
+    """Raise what notebooks raised, by name, as one error; nothing if there are none."""
+    reasons: dict[str, list[str]] = {}
+    for name, error in failures.items():
+        if not isinstance(error, PhantomError):
+            raise error
+        reasons.setdefault(str(error), []).append(name)
+    if len(reasons) == 1:
+        raise next(iter(failures.values()))
+    if reasons:
+        raise BookError("\n".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items()))
+
+
+def read_times(root: Path) -> dict[str, dict[str, float]]:
+    """Seconds each notebook took when it last ran, by notebook and profile."""
+    try:
+        return json.loads((root / GENERATED / TIMES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def record_time(root: Path, name: str, profile: str, seconds: float) -> None:
+    times = read_times(root)
+    times.setdefault(name, {})[profile] = round(seconds, 1)
+    write_text(root / GENERATED / TIMES, json.dumps(times, indent=1, sort_keys=True) + "\n")
+
+
+def write_times(root: Path, plan: list[Job]) -> None:
+    """The table of run times that a page of the book includes."""
+    times = read_times(root)
+    rows = ["| Notebook | Profile | Last run took |", "|---|---|---|"]
+    for job in plan:
+        seconds = times.get(job.name, {}).get(job.profile)
+        took = "not recorded" if seconds is None else duration(seconds)
+        rows.append(f"| `{job.name}` | `{job.profile}` | {took} |")
+    write_text(root / GENERATED / "run_times.md", "\n".join(rows) + "\n")
+
+
+GLUED = {"image/svg+xml": "svg", "text/markdown": "md"}  # kinds of glued output that other pages include as files
+
+
+def write_glued(root: Path, plan: list[Job]) -> None:
+    """Write glued figures and tables to ``glued_KEY.svg`` or ``.md``: pages outside the notebook include them from there."""
+    for job in plan:
+        cells = json.loads(job.output.read_text(encoding="utf-8"))["cells"]
+        for output in (output for cell in cells for output in cell.get("outputs", ())):
+            name = output.get("metadata", {}).get("scrapbook", {}).get("name")
+            for kind, text in output.get("data", {}).items():
+                ending = GLUED.get(kind.removeprefix("application/papermill.record/"))
+                if name and ending:
+                    write_text(root / GENERATED / f"glued_{name}.{ending}", "".join(text) + "\n")
+
+
+def build_pages(root: Path) -> Path:
+    """Build the HTML with warnings as errors, from nothing: stale pages of an earlier build would stay otherwise.
+
+    Raises:
+        BookError: with Sphinx's warnings.
+    """
+    for folder in ("html", ".doctrees", "jupyter_execute"):
+        shutil.rmtree(root / "_build" / folder, ignore_errors=True)
+    command = [sys.executable, "-c", BUILDER, "build", str(root), "-W", "-n", "--keep-going"]
+    print("Building the pages.", file=sys.stderr, flush=True)
+    environment = os.environ | {"NO_COLOR": "1"}
+    built = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    index = root / "_build" / "html" / "index.html"
+    if built.returncode or not index.is_file():
+        complaints = [line for line in built.stderr.splitlines() if "WARNING" in line or "ERROR" in line]
+        text = "\n".join(complaints or (built.stderr or built.stdout).splitlines()[-15:])
+        raise BookError(f"The pages do not build without warnings:\n{text}\nMend them and run 'phantom book' again.")
+    return index

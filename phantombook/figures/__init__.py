@@ -1,0 +1,1 @@
+"""How it is drawn: one visual language for all chapters."""

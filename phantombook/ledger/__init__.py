@@ -1,0 +1,1 @@
+"""What is claimed, what would count, and what the measurements say."""

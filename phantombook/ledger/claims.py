@@ -1,0 +1,281 @@
+"""The ledger: claims, their thresholds, the measurements that notebooks record, and the verdicts that follow.
+
+A notebook can only record what it measured. The verdict is computed here, from ``claims.yaml`` and the measurement, and
+only while that is bound to its evidence: the measurement is whole and was made with the parameters that are asked for,
+the notebook and the modules it reaches are those that recorded it, and every run behind it is in the store and intact.
+
+Checksums find damage and carelessness, not intent: who writes a file together with its checksum can write what they like.
+That the published runs are what the code gives is found out by running it again, which is one command.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from phantombook.ledger.measurements import Measurement, Source, read_measurement, write_measurement
+from phantomlib.errors import ParameterError
+from phantomlib.runs.store import Store
+
+REPRODUCED, NOT_REPRODUCED, NOT_TESTED, STALE = "reproduced", "not reproduced", "not tested", "stale"
+STATUSES = (REPRODUCED, NOT_REPRODUCED, NOT_TESTED, STALE)
+OPTIMIZERS = ("adam", "sgd")
+LEDGER = Path(__file__).with_name("claims.yaml")
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A quantity and the bound it must keep: ``direction`` is ``at least`` or ``at most``."""
+
+    name: str
+    quantity: str
+    direction: str
+    threshold: float
+    unit: str
+
+    def holds(self, value: float) -> bool:
+        return value >= self.threshold if self.direction == "at least" else value <= self.threshold
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One assertion: of the abstract, or of ours.
+
+    Attributes:
+        id, statement: C1 to C11, R1 and on for the same on real models, O1 and on for ours; the assertion in our words.
+        notebook, figure: where it is measured and shown.
+        decides: the optimiser whose measurement decides.
+        needs: smallest sample per kind, e.g. ``{"architectures": 5, "contexts": 10}``.
+        criteria: all must hold.
+        tests: thresholds of the single tests behind a counted criterion.
+        changes: what was changed after data were seen; mappings with ``what``, ``day``, ``before``, ``now``, ``reason``.
+        ours: whether it is ours and not the paper's.
+        repeats: the claim that this one asks again, of real pretrained models; "" for none.
+    """
+
+    id: str
+    statement: str
+    notebook: str
+    figure: str
+    decides: str
+    needs: dict[str, int]
+    criteria: tuple[Criterion, ...]
+    tests: dict
+    changes: list
+    ours: bool = False
+    repeats: str = ""
+
+    @property
+    def group(self) -> str:
+        """``paper``, ``ours``, or ``real`` for the paper's claims on real models."""
+        return "ours" if self.ours else "real" if self.repeats else "paper"
+
+    def holds(self, values: Mapping[str, float]) -> bool:
+        """Whether every criterion's value keeps its bound; an undefined value does not."""
+        return all(criterion.holds(values[criterion.name]) for criterion in self.criteria)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the data say of one claim under one optimiser.
+
+    Attributes:
+        status: ``reproduced``, ``not reproduced``, ``not tested``, or ``stale`` if code that recorded it has changed.
+        reason: one sentence.
+        measurement: what was recorded, or None.
+        outlook: where nothing but the size of the sample withholds the verdict, what the numbers say all the same, such
+            as ``meets the threshold; 1 of 5 architectures``; otherwise "".
+    """
+
+    claim: Claim
+    optimizer: str
+    status: str
+    reason: str
+    measurement: Measurement | None
+    outlook: str = ""
+
+    @property
+    def shown(self) -> str:
+        """What a reader is told: the outlook if there is one, else the status."""
+        return self.outlook or self.status
+
+
+def load_claims(path: Path = LEDGER) -> list[Claim]:
+    """Read the ledger.
+
+    Raises:
+        ParameterError: an entry lacks a field or has an unknown direction or optimiser.
+    """
+    claims = []
+    for entry in yaml.safe_load(path.read_text(encoding="utf-8")):
+        try:
+            criteria = tuple(Criterion(name, **fields) for name, fields in entry["criteria"].items())
+            claim = Claim(**{"tests": {}} | entry | {"criteria": criteria})
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ParameterError(f"Claim {entry.get('id', '?')} in {path.name} is incomplete: {error}.") from None
+        known = all(c.direction in ("at least", "at most") for c in criteria) and claim.decides in OPTIMIZERS
+        if not criteria or not known:
+            raise ParameterError(
+                f"Claim {claim.id} in {path.name} needs criteria 'at least' or 'at most', and decides adam or sgd."
+            )
+        claims.append(claim)
+    return claims
+
+
+def record_measurement(
+    store: Store,
+    id: str,
+    value: float | Mapping[str, float],
+    *,
+    source: Source,
+    optimizer: str,
+    n: Mapping[str, int],
+    runs: list[str],
+    interval: tuple[float, float] | None = None,
+    detail: Mapping | None = None,
+    ledger: Path = LEDGER,
+) -> None:
+    """Write a measurement; notebooks call it through ``Notebook.record``, which knows the source.
+
+    Args:
+        store: the store whose runs were measured.
+        id: the claim.
+        value: one number per criterion, by name; a bare number if the claim has a single criterion.
+        source: the notebook with its parameters; measurements of different sources do not mix.
+        optimizer: ``adam`` or ``sgd``.
+        n: sample sizes by kind; it must name every kind of the claim's ``needs``.
+        runs: ids of all runs behind the measurement; a claim without any stays untested.
+        interval: uncertainty of the first criterion, with its kind and level given in ``detail``.
+        detail: anything else worth keeping, in JSON types.
+        ledger: the file that holds the claim.
+
+    Raises:
+        ParameterError: unknown claim, optimiser, or criteria and sample kinds that are not the claim's.
+        StoreError: it cannot be saved.
+    """
+    claim = {c.id: c for c in load_claims(ledger)}.get(id)
+    if claim is None or optimizer not in OPTIMIZERS:
+        raise ParameterError(f"There is no claim '{id}' with optimiser '{optimizer}' in the ledger.")
+    names = [c.name for c in claim.criteria]
+    values = dict(value) if isinstance(value, Mapping) else {names[0]: value}
+    if set(values) != set(names) or not set(claim.needs) <= set(n):
+        raise ParameterError(
+            f"Claim {id} needs values for {names} and n for {list(claim.needs)}; got {list(values)} and {list(n)}."
+        )
+    measurement = Measurement(
+        values={name: float(v) for name, v in values.items()},
+        interval=None if interval is None else tuple(float(bound) for bound in interval),
+        n={kind: int(count) for kind, count in n.items()},
+        runs=tuple(sorted(set(runs))),
+        detail=dict(detail or {}),
+        key=source.key,
+    )
+    write_measurement(store, source, id, optimizer, measurement)
+
+
+def judge(claim: Claim, store: Store, source: Source | None, optimizer: str | None = None) -> Verdict:
+    """The verdict on a claim; withheld (``not tested``, ``stale``) unless it is bound to all of its evidence.
+
+    Args:
+        claim: the claim.
+        store: where the measurement and its runs are.
+        source: the claim's notebook with the parameters asked for; None if there is no such notebook.
+        optimizer: whose measurement; that of the one that decides if None.
+    """
+    optimizer = optimizer or claim.decides
+    again = f"run notebook {claim.notebook}"
+    if source is None:
+        return Verdict(claim, optimizer, NOT_TESTED, f"there is no notebook {claim.notebook} here", None)
+    try:
+        measurement = read_measurement(store, source, claim.id, optimizer)
+    except ValueError as error:
+        return Verdict(claim, optimizer, NOT_TESTED, f"{error}; {again} again", None)
+    if measurement is None:
+        return Verdict(claim, optimizer, NOT_TESTED, f"no measurement with these parameters; {again}", None)
+    status, reason, outlook = _judge(claim, store, source, measurement)
+    reason = f"{reason}; {again} again" if status == STALE else reason
+    return Verdict(claim, optimizer, status, reason, measurement, outlook)
+
+
+def _judge(claim: Claim, store: Store, source: Source, measurement: Measurement) -> tuple[str, str, str]:
+    """Status, reason and outlook."""
+    if not measurement.key or measurement.key != source.key:
+        return STALE, f"notebook {claim.notebook}, or a module that it reaches, is no longer what recorded it", ""
+    if not measurement.runs:
+        return NOT_TESTED, "its measurement names no run", ""
+    for problem, fine in (("no longer in the store", store.has), ("damaged", store.holds)):
+        bad = [run for run in measurement.runs if not fine(run)]
+        if bad:
+            return NOT_TESTED, f"{len(bad)} of its {len(measurement.runs)} runs are {problem}, such as {bad[0]}", ""
+    have = {kind: measurement.n.get(kind, 0) for kind in claim.needs}
+    small = ", ".join(f"{have[kind]} of {count} {kind}" for kind, count in claim.needs.items() if have[kind] < count)
+    values = measurement.values
+    unknown = [c.name for c in claim.criteria if not math.isfinite(values.get(c.name, math.nan))]
+    if unknown:
+        reason = f"{unknown[0]} could not be measured"
+        return NOT_TESTED, f"the sample is too small, and {reason}" if small else reason, small and f"{reason}; {small}"
+    failed = [c for c in claim.criteria if not c.holds(values[c.name])]
+    parts = "; ".join(
+        f"{c.name} is {values[c.name]:.4g}, needs {c.direction} {c.threshold:g}" for c in failed or claim.criteria
+    )
+    if small:
+        return NOT_TESTED, f"the sample is too small; {parts}", f"{_outlook(failed, have)}; {small}"
+    return NOT_REPRODUCED if failed else REPRODUCED, parts, ""
+
+
+def _outlook(failed: list[Criterion], have: Mapping[str, int]) -> str:
+    """What the numbers of a sample that is too small say; a count of 5 of 10 contexts cannot be reached with 4."""
+    counted = [(c, have.get(c.unit.split(" of ")[0], math.inf)) for c in failed if c.direction == "at least"]
+    if any(c.threshold > most for c, most in counted):
+        return "too small to meet the threshold"
+    return "misses the threshold" if failed else "meets the threshold"
+
+
+def verdicts(store: Store, sources: Mapping[str, Source], *, group: str = "paper") -> list[tuple[Verdict, Verdict]]:
+    """For every claim the verdict under the optimiser that decides, and under the other.
+
+    Args:
+        store: where the measurements and their runs are.
+        sources: the notebooks, by number, with the parameters asked for.
+        group: which claims, see :attr:`Claim.group`.
+    """
+    pairs = []
+    for claim in (c for c in load_claims() if c.group == group):
+        other = next(name for name in OPTIMIZERS if name != claim.decides)
+        source = sources.get(claim.notebook)
+        pairs.append((judge(claim, store, source), judge(claim, store, source, other)))
+    return pairs
+
+
+def verdict_as_dict(verdict: Verdict) -> dict:
+    """A verdict in JSON types: statement, each criterion's measured value and threshold, verdict, reason, n, run ids."""
+    measurement = verdict.measurement
+    return {
+        "id": verdict.claim.id,
+        "statement": verdict.claim.statement,
+        "optimizer": verdict.optimizer,
+        "decides": verdict.optimizer == verdict.claim.decides,
+        "verdict": verdict.status,
+        "shown": verdict.shown,
+        "reason": verdict.reason,
+        "criteria": [
+            {
+                "name": c.name,
+                "quantity": c.quantity,
+                "measured": measurement and measurement.values.get(c.name),
+                "direction": c.direction,
+                "threshold": c.threshold,
+                "unit": c.unit,
+            }
+            for c in verdict.claim.criteria
+        ],
+        "interval": measurement and measurement.interval,
+        "n": measurement.n if measurement else {},
+        "runs": list(measurement.runs) if measurement else [],
+        "detail": measurement.detail if measurement else {},
+        "notebook": verdict.claim.notebook,
+        "figure": verdict.claim.figure,
+        "changes": verdict.claim.changes,
+    }

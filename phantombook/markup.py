@@ -1,0 +1,76 @@
+"""How sentences, figures and tables are written into an executed notebook, for the book and for Jupyter."""
+
+import base64
+import html
+import io
+import math
+import string
+
+from phantombook.figures.escaping import csv_of, in_markdown
+
+
+class _Words(string.Formatter):
+    """``str.format``, but nan and inf are written in words, and no text is taken for HTML."""
+
+    def format_field(self, value, spec: str) -> str:
+        if isinstance(value, float) and not math.isfinite(value):
+            return "undefined" if math.isnan(value) else f"{'−' if value < 0 else ''}∞"
+        return format(in_markdown(value) if isinstance(value, str) else value, spec)
+
+
+def fill(template: str, **values) -> str:
+    """Put values into ``{name:.2f}``; an undefined number (nan) reads "undefined".
+
+    A value that is text is shown as it was written, whatever it holds; markup belongs in the template. Without values, the
+    template as it is.
+    """
+    return _Words().format(template, **values) if values else template
+
+
+SYMBOLS = {  # as the plain text of the ledger writes them, the longer ones first
+    "t* ~ (eta/eta_c - 1)^-nu for eta/eta_c": r"$t^* \sim (\eta/\eta_c - 1)^{-\nu}$ for $\eta/\eta_c$",
+    "rho times (Pi_c - Pi_k)": r"$\rho$ times $(\Pi_c - \Pi_k)$",
+    "sqrt(1 - g_ck^2)": r"$\sqrt{1 - g_{ck}^2}$",
+    "exponent nu": r"exponent $\nu$",
+    "dDelta/ds": r"$d\Delta/ds$",
+    "eta t*": r"$\eta t^*$",
+    "|Delta_0| / (T v_0)": r"$|\Delta_0| / (T v_0)$",
+    "g_ck": "$g_{ck}$",
+    "N_c": "$N_c$",
+    "log B": r"$\log B$",
+}
+
+
+def with_symbols(text: str) -> str:
+    """A text of the ledger with its symbols as formulas."""
+    for plain, formula in SYMBOLS.items():
+        text = text.replace(plain, formula)
+    return text
+
+
+def folded(title: str, text: str) -> str:
+    """MyST of a text folded under its title."""
+    return f":::{{dropdown}} {title}\n{text}\n:::"
+
+
+def figure(drawing, name: str, caption: str, alt: str) -> dict[str, str]:
+    """A matplotlib figure, by MIME type: MyST, from which the book numbers it, and HTML, which Jupyter shows.
+
+    The picture is part of the text, so that a notebook that is passed on is complete.
+    """
+    caption, alt = (" ".join(text.split()) for text in (caption, alt))
+    image = io.StringIO()
+    drawing.savefig(image, format="svg", metadata={"Date": None})
+    source = f"data:image/svg+xml;base64,{base64.b64encode(image.getvalue().encode()).decode()}"
+    return {
+        "text/markdown": f"::::{{figure}} {source}\n:name: {name}\n:alt: {alt}\n:width: 100%\n\n{caption}\n::::",
+        "text/html": f'<figure><img src="{source}" alt="{html.escape(alt)}"><figcaption>{caption}</figcaption></figure>',
+        "text/plain": caption,
+    }
+
+
+def download(name: str, frame) -> str:
+    """A link that holds a pandas table itself, so that it works offline and in a notebook that is passed on."""
+    text = csv_of(frame).encode()
+    address = f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text).decode()}"
+    return f'<a download="{name}" href="{address}">{name}</a> ({len(text) / 1000:.0f} kB)'

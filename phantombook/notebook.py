@@ -1,0 +1,365 @@
+"""What every notebook calls first: check the common parameters, open contexts and store, show figures, tables and sentences.
+
+A notebook needs two lines to start, and one for whatever it shows::
+
+    from phantombook import notebook
+    nb = notebook.start("01_silent_failure", models=models, contexts=contexts, device=device, dtype=dtype,
+                        store=store, seed=seed)
+    ...
+    nb.figure(loss_and_rank(run), "fig-silent", caption="A silent failure.", alt="A falling loss curve.", runs=run)
+    nb.say("Cross-entropy falls by {fall:.2f} nats.", fall=fall)
+
+Below each figure and table follows the folded line "How this was made": command, parameters, runs, commit, and the numbers.
+"""
+
+import html
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from phantombook import markup
+from phantombook.figures.escaping import in_markdown
+from phantombook.inputs import FITTING, check_inputs, check_multiples
+from phantomlib.errors import ContextError, all_at_once
+
+ENVIRONMENT = "PHANTOM_NOTEBOOK"  # set by the runner: a JSON mapping with the command and parameters of this notebook
+
+
+@dataclass
+class Notebook:
+    """The common parameters of one notebook, checked and opened.
+
+    Attributes:
+        name: file name without its ending, e.g. ``01_silent_failure``.
+        models: model references, in the order given.
+        contexts: the loaded contexts (``phantomlib.contexts.Context``).
+        store: the store of runs (``phantomlib.runs.store.Store``).
+        device: a torch device.
+        dtype: ``float32`` or ``float64``.
+        seed: base seed of the notebook.
+        parameters: every parameter by name.
+        source: what its measurements are made by (``phantombook.ledger.measurements.Source``).
+        profile: name of the profile it runs with, or "".
+        fitting: resolved contexts by model fingerprint, once they were asked for.
+        tables: how many tables were shown; numbers their downloads.
+    """
+
+    name: str
+    models: list[str]
+    contexts: list
+    store: Any
+    device: str
+    dtype: str
+    seed: int
+    parameters: dict = field(default_factory=dict)
+    source: Any = None
+    profile: str = ""
+    fitting: dict = field(default_factory=dict)
+    tables: int = 0
+
+    def load(self, ref: str, **options):
+        """Load one model with this notebook's device and dtype (``phantomlib.models.language_model.load``)."""
+        from phantomlib.models.language_model import load
+
+        return load(ref, **{"dtype": self.dtype, "device": self.device} | options)
+
+    def record(
+        self, claim: str, value, *, optimizer: str, n: Mapping[str, int], runs, interval=None, detail=None, **options
+    ) -> None:
+        """Record a measurement for the ledger (see :func:`phantombook.ledger.claims.record_measurement`).
+
+        ``runs``: as in :meth:`figure`.
+        """
+        from phantombook.ledger import claims
+
+        ids = _run_ids(runs)
+        claims.record_measurement(
+            self.store,
+            claim,
+            value,
+            source=self.source,
+            optimizer=optimizer,
+            n=n,
+            runs=ids,
+            interval=interval,
+            detail=detail,
+            **options,
+        )
+
+    def fitting_contexts(self, model) -> list:
+        """The contexts as ids of one model (``phantomlib.contexts.Resolved``), each outranked by its competitor.
+
+        If the parameter ``contexts`` starts with ``fitting:``, those that do not fit are left out, and the page says so.
+
+        Raises:
+            ContextError: naming every context of which a word is not a single token, or whose correct word the model
+                prefers already.
+        """
+        from phantomlib.engine.recipe import fitting_contexts
+
+        if model.fingerprint in self.fitting:
+            return list(self.fitting[model.fingerprint])
+        found, refused = fitting_contexts(model, self.contexts)
+        if not self.parameters.get("contexts", "").startswith(FITTING):
+            all_at_once(refused, f"in the {len(self.contexts)} contexts for '{model.name}'")
+        for error in refused:
+            self.say("> Left out for {model}: {reason}", model=model.name, reason=str(error))
+        if not found:
+            raise ContextError(f"None of the {len(self.contexts)} contexts fits '{model.name}'; write some that do.")
+        self.fitting[model.fingerprint] = found
+        return list(found)
+
+    @property
+    def command(self) -> str:
+        """The command that makes this notebook again."""
+        given = _from_runner().get("command")
+        if given:
+            return given
+        values = " ".join(f"-p {key} {json.dumps(value)!r}" for key, value in sorted(self.parameters.items()))
+        return f"phantom run {self.name.split('_')[0]} {values}".strip()
+
+    def say(self, template: str, **values) -> None:
+        """Show sentences whose numbers come from the run, as Markdown.
+
+        Args:
+            template: with ``{name:.2f}`` where the value of that name stands; literal braces doubled, as in ``g_{{ck}}``.
+            values: numbers and texts by name; an undefined number (nan) reads "undefined". Without any, ``template`` is
+                shown as it is.
+        """
+        say(markup.fill(template, **values))
+
+    def answer(self, template: str, **values) -> None:
+        """Write the answer of the chapter, as in :meth:`say`; it stands where the chapter's head pastes it.
+
+        The head is Markdown and comes first, the numbers come later. So the head holds, for chapter 01::
+
+            ```{glue:md} answer_01
+            :format: myst
+            ```
+        """
+        from IPython.display import Markdown
+        from myst_nb import glue
+
+        text = "**Answer.** " + markup.fill(template, **values)
+        # in Jupyter, where the head shows only its own source, the answer is shown where it is written
+        glue(f"answer_{self.name.split('_')[0]}", Markdown(text), display=not _from_runner())
+
+    def figure(self, figure, name: str, *, caption: str, alt: str, runs=None, data=None) -> None:
+        """Show a figure with a number, a caption and alt text, then the line "How this was made".
+
+        Args:
+            figure: a matplotlib figure, or axes of it.
+            name: prose refers to it, from any page, by ``{numref}`NAME```.
+            caption: MyST text: says what is drawn, of how many runs.
+            alt: what a reader who cannot see it should know.
+            runs: datasets of the store, run ids, or lists and mappings of these; none for what needs no run.
+            data: the tidy table that the figure draws, to be downloaded; read back from the figure if None.
+        """
+        import matplotlib.pyplot as plt
+        from IPython.display import display
+
+        from phantombook.figures.figure_data import drawn
+
+        figure = figure.figure
+        frame = drawn(figure) if data is None else data
+        display(markup.figure(figure, name, caption, alt), raw=True)
+        plt.close(figure)  # or IPython would show it a second time
+        self._show_origin(runs, name, frame)
+
+    def table(self, frame, digits: int = 3, *, fold: str | None = None, top: int | None = None, runs=None) -> None:
+        """Show a pandas table, floats with ``digits`` decimals, then the line "How this was made".
+
+        Args:
+            frame: the table; an undefined number (nan) is shown as a dash.
+            digits: decimals of floats.
+            fold: fold the table under this line.
+            top: show this many rows, and fold all of them below.
+            runs: as in :meth:`figure`.
+        """
+        text = markdown_table(frame, digits)
+        if fold:
+            text = markup.folded(fold, text)
+        elif top is not None and len(frame) > top:
+            text = f"{markdown_table(frame.head(top), digits)}\n\n{markup.folded(f'All {len(frame)} rows', text)}"
+        say(text)
+        self.tables += 1
+        self._show_origin(runs, f"table-{self.tables}", frame)
+
+    def page(self, text: str, runs=None) -> None:
+        """Show HTML, then the line "How this was made" (``runs`` as in :meth:`figure`)."""
+        from IPython.display import HTML, display
+
+        display(HTML(text))
+        self._show_origin(runs)
+
+    def _show_origin(self, runs, name: str = "", frame=None) -> None:
+        """The folded line "How this was made": command, parameters, run ids, commit, and ``frame`` to download."""
+        from IPython.display import display
+
+        rows = {
+            "Command": _code(self.command),
+            "Parameters": _code(", ".join(f"{k}={_short(v)}" for k, v in sorted(self.parameters.items()))),
+            "Runs": _runs(list(dict.fromkeys(_run_ids(runs)))),
+            "Commit": _commit(),
+        }
+        if frame is not None:
+            rows["Data"] = markup.download(f"{self.name}-{name}.csv", frame)
+        page = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in rows.items())
+        bundle = {
+            "text/html": f'<details class="made-by"><summary>How this was made</summary><dl>{page}</dl></details>',
+            "text/plain": f"How this was made: {self.command}",
+        }
+        display(bundle, raw=True)
+
+    def glue(self, key: str, value) -> None:
+        """Name a number or text so that prose can quote it, with the role ``glue:text`` (see "Extend it")."""
+        from myst_nb import glue
+
+        # numpy scalars would be stored as 'np.float64(...)', which no format can be applied to.
+        glue(key, value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value, display=False)
+
+
+def start(
+    name: str,
+    *,
+    models: list[str],
+    contexts: str = "default",
+    device: str = "cpu",
+    dtype: str = "float32",
+    store: str = "runs",
+    seed: int = 0,
+    **own,
+) -> Notebook:
+    """Check the common parameters, set the figure style and one thread per process, open the contexts and the store.
+
+    Args:
+        name: the notebook's file name without its ending.
+        models, contexts, device, dtype, store, seed: see :func:`phantombook.inputs.check_inputs`.
+        own: further parameters of the notebook, only to be named in the line "How this was made".
+
+    A parameter ``multiples``, learning rates in units of critical ones, is checked too: before anything is computed for it.
+    What this notebook recorded before with the same parameters is dropped: a verdict rests on a notebook that ran through.
+
+    Raises:
+        ParameterError: a parameter has a wrong type or an impossible value.
+        ContextError, ModelError, StoreError: the contexts, a model or the store cannot be used.
+    """
+    common = {"models": models, "contexts": contexts, "device": device, "dtype": dtype, "store": store, "seed": seed}
+    loaded = check_inputs(models, contexts, device, dtype, store, seed)
+
+    import torch
+
+    from phantombook.figures.style import use_style
+    from phantombook.ledger.measurements import Source, forget_measurements
+    from phantomlib.engine import cluster
+    from phantomlib.runs.store import Store
+
+    torch.set_num_threads(1)
+    use_style()
+    file = _file_of(name)
+    parameters = _from_runner().get("parameters") or _session_parameters(file) | common | own
+    if "multiples" in parameters:
+        check_multiples(parameters["multiples"])
+    opened = Store(store, cluster.runner())
+    source = Source(file, parameters, loaded)
+    forget_measurements(opened, source)
+    return Notebook(
+        name=name,
+        models=list(models),
+        contexts=loaded,
+        store=opened,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        parameters=parameters,
+        source=source,
+        profile=_from_runner().get("profile", ""),
+    )
+
+
+def say(text: str) -> None:
+    """Show text as Markdown."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(text))
+
+
+def markdown_table(frame, digits: int = 3) -> str:
+    """A pandas table as Markdown, floats with ``digits`` decimals, undefined ones as a dash."""
+    cells = frame.map(lambda value: _cell(value, digits))
+    align = ["right" if column.dtype.kind in "iuf" else "left" for _, column in frame.items()]
+    return cells.to_markdown(index=False, disable_numparse=True, colalign=align)
+
+
+def _cell(value, digits: int) -> str:
+    if not isinstance(value, float):
+        return in_markdown(str(value))
+    return "–" if value != value else f"{value:.{digits}f}"
+
+
+def _file_of(name: str) -> Path:
+    """The notebook's file, at or above the working folder; in Jupyter its cells are taken to be those that run."""
+    here = Path.cwd()
+    places = [folder / "notebooks" / f"{name}.py" for folder in (here, *here.parents)]
+    return next((place for place in places if place.is_file()), places[0])
+
+
+def _session_parameters(file: Path) -> dict:
+    """The parameters of a notebook that runs in Jupyter, as they are set there."""
+    import jupytext
+
+    from phantombook.parameters import declared
+
+    values = vars(sys.modules["__main__"])
+    names = declared(jupytext.read(file, fmt="py:percent")) if file.is_file() else ()
+    return {name: values[name] for name in names if name in values}
+
+
+def _from_runner() -> dict:
+    return json.loads(os.environ.get(ENVIRONMENT, "{}"))
+
+
+def _run_ids(runs) -> list[str]:
+    """Ids named by datasets and tables of runs, strings, or lists and mappings of these."""
+    if runs is None:
+        return []
+    if isinstance(runs, str):
+        return [runs]
+    if hasattr(runs, "attrs"):  # a Dataset is a Mapping too, so it is asked first
+        many = runs.attrs.get("run_ids", [runs.attrs.get("run_id", "unnamed run")])  # a search took several runs
+        return many.split() if isinstance(many, str) else [str(run_id) for run_id in many]
+    if isinstance(runs, Mapping):
+        return _run_ids(list(runs.values()))
+    return [run_id for run in runs for run_id in _run_ids(run)]
+
+
+def _runs(ids: list[str]) -> str:
+    return ", ".join(_code(run_id) for run_id in ids) or "none (computed from the models alone)"
+
+
+def _short(value) -> str:
+    """A parameter as one would type it; paths relative to the working folder, so no page names a machine's folders."""
+    if isinstance(value, str):
+        prefix = FITTING if value.startswith(FITTING) else ""
+        path = value.removeprefix(prefix)
+        value = prefix + os.path.relpath(path) if os.path.isabs(path) else value
+    if isinstance(value, list):
+        return f"[{', '.join(_short(item) for item in value)}]"
+    return str(value)
+
+
+def _commit() -> str:
+    from phantomlib.runs.store import commit
+
+    known = commit()
+    if not known:
+        return "not a git checkout"
+    return _code(known.rstrip("+")) + (" with uncommitted changes" if known.endswith("+") else "")
+
+
+def _code(text: str) -> str:
+    return f"<code>{html.escape(text)}</code>" if text else ""

@@ -1,0 +1,177 @@
+"""What is to run: a job for each notebook, its parameters checked, and the key that says whether it must run again."""
+
+import json
+import os
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from phantombook import stale
+from phantombook.inputs import FITTING
+from phantombook.parameters import check_parameters, declared
+from phantombook.project import GENERATED, Profile, find_notebook, notebooks, pages_to_generate, read_notebook
+from phantomlib.errors import BookError
+from phantomlib.files import digest, file_digest
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook to run.
+
+    Attributes:
+        source: the ``.py`` notebook.
+        output: where the executed ``.ipynb`` goes.
+        root: the project's root, the kernel's working folder.
+        parameters: the values that differ from the notebook's defaults, checked.
+        defaults: what the notebook declares, by name.
+        command: what a reader types to get the same.
+        profile: name of the profile, or "".
+        key: hash of everything the result depends on, or "".
+        after: names of the notebooks that must have run before.
+        minutes: about how long it takes in the zoo profile; 0 if short.
+    """
+
+    source: Path
+    output: Path
+    root: Path
+    parameters: dict
+    defaults: dict
+    command: str
+    profile: str = ""
+    key: str = ""
+    after: tuple[str, ...] = ()
+    minutes: float = 0
+
+    @property
+    def name(self) -> str:
+        return self.source.stem
+
+    @property
+    def all_parameters(self) -> dict:
+        return self.defaults | self.parameters
+
+    @property
+    def partial(self) -> Path:
+        """The notebook while it runs."""
+        return self.output.with_suffix(".partial.ipynb")
+
+    @property
+    def failed(self) -> Path:
+        """What is left of a notebook in which a cell raised."""
+        return self.output.with_suffix(".failed.ipynb")
+
+
+def make_job(
+    root: Path, number: str | int, values: dict, output: Path | str | None = None, profile: Profile | None = None
+) -> Job:
+    """The job of one notebook.
+
+    Args:
+        root: the project's root.
+        number: which notebook, see :func:`phantombook.project.find_notebook`.
+        values: parameters by name; those not named have the profile's value, else the notebook's default.
+        output: the executed notebook; ``NN_name.ipynb`` in the working folder if None.
+        profile: a set of values.
+
+    Raises:
+        ParameterError: unknown notebook or parameter, or a value of a wrong type.
+    """
+    source = find_notebook(root, number)
+    content = read_notebook(source)
+    known = declared(content)
+    header = content.metadata.get("phantom", {})
+    given = check_parameters(values, known, source.stem)
+    chosen = check_parameters(profile.values(source.stem[:2]) if profile else {}, known, source.stem)
+    words = ["phantom run", source.stem[:2]] + (["--profile", profile.name] if profile else [])
+    for name, value in given.items():
+        words.append(f"-p {name} {shlex.quote(value if isinstance(value, str) else json.dumps(value))}")
+    return Job(
+        source=source,
+        output=Path(output or f"{source.stem}.ipynb").resolve(),
+        root=root,
+        parameters=chosen | given,
+        defaults={name: parameter.default for name, parameter in known.items()},
+        command=" ".join(words),
+        profile=profile.name if profile else "",
+        after=header.get("after", ()),
+        minutes=header.get("minutes", 0),
+    )
+
+
+def make_plan(root: Path, profile: Profile) -> list[Job]:
+    """One job per notebook page of ``_toc.yml``.
+
+    A notebook that reads what others recorded says so in its header, ``phantom: {after: all}`` under ``jupyter:``, or
+    ``after: ["01", "02"]``. It then runs after them, and again whenever they may record something else. With
+    ``minutes: 5`` it starts before shorter ones.
+
+    Raises:
+        BookError: the table of contents, or a notebook's header, names a notebook that does not exist.
+    """
+    available = [path.stem for path in notebooks(root).values()]
+    plan = []
+    for name in pages_to_generate(root):
+        if name not in available:
+            raise BookError(f"_toc.yml lists '{GENERATED / name}', but there is no notebooks/{name}.py.")
+        plan.append(make_job(root, name, {}, root / GENERATED / f"{name}.ipynb", profile))
+    names = {job.name[:2]: job.name for job in plan}
+    recorded = {job.name: hash_inputs(job, without="phantombook.figures") for job in plan}
+    independent = [job.name for job in plan if job.after != "all"]
+    planned = []
+    for job in plan:
+        if job.after != "all" and not set(job.after) <= set(names):
+            raise BookError(
+                f"Notebook {job.name} comes after {job.after}; give a list of {', '.join(names)}, or 'all'."
+            )
+        after = independent if job.after == "all" else [names[number] for number in job.after]
+        key = digest([hash_inputs(job), *(recorded[name] for name in after)])
+        planned.append(replace(job, after=tuple(after), key=key))
+    return planned
+
+
+def hash_inputs(job: Job, without: str = "") -> str:
+    """Hash of what an executed notebook is made from: its text, parameters and the files they name, the modules it reaches.
+
+    Args:
+        job: one notebook.
+        without: a package of modules to leave out.
+
+    Raises:
+        BookError: it is not Python.
+    """
+    files: dict[str, object] = {}  # contexts by content; folders of weights, which may be large, by size and time
+    for text in _texts(job.all_parameters):
+        named = text.removeprefix(FITTING)
+        path = job.root / named
+        if named and os.path.isfile(path):  # False, too, for text that cannot be a path
+            files[text] = file_digest(path)
+        elif named and text != job.all_parameters.get("store") and os.path.isdir(path):
+            files[text] = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(path.glob("*"))]
+    text = job.source.read_text(encoding="utf-8")
+    try:
+        code = stale.key(job.source, without)
+    except SyntaxError as error:
+        raise BookError(f"Notebook {job.name} is not Python ({error.msg}, line {error.lineno}). Mend it.") from None
+    return digest([text, code, job.parameters, job.profile, files])
+
+
+def _texts(value) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+
+
+def made_from(job: Job) -> dict:
+    """What the executed notebook says it was made from; empty if there is none, or it is damaged."""
+    try:
+        return json.loads(job.output.read_text(encoding="utf-8"))["metadata"]["phantom"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def is_current(job: Job) -> bool:
+    """Whether the executed notebook was made from the same inputs."""
+    return made_from(job).get("key") == job.key and not job.failed.exists()

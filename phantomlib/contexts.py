@@ -1,0 +1,242 @@
+"""Contexts: a prompt, its correct completion and the near-synonym that competes with it, as single tokens."""
+
+import difflib
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from phantomlib.errors import ContextError, all_at_once, shown
+from phantomlib.plain_yaml import read_yaml
+
+DEFAULT = Path(__file__).with_name("contexts.yaml")
+LOOKED_AT = 200  # characters of a prompt, from the first that is lost, in which lost ones are named
+ID = re.compile(r"[\w.-]+")  # ids stand in file names, in pages and in log entries
+
+
+@dataclass(frozen=True)
+class Context:
+    """One sentence to learn, in plain words.
+
+    Attributes:
+        id: short unique name of letters, digits, ``_``, ``.`` and ``-``.
+        prompt: the text before the completion, without a trailing space.
+        correct: the completion to be learnt (``c``).
+        competitor: the near-synonym the model prefers before training (``k``).
+        kind: what the competitor is: ``near-synonym``, or the name of a control.
+    """
+
+    id: str
+    prompt: str
+    correct: str
+    competitor: str
+    kind: str = "near-synonym"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A context in one tokenizer's ids: ``prompt_ids`` (L,), and the ids of ``c`` and ``k`` as the next token."""
+
+    context: Context
+    prompt_ids: tuple[int, ...]
+    correct_id: int
+    competitor_id: int
+
+    @property
+    def id(self) -> str:
+        return self.context.id
+
+
+def load_contexts(source: str | Path = "default") -> list[Context]:
+    """Read contexts from a YAML list of mappings with ``id``, ``prompt``, ``correct`` and ``competitor``.
+
+    Args:
+        source: ``"default"`` for the ten contexts of the book, or a path.
+
+    Raises:
+        ContextError: the file is missing, unreadable or too large, is not such a list, repeats an id or a key, or names
+            one word twice; everything that is wrong with its entries at once.
+
+    Example:
+        >>> import phantomlib as ph
+        >>> contexts = ph.load_contexts()
+        >>> len(contexts), contexts[0].correct, contexts[0].competitor
+        (10, 'shame', 'guilt')
+    """
+    path = DEFAULT if str(source) == "default" else Path(str(source))
+    name = shown(str(source))
+    if not os.path.isfile(path):  # unlike path.is_file(), also False for text that cannot be a path
+        raise ContextError(
+            f"No contexts file at {name}. Give 'default' for the book's ten contexts, or a YAML file with a list "
+            "of entries that have id, prompt, correct and competitor."
+        )
+    try:
+        entries = read_yaml(path)
+    except OSError as error:
+        raise ContextError(f"{name} cannot be read ({error.strerror}). Mend its permissions, or copy it.") from None
+    except yaml.YAMLError as error:
+        raise ContextError(
+            f"{name} is not valid YAML ({' '.join(str(error).split())[:300]}). Mend it and run again."
+        ) from None
+    if not isinstance(entries, list) or not entries:
+        raise ContextError(
+            f"{name} must hold a non-empty YAML list of contexts; each entry needs id, prompt, correct and competitor."
+        )
+    contexts, problems = [], []
+    for number, entry in enumerate(entries, 1):
+        try:
+            contexts.append(_context(entry, number, name))
+        except ContextError as error:
+            problems.append(error)
+    ids = [context.id for context in contexts]
+    for repeated in dict.fromkeys(one for one in ids if ids.count(one) > 1):
+        problems.append(
+            ContextError(f"{name} uses the id '{repeated}' {ids.count(repeated)} times; give every context its own id.")
+        )
+    all_at_once(problems, f"of the {len(entries)} entries")
+    return contexts
+
+
+def _context(entry, number: int, source: str) -> Context:
+    required, known = {"id", "prompt", "correct", "competitor"}, {"id", "prompt", "correct", "competitor", "kind"}
+    if not isinstance(entry, dict) or not required <= set(entry) or not set(entry) <= known:
+        given = sorted(map(str, entry)) if isinstance(entry, dict) else entry
+        raise ContextError(
+            f"Entry {number} of {source} has {shown(given)}; a context needs exactly id, prompt, correct and competitor "
+            "(and may have kind)."
+        )
+    for key, value in entry.items():
+        if not isinstance(value, str) or not value.strip():
+            raise ContextError(
+                f"Entry {number} of {source}: {key} is {shown(value)}; it must be non-empty text (quote words such as "
+                '"yes" or "on", which YAML reads as true).'
+            )
+    if not ID.fullmatch(entry["id"]):
+        raise ContextError(
+            f"Entry {number} of {source}: id is {shown(entry['id'])}; use only letters, digits, '_', '.' and '-'."
+        )
+    context = Context(**entry)
+    if context.correct.strip() == context.competitor.strip():
+        raise ContextError(
+            f"Context '{context.id}': correct and competitor are both {shown(context.correct)}; choose two different "
+            "words."
+        )
+    return context
+
+
+def resolve(context: Context, tokenizer) -> Resolved:
+    """Find the single tokens that continue the prompt with the two words.
+
+    Tokenizers put the space between words at the front of the next piece (GPT-2), on its own, or at the end of the
+    previous piece. Each way of joining prompt and word is tried in turn; the first in which *both* words extend the
+    encoded prompt by exactly one id is used.
+
+    Raises:
+        ContextError: the tokenizer does not know a character of prompt or words; or no way of joining makes both words
+            single tokens; nearest single-token words are proposed.
+
+    Example:
+        >>> import phantomlib as ph
+        >>> model = ph.load("zoo:gpt2-s")
+        >>> context = ph.resolve(ph.load_contexts()[0], model.tokenizer)
+        >>> model.tokenizer.decode([context.correct_id]), len(context.prompt_ids)
+        (' shame', 10)
+    """
+    check_spelling(context, tokenizer)
+    words = (context.correct.strip(), context.competitor.strip())
+    found = single_tokens(context.prompt, words, tokenizer)
+    if found is None or found[1][0] == found[1][1]:
+        raise ContextError(_why_not(context, tokenizer))
+    prompt_ids, (correct_id, competitor_id) = found
+    return Resolved(context, prompt_ids, correct_id, competitor_id)
+
+
+def check_spelling(context: Context, tokenizer) -> None:
+    """Refuse a prompt that the tokenizer does not give back: it would be another sentence without anyone noticing.
+
+    Blanks are not compared, since tokenizers move them about; nor are case and Unicode forms, which some fold on purpose.
+    Words are looked at by :func:`single_tokens`, where their piece must spell them.
+
+    Raises:
+        ContextError: naming the characters that are lost.
+    """
+    prompt = context.prompt.strip()
+    for text in (prompt, context.correct, context.competitor):
+        if any("\ud800" <= letter <= "\udfff" for letter in text):  # what a shell makes of bytes that are no UTF-8
+            raise ContextError(
+                f"Context '{context.id}': {shown(text)} holds half a character. Write it again in UTF-8."
+            )
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    given, read = _letters(prompt), _letters(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+    if given == read:
+        return
+    for special in tokenizer.all_special_tokens:  # one stands for what is unknown; its letters are none of the prompt's
+        read = read if _letters(special) in given else read.replace(_letters(special), "\uffff")
+    start = len(os.path.commonprefix([given, read]))
+    given, read = given[start : start + LOOKED_AT], read[start : start + 2 * LOOKED_AT]
+    changes = difflib.SequenceMatcher(None, given, read, autojunk=False).get_opcodes()
+    lost = dict.fromkeys(given[i:j] for kind, i, j, _, _ in changes if kind != "equal" and i < j)
+    lost = lost or dict.fromkeys(blank for blank in prompt if blank.isspace() and blank != " ")
+    named = f"does not know {', '.join(shown(piece, 20) for piece in list(lost)[:8])} in" if lost else "alters"
+    raise ContextError(
+        f"Context '{context.id}': the tokenizer {named} the prompt {shown(prompt)}, so the model would read another "
+        "sentence. Reword it."
+    )
+
+
+def _letters(text: str) -> str:
+    """What a text says, without blanks, case and Unicode forms.
+
+    A piece must spell its word: some tokenizers put one piece for all unknown words, or drop unknown letters.
+    """
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def single_tokens(prompt: str, words: Sequence[str], tokenizer) -> tuple[tuple[int, ...], list[int]] | None:
+    """Ids of the prompt, and of each word as the one token after it; None if no way of joining them gives such ids."""
+    for prompt_ids, extended in _joined(prompt, words, tokenizer):
+        if prompt_ids and all(
+            ids[:-1] == prompt_ids and _letters(tokenizer.decode(ids[-1:])) == _letters(word)
+            for ids, word in zip(extended, words, strict=True)
+        ):
+            return tuple(prompt_ids), [ids[-1] for ids in extended]
+    return None
+
+
+def _joined(prompt: str, words: Sequence[str], tokenizer):
+    """For each way of joining: ids of the prompt, and of the prompt with each word."""
+    prompt = prompt.strip()
+    spaced = prompt + " "
+    for head, end in ((prompt, ""), (spaced, ""), (spaced, " ")):
+        prompt_ids = list(tokenizer(head)["input_ids"])
+        yield prompt_ids, [list(tokenizer(f"{spaced}{word}{end}")["input_ids"]) for word in words]
+
+
+def _why_not(context: Context, tokenizer) -> str:
+    words: dict[str, None] = {}  # plain spelling -> present, for proposals
+    for piece_id in tokenizer.get_vocab().values():
+        text = tokenizer.decode([piece_id]).strip()
+        if text.isalpha():
+            words[text] = None
+    reasons = []
+    for role, word in (("correct", context.correct.strip()), ("competitor", context.competitor.strip())):
+        if not word or single_tokens(context.prompt, [word], tokenizer):  # not chosen yet, or fine by itself
+            continue
+        pieces = [ids[0][len(start) :] for start, ids in _joined(context.prompt, [word], tokenizer)]
+        # a single piece that is not the word stands for something unknown
+        spelt = [len(p) for p in pieces if len(p) > 1 and _letters(tokenizer.decode(p)) == _letters(word)]
+        near = difflib.get_close_matches(word, words.keys() - {word}, n=3, cutoff=0.5)
+        reasons.append(
+            f"the {role} word {shown(word)} is {f'{min(spelt)} tokens' if spelt else 'unknown'}"
+            + (f" (nearest single tokens: {', '.join(near)})" if near else "")
+        )
+    named = " and ".join(shown(word) for word in (context.correct, context.competitor) if word)
+    reasons = reasons or [f"{named} cannot follow this prompt as one token each"]
+    return (
+        f"Context '{context.id}' does not fit the tokenizer: {'; '.join(reasons)}. "
+        "Choose words that are one token after the prompt, or reword the prompt."
+    )

@@ -1,0 +1,118 @@
+"""Sweeps on a Dask cluster: every chunk of replicas is a task for some worker.
+
+A store that was handed :func:`runner` sends its chunks there, if this process was told a scheduler's address (the
+environment variable :data:`ENVIRONMENT`, set by ``phantom book --scheduler``). Workers load the model themselves, by its
+reference, so folders must be where all can read them. Only the process that asked writes to the store; a worker that dies
+leaves nothing behind, and the scheduler gives its chunks to others. Chunks are cut as they are without a cluster, so the
+numbers are the same. Who can reach a scheduler can run code on its workers: see the page "On a cluster" for TLS.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import numpy as np
+
+from phantomlib.engine.finetune import advance
+from phantomlib.errors import BookError, ModelError
+from phantomlib.models import language_model
+
+ENVIRONMENT = "PHANTOM_SCHEDULER"
+TIMEOUT = 4  # seconds to find the scheduler
+RETRIES = 3  # further attempts at a chunk whose worker raised; lost workers are counted by the scheduler itself
+
+
+def runner() -> Callable | None:
+    """:func:`run_there` if this process was told a scheduler, else None."""
+    return run_there if os.environ.get(ENVIRONMENT) else None
+
+
+def connect(address: str):
+    """A new client of a scheduler, to be closed by whoever asked for it.
+
+    Raises:
+        BookError: nobody answers there, or it has no workers, or a worker has other versions of our packages.
+    """
+    from distributed import Client
+
+    try:
+        with ThreadPoolExecutor(1) as aside:  # a notebook's own event loop runs in this thread
+            aside.submit(asyncio.run, _knock(address)).result()
+        client = Client(address, timeout=TIMEOUT, set_as_default=False)
+    except Exception as error:  # whoever listens there may answer anything
+        reason = " ".join(str(error).split())[:200] or "no answer in time"
+        raise BookError(
+            f"No Dask scheduler answers at '{address}' ({reason}). Start one with 'dask scheduler --host 127.0.0.1', and "
+            f"workers with 'dask worker {address} --host 127.0.0.1 --nthreads 1'; for several machines see the page "
+            "'On a cluster'."
+        ) from None
+    if not client.scheduler_info(n_workers=-1)["workers"]:
+        client.close()
+        raise BookError(
+            f"The scheduler at '{address}' has no workers. Start some: 'dask worker {address} --host 127.0.0.1 --nthreads 1'."
+        )
+    return client
+
+
+async def _knock(address: str) -> None:
+    """Say hello as Dask does; unlike a client, this gives up in time."""
+    from distributed import Security
+    from distributed.comm import connect as open_connection
+
+    options = Security().get_connection_args("client")
+    connection = await asyncio.wait_for(open_connection(address, timeout=TIMEOUT, **options), TIMEOUT)
+    await connection.close()
+
+
+def run_there(model, chunks, recipe, engine, extra, progress) -> list[dict[str, np.ndarray]]:
+    """All chunks on the workers of the scheduler, as :func:`phantomlib.engine.finetune.run_here` does it here.
+
+    Raises:
+        BookError: no scheduler, no workers, or one chunk has cost several workers their lives.
+        PhantomError: what a worker raised on purpose.
+    """
+    from distributed import KilledWorker, as_completed
+
+    which = {
+        "ref": os.path.abspath(model.ref) if os.path.exists(model.ref) else model.ref,
+        "dtype": str(model.readout.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "revision": model.revision or None,
+    }
+    with connect(os.environ[ENVIRONMENT]) as client:
+        futures = {
+            client.submit(_advance_there, which, model.fingerprint, chunk, recipe, engine, extra, pure=False, retries=RETRIES): i
+            for i, chunk in enumerate(chunks)
+        }  # fmt: skip
+        parts: list = [None] * len(chunks)
+        try:
+            for future, part in as_completed(futures, loop=client.loop, with_results=True):
+                parts[futures[future]] = part
+                progress(len(chunks[futures[future]]) * recipe.steps)
+        except KilledWorker as error:
+            client.cancel(list(futures))
+            raise BookError(
+                f"A chunk of {len(chunks[0])} replicas of '{model.name}' was given up: {error.allowed_failures + 1} workers "
+                "died over it, perhaps for want of memory. Give the workers more, or use a smaller model; finished runs are kept."
+            ) from None
+        except BaseException:  # an error on a worker, or Ctrl-C: the rest is not wanted any more
+            client.cancel(list(futures))
+            raise
+    return parts
+
+
+def _advance_there(which, fingerprint, chunk, recipe, engine, extra):
+    model = _load(**which)
+    if model.fingerprint != fingerprint:
+        raise ModelError(
+            f"'{which['ref']}' on a worker is not the model that was asked for (other weights, configuration or version "
+            "of transformers). Give all machines the same folder and the same packages."
+        )
+    return advance(model, chunk, recipe, engine, extra, lambda done: None)
+
+
+@lru_cache(maxsize=1)
+def _load(**which):
+    return language_model.load(which.pop("ref"), **which)

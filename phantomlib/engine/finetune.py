@@ -1,0 +1,183 @@
+"""The fine-tuning engine: contexts × learning rates × seeds advanced together, everything measured at every step.
+
+The loss of a replica is the cross-entropy of its correct token at the last position of its prompt, in nats, unless the
+recipe chooses another. Row t of a
+recording is the state *before* update t, so row 0 is the untouched model and row T the final one.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from phantomlib.contexts import Resolved
+from phantomlib.engine import memory
+from phantomlib.engine.loss import training_loss
+from phantomlib.engine.optimizer import BatchedOptimizer
+from phantomlib.engine.recipe import Recipe, check_contexts, check_learning_rates, check_seeds
+from phantomlib.engine.recorder import Recorder, check_extra, label_runs
+from phantomlib.engine.replicas import stack
+from phantomlib.errors import ParameterError
+from phantomlib.models.language_model import CausalLM, LanguageModel, add_lora
+
+ENGINE_VERSION = 6  # raised whenever the numbers of a run could change
+# module -> its copies with LoRA by (rank, alpha, seed): to make one takes as long as many steps
+_adapted: WeakKeyDictionary = WeakKeyDictionary()
+
+
+def finetune(
+    model: LanguageModel,
+    contexts: list[Resolved],
+    learning_rates,
+    recipe: Recipe = Recipe(),
+    *,
+    seeds: tuple[int, ...] = (0,),
+    engine: str = "auto",
+    chunk: int | None = None,
+    extra: Mapping[str, Callable] | None = None,
+    progress: Callable[[int], object] | None = None,
+    run: Callable | None = None,
+) -> xr.Dataset:
+    """Fine-tune one replica per context, learning rate and seed, and record everything.
+
+    Args:
+        model: the checkpoint; it is not changed.
+        contexts: resolved contexts (C of them); each must be outranked by its competitor at step 0.
+        learning_rates: (rates,) for all contexts, (C, rates), or schedules (C, rates, T); positive.
+        recipe: optimiser, method, number of steps.
+        seeds: of the LoRA initialisation. Full fine-tuning of a checkpoint has no randomness.
+        engine: see :func:`phantomlib.engine.replicas.stack`.
+        chunk: replicas advanced together; by default from the size of the model and the memory that is free.
+        extra: further quantities to record, by name: functions of probabilities p (R, V), readout E (R, V, d), and ids
+            c (R,) and k (R,) that return one number per replica (R,). The first line of the docstring is the meaning.
+        progress: called with the number of replica-steps just done.
+        run: computes all chunks, as :func:`run_here` does, which is the default; or elsewhere
+            (:func:`phantomlib.engine.cluster.run_there`).
+
+    Returns:
+        Dataset with dimensions (context, rate, seed, step), step = 0..T, the variables of ``RECORDED``,
+        ``learning_rate`` (context, rate) and ``diverged_step`` (-1 if finite throughout). Of a schedule
+        ``learning_rate`` is the largest value, and ``schedule`` (context, rate, step) holds all (nan at step T). From
+        the step of divergence on, values are nan (``rank_correct`` 0). With snapshots also ``spectrum`` (..., snapshot,
+        component), eigenvalues of ρ, and ``phi_trace`` (..., snapshot), Φ computed from ρ by the trace formula. With a
+        loss other than cross-entropy also ``loss``.
+
+    Example:
+        >>> import phantomlib as ph
+        >>> model = ph.load("zoo:gpt2-s")
+        >>> context = ph.resolve(ph.load_contexts()[0], model.tokenizer)
+        >>> runs = ph.finetune(model, [context], [1e-5, 3e-3], ph.Recipe(optimizer="adam", steps=20))
+        >>> (runs.logit_gap > 0).any("step").values.ravel()  # too small a learning rate fails silently
+        array([False,  True])
+    """
+    check_contexts(model, contexts)
+    rates = check_learning_rates(learning_rates, len(contexts), recipe.steps)
+    check_seeds(seeds)
+    if engine not in ("auto", "batch axis", "vmap"):
+        raise ParameterError(f"engine {engine!r} is not known; choose 'auto', 'batch axis' or 'vmap'.")
+    if chunk is not None and (type(chunk) is not int or chunk < 1):
+        raise ParameterError(f"chunk is {chunk!r}; give a number of replicas of at least 1, or None.")
+    extra = check_extra(extra)
+    shape = (len(contexts), rates.shape[1], len(seeds))
+    check_recording(int(np.prod(shape)), model, recipe, len(extra))
+    grid = list(np.ndindex(shape))
+    chunk = chunk_size(model, contexts, recipe, wanted=chunk, refuse=run is None)
+    replicas = [Replica(contexts[c], rates[c, r], seeds[s]) for c, r, s in grid]
+    chunks = [replicas[start : start + chunk] for start in range(0, len(grid), chunk)]
+    parts = (run or run_here)(model, chunks, recipe, engine, extra, progress or (lambda done: None))
+    return label_runs(parts, shape, contexts, rates, seeds, recipe, extra)
+
+
+def check_recording(replicas: int, model: LanguageModel, recipe: Recipe, extra: int = 0) -> None:
+    """Raise ParameterError if what so many replicas record does not fit the memory."""
+    needed = memory.of_recording(replicas, recipe, model.readout.element_size(), extra)
+    what = f"Recording {replicas:,} run{'' if replicas == 1 else 's'} of {recipe.steps:,} steps"
+    memory.refuse_if_too_large(what, needed, torch.device("cpu"), "fewer steps")
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One run of a sweep: a context, a learning rate (or one for each step, (T,)), and the seed of the LoRA start."""
+
+    context: Resolved
+    rate: np.ndarray
+    seed: int
+
+
+def run_here(model, chunks: list[list[Replica]], recipe, engine, extra, progress) -> list[dict[str, np.ndarray]]:
+    """One chunk after the other, in this process."""
+    return [advance(model, chunk, recipe, engine, extra, progress) for chunk in chunks]
+
+
+def trainable(model: LanguageModel, recipe: Recipe, seed: int) -> tuple[CausalLM, dict[str, Tensor]]:
+    """The module to run and the initial values of its trainable tensors; change neither."""
+    if recipe.method == "full":
+        return model.module, dict(model.module.named_parameters())
+    adapted, key = _adapted.setdefault(model.module, {}), (recipe.rank, recipe.alpha, seed)
+    if key not in adapted:
+        adapted[key] = add_lora(model.module, rank=recipe.rank, alpha=recipe.alpha, seed=seed, share=True)
+    module = adapted[key]
+    return module, {name: p for name, p in module.named_parameters() if "lora_" in name}
+
+
+def _embedding(module: CausalLM, geometry: str) -> tuple[str, Tensor]:
+    """Name (as in ``named_parameters``) and value of the matrix whose rows give the overlaps."""
+    layer = module.get_output_embeddings() if geometry == "readout" else module.get_input_embeddings()
+    return next(name for name, p in module.named_parameters() if p is layer.weight), layer.weight
+
+
+def chunk_size(
+    model: LanguageModel, contexts: list[Resolved], recipe: Recipe, *, wanted: int | None = None, refuse: bool = True
+) -> int:
+    """Replicas advanced together: as many as pay (see the page on speed), if memory allows, or ``wanted``.
+
+    Raises:
+        ParameterError: not even one replica, or not as many as wanted, fits; with ``refuse``.
+    """
+    module, values = trainable(model, recipe, 0)
+    tokens = max(len(context.prompt_ids) for context in contexts)
+    shared, each = memory.of_replicas(module, values.values(), recipe, tokens)
+    if refuse:
+        what, advice = f"Fine-tuning {wanted or 1} of '{model.name}' at a time", "a smaller chunk" if wanted else ""
+        memory.refuse_if_too_large(what, shared + (wanted or 1) * each, model.device, advice)
+    fitting = max(1, (memory.free(model.device) - shared) // each)
+    size = sum(v.numel() for v in values.values())
+    paying = 512 if model.device.type == "cuda" else max(1, min(64, 64_000_000 // size))
+    return wanted or min(fitting, paying)
+
+
+def advance(model, chunk: list[Replica], recipe, engine, extra, progress) -> dict[str, np.ndarray]:
+    """Run R replicas together for T steps; returns what was recorded, (R, T + 1) each, and snapshots."""
+    seeds = {seed: trainable(model, recipe, seed) for seed in {replica.seed for replica in chunk}}
+    module = seeds[chunk[0].seed][0]  # frozen tensors are the same for every seed
+    stacked = stack(module, [seeds[replica.seed][1] for replica in chunk], engine)
+    readout_name, readout_0 = _embedding(module, recipe.geometry)
+    contexts, device = [replica.context for replica in chunk], model.device
+    rates = torch.tensor(np.stack([replica.rate for replica in chunk])).to(model.readout)
+    longest = max(len(c.prompt_ids) for c in contexts)
+    ids = torch.tensor([[*c.prompt_ids, *[0] * (longest - len(c.prompt_ids))] for c in contexts], device=device)
+    last = torch.tensor([len(c.prompt_ids) - 1 for c in contexts], device=device)
+    c = torch.tensor([x.correct_id for x in contexts], device=device)
+    k = torch.tensor([x.competitor_id for x in contexts], device=device)
+
+    optimizer = BatchedOptimizer(stacked, rates, recipe)  # before E is taken: it moves small parameters to other memory
+    E_0, E = readout_0.detach(), stacked.parameters.get(readout_name, readout_0).detach()
+    if E.dim() == 2:  # frozen, (V, d) for all; else (R, V, d), a copy that is trained
+        E_0 = E_0.clone()  # what must not change is compared with memory that nothing else knows
+    recorder = Recorder(E_0, E, c, k, recipe, extra)
+    try:
+        for step in range(recipe.steps + 1):
+            with torch.set_grad_enabled(step < recipe.steps):
+                logits = stacked.logits(ids, last)  # (R, V)
+                loss = training_loss(logits, c, k, recipe.loss, recipe.weight)
+            recorder.record(step, logits.detach(), loss.detach())
+            if step < recipe.steps:
+                recorder.fields["gradient_norm"][:, step] = optimizer.step(loss)
+                progress(len(chunk))
+    finally:
+        optimizer.close()
+    return {name: field.cpu().numpy() for name, field in (recorder.fields | recorder.snapshots).items()}

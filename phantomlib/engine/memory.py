@@ -1,0 +1,142 @@
+"""What a piece of work takes of the memory, what is free for it, and a refusal before it starts.
+
+Everything is counted in bytes beyond what the model itself takes, which is there already.
+"""
+
+import ctypes
+import gc
+import os
+import resource
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from phantomlib.engine.recipe import Recipe
+from phantomlib.engine.recorder import RECORDED
+from phantomlib.errors import ParameterError
+from phantomlib.models.language_model import CausalLM
+from phantomlib.progress import JOBS
+
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+CGROUP_FILES = {  # of version 2 and version 1: the limit, what is used, and what of this is cached files, to be dropped
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+LARGE = 2**30  # bytes; before work that needs more, what earlier work left behind is given back
+USABLE = 0.9  # share of what is free that is counted on: allocators leave gaps
+
+
+def free(device: torch.device) -> int:
+    """Bytes that this process may still take: what is unused, and no more than its share among the jobs of a book."""
+    jobs = max(1, int(os.environ.get(JOBS, "1")))
+    if device.type == "cuda":
+        unused, total = torch.cuda.mem_get_info(device)
+        own = torch.cuda.memory_allocated(device)
+        unused += torch.cuda.memory_reserved(device) - own
+    else:
+        machine, (unused, total) = psutil.virtual_memory(), _left_by_cgroups()
+        unused, total = min(machine.available, unused), min(machine.total, total)
+        own = psutil.Process().memory_info().rss
+    return max(0, int(USABLE * min(unused, total // jobs - own)))
+
+
+def _left_by_cgroups() -> tuple[int, int]:
+    """Bytes that the control groups of this process leave unused and give in all; a container may have few of a machine's."""
+    unused = total = sys.maxsize
+    for group, (most, used, droppable) in _cgroups():
+        with suppress(OSError, ValueError):  # no such group, or "max": no limit
+            limit = int((group / most).read_text())
+            statistics = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())
+            taken = int((group / used).read_text()) - int(statistics.get(droppable, 0))
+            unused, total = min(unused, limit - taken), min(total, limit)
+    return unused, total
+
+
+def _cgroups() -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    """Folders of the control groups around this process, there or not, each with the names of its files."""
+    for line in OWN_CGROUPS.read_text().splitlines() if OWN_CGROUPS.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        for controller in CGROUP_FILES.keys() & controllers.split(","):
+            top = CGROUPS / controller
+            own = top / path.lstrip("/")  # in a container perhaps the machine's path: then only its parents exist
+            yield from ((g, CGROUP_FILES[controller]) for g in (own, *own.parents) if g.is_relative_to(top))
+
+
+def peak(device: torch.device) -> int:
+    """Most bytes that this process has held so far; on a GPU, that it has held there since its peak was reset."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")  # what getrusage says counts the process too that started this one
+    if status.exists():
+        return int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def of_vectors(count: int, trained: Iterable[Tensor]) -> int:
+    """Of ``count`` vectors of parameter space, and a gradient of the largest tensor that is summed from two parts."""
+    sizes = [p.nbytes for p in trained]
+    return count * sum(sizes) + 2 * max(sizes)
+
+
+def of_replicas(module: CausalLM, trained: Iterable[Tensor], recipe: Recipe, tokens: int) -> tuple[int, int]:
+    """Of the engine: what does not depend on the number of replicas, and what each of them takes.
+
+    Args:
+        module: the model, with its adapters.
+        trained: its trainable tensors.
+        recipe: the optimiser decides how many moments are kept.
+        tokens: length of the longest prompt.
+    """
+    trained = list(trained)
+    readout = module.get_output_embeddings().weight
+    frozen = not any(p is readout for p in trained)  # then what it was before is kept beside it
+    # weights, and two moments or, in the self-test before there are moments, a gradient
+    state = of_vectors(2 if recipe.optimizer == "sgd" else 3, trained) - of_vectors(0, trained)
+    layers = [m.weight for m in module.modules() if getattr(m, "weight", None) is not None and m is not readout]
+    if readout.is_cuda:  # whole tensors at a time there: what a step of Adam makes, and what a trained readout moved
+        state += (0 if recipe.optimizer == "sgd" else 2) * max(p.nbytes for p in trained)
+        state += 0 if frozen else int(1.25 * readout.nbytes)
+    activations = 2 * tokens * sum(sum(w.shape) for w in layers if w.dim() == 2 and len(w) != len(readout))
+    vocabulary = 12 * len(readout)  # logits, probabilities, overlaps, and those of the step before
+    return of_vectors(1, trained) + readout.nbytes * frozen, state + (activations + vocabulary) * readout.element_size()
+
+
+def of_recording(replicas: int, recipe: Recipe, itemsize: int, extra: int = 0) -> int:
+    """Of what is recorded, and ``extra`` quantities more: as written, as labelled, and on its way to a file."""
+    return 3 * replicas * (recipe.steps + 1) * (len(RECORDED) + extra) * itemsize
+
+
+def give_back() -> None:
+    """Free what only cycles refer to, and give the system back what the allocator keeps of earlier work.
+
+    glibc keeps freed tensors below 32 MB for later, wherever something above them is still in use: gigabytes, after runs
+    of a model with a hundred million parameters.
+    """
+    gc.collect()
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def refuse_if_too_large(what: str, needed: int, device: torch.device, advice: str = "") -> None:
+    """Raise ParameterError if ``needed`` bytes are not free; ``advice`` is what else could be tried."""
+    if needed > LARGE:
+        give_back()
+    here = free(device)
+    if needed <= here:
+        return
+    jobs = int(os.environ.get(JOBS, "1"))
+    shared = f" for each of {jobs} processes" if jobs > 1 else ""
+    ways = ["--jobs 1"] * (jobs > 1) + [advice] * bool(advice) + ["a smaller model", "a machine with more memory"]
+    raise ParameterError(
+        f"{what} needs about {_gib(needed)} GiB beside the model, {_gib(here)} are free{shared}: use "
+        f"{', '.join(ways[:-1])} or {ways[-1]}."
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2g}" if size < 10 * 2**30 else f"{size / 2**30:.0f}"

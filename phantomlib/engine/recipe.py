@@ -1,0 +1,238 @@
+"""How to fine-tune: the recipe, and what contexts, learning rates and seeds must be like."""
+
+import math
+from dataclasses import asdict, dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from phantomlib.contexts import Context, Resolved, resolve
+from phantomlib.engine.loss import LOSSES
+from phantomlib.errors import ContextError, ParameterError, all_at_once, shown
+from phantomlib.models.language_model import LanguageModel, next_token_logits
+
+MOST_STEPS = 10**9  # what is recorded of more would fit no memory
+REAL = int | float | np.integer | np.floating
+_checked: WeakKeyDictionary = WeakKeyDictionary()  # module -> the contexts that check_contexts found to fit it
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to fine-tune; with the model, contexts and learning rates it determines every number of a run.
+
+    Attributes:
+        optimizer: ``sgd`` (plain), ``adam`` or ``adamw`` (decoupled weight decay), as in ``torch.optim``.
+        method: ``full`` (all parameters) or ``lora`` (adapters on all linear layers but the readout).
+        steps: number of updates T.
+        weight_decay: only for ``adamw``.
+        beta1, beta2, epsilon: of Adam and AdamW.
+        rank, alpha: of LoRA.
+        exponent: power of the overlap in Φ.
+        geometry: whose rows give the overlaps, ``readout`` (the unembedding) or ``input`` (the token embedding).
+        snapshots: steps at which the spectrum of ρ is recorded.
+        loss: what is minimised, ``cross-entropy`` or one that looks at the competitor: ``margin``, ``unlikelihood``,
+            ``gap`` (:mod:`phantomlib.engine.loss`).
+        weight: λ of the term that looks at the competitor; positive.
+
+    Example:
+        >>> import phantomlib as ph
+        >>> ph.Recipe(optimizer="sgd", steps=20).method
+        'full'
+        >>> ph.Recipe(optimizer="rmsprop")
+        Traceback (most recent call last):
+            ...
+        phantomlib.errors.ParameterError: optimizer 'rmsprop' is not known; choose one of sgd, adam, adamw.
+    """
+
+    optimizer: str = "adam"
+    method: str = "full"
+    steps: int = 30
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    rank: int = 8
+    alpha: float = 16.0
+    exponent: int = 2
+    geometry: str = "readout"
+    snapshots: tuple[int, ...] = ()
+    loss: str = "cross-entropy"
+    weight: float = 1.0
+
+    def __post_init__(self):
+        if not isinstance(self.snapshots, list | tuple):
+            raise ParameterError(f"snapshots is {self.snapshots!r}; give a list of steps, such as [0, 15, 30].")
+        object.__setattr__(self, "snapshots", tuple(self.snapshots))
+        known = {
+            "optimizer": ("sgd", "adam", "adamw"),
+            "method": ("full", "lora"),
+            "exponent": (1, 2),
+            "geometry": ("readout", "input"),
+            "loss": LOSSES,
+        }
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ParameterError(
+                    f"{name} {shown(getattr(self, name))} is not known; choose one of {', '.join(map(str, values))}."
+                )
+        for name, lowest in (("steps", 1), ("rank", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+                raise ParameterError(f"{name} is {shown(value)}; give a whole number of at least {lowest}.")
+            if value > MOST_STEPS:
+                raise ParameterError(f"{name} is {shown(value)}; give at most {MOST_STEPS:,}.")
+        bounds = {
+            "weight_decay": (0, math.inf),
+            "beta1": (0, 1),
+            "beta2": (0, 1),
+            "epsilon": (0, math.inf),
+            "alpha": (0, math.inf),
+            "weight": (0, math.inf),
+        }
+        for name, (low, high) in bounds.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
+                raise ParameterError(f"{name} is {value!r}; give a number with {low} <= {name} < {high}.")
+        if self.weight_decay and self.optimizer != "adamw":
+            raise ParameterError(f"weight_decay {self.weight_decay} needs optimizer 'adamw', not '{self.optimizer}'.")
+        if self.weight == 0 or self.weight != 1 and self.loss == "cross-entropy":
+            raise ParameterError(
+                f"weight {self.weight} with loss '{self.loss}' says nothing; give a positive weight to a loss that looks at "
+                "the competitor, or leave it out."
+            )
+        if any(isinstance(s, bool) or not isinstance(s, int) or not 0 <= s <= self.steps for s in self.snapshots):
+            raise ParameterError(f"snapshots {self.snapshots} must be steps from 0 to {self.steps}.")
+        if len(set(self.snapshots)) < len(self.snapshots):
+            raise ParameterError(f"snapshots {self.snapshots} name a step twice; give each once.")
+
+    def settings(self) -> dict:
+        """Everything that names a run; cross-entropy goes without saying, as in runs made before there was a choice."""
+        unsaid = ("loss", "weight") if self.loss == "cross-entropy" else ()
+        return {name: value for name, value in asdict(self).items() if name not in unsaid}
+
+
+def check_learning_rates(learning_rates, contexts: int, steps: int | None = None) -> np.ndarray:
+    """Learning rates as an array (C, rates), or (C, rates, steps) if each replica has a schedule.
+
+    Args:
+        learning_rates: (rates,), the same for all contexts; (C, rates); or (C, rates, steps), one rate per update.
+        contexts: their number C.
+        steps: the number of updates, to check schedules against.
+
+    Raises:
+        ParameterError: empty, not numbers, not all positive and finite, or of the wrong shape.
+    """
+    advice = f"learning rates {shown(learning_rates)} must be a non-empty list of positive, finite numbers, such as [1e-4, 3e-4]."
+    flat = np.ravel(np.asarray(learning_rates, dtype=object))
+    if not len(flat) or any(isinstance(v, bool | str) or not isinstance(v, REAL) for v in flat):
+        raise ParameterError(advice)
+    try:
+        rates = np.asarray(learning_rates, dtype=float)
+    except (ValueError, OverflowError):  # rows of different lengths; a whole number beyond the largest float
+        raise ParameterError(advice) from None
+    if rates.ndim == 0 or not np.isfinite(rates).all() or (rates <= 0).any():
+        raise ParameterError(advice)
+    if rates.ndim == 1:
+        rates = np.tile(rates, (contexts, 1))
+    if rates.ndim not in (2, 3) or len(rates) != contexts:
+        raise ParameterError(
+            f"learning rates of shape {rates.shape} do not fit {contexts} contexts; give (rates,) or "
+            "(contexts, rates), or (contexts, rates, steps) for schedules."
+        )
+    if rates.ndim == 3 and steps is not None and rates.shape[2] != steps:
+        raise ParameterError(f"schedules of {rates.shape[2]} learning rates do not fit {steps} steps; give one a step.")
+    return rates
+
+
+def check_seeds(seeds) -> None:
+    """Raise ParameterError unless ``seeds`` is a non-empty list or tuple of whole numbers from 0 to 2**63 - 1."""
+    if not isinstance(seeds, list | tuple) or not seeds or any(type(s) is not int or not 0 <= s < 2**63 for s in seeds):
+        raise ParameterError(
+            f"seeds is {shown(seeds)}; give a list of whole numbers of at least 0 and below 2**63, such as [0, 1]."
+        )
+
+
+def check_lengths(reader: str, vocabulary: int, positions: float, contexts: list[Resolved]) -> None:
+    """Refuse contexts whose token ids or number of tokens the model does not have room for.
+
+    Args:
+        reader: what the message calls the model.
+        vocabulary: number V of tokens.
+        positions: longest prompt that the model reads, ``inf`` without a limit.
+        contexts: resolved contexts.
+
+    Raises:
+        ContextError: naming all that do not fit.
+    """
+    problems = []
+    for context in contexts:
+        if max(*context.prompt_ids, context.correct_id, context.competitor_id) >= vocabulary:
+            problems.append(
+                ContextError(
+                    f"Context '{context.id}' has token ids beyond the {vocabulary} of the vocabulary of {reader}; "
+                    "resolve it with the model's own tokenizer."
+                )
+            )
+        elif len(context.prompt_ids) > positions:
+            problems.append(
+                ContextError(
+                    f"The prompt of context '{context.id}' has {len(context.prompt_ids)} tokens, but {reader} "
+                    f"reads no more than {positions}; shorten it."
+                )
+            )
+    all_at_once(problems, f"in {len(contexts)} contexts")
+
+
+def positions_of(config) -> float:
+    """Longest text that a model with this configuration reads, in tokens; ``inf`` if it has no limit."""
+    return getattr(config, "max_position_embeddings", None) or math.inf
+
+
+def fitting_contexts(model: LanguageModel, contexts: list[Context]) -> tuple[list[Resolved], list[ContextError]]:
+    """The contexts that fit a model, as its ids, and why the others do not."""
+    found, refused = [], []
+    for context in contexts:
+        try:
+            one = resolve(context, model.tokenizer)
+            check_contexts(model, [one])
+            found.append(one)
+        except ContextError as error:
+            refused.append(error)
+    return found, refused
+
+
+def check_contexts(model: LanguageModel, contexts: list[Resolved]) -> None:
+    """Refuse contexts that do not fit the model, or whose correct word already outranks the competitor.
+
+    Raises:
+        ContextError: naming the context and what does not fit: ids, length, or the logit gap.
+    """
+    if not contexts:
+        raise ContextError("There is no context to learn; give at least one.")
+    known = _checked.setdefault(model.module, set())
+    contexts = [context for context in contexts if context not in known]
+    check_lengths(f"'{model.name}'", len(model.readout), positions_of(model.module.config), contexts)
+    problems = []
+    for context in contexts:
+        z = next_token_logits(model, [context])[0]
+        gap = float(z[context.correct_id] - z[context.competitor_id])
+        if gap < 0:
+            known.add(context)
+        else:
+            problems.append(ContextError(_not_behind(model.name, context.context, gap)))
+    all_at_once(problems, f"in {len(contexts)} contexts")
+
+
+def _not_behind(model_name: str, words: Context, gap: float) -> str:
+    right, wrong = shown(words.correct), shown(words.competitor)
+    if math.isnan(gap):
+        said = f"'{model_name}' computes no finite logits for {right} and {wrong}"
+    elif gap == 0:
+        said = f"'{model_name}' gives {right} and {wrong} the same logit before training, a tie (logit gap 0 nats)"
+    else:
+        said = f"'{model_name}' already prefers {right} to {wrong} before training (logit gap {gap:+.2g} nats)"
+    way_out = "" if gap == 0 else ", or exchange the two words"
+    return (
+        f"Context '{words.id}': {said}, so there is nothing to overtake. Choose a competitor that the model prefers"
+        f"{way_out}."
+    )

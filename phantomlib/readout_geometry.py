@@ -1,0 +1,76 @@
+"""The geometry of a readout: how the overlaps of all token pairs are distributed (the bulk)."""
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from phantomlib.contexts import Resolved
+from phantomlib.order_parameter import normalise, spectrum
+
+BLOCK = 4096  # rows, or pairs of rows, converted to float64 at a time
+
+
+def sample_overlaps(E: Tensor, pairs: int, seed: int = 0) -> np.ndarray:
+    """Overlaps g_ij (n,), float64, of random pairs of distinct rows of a readout ``E`` (V, d); n is at most ``pairs``."""
+    generator = torch.Generator().manual_seed(seed)
+    i, j = torch.randint(len(E), (2, pairs), generator=generator).to(E.device)
+    i, j = i[i != j], j[i != j]
+    found = torch.empty(len(i), dtype=torch.float64, device=E.device)
+    for some, i_some, j_some in zip(found.split(BLOCK), i.split(BLOCK), j.split(BLOCK), strict=True):
+        some.copy_(_overlap(E, i_some, j_some))
+    return found.cpu().numpy()
+
+
+def pair_overlaps(E: Tensor, contexts: list[Resolved]) -> np.ndarray:
+    """Overlap g_ck (C,) of the two tokens of each context, from a readout ``E`` (V, d)."""
+    c, k = torch.tensor([(c.correct_id, c.competitor_id) for c in contexts], device=E.device).reshape(-1, 2).T
+    return _overlap(E, c, k).cpu().numpy()
+
+
+def coherence(E: Tensor) -> float:
+    """``B = d ⟨g_ij²⟩`` over all pairs i ≠ j of rows of a readout ``E`` (V, d): 1 for isotropic directions."""
+    return _coherence(E, *_sums(E))
+
+
+def readout_statistics(E: Tensor, *, pairs: int = 200_000, seed: int = 0) -> dict[str, float]:
+    """The overlap distribution of a readout ``E`` (V, d) in six numbers, all dimensionless.
+
+    ``coherence``: see :func:`coherence`. ``mean_overlap``: over all pairs i ≠ j, exact. ``common_share``: share of the
+    rows' squared length along their mean direction, exact. ``top_share``: largest eigenvalue of ρ at uniform p.
+    ``skew`` and
+    ``kurtosis`` (excess) of the overlaps, from ``pairs`` random pairs drawn by ``seed``.
+    """
+    v, (total, gram, fourth) = len(E), _sums(E)
+    sampled = sample_overlaps(E, pairs, seed)
+    return {
+        "coherence": _coherence(E, total, gram, fourth),
+        "mean_overlap": float((total @ total - gram.trace()) / (v * (v - 1))),
+        "common_share": float(total @ gram @ total / (total @ total) / v),
+        "top_share": float(spectrum(gram / v)[0]),
+        "skew": float(stats.skew(sampled)),
+        "kurtosis": float(stats.kurtosis(sampled)),
+    }
+
+
+def _sums(E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the unit rows: their sum (d,), whose square is the sum of g_ij; their Gram matrix (d, d), whose square is the
+    sum of g_ij²; and the sum of g_ii², which counts the rows that are not zero."""
+    d = E.shape[1]
+    total, gram, fourth = (torch.zeros(n, dtype=torch.float64, device=E.device) for n in ((d,), (d, d), ()))
+    for block in E.detach().split(BLOCK):
+        e = normalise(block.double())
+        total += e.sum(0)
+        gram.addmm_(e.mT, e)
+        fourth += e.square().sum(1).square().sum()
+    return total, gram, fourth
+
+
+def _coherence(E: Tensor, _: Tensor, gram: Tensor, fourth: Tensor) -> float:
+    v, d = E.shape
+    return float(d * (gram.square().sum() - fourth) / (v * (v - 1)))
+
+
+def _overlap(E: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """Overlaps (n,) of the rows ``i`` and ``j`` (n,), in float64."""
+    return (normalise(E.detach()[i].double()) * normalise(E.detach()[j].double())).sum(-1)

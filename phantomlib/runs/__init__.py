@@ -1,0 +1,1 @@
+"""Finished runs on disk: the store, published runs, and studies over optimisers and models."""

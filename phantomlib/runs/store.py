@@ -1,0 +1,347 @@
+"""The store: one labelled netCDF file per run, named by everything that determines its numbers.
+
+A run file is an ordinary netCDF-4 dataset (``xarray.open_dataset(path)``, or any netCDF reader). It is written to a
+temporary name, then renamed, so a file that has its name is complete. Several processes may share a store.
+"""
+
+import hashlib
+import inspect
+import json
+import os
+import platform
+import re
+import subprocess
+import tempfile
+import textwrap
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from copy import copy
+from functools import cache, lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from phantomlib import files
+from phantomlib.contexts import Resolved
+from phantomlib.engine import memory
+from phantomlib.engine.finetune import ENGINE_VERSION, finetune
+from phantomlib.engine.recipe import Recipe, check_contexts, check_learning_rates, check_seeds
+from phantomlib.engine.recorder import check_extra
+from phantomlib.errors import ParameterError, StoreError, shown
+from phantomlib.models.language_model import LanguageModel
+from phantomlib.progress import locked, track
+
+PACKAGES = ("torch", "transformers", "peft", "numpy", "xarray")
+
+
+class Store:
+    """A folder of finished runs.
+
+    Args:
+        root: the folder; made if absent.
+        run_chunks: what computes, such as :func:`phantomlib.engine.cluster.run_there`;
+            :func:`phantomlib.engine.finetune.run_here` if None.
+
+    Raises:
+        StoreError: the folder cannot be made or written to.
+
+    Example:
+        >>> import tempfile
+        >>> import phantomlib as ph
+        >>> model = ph.load("zoo:gpt2-s")
+        >>> context = ph.resolve(ph.load_contexts()[0], model.tokenizer)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = ph.Store(folder)
+        ...     first = store.run(model, [context], [1e-4], ph.Recipe(steps=3))
+        ...     again = store.run(model, [context], [1e-4], ph.Recipe(steps=3))  # from disk
+        >>> first.identical(again)
+        True
+    """
+
+    def __init__(self, root: str | Path, run_chunks: Callable | None = None):
+        self.run_chunks = run_chunks
+        self.root = Path(os.path.expanduser(root))
+        self.notes: dict[str, str] = {}
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except (OSError, ValueError) as error:  # ValueError: text that cannot be a path
+            raise StoreError(
+                f"The store folder {shown(str(root), 300)} cannot be written to ({getattr(error, 'strerror', error)}). Choose another "
+                "with the parameter 'store'."
+            ) from None
+
+    def run(
+        self,
+        model: LanguageModel,
+        contexts: list[Resolved],
+        learning_rates,
+        recipe: Recipe = Recipe(),
+        *,
+        seeds: tuple[int, ...] = (0,),
+        extra: Mapping[str, Callable] | None = None,
+    ) -> xr.Dataset:
+        """The dataset of :func:`phantomlib.engine.finetune.finetune`, from disk if it was computed before.
+
+        Functions in ``extra`` are part of the run's key by their source text; what they use from outside is not.
+
+        The attributes hold the ``run_id``, the model's fingerprint, all parameters, commit, package versions, device,
+        seconds and peak memory (bytes).
+        """
+        rates = check_learning_rates(learning_rates, len(contexts), recipe.steps)
+        check_seeds(seeds)
+        spec = specification(model, contexts, rates, recipe, seeds, extra)
+        path = self.root / f"{model.name}-{recipe.method}-{recipe.optimizer}-{run_id(spec)}.nc"
+        if not path.exists():
+            check_contexts(model, contexts)  # before anything is left on the disk
+        with locked(path.with_suffix(".lock")):
+            dataset = self._read(path, "is computed again")
+            if dataset is None:
+                dataset = self._compute(path, spec, model, contexts, rates, recipe, seeds, extra)
+        return dataset
+
+    def noting(self, **notes: str) -> "Store":
+        """The same store, but runs that it computes carry these attributes too."""
+        noting = copy(self)
+        noting.notes = self.notes | notes
+        return noting
+
+    def open(self, identifier: str) -> xr.Dataset:
+        """The finished run with this ``run_id``.
+
+        Raises:
+            StoreError: there is none, or it was damaged.
+            OSError, MemoryError: it cannot be read at present.
+        """
+        for path in self._paths(identifier):
+            dataset = self._read(path, "has to be computed again")
+            if dataset is not None:
+                return dataset
+        raise StoreError(f"No run '{identifier}' in '{self.root}'. Run the notebook that makes it first.")
+
+    def has(self, identifier: str) -> bool:
+        """Whether a finished run with this ``run_id`` is there."""
+        return any(self._paths(identifier))
+
+    def holds(self, identifier: str) -> bool:
+        """Whether a finished run with this ``run_id`` is there and is what was written; looks into each file once."""
+        return any(_is_intact(path, *_state(path)) for path in self._paths(identifier))
+
+    def _paths(self, identifier: str) -> list[Path]:
+        named = isinstance(identifier, str) and re.fullmatch(r"[0-9a-f]{12}", identifier)
+        return [path for path in self.root.glob(f"*-{identifier}.nc") if path.is_file()] if named else []
+
+    def remember(
+        self, kind: str, key: list, model, contexts, recipe, compute: Callable[[], dict], *, seeds=(), holds=None
+    ) -> dict:
+        """What ``compute`` returns, from the folder ``kind`` of the store if it was computed before.
+
+        Args:
+            kind: what it is, the folder's name.
+            key: whatever it depends on besides the next three and ``seeds``; plain JSON types.
+            model, contexts, recipe: as in :meth:`run`.
+            compute: gives plain JSON types.
+            seeds: of the LoRA initialisation.
+            holds: whether something remembered still counts; all does if None.
+
+        Raises:
+            StoreError: it cannot be saved.
+        """
+        spec = specification(model, contexts, np.zeros((len(contexts), 0)), recipe, seeds)
+        whole_key = files.digest([*key, spec])
+        path = self.root / kind / f"{model.name}-{recipe.optimizer}-{whole_key[:12]}.json"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _not_saved(path, error) from error
+        with locked(path.with_suffix(".lock")):
+            kept = _read_json(path)
+            if kept is not None and (kept.get("kind"), kept.get("key")) != (kind, whole_key):
+                _set_aside(path)  # a copy of another file
+                kept = None
+            if kept is None or (holds and not holds(kept["found"])):
+                kept = {"kind": kind, "key": whole_key, "model": model.fingerprint, "found": compute()}
+                try:
+                    files.write_json(path, kept)
+                except OSError as error:
+                    raise _not_saved(path, error) from error
+        return kept["found"]
+
+    def _compute(self, path, spec, model, contexts, rates, recipe, seeds, extra) -> xr.Dataset:
+        label = f"{model.name}, {recipe.method}, {recipe.optimizer}"
+        if model.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(model.device)
+        started = time.perf_counter()
+        with track(label, rates.size * len(seeds) * recipe.steps) as advance:
+            options = {"seeds": seeds, "extra": extra, "progress": advance, "run": self.run_chunks}
+            dataset = finetune(model, contexts, rates, recipe, **options)
+        dataset.attrs |= self.notes | {
+            "run_id": run_id(spec),
+            "specification": json.dumps(spec),
+            "model": model.name,
+            "model_ref": model.ref,
+            "model_revision": model.revision,
+            "n_parameters": model.n_parameters,
+            "tied_readout": int(model.tied),
+            "seconds": time.perf_counter() - started,
+            "peak_memory_bytes": memory.peak(model.device),
+            "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.machine(),
+            "commit": commit(),
+            "versions": json.dumps({name: version(name) for name in PACKAGES}),
+        }
+        dataset.attrs["checksum"] = checksum(dataset)
+        self._write(path, dataset)
+        return xr.load_dataset(path, engine="netcdf4")  # as it is found from now on, to the order of its variables
+
+    def _write(self, path: Path, dataset: xr.Dataset) -> None:
+        try:
+            files.write_bytes(path, dataset.to_netcdf(engine="netcdf4"))  # HDF5 itself may crash on a full disk
+        except OSError as error:
+            raise _not_saved(path, error) from error
+
+    def _read(self, path: Path, fate: str) -> xr.Dataset | None:
+        """The stored run, or None if there is none; a damaged file is set aside, and the warning tells its ``fate``."""
+        if not path.exists():
+            return None
+        dataset = _intact(path)
+        if dataset is None:
+            _set_aside(path, fate)
+        return dataset
+
+
+def _intact(path: Path) -> xr.Dataset | None:
+    """The run in a file, or None if it is not what was written under this name.
+
+    Raises:
+        OSError, MemoryError: whether it is cannot be found out.
+    """
+    try:
+        dataset = xr.load_dataset(path, engine="netcdf4")
+        named = dataset.attrs["run_id"] == run_id(json.loads(dataset.attrs["specification"]))
+        whole = dataset.attrs["checksum"] == checksum(dataset)
+        return dataset if named and whole and path.stem.endswith(f"-{dataset.attrs['run_id']}") else None
+    except Exception as error:  # the reader raises many kinds for a damaged file
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and (error.errno or 0) > 0):
+            raise  # says nothing about the file; netCDF's own codes are negative
+        return None
+
+
+@cache
+def _is_intact(path: Path, changed: int, size: int) -> bool:
+    return _intact(path) is not None
+
+
+def _state(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+def _read_json(path: Path) -> dict | None:
+    """What is remembered, or None if nothing is; a file that cannot be read is set aside."""
+    try:
+        return files.read_json(path)
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        _set_aside(path)
+        return None
+
+
+def _set_aside(path: Path, fate: str = "is computed again") -> None:
+    aside = path.with_suffix(f".damaged-{time.time_ns()}")
+    os.replace(path, aside)
+    warnings.warn(f"{path.name} is damaged; it was set aside as {aside.name} and {fate}.", stacklevel=4)
+
+
+def _not_saved(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"{path.name} could not be saved ({error}). Free some space or choose another folder with the parameter "
+        "'store', and start again: finished runs are kept."
+    )
+
+
+def specification(model: LanguageModel, contexts: list[Resolved], rates, recipe: Recipe, seeds, extra=None) -> dict:
+    """Everything that determines a run's numbers and labels, as plain JSON types."""
+    extras = {"extra": {name: _source(function) for name, function in check_extra(extra).items()}} if extra else {}
+    return extras | {
+        "engine": ENGINE_VERSION,
+        "model": model.fingerprint,
+        "name": model.name,
+        "dtype": str(model.readout.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "contexts": [
+            [
+                c.id,
+                c.context.prompt,
+                c.context.correct,
+                c.context.competitor,
+                list(c.prompt_ids),
+                c.correct_id,
+                c.competitor_id,
+            ]
+            for c in contexts
+        ],
+        "learning_rates": rates.tolist(),
+        "recipe": json.loads(json.dumps(recipe.settings())),
+        "seeds": list(seeds),
+    }
+
+
+def _source(function: Callable) -> str:
+    try:
+        return textwrap.dedent(inspect.getsource(function))
+    except (OSError, TypeError):
+        raise ParameterError(
+            f"{function!r} has no source text to name the run by; define it with def, in a file or a cell."
+        ) from None
+
+
+def run_id(specification: dict) -> str:
+    """Twelve hex digits of the SHA-256 of a specification."""
+    return files.digest(specification)[:12]
+
+
+def checksum(dataset: xr.Dataset) -> str:
+    """SHA-256 of all names, values and attributes but ``checksum``; the same for a dataset and for its file."""
+    digest = hashlib.sha256()
+    parts: list[tuple[Any, Any]] = [("", dataset), *sorted(dataset.variables.items())]
+    for name, variable in parts:
+        attributes = {key: value for key, value in variable.attrs.items() if key != "checksum"}
+        label = [name, *map(str, variable.dims), attributes]
+        digest.update(json.dumps(label, sort_keys=True, default=lambda number: number.item()).encode())
+        if name:
+            text = variable.dtype.kind not in "biuf"
+            digest.update(json.dumps(variable.values.tolist()).encode() if text else variable.values.tobytes())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=1)  # what this process has loaded stays the same
+def commit() -> str:
+    """The commit of this package's source, with ``+`` if files differ from it or are new; empty outside a repository."""
+    package = Path(__file__).parents[1]
+    head = _git(package, "rev-parse", "--short=10", "HEAD")
+    differs = _git(package, "status", "--porcelain", "-uno") or _git(
+        package, "ls-files", "--others", "--exclude-standard", "--", "."
+    )
+    return head and head + ("+" if differs else "")
+
+
+def commit_of(path: Path) -> str:
+    """Hash and day of the first commit that holds a file as it is now; empty if none does."""
+    blob = _git(path.parent, "hash-object", path.name)
+    found = blob and _git(path.parent, "log", "--reverse", "--format=%h, %cs", f"--find-object={blob}", "--", path.name)
+    return found.split("\n")[0]
+
+
+def _git(folder: Path, *words: str) -> str:
+    """What git says; empty if it cannot say it."""
+    try:
+        return subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -1,0 +1,78 @@
+"""One measurement for every optimiser and every model: what a chapter compares."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import xarray as xr
+
+from phantomlib.models.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Study(Mapping):
+    """Results by ``(optimizer, model name)``, in order.
+
+    Attributes:
+        results: datasets of the store, or whatever was made of them.
+
+    Example::
+
+        def fine_tune(model, optimizer):
+            return nb.store.run(model, nb.fitting_contexts(model), rates, Recipe(optimizer=optimizer))
+
+        study = Study.of(fine_tune, loaded)
+        study.sel("adam")                          # {model: dataset}
+        study.map(overtakes)                       # the same study, of truth values
+        study.table(silent_failure.failure_table)  # one tidy table, with the columns optimizer and model
+    """
+
+    results: dict[tuple[str, str], object]
+
+    @classmethod
+    def of(
+        cls,
+        measure: Callable[[LanguageModel, str], object],
+        models: Sequence[LanguageModel],
+        optimizers: Sequence[str] = ("adam", "sgd"),
+    ) -> "Study":
+        """Call ``measure(model, optimizer)`` for all of them, one optimiser after the other."""
+        return cls({(o, m.name): measure(m, o) for o in optimizers for m in models})
+
+    def __getitem__(self, key: tuple[str, str]):
+        return self.results[key]
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self.results)
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def sel(self, optimizer: str) -> dict[str, object]:
+        """The results of one optimiser, by model."""
+        return {model: result for (o, model), result in self.results.items() if o == optimizer}
+
+    def map(self, function: Callable, *arguments) -> "Study":
+        """Apply ``function(result, *arguments)`` to every result."""
+        return Study({key: function(result, *arguments) for key, result in self.results.items()})
+
+    def table(self, describe: Callable = lambda result: result, *arguments) -> pd.DataFrame:
+        """One tidy table: what ``describe(result, *arguments)`` gives, with the columns ``optimizer`` and ``model`` before.
+
+        Args:
+            describe: returns a table, or a mapping from columns to single values.
+        """
+        parts = []
+        for (optimizer, model), result in self.results.items():
+            found = describe(result, *arguments)
+            frame = found if isinstance(found, pd.DataFrame) else pd.DataFrame([dict(found)])
+            frame = frame.drop(columns=["optimizer", "model"], errors="ignore")
+            frame.insert(0, "optimizer", optimizer)
+            frame.insert(1, "model", model)
+            parts.append(frame)
+        return pd.concat(parts, ignore_index=True)
+
+    def fewest_contexts(self, optimizer: str) -> int:
+        """The smallest number of contexts of any model's dataset: the sample that a verdict rests on."""
+        results = self.sel(optimizer).values()
+        return min(result.sizes["context"] for result in results if isinstance(result, xr.Dataset))

@@ -1,0 +1,142 @@
+"""Whether published runs are what the code gives: some of them, drawn at random, are computed again and compared."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from phantomlib.contexts import Context, Resolved
+from phantomlib.engine.finetune import finetune
+from phantomlib.engine.recipe import Recipe
+from phantomlib.errors import ModelError, ParameterError, StoreError
+from phantomlib.models.language_model import find, load
+from phantomlib.progress import track
+from phantomlib.runs.published_runs import problems
+
+# Two machines round differently, and a run at a large learning rate multiplies what they differ by.
+TOLERANCE = 1e-3  # nats, or this share of the run's largest value if that is above one; the same for what has no unit
+COMPARED = ("logit_gap", "cross_entropy", "phi", "signal", "drag", "overlap", "phi_readout_part", "readout_unchanged")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One replica computed again beside what was published.
+
+    Attributes:
+        run: name of the published file.
+        context: which context of it.
+        learning_rate: of a schedule, the first.
+        steps: number of steps.
+        difference: largest difference of the logit gap over the steps at which both are finite, nats.
+        differing: which of ``COMPARED`` are not within ``TOLERANCE`` at every step, or are finite at other steps.
+        agrees: whether none differs, and the outcome is the same.
+    """
+
+    run: str
+    context: str
+    learning_rate: float
+    steps: int
+    difference: float
+    differing: tuple[str, ...]
+    agrees: bool
+
+    def __str__(self) -> str:
+        verdict = "agrees" if self.agrees else "DIFFERS"
+        return (
+            f"{verdict}: {self.run}, '{self.context}' at {self.learning_rate:.3g}, {self.steps} steps: the logit gap "
+            f"differs by at most {self.difference:.2g} nats"
+            + (f"; beyond the tolerance: {', '.join(self.differing)}" if self.differing else "")
+        )
+
+
+def check_published(
+    folder: Path, sample: int, seed: int | None = None, say: Callable[[str], None] = print
+) -> list[Comparison]:
+    """Check every published file, then compute some replicas again.
+
+    Args:
+        folder: the published runs.
+        sample: how many replicas.
+        seed: of the draw; another one each time if None.
+        say: called with each finding.
+
+    Raises:
+        ParameterError: a negative seed.
+        StoreError: a file is missing or was changed, or a replica comes out differently.
+        ModelError: a model is not here, or is another one than the runs were made with.
+    """
+    if found := problems(folder):
+        raise StoreError(f"The published runs in '{folder}' are not what was published: {'; '.join(found)}.")
+    say(f"{len(list(folder.rglob('*.nc')))} published runs in '{folder}' are what was published.")
+    compared, drawn = [], draw(folder, sample, seed)
+    for ref in sorted({xr.load_dataset(path, engine="netcdf4").attrs["model_ref"] for path, *_ in drawn}):
+        find(ref)  # before anything is computed
+    for replica in drawn:
+        compared.append(compute_again(*replica))
+        say(str(compared[-1]))
+    if different := sum(not one.agrees for one in compared):
+        raise StoreError(f"{different} of {len(compared)} published runs come out differently here.")
+    return compared
+
+
+def draw(folder: Path, sample: int, seed: int | None = None) -> list[tuple[Path, int, int, int]]:
+    """Replicas drawn at random, each as likely as any other: file, and indices of context, rate and seed.
+
+    Raises:
+        ParameterError: a negative seed.
+    """
+    if seed is not None and seed < 0:
+        raise ParameterError(f"seed is {seed}; give a whole number of at least 0, or none for another draw each time.")
+    every = []
+    for path in sorted(folder.glob("*.nc")):
+        with xr.open_dataset(path, engine="netcdf4") as run:
+            shape = tuple(run.sizes[name] for name in ("context", "rate", "seed"))
+        every += [(path, *map(int, index)) for index in np.ndindex(shape)]
+    return [every[i] for i in np.random.default_rng(seed).permutation(len(every))[:sample]]
+
+
+def compute_again(path: Path, context: int, rate: int, seed: int) -> Comparison:
+    """Compute one replica of a published run with the model itself.
+
+    Args:
+        path: the run's file.
+        context, rate, seed: indices of the replica.
+
+    Raises:
+        ModelError: the model is not here, or is another one than the runs were made with.
+    """
+    run = xr.load_dataset(path, engine="netcdf4")
+    published = run.isel(context=context, rate=rate, seed=seed)
+    made, ref = json.loads(run.attrs["specification"]), run.attrs["model_ref"]
+    model = load(ref, dtype=made["dtype"], device=made["device"], revision=run.attrs["model_revision"] or None)
+    if model.fingerprint != made["model"]:
+        raise ModelError(f"'{ref}' has other weights here than the published runs were made with.")
+    name, prompt, correct, competitor, ids, correct_id, competitor_id = made["contexts"][context]
+    resolved = Resolved(Context(name, prompt, correct, competitor), tuple(ids), correct_id, competitor_id)
+    rates = np.asarray(made["learning_rates"][context][rate], dtype=float)[None, None]  # one, or a schedule
+    recipe = Recipe(**made["recipe"])
+    with track(f"{path.stem}, {name}", recipe.steps) as advance:
+        again = finetune(model, [resolved], rates, recipe, seeds=(made["seeds"][seed],), progress=advance)
+    again = again.isel(context=0, rate=0, seed=0)
+    difference = _difference(again.logit_gap.values, published.logit_gap.values)
+    differing = tuple(
+        x for x in COMPARED if not _near(again[x].values.astype(float), published[x].values.astype(float))
+    )
+    same_end = bool((again.logit_gap[-1] > 0) == (published.logit_gap[-1] > 0))
+    return Comparison(
+        path.name, name, float(rates.flat[0]), recipe.steps, difference, differing, same_end and not differing
+    )
+
+
+def _difference(one: np.ndarray, other: np.ndarray) -> float:
+    both = np.isfinite(one) & np.isfinite(other)
+    return float(np.abs(one - other)[both].max(initial=0))
+
+
+def _near(again: np.ndarray, published: np.ndarray) -> bool:
+    same_places = np.array_equal(np.isfinite(again), np.isfinite(published))
+    largest = float(np.abs(published[np.isfinite(published)]).max(initial=1))
+    return same_places and _difference(again, published) <= TOLERANCE * largest

@@ -1,0 +1,155 @@
+"""Sweeps through a real scheduler and separate worker processes: same numbers, whatever happens to the workers."""
+
+import socket
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+import xarray as xr
+from typer.testing import CliRunner
+
+from phantombook.cli import app, use_scheduler
+from phantomlib.contexts import load_contexts, resolve
+from phantomlib.engine import cluster
+from phantomlib.engine.finetune import finetune, run_here
+from phantomlib.engine.recipe import Recipe
+from phantomlib.errors import BookError, ModelError
+from phantomlib.models.language_model import LanguageModel, load
+from phantomlib.runs.store import Store
+
+distributed = pytest.importorskip("distributed")
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory):
+    """Two workers with one thread each, in processes of their own."""
+    with distributed.LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address=":0",
+        local_directory=tmp_path_factory.mktemp("dask"),
+    ) as local:
+        yield local
+
+
+@pytest.fixture
+def there(scheduler, monkeypatch):
+    monkeypatch.setenv(cluster.ENVIRONMENT, scheduler.scheduler_address)
+    return scheduler
+
+
+@pytest.fixture(scope="module")
+def problem():
+    model = load("zoo:gpt2-s")
+    return model, [resolve(context, model.tokenizer) for context in load_contexts("default")]
+
+
+def test_a_run_of_the_cluster_is_the_same_as_one_made_here(there, problem, tmp_path):
+    model, contexts = problem
+    rates, recipe = np.geomspace(1e-5, 1e-3, 8), Recipe(steps=3)
+    here = finetune(model, contexts, rates, recipe)
+    run = Store(tmp_path, cluster.runner()).run(model, contexts, rates, recipe)
+    assert here.drop_attrs().identical(run.drop_attrs())
+    assert here.sizes["rate"] * here.sizes["context"] > 64  # more than one chunk
+
+
+def test_lora_seeds_and_further_quantities_travel(there, problem, tmp_path):
+    model, contexts = problem
+
+    def sharpness_of_p(p, E, c, k):
+        """largest probability"""
+        return p.max(1).values
+
+    options = {"seeds": (0, 1), "extra": {"largest": sharpness_of_p}}
+    recipe = Recipe(method="lora", steps=2)
+    here = finetune(model, contexts[:2], [1e-3], recipe, **options)
+    run = Store(tmp_path, cluster.runner()).run(model, contexts[:2], [1e-3], recipe, **options)
+    assert here.drop_attrs().identical(run.drop_attrs())
+
+
+def test_workers_killed_in_the_middle(there, problem, tmp_path):
+    model, contexts = problem
+    rates, recipe = np.geomspace(1e-5, 1e-3, 26), Recipe(steps=10)
+    done = {}
+
+    def compute():
+        done["run"] = Store(tmp_path, cluster.runner()).run(model, contexts, rates, recipe)
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    with distributed.Client(there.scheduler_address, set_as_default=False) as client:
+        for _ in range(2):
+            while not any(client.processing().values()) and thread.is_alive():
+                time.sleep(0.02)
+            assert thread.is_alive()  # the run is not over: this kill matters
+            busy = [address for address, tasks in client.processing().items() if tasks]
+            [pid] = [nanny.pid for nanny in there.workers.values() if nanny.worker_address == busy[0]]
+            psutil.Process(pid).kill()
+    thread.join()
+    assert finetune(model, contexts, rates, recipe).drop_attrs().identical(done["run"].drop_attrs())
+    [file] = tmp_path.glob("*.nc")  # one file, at its place, and nothing else
+    assert xr.load_dataset(file).identical(done["run"])
+    assert {path.suffix for path in tmp_path.iterdir()} == {".nc", ".lock"}
+
+
+def test_one_process_may_ask_for_the_scheduler_again_and_again(there, problem, tmp_path):
+    model, contexts = problem
+    for rate in (1e-4, 2e-4):
+        use_scheduler(there.scheduler_address)
+        Store(tmp_path, cluster.runner()).run(model, contexts[:1], [rate], Recipe(steps=1))
+
+
+def test_another_model_under_the_same_name_is_refused(there, problem, tmp_path):
+    model, contexts = problem
+    other = LanguageModel(model.name, model.ref, model.module, model.tokenizer, "0" * 16)
+    with pytest.raises(ModelError, match="not the model that was asked for"):
+        Store(tmp_path, cluster.runner()).run(other, contexts, [1e-4], Recipe(steps=1))
+    assert not list(tmp_path.glob("*.nc"))
+
+
+def test_nobody_answers(monkeypatch):
+    monkeypatch.setattr(cluster, "TIMEOUT", 0.5)
+    with pytest.raises(BookError, match="No Dask scheduler answers.*dask scheduler"):
+        cluster.connect("tcp://127.0.0.1:9")
+    for command in (["book"], ["run", "01"]):
+        result = CliRunner().invoke(app, [*command, "--scheduler", "tcp://127.0.0.1:9"])
+        assert result.exit_code != 0 and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("address", ["nonsense", "", "foo://x:1", "tcp://127.0.0.1:99999999", "tls://127.0.0.1:9"])
+def test_what_is_no_address(address):
+    with pytest.raises(BookError, match="No Dask scheduler answers"):
+        cluster.connect(address)
+
+
+def test_a_port_at_which_something_else_listens_is_refused_in_time():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        with pytest.raises(BookError, match="No Dask scheduler answers"):
+            cluster.connect(f"tcp://127.0.0.1:{silent.getsockname()[1]}")
+        assert time.monotonic() - began < 10
+
+
+def test_a_store_computes_where_it_is_told(there, problem, tmp_path):
+    model, contexts = problem
+    seen = []
+
+    def run_chunks(*arguments):
+        seen.append(len(arguments))
+        return run_here(*arguments)
+
+    plain = Store(tmp_path / "here")  # although a scheduler is known: the store asks nobody
+    assert plain.run_chunks is None and cluster.runner() is cluster.run_there
+    Store(tmp_path / "own", run_chunks).run(model, contexts[:1], [1e-4], Recipe(steps=1))
+    assert seen == [6]
+
+
+def test_a_scheduler_without_workers():
+    with (
+        distributed.LocalCluster(n_workers=0, dashboard_address=":0") as empty,
+        pytest.raises(BookError, match="has no workers"),
+    ):
+        cluster.connect(empty.scheduler_address)

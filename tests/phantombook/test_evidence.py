@@ -1,0 +1,84 @@
+"""From the command line: what happens to a published verdict when notebooks are tried, broken and run again."""
+
+import json
+from contextlib import chdir
+
+import pytest
+from typer.testing import CliRunner
+
+from phantombook.cli import app
+
+NOTEBOOK = """\
+# %% tags=["parameters"]
+models: list[str] = ["zoo:neox-s"]  # model references
+contexts: str = "default"  # contexts
+device: str = "cpu"  # device
+dtype: str = "float32"  # precision
+store: str = "runs"  # runs
+seed: int = 0  # seed
+jumping: float = 3.0  # what is found
+
+# %%
+from phantombook import notebook
+from phantomlib.engine.recipe import Recipe
+
+nb = notebook.start("04_toy", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
+model = nb.load(nb.models[0])
+run = nb.store.run(model, nb.fitting_contexts(model)[:1], [1e-4], Recipe(steps=1))
+
+# %%
+nb.record("C4", jumping, optimizer="adam", n={"architectures": 5, "contexts": 10}, runs=run)
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    for name, text in {
+        "_toc.yml": "format: jb-book\nroot: book/intro\n",
+        "notebooks/04_toy.py": NOTEBOOK,
+        "notebooks/profiles/zoo.yaml": "common:\n  models: [zoo:gpt2-s]\n  store: kept\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    with chdir(tmp_path):
+        yield tmp_path
+
+
+def run(*words):
+    return CliRunner().invoke(app, ["run", "04", "--profile", "zoo", *words])
+
+
+def verdict(identifier="C4"):
+    told = CliRunner().invoke(app, ["claims", "--json"])
+    assert told.exit_code == 0, told.output
+    return next(entry for entry in json.loads(told.stdout) if entry["id"] == identifier and entry["decides"])
+
+
+@pytest.mark.slow
+def test_the_life_of_a_verdict(project):
+    file = project / "notebooks/04_toy.py"
+    assert verdict()["verdict"] == "not tested" and "run notebook 04" in verdict()["reason"]
+    assert verdict("C5")["reason"] == "there is no notebook 05 here"
+
+    assert run().exit_code == 0
+    published = verdict()
+    assert published["verdict"] == "reproduced" and published["criteria"][0]["measured"] == 3
+
+    assert run("-p", "jumping", "0.0").exit_code == 0  # a private experiment
+    assert verdict() == published
+
+    file.write_text(NOTEBOOK.replace("jumping, optimizer", "jumping + 1, optimizer"))
+    assert verdict()["verdict"] == "stale" and "run notebook 04 again" in verdict()["reason"]
+    assert run().exit_code == 0
+    assert verdict()["verdict"] == "reproduced" and verdict()["criteria"][0]["measured"] == 4
+
+    file.write_text(NOTEBOOK.replace("\nnb.record", "\n1 / 0\nnb.record"))
+    assert run().exit_code != 0
+    file.write_text(NOTEBOOK)
+    assert verdict()["verdict"] == "not tested"  # although its code is as it was when it recorded
+
+    assert run().exit_code == 0
+    assert verdict() == published
+    [stored] = (project / "kept").glob("*.nc")
+    stored.write_bytes(b"")
+    assert verdict()["verdict"] == "not tested" and "damaged" in verdict()["reason"]

@@ -1,0 +1,148 @@
+"""What a notebook shows: figures and tables with their origin, sentences with their numbers."""
+
+import base64
+import html
+import io
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from markdown_it import MarkdownIt
+
+from phantombook.notebook import Notebook
+from phantomlib.contexts import Context, load_contexts
+from phantomlib.errors import ContextError
+from phantomlib.models.language_model import load
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """The texts that were displayed, by MIME type; Markdown objects as they are shown in the book."""
+    bundles = []
+
+    def display(thing, **_):
+        bundles.append(thing if isinstance(thing, dict) else {"text/markdown": thing.data})
+
+    monkeypatch.setattr("IPython.display.display", display)
+    return bundles
+
+
+@pytest.fixture
+def book():
+    return Notebook("01_x", ["m"], [], None, "cpu", "float32", 0)
+
+
+def downloads(bundle):
+    links = re.findall(r'download="([^"]+)" href="data:text/csv;charset=utf-8;base64,([^"]+)"', bundle["text/html"])
+    return {name: pd.read_csv(io.BytesIO(base64.b64decode(data))) for name, data in links}
+
+
+def test_a_figure_is_numbered_described_and_led_back_to_its_data(book, shown):
+    figure, axes = plt.subplots()
+    axes.plot([1, 2], [3, 4])
+    book.figure(axes, "fig-x", caption="One\n  line of $x$.", alt='A "rising" line.', runs=["abc"])
+    picture, origin = shown
+    lines = picture["text/markdown"].splitlines()
+    assert lines[1:] == [":name: fig-x", ':alt: A "rising" line.', ":width: 100%", "", "One line of $x$.", "::::"]
+    kind, data = lines[0].split(";base64,")
+    assert kind == "::::{figure} data:image/svg+xml" and b"</svg>" in base64.b64decode(data)
+    assert 'alt="A &quot;rising&quot; line."' in picture["text/html"]
+    assert "<code>abc</code>" in origin["text/html"] and "phantom run 01" in origin["text/html"]
+    assert downloads(origin)["01_x-fig-x.csv"].y.tolist() == [3, 4]
+    assert not plt.fignum_exists(figure.number)  # or it would be shown twice
+
+
+def test_the_table_that_a_figure_draws_is_its_download(book, shown):
+    table = pd.DataFrame({"model": ["a"], "gap": [-1.23456789]})
+    book.figure(plt.figure(), "fig-x", caption="c", alt="a", data=table)
+    assert downloads(shown[1])["01_x-fig-x.csv"].gap[0] == pytest.approx(-1.234568)
+
+
+def test_a_long_table_shows_its_top_and_folds_the_rest(book, shown):
+    table = pd.DataFrame({"n": range(30), "x": [np.nan, *np.linspace(0, 1, 29)]})
+    book.table(table, digits=1, top=3)
+    book.table(table.head(2), top=3)
+    top, folded = shown[0]["text/markdown"].split(":::{dropdown} All 30 rows")
+    assert top.count("\n|") == 4 and folded.count("\n|") == 32  # header and rule before the rows
+    assert "–" in top and "nan" not in top
+    assert "dropdown" not in shown[2]["text/markdown"]
+    assert list(downloads(shown[1])) == ["01_x-table-1.csv"] and list(downloads(shown[3])) == ["01_x-table-2.csv"]
+
+
+def test_sentences_take_their_numbers_and_name_undefined_ones(book, shown):
+    book.say("A spread of {spread:.1%} in $g_{{ck}}$, {other:.2f} elsewhere.", spread=0.0512, other=np.float64("nan"))
+    book.say("No numbers, so $g_{ck}$ stays.")
+    assert shown[0]["text/markdown"] == "A spread of 5.1% in $g_{ck}$, undefined elsewhere."
+    assert shown[1]["text/markdown"] == "No numbers, so $g_{ck}$ stays."
+
+
+def test_words_of_others_are_text(book, shown):
+    word = "<b>|=1"
+    book.say("The word “{word}”.", word=word)
+    book.table(pd.DataFrame({"word": [word, "=1+1"]}))
+    for bundle in shown[:2]:
+        assert "&lt;b&gt;\\|=1" in bundle["text/markdown"] and "<b>" not in bundle["text/markdown"]
+    assert downloads(shown[2])["01_x-table-1.csv"].word.tolist() == [word, "'=1+1"]
+
+
+def test_runs_are_named_by_datasets_searches_and_tables(book, shown):
+    run, search = xr.Dataset(attrs={"run_id": "one"}), xr.Dataset(attrs={"run_ids": "two three"})
+    table = pd.DataFrame({"x": [1]})
+    table.attrs["run_ids"] = ["four"]
+    book.table(table, runs={"a": run, "b": [search, table, run]})
+    assert re.findall(r"<code>(one|two|three|four)</code>", shown[1]["text/html"]) == ["one", "two", "three", "four"]
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "a\n\n```{raw} html\n<b>\n```",
+    "<!--",
+    "x</td>",
+]
+
+
+@pytest.mark.parametrize("word", HOSTILE)
+def test_words_of_other_people_are_shown_and_not_obeyed(word, book, shown):
+    book.say("The word is {word}, **once**.", word=word)
+    book.table(pd.DataFrame({"prompt": [word], "gap": [1.5]}))
+    sentence, table = shown[0]["text/markdown"], shown[1]["text/markdown"]
+    assert "**once**" in sentence and len(sentence.splitlines()) == 1
+    assert len(table.splitlines()) == 3 and "1.500" in table
+    for text in (sentence, table):
+        assert "<" not in text and ">" not in text
+    assert markdown(sentence).count("<strong>") == 1 and " ".join(word.split()) in html.unescape(markdown(sentence))
+
+
+def markdown(text):
+    return MarkdownIt("commonmark").render(text)
+
+
+@pytest.mark.parametrize("word", ["=HYPERLINK(0)", "+1", "@x", "-a"])
+def test_a_download_holds_no_formula(word, book, shown):
+    book.table(pd.DataFrame({"word": [word], "gap": [-1.5]}))
+    back = downloads(shown[1])["01_x-table-1.csv"]
+    assert back.word[0] == f"'{word}" and back.gap[0] == -1.5
+
+
+def fitting_book(contexts, source):
+    return Notebook("01_x", ["m"], contexts, None, "cpu", "float32", 0, {"contexts": source})
+
+
+def test_contexts_that_do_not_fit_are_named_at_once_or_left_out_in_plain_text(shown):
+    loaded = load("zoo:gpt2-s")
+    good = load_contexts()[0]
+    bad = [
+        Context("one", "Anna <b>felt</b> very", "glad", "happy"),
+        Context("two", "Anna was very", "<script>", "happy"),
+        Context("three", "When the news came, Anna was very", "happy", "glad"),
+    ]
+    with pytest.raises(ContextError, match="3 problems in the 4 contexts for 'gpt2-s'.*'one'.*'two'.*'three'"):
+        fitting_book([good, *bad], "default").fitting_contexts(loaded)
+    assert [c.id for c in fitting_book([good, *bad], "fitting:default").fitting_contexts(loaded)] == ["shame"]
+    said = [bundle["text/markdown"] for bundle in shown]
+    assert len(said) == 3 and all(line.startswith("> Left out for gpt2-s: Context") for line in said)
+    assert not any("<" in line for line in said) and "&lt;script&gt;" in said[1]

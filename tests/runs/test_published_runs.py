@@ -1,0 +1,254 @@
+"""Published runs: taken up without the model, damage is found, and computing one again tells whether it is true."""
+
+import json
+import os
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+
+from phantomlib import files
+from phantomlib.critical.predictors import predict_critical_rates
+from phantomlib.critical.search import critical_rates
+from phantomlib.engine.recipe import Recipe
+from phantomlib.errors import ContextError, ModelError, ParameterError, StoreError
+from phantomlib.models.language_model import load
+from phantomlib.runs import published_runs, verification
+from phantomlib.runs.store import Store, checksum
+
+REF, CONTEXTS = "zoo:gpt2-s", "tests/two_contexts.yaml"
+RECIPE = Recipe(steps=3)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A store with runs, a search and predictions of one model, and another model's run, published into a folder."""
+    root = tmp_path_factory.mktemp("made")
+    store = Store(root / "runs")
+    [(model, fitting, left_out)] = published_runs.models_with_contexts(store, [REF], CONTEXTS, "", load)
+    runs = store.run(model, fitting, [1e-4, 3e-3], RECIPE)
+    found = critical_rates(store, model, fitting, RECIPE, tolerance=0.1)
+    predicted = predict_critical_rates(store, model, fitting, RECIPE)
+    other = load("zoo:neox-s")
+    store.run(other, fitting, [1e-4], RECIPE)
+    table = published_runs.table(store, "zoo", pd.DataFrame({"x": [0.1, 1 / 3]}), "")
+    published_runs.publish(store, root / "results")
+    return {
+        "folder": root / "results",
+        "model": model,
+        "fitting": fitting,
+        "left_out": left_out,
+        "runs": runs,
+        "found": found,
+        "predicted": predicted,
+        "table": table,
+    }
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    return shutil.copytree(made["folder"], tmp_path / "results")
+
+
+def stand_in(made, folder, store):
+    [(model, fitting, left_out)] = published_runs.models_with_contexts(store, [REF], CONTEXTS, str(folder), None)
+    assert (fitting, left_out) == (made["fitting"], made["left_out"])
+    return model
+
+
+def test_everything_published_is_had_without_the_model(made, folder, tmp_path):
+    store = Store(tmp_path / "reader")
+    model = stand_in(made, folder, store)
+    assert made["runs"].identical(store.run(model, made["fitting"], [1e-4, 3e-3], RECIPE))
+    assert made["found"].identical(critical_rates(store, model, made["fitting"], RECIPE, tolerance=0.1))
+    assert made["predicted"].identical(predict_critical_rates(store, model, made["fitting"], RECIPE))
+    real = made["model"]
+    for name in ("name", "ref", "fingerprint", "tied", "n_parameters", "model_type", "device"):
+        assert getattr(model, name) == getattr(real, name)
+    assert model.readout.shape == real.readout.shape and model.readout.dtype == torch.float32
+
+
+def test_what_was_not_published_asks_for_the_model(made, folder, tmp_path):
+    store = Store(tmp_path / "reader")
+    model = stand_in(made, folder, store)
+    with pytest.raises(ModelError, match="was not published"):
+        store.run(model, made["fitting"], [2e-4], RECIPE)
+    with pytest.raises(ModelError, match="not among the models with published runs"):
+        published_runs.stand_in(store.root, "zoo:neox-s")
+
+
+def test_only_described_models_are_published(made):
+    names = [path.name for path in made["folder"].glob("*.nc")]
+    assert names and all(name.startswith("gpt2-s-") for name in names)
+
+
+def test_the_cost_counts_all_runs_of_the_model_and_no_other(made, folder, tmp_path):
+    store = Store(tmp_path / "reader")
+    model = stand_in(made, folder, store)
+    attributes = [xr.load_dataset(path, engine="netcdf4").attrs for path in folder.glob("gpt2-s-*.nc")]
+    store.run(load("zoo:neox-s"), made["fitting"], [1e-4], RECIPE)
+    cost = published_runs.cost(store, model)
+    assert cost.runs == len(attributes) > 1
+    assert cost.hours * 3600 == pytest.approx(sum(a["seconds"] for a in attributes))
+    assert cost.peak_gib * 2**30 == max(a["peak_memory_bytes"] for a in attributes)
+
+
+def test_a_store_without_descriptions_publishes_nothing(tmp_path):
+    with pytest.raises(StoreError, match="describes no model"):
+        published_runs.publish(Store(tmp_path / "runs"), tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_tables_come_back_to_the_last_digit(made, folder, tmp_path):
+    live = pd.DataFrame({"x": [5.0, 6.0]})
+    again = published_runs.table(Store(tmp_path / "reader"), "zoo", live, str(folder))
+    assert again.x.tolist() == [0.1, 1 / 3] == made["table"].x.tolist()
+    with pytest.raises(StoreError, match="cannot be read"):
+        published_runs.table(Store(tmp_path / "reader"), "nothing", live, str(folder))
+
+
+def test_a_reader_s_own_file_stays(made, folder, tmp_path):
+    store = Store(tmp_path / "reader")
+    name = next(made["folder"].glob("*.nc")).name
+    (store.root / name).write_bytes(b"mine")
+    published_runs.take_up(folder, store)
+    assert (store.root / name).read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "is not in"])
+@pytest.mark.parametrize("kind", ["*.nc", "searches/*.json", "predictors/*.json", "models/*.json", "tables/*.json"])
+def test_a_changed_missing_or_added_file_is_named(folder, tmp_path, kind, damage):
+    victim = sorted(folder.glob(kind))[0]
+    if damage == "changed":
+        content = bytearray(victim.read_bytes())
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(bytes(content))
+    elif damage == "missing":
+        victim.unlink()
+    else:
+        victim = victim.with_name(f"other-{victim.name}")
+        victim.write_bytes(b"{}")
+    for check in (
+        lambda: published_runs.take_up(folder, Store(tmp_path / "reader")),
+        lambda: verification.check_published(folder, 0),
+    ):
+        with pytest.raises(StoreError, match=damage) as raised:
+            check()
+        assert victim.name in str(raised.value)
+
+
+def test_without_a_list_nothing_is_taken_up(folder, tmp_path):
+    (folder / published_runs.LIST).unlink()
+    with pytest.raises(StoreError, match="published_runs.json is missing"):
+        published_runs.take_up(folder, Store(tmp_path / "reader"))
+
+
+def test_runs_of_other_contexts_are_refused(folder, tmp_path):
+    with pytest.raises(ContextError, match="other contexts"):
+        published_runs.models_with_contexts(Store(tmp_path / "reader"), [REF], "default", str(folder), None)
+
+
+def test_a_description_from_contexts_of_one_s_own_does_not_hide_the_published_one(made, folder, tmp_path):
+    store = Store(tmp_path / "reader")
+    [(_, mine, _)] = published_runs.models_with_contexts(store, [REF], "default", "", lambda _: made["model"])
+    assert mine != made["fitting"]
+    stand_in(made, folder, store)
+
+
+@pytest.mark.parametrize("write", ["take_up", "describe", "table"])
+def test_several_processes_may_share_a_store(made, folder, tmp_path, monkeypatch, write):
+    replace, store = os.replace, Store(tmp_path / "reader")
+
+    def slowly(source, target):
+        time.sleep(0.05)  # another one writes its temporary file meanwhile
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", slowly)
+    work = {
+        "take_up": lambda: published_runs.take_up(folder, store),
+        "describe": lambda: published_runs.describe(store, made["model"], made["fitting"], made["left_out"]),
+        "table": lambda: published_runs.table(store, "zoo", made["table"], ""),
+    }[write]
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(work) for _ in range(3)]:
+            done.result()
+    written = {p.relative_to(store.root).as_posix() for p in store.root.rglob("*") if p.suffix in (".nc", ".json")}
+    folders = {"take_up": "", "describe": published_runs.MODELS, "table": published_runs.TABLES}[write]
+    listed = files.read_json(folder / published_runs.LIST)
+    assert written == {name for name in listed if name.startswith(folders)}
+
+
+def test_a_sample_computed_again_agrees(folder):
+    said = []
+    every = len(verification.draw(folder, 10**6))
+    found = verification.check_published(folder, 4, seed=1, say=said.append)
+    assert len(found) == 4 and all(one.agrees and one.difference < 1e-4 for one in found)
+    assert len(said) == 5 and "are what was published" in said[0]
+    assert every == sum(
+        np.prod([xr.load_dataset(p).sizes[d] for d in ("context", "rate", "seed")]) for p in folder.glob("*.nc")
+    )
+
+
+def test_a_forged_run_is_found_although_all_checksums_fit(made, folder):
+    path = folder / next(p.name for p in folder.glob("*.nc") if made["runs"].attrs["run_id"] in p.name)
+    run = xr.load_dataset(path, engine="netcdf4")
+    run["logit_gap"][..., -1] += 0.05
+    run.attrs["checksum"] = checksum(run)
+    files.write_bytes(path, run.to_netcdf(engine="netcdf4"))
+    listed = files.read_json(folder / published_runs.LIST)
+    files.write_json(folder / published_runs.LIST, listed | {path.name: files.file_digest(path)})
+    assert not published_runs.problems(folder)
+    found = verification.compute_again(path, 0, 1, 0)
+    assert not found.agrees and found.difference == pytest.approx(0.05, abs=1e-3)
+    assert "DIFFERS" in str(found)
+
+
+@pytest.mark.parametrize("name", [name for name in verification.COMPARED if name != "logit_gap"])
+def test_every_recorded_quantity_is_compared(made, folder, name):
+    path = folder / next(p.name for p in folder.glob("*.nc") if made["runs"].attrs["run_id"] in p.name)
+    run = xr.load_dataset(path, engine="netcdf4")
+    run[name][..., -1] = run[name][..., -1] + 1
+    run.to_netcdf(path, engine="netcdf4")
+    found = verification.compute_again(path, 0, 1, 0)
+    assert not found.agrees and found.differing == (name,) and f"beyond the tolerance: {name}" in str(found)
+
+
+def test_a_model_that_is_not_here_is_missed_before_anything_is_computed(folder, monkeypatch):
+    def lacking(ref):
+        raise ModelError(f"'{ref}' is not here")
+
+    monkeypatch.setattr(verification, "find", lacking)
+    monkeypatch.setattr(verification, "compute_again", None)
+    with pytest.raises(ModelError, match=f"'{REF}' is not here"):
+        verification.check_published(folder, 1)
+
+
+def test_other_weights_are_refused(folder):
+    path = sorted(folder.glob("*.nc"))[0]
+    run = xr.load_dataset(path, engine="netcdf4")
+    made = json.loads(run.attrs["specification"])
+    run.attrs["specification"] = json.dumps(made | {"model": "0" * 16})
+    run.to_netcdf(path, engine="netcdf4")
+    with pytest.raises(ModelError, match="other weights"):
+        verification.compute_again(path, 0, 0, 0)
+
+
+@pytest.mark.parametrize("revision, asked", [("0123abcd", "0123abcd"), ("", None)])
+def test_a_model_of_the_hub_is_loaded_at_the_commit_of_the_run(folder, monkeypatch, revision, asked):
+    path = sorted(folder.glob("*.nc"))[0]
+    run = xr.load_dataset(path, engine="netcdf4")
+    run.attrs |= {"model_ref": "owner/name", "model_revision": revision}
+    run.to_netcdf(path, engine="netcdf4")
+    seen = []
+    monkeypatch.setattr(verification, "load", lambda ref, revision, **_: seen.append((ref, revision)) or load(REF))
+    assert verification.compute_again(path, 0, 0, 0).agrees and seen == [("owner/name", asked)]
+
+
+def test_a_negative_seed_is_refused(folder):
+    with pytest.raises(ParameterError, match="seed is -1.*at least 0"):
+        verification.check_published(folder, 1, seed=-1, say=lambda text: None)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import groupby
 from pathlib import Path
 
 from phantombook.plan import make_job
@@ -195,17 +194,13 @@ def new_chapter(root: Path, name: str) -> Path:
 
 
 def _listed(contents: str, name: str) -> str:
-    """The table of contents with one more notebook, at the end of its longest stretch of notebooks."""
-    lines, stretches, at = contents.splitlines(), [], 0
-    for generated, group in groupby(lines, key=lambda line: f"- file: {GENERATED.as_posix()}/" in line):
-        count = len(list(group))
-        at += count
-        stretches += [(count, at)] if generated else []
-    if not stretches:
+    """The table of contents with one more notebook, after the last."""
+    lines = contents.splitlines()
+    end = max((at for at, line in enumerate(lines, 1) if f"- file: {GENERATED.as_posix()}/" in line), default=0)
+    if not end:
         raise BookError(
             f"_toc.yml lists no notebook yet; add '- file: {GENERATED.as_posix()}/{name}' where it belongs."
         )
-    _, end = max(stretches)
     indent = lines[end - 1].partition("-")[0]
     lines.insert(end, f"{indent}- file: {GENERATED.as_posix()}/{name}")
     return "\n".join(lines) + "\n"

@@ -3,15 +3,20 @@
 A notebook needs two lines to start, and one for whatever it shows::
 
     from phantombook import notebook
-    nb = notebook.start("01_silent_failure", models=models, contexts=contexts, device=device, dtype=dtype,
-                        store=store, seed=seed)
+    nb = notebook.start("02_silent_failure")
     ...
-    nb.figure(loss_and_rank(run), "fig-silent", caption="A silent failure.", alt="A falling loss curve.", runs=run)
+    nb.caption("fig-silent", "A silent failure.", alt="A falling loss curve.")
+    ...
+    nb.figure(loss_and_rank(run), "fig-silent", runs=run)
     nb.say("Cross-entropy falls by {fall:.2f} nats.", fall=fall)
+
+Parameters are the annotated names of the notebook's first cell, ``name: type = value``. A caption stands in a cell tagged
+``remove-cell``, beside its figure in the editor and only below it on the page.
 
 Below each figure and table follows the folded line "How this was made": command, parameters, runs, commit, and the numbers.
 """
 
+import ast
 import html
 import json
 import os
@@ -26,7 +31,8 @@ from phantombook.figures.escaping import in_markdown
 from phantombook.inputs import FITTING, check_inputs, check_multiples
 from phantomlib.errors import ContextError, all_at_once
 
-ENVIRONMENT = "PHANTOM_NOTEBOOK"  # set by the runner: a JSON mapping with the command and parameters of this notebook
+ENVIRONMENT = "PHANTOM_NOTEBOOK"  # set by the runner: a JSON mapping with the command and profile of this notebook
+COMMON: dict[str, Any] = {"models": [], "contexts": "default", "device": "cpu", "dtype": "float32", "store": "runs", "seed": 0}
 
 
 @dataclass
@@ -34,7 +40,7 @@ class Notebook:
     """The common parameters of one notebook, checked and opened.
 
     Attributes:
-        name: file name without its ending, e.g. ``01_silent_failure``.
+        name: file name without its ending, e.g. ``02_silent_failure``.
         models: model references, in the order given.
         contexts: the loaded contexts (``phantomlib.contexts.Context``).
         store: the store of runs (``phantomlib.runs.store.Store``).
@@ -45,6 +51,7 @@ class Notebook:
         source: what its measurements are made by (``phantombook.ledger.measurements.Source``).
         profile: name of the profile it runs with, or "".
         fitting: resolved contexts by model fingerprint, once they were asked for.
+        captions: caption and alt text by the name of a figure.
         tables: how many tables were shown; numbers their downloads.
     """
 
@@ -59,6 +66,7 @@ class Notebook:
     source: Any = None
     profile: str = ""
     fitting: dict = field(default_factory=dict)
+    captions: dict = field(default_factory=dict)
     tables: int = 0
 
     def load(self, ref: str, **options):
@@ -122,40 +130,49 @@ class Notebook:
         values = " ".join(f"-p {key} {json.dumps(value)!r}" for key, value in sorted(self.parameters.items()))
         return f"phantom run {self.name.split('_')[0]} {values}".strip()
 
-    def say(self, template: str, **values) -> None:
+    def say(self, template: str, row: Mapping | None = None, **values) -> None:
         """Show sentences whose numbers come from the run, as Markdown.
 
         Args:
             template: with ``{name:.2f}`` where the value of that name stands; literal braces doubled, as in ``g_{{ck}}``.
-            values: numbers and texts by name; an undefined number (nan) reads "undefined". Without any, ``template`` is
-                shown as it is.
+            row: values by name: a mapping, or a row of a pandas table.
+            values: further ones; an undefined number (nan) reads "undefined". Without any value, ``template`` is shown as
+                it is.
         """
-        say(markup.fill(template, **values))
+        say(markup.fill(template, **{**(row if row is not None else {}), **values}))
 
-    def answer(self, template: str, **values) -> None:
+    def answer(self, template: str, row: Mapping | None = None, **values) -> None:
         """Write the answer of the chapter, as in :meth:`say`; it stands where the chapter's head pastes it.
 
-        The head is Markdown and comes first, the numbers come later. So the head holds, for chapter 01::
+        The head is Markdown and comes first, the numbers come later. So the head holds, for chapter 02::
 
-            ```{glue:md} answer_01
+            ```{glue:md} answer_02
             :format: myst
             ```
         """
         from IPython.display import Markdown
         from myst_nb import glue
 
-        text = "**Answer.** " + markup.fill(template, **values)
+        text = "**Answer.** " + markup.fill(template, **{**(row if row is not None else {}), **values})
         # in Jupyter, where the head shows only its own source, the answer is shown where it is written
         glue(f"answer_{self.name.split('_')[0]}", Markdown(text), display=not _from_runner())
 
-    def figure(self, figure, name: str, *, caption: str, alt: str, runs=None, data=None) -> None:
-        """Show a figure with a number, a caption and alt text, then the line "How this was made".
+    def caption(self, name: str, caption: str, *, alt: str) -> None:
+        """Write the caption of a figure, before it is shown.
+
+        Args:
+            name: of the figure.
+            caption: MyST text: says what is drawn, of how many runs.
+            alt: what a reader who cannot see it should know.
+        """
+        self.captions[name] = (caption, alt)
+
+    def figure(self, figure, name: str, *, runs=None, data=None) -> None:
+        """Show a figure with its number, its caption (:meth:`caption`) and alt text, then the line "How this was made".
 
         Args:
             figure: a matplotlib figure, or axes of it.
             name: prose refers to it, from any page, by ``{numref}`NAME```.
-            caption: MyST text: says what is drawn, of how many runs.
-            alt: what a reader who cannot see it should know.
             runs: datasets of the store, run ids, or lists and mappings of these; none for what needs no run.
             data: the tidy table that the figure draws, to be downloaded; read back from the figure if None.
         """
@@ -166,7 +183,7 @@ class Notebook:
 
         figure = figure.figure
         frame = drawn(figure) if data is None else data
-        display(markup.figure(figure, name, caption, alt), raw=True)
+        display(markup.figure(figure, name, *self.captions[name]), raw=True)
         plt.close(figure)  # or IPython would show it a second time
         self._show_origin(runs, name, frame)
 
@@ -223,33 +240,27 @@ class Notebook:
         glue(key, value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value, display=False)
 
 
-def start(
-    name: str,
-    *,
-    models: list[str],
-    contexts: str = "default",
-    device: str = "cpu",
-    dtype: str = "float32",
-    store: str = "runs",
-    seed: int = 0,
-    **own,
-) -> Notebook:
-    """Check the common parameters, set the figure style and one thread per process, open the contexts and the store.
+def start(name: str) -> Notebook:
+    """Check the parameters, set the figure style and one thread per process, open the contexts and the store.
 
     Args:
         name: the notebook's file name without its ending.
-        models, contexts, device, dtype, store, seed: see :func:`phantombook.inputs.check_inputs`.
-        own: further parameters of the notebook, only to be named in the line "How this was made".
 
-    A parameter ``multiples``, learning rates in units of critical ones, is checked too: before anything is computed for it.
-    What this notebook recorded before with the same parameters is dropped: a verdict rests on a notebook that ran through.
+    The parameters are those that the running notebook declares (:func:`declared_here`). The common ones, ``models``,
+    ``contexts``, ``device``, ``dtype``, ``store`` and ``seed``, are those of :func:`phantombook.inputs.check_inputs`; only
+    ``models`` has to be there. ``multiples``, learning rates in units of critical ones, is checked too: before anything is
+    computed for it. What this notebook recorded before with the same parameters is dropped: a verdict rests on a notebook
+    that ran through.
 
     Raises:
-        ParameterError: a parameter has a wrong type or an impossible value.
+        ParameterError: a parameter is missing, has a wrong type or an impossible value.
         ContextError, ModelError, StoreError: the contexts, a model or the store cannot be used.
     """
-    common = {"models": models, "contexts": contexts, "device": device, "dtype": dtype, "store": store, "seed": seed}
-    loaded = check_inputs(models, contexts, device, dtype, store, seed)
+    parameters = declared_here()
+    common = COMMON | {key: value for key, value in parameters.items() if key in COMMON}
+    loaded = check_inputs(**common)
+    if "multiples" in parameters:
+        check_multiples(parameters["multiples"])
 
     import torch
 
@@ -260,25 +271,41 @@ def start(
 
     torch.set_num_threads(1)
     use_style()
-    file = _file_of(name)
-    parameters = _from_runner().get("parameters") or _session_parameters(file) | common | own
-    if "multiples" in parameters:
-        check_multiples(parameters["multiples"])
-    opened = Store(store, cluster.runner())
-    source = Source(file, parameters, loaded)
+    parameters = common | parameters
+    opened = Store(common["store"], cluster.runner())
+    source = Source(_file_of(name), parameters, loaded)
     forget_measurements(opened, source)
     return Notebook(
         name=name,
-        models=list(models),
+        models=list(common["models"]),
         contexts=loaded,
         store=opened,
-        device=device,
-        dtype=dtype,
-        seed=seed,
+        device=common["device"],
+        dtype=common["dtype"],
+        seed=common["seed"],
         parameters=parameters,
         source=source,
         profile=_from_runner().get("profile", ""),
     )
+
+
+def declared_here() -> dict[str, Any]:
+    """The parameters of the running notebook as they are set in its kernel: the names that its cells annotate.
+
+    In a notebook, ``name: type = value`` is how a parameter is declared, and nothing else is annotated. The cells that ran
+    are asked, not a file: a notebook may have been copied, and its parameters injected.
+    """
+    session = vars(sys.modules["__main__"])
+    names: list[str] = []
+    for cell in session.get("In", ()):
+        try:
+            body = ast.parse(cell).body
+        except SyntaxError:  # a cell with a command of IPython declares nothing
+            continue
+        names += [
+            line.target.id for line in body if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+        ]
+    return {name: session[name] for name in names if name in session}
 
 
 def say(text: str) -> None:
@@ -306,17 +333,6 @@ def _file_of(name: str) -> Path:
     here = Path.cwd()
     places = [folder / "notebooks" / f"{name}.py" for folder in (here, *here.parents)]
     return next((place for place in places if place.is_file()), places[0])
-
-
-def _session_parameters(file: Path) -> dict:
-    """The parameters of a notebook that runs in Jupyter, as they are set there."""
-    import jupytext
-
-    from phantombook.parameters import declared
-
-    values = vars(sys.modules["__main__"])
-    names = declared(jupytext.read(file, fmt="py:percent")) if file.is_file() else ()
-    return {name: values[name] for name in names if name in values}
 
 
 def _from_runner() -> dict:

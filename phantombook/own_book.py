@@ -21,7 +21,7 @@ from phantomlib.models.language_model import short_name
 
 PROFILE = "own"
 MARKER = ".phantom-own-book"  # says that the folder is ours, and that its pages may be replaced
-ABOUT_OTHERS = "16"  # the chapter on the companion's own real models, whose constants come from the zoo
+ABOUT_OTHERS = "13"  # the chapter on the companion's own real models, whose constants come from the zoo
 COPIED = ("_toc.yml", "_config.yml", "book", "notebooks", "benchmarks", "zoo")
 LONGEST_NAME = 60  # characters
 
@@ -74,8 +74,8 @@ def build_own_book(
         "seed": base.common.get("seed", "0"),
     }
     own = {number: {k: v for k, v in values.items() if k != "models"} for number, values in base.own.items()}
-    own.setdefault("07", {})["held_out"] = held_out
-    own.setdefault("09", {})["charted"] = models[-1:]  # the boundary comes from the others
+    own.setdefault("10", {})["held_out"] = held_out
+    own.setdefault("12", {})["charted"] = models[-1:]  # the boundary comes from the others
     plan = make_plan(root, Profile(PROFILE, common, own))
     choose(plan, root, only, 1 if jobs is None else jobs)
     names = [re.sub(r"[^\w.-]", "-", short_name(ref)) for ref in models]
@@ -93,7 +93,7 @@ def build_own_book(
         _copy_project(root, output)
         text = json.dumps({"common": common} | own, indent=2, ensure_ascii=False)  # JSON is YAML
         write_text(output / "notebooks" / "profiles" / f"{PROFILE}.yaml", text)
-        for number in [ABOUT_OTHERS] if blind else [ABOUT_OTHERS, "07"]:
+        for number in [ABOUT_OTHERS] if blind else [ABOUT_OTHERS, "10"]:
             _leave_out(number, output)
         _say_which(output / "book" / "intro.md", names, contexts, blind)
     except OSError as error:

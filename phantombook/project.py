@@ -36,12 +36,12 @@ def find_root(start: Path | None = None) -> Path:
 
 
 def notebooks(root: Path) -> dict[str, Path]:
-    """The notebooks by number, e.g. ``{"01": root/notebooks/01_silent_failure.py}``, in order."""
+    """The notebooks by number, e.g. ``{"02": root/notebooks/02_silent_failure.py}``, in order."""
     return {path.name[:2]: path for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.py"))}
 
 
 def find_notebook(root: Path, number: str | int) -> Path:
-    """The notebook called ``1``, ``01``, ``silent_failure``, ``01_silent_failure`` or by its path.
+    """The notebook called ``2``, ``02``, ``silent_failure``, ``02_silent_failure`` or by its path.
 
     Raises:
         ParameterError: none is.

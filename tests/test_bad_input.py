@@ -99,23 +99,23 @@ DIAGNOSE = {
 
 RUN = {
     "unknown notebook": (["run", "77"], "There is no notebook '77'"),
-    "misspelt notebook": (["run", "01_silent_failur"], "nearest: '01_silent_failure'"),
-    "unknown parameter": (["run", "01", "-p", "step", "3"], "nearest: 'steps'"),
-    "parameter without value": (["run", "01", "-p", "steps"], "-p"),
-    "steps as text": (["run", "01", "-p", "steps", "many"], "needs int"),
-    "steps as a fraction": (["run", "01", "-p", "steps", "2.5"], "needs int"),
-    "steps true": (["run", "01", "-p", "steps", "true"], "needs int"),
-    "one rate, no list": (["run", "01", "-p", "multiples", "0.5"], "[0.5]"),
-    "rates of text": (["run", "01", "-p", "multiples", '["a"]'], "list[float]"),
-    "models without a list": (["run", "01", "-p", "models", "zoo:gpt2-s"], "list[str]"),
-    "value that is no YAML": (["run", "01", "-p", "multiples", "[1, "], "not valid YAML"),
-    "parameter file missing": (["run", "01", "-f", "nowhere.yaml"], "nowhere.yaml"),
-    "parameter file a list": (["run", "01", "-f", "list.yaml"], "mapping"),
-    "parameter file says it twice": (["run", "01", "-f", "steps-twice.yaml"], "twice"),
-    "parameter file not text": (["run", "01", "-f", "binary.yaml"], "not valid YAML"),
-    "unknown profile": (["run", "01", "--profile", "zooo"], "nearest: 'zoo'"),
-    "output a folder": (["run", "01", "-o", "empty"], "is a folder"),
-    "output below a file": (["run", "01", "-o", "taken/out.ipynb"], "Cannot write"),
+    "misspelt notebook": (["run", "01_silent_failur"], "nearest: '02_silent_failure'"),
+    "unknown parameter": (["run", "02", "-p", "step", "3"], "nearest: 'steps'"),
+    "parameter without value": (["run", "02", "-p", "steps"], "-p"),
+    "steps as text": (["run", "02", "-p", "steps", "many"], "needs int"),
+    "steps as a fraction": (["run", "02", "-p", "steps", "2.5"], "needs int"),
+    "steps true": (["run", "02", "-p", "steps", "true"], "needs int"),
+    "one rate, no list": (["run", "02", "-p", "multiples", "0.5"], "[0.5]"),
+    "rates of text": (["run", "02", "-p", "multiples", '["a"]'], "list[float]"),
+    "models without a list": (["run", "02", "-p", "models", "zoo:gpt2-s"], "list[str]"),
+    "value that is no YAML": (["run", "02", "-p", "multiples", "[1, "], "not valid YAML"),
+    "parameter file missing": (["run", "02", "-f", "nowhere.yaml"], "nowhere.yaml"),
+    "parameter file a list": (["run", "02", "-f", "list.yaml"], "mapping"),
+    "parameter file says it twice": (["run", "02", "-f", "steps-twice.yaml"], "twice"),
+    "parameter file not text": (["run", "02", "-f", "binary.yaml"], "not valid YAML"),
+    "unknown profile": (["run", "02", "--profile", "zooo"], "nearest: 'zoo'"),
+    "output a folder": (["run", "02", "-o", "empty"], "is a folder"),
+    "output below a file": (["run", "02", "-o", "taken/out.ipynb"], "Cannot write"),
 }
 
 # These start a kernel: what only the notebook itself can judge.
@@ -191,7 +191,7 @@ def test_run(arguments, words, folder):
 
 @pytest.mark.parametrize("arguments, words", IN_THE_KERNEL.values(), ids=IN_THE_KERNEL)
 def test_run_in_the_kernel(arguments, words, folder):
-    refuse(["run", "01", "-p", "store", "runs", *arguments, "-o", "out.ipynb"], words, folder)
+    refuse(["run", "02", "-p", "store", "runs", *arguments, "-o", "out.ipynb"], words, folder)
 
 
 @pytest.mark.parametrize("arguments, words", BOOK.values(), ids=BOOK)

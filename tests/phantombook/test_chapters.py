@@ -26,7 +26,7 @@ def test_a_chapter_can_be_read_and_edited(number, path):
     folded = [cell for cell in code if set(cell.metadata.get("tags", ())) & {"parameters", "hide-cell", "hide-input"}]
     assert len(folded) <= len(code) / 3
     assert max(map(len, path.read_text(encoding="utf-8").splitlines())) <= 120
-    assert not any("mystnb" in cell.metadata for cell in cells)  # captions stand in nb.figure
+    assert not any("mystnb" in cell.metadata for cell in cells)  # captions stand in nb.caption
 
 
 @pytest.mark.parametrize("number, path", CHAPTERS)
@@ -41,7 +41,7 @@ def test_its_links_lead_somewhere(number, path):
             headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, anchor
     assert not re.search(r"(?:later|next|previous) chapter|chapter on", text)  # a link instead
-    names = re.findall(r'^ +"(fig-[\w-]+)",$', text, re.MULTILINE)
+    names = re.findall(r'nb\.caption\(\s*"(fig-[\w-]+)",', text)
     assert len(names) == len(set(names)) == text.count("nb.figure(")
 
 
@@ -54,7 +54,7 @@ TERMS = {
 }
 
 
-@pytest.mark.parametrize("number, path", [chapter for chapter in CHAPTERS if chapter[0] not in ("10", "14")])
+@pytest.mark.parametrize("number, path", [chapter for chapter in CHAPTERS if chapter[0] not in ("00", "23")])
 def test_its_terms_lead_to_their_definitions(number, path):
     """The ledger quotes claims, and the chapter on speed is about none of the terms."""
     paragraphs = [
@@ -72,7 +72,7 @@ def test_its_terms_lead_to_their_definitions(number, path):
 
 def test_a_blind_prediction_with_ones_own_models_asks_for_the_held_out_one(tmp_path):
     own, output = zoo_models.path("gpt2-s"), tmp_path / "out.ipynb"
-    command = ["run", "07", "-p", "models", f'["{own}", "zoo:neox-s"]', "-p", "store", str(tmp_path / "runs")]
+    command = ["run", "10", "-p", "models", f'["{own}", "zoo:neox-s"]', "-p", "store", str(tmp_path / "runs")]
     told = CliRunner().invoke(app, [*command, "-o", str(output)])
     assert told.exit_code == 1 and "-p held_out" in told.stderr
     assert list(tmp_path.iterdir()) == []  # no store, and no notebook that failed half-way

@@ -164,7 +164,7 @@ def test_the_tutorial(tmp_path):
     assert source.stem in project.pages_to_generate(tmp_path)
     contents = yaml.safe_load((tmp_path / "_toc.yml").read_text())
     parts = {part["caption"]: [page["file"] for page in part["chapters"]] for part in contents["parts"]}
-    assert parts["What the runs show"][-1] == f"book/generated/{source.stem}"
+    assert parts["Appendix"][1] == f"book/generated/{source.stem}"
     assert plan.make_plan(tmp_path, project.load_profile(tmp_path, "smoke"))
 
     text = source.read_text()
@@ -174,7 +174,7 @@ def test_the_tutorial(tmp_path):
     old = next(line for line in text.splitlines(keepends=True) if line.startswith("models:"))
     text = text.replace(old, models)
     source.write_text(f"{text}\n# %%\n{claim}")
-    (tmp_path / "my_claims.yaml").write_text(block("yaml", 0).replace('"18"', f'"{source.name[:2]}"'))
+    (tmp_path / "my_claims.yaml").write_text(block("yaml", 0).replace('"24"', f'"{source.name[:2]}"'))
     edit.check(tmp_path, "my_question")
 
     job = plan.make_job(tmp_path, "my_question", {}, tmp_path / "try.ipynb", project.load_profile(tmp_path, "smoke"))
@@ -183,4 +183,4 @@ def test_the_tutorial(tmp_path):
     said = [output.get("text", "") for cell in made.cells for output in cell.get("outputs", ())]
     assert any(line.strip() in ("reproduced", "not reproduced") for line in said), said
     assert "image/svg+xml" in nbformat.writes(made) and "llama-s" in nbformat.writes(made)
-    assert {path.stem for path in project.notebooks(tmp_path).values()} >= {source.stem, "01_silent_failure"}
+    assert {path.stem for path in project.notebooks(tmp_path).values()} >= {source.stem, "02_silent_failure"}

@@ -22,7 +22,7 @@ jumping: float = 3.0  # what is found
 from phantombook import notebook
 from phantomlib.engine.recipe import Recipe
 
-nb = notebook.start("04_toy", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
+nb = notebook.start("05_toy")
 model = nb.load(nb.models[0])
 run = nb.store.run(model, nb.fitting_contexts(model)[:1], [1e-4], Recipe(steps=1))
 
@@ -35,7 +35,7 @@ nb.record("C4", jumping, optimizer="adam", n={"architectures": 5, "contexts": 10
 def project(tmp_path):
     for name, text in {
         "_toc.yml": "format: jb-book\nroot: book/intro\n",
-        "notebooks/04_toy.py": NOTEBOOK,
+        "notebooks/05_toy.py": NOTEBOOK,
         "notebooks/profiles/zoo.yaml": "common:\n  models: [zoo:gpt2-s]\n  store: kept\n",
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def project(tmp_path):
 
 
 def run(*words):
-    return CliRunner().invoke(app, ["run", "04", "--profile", "zoo", *words])
+    return CliRunner().invoke(app, ["run", "05", "--profile", "zoo", *words])
 
 
 def verdict(identifier="C4"):
@@ -56,9 +56,9 @@ def verdict(identifier="C4"):
 
 @pytest.mark.slow
 def test_the_life_of_a_verdict(project):
-    file = project / "notebooks/04_toy.py"
-    assert verdict()["verdict"] == "not tested" and "run notebook 04" in verdict()["reason"]
-    assert verdict("C5")["reason"] == "there is no notebook 05 here"
+    file = project / "notebooks/05_toy.py"
+    assert verdict()["verdict"] == "not tested" and "run notebook 05" in verdict()["reason"]
+    assert verdict("C5")["reason"] == "there is no notebook 06 here"
 
     assert run().exit_code == 0
     published = verdict()
@@ -68,7 +68,7 @@ def test_the_life_of_a_verdict(project):
     assert verdict() == published
 
     file.write_text(NOTEBOOK.replace("jumping, optimizer", "jumping + 1, optimizer"))
-    assert verdict()["verdict"] == "stale" and "run notebook 04 again" in verdict()["reason"]
+    assert verdict()["verdict"] == "stale" and "run notebook 05 again" in verdict()["reason"]
     assert run().exit_code == 0
     assert verdict()["verdict"] == "reproduced" and verdict()["criteria"][0]["measured"] == 4
 

@@ -43,7 +43,8 @@ def downloads(bundle):
 def test_a_figure_is_numbered_described_and_led_back_to_its_data(book, shown):
     figure, axes = plt.subplots()
     axes.plot([1, 2], [3, 4])
-    book.figure(axes, "fig-x", caption="One\n  line of $x$.", alt='A "rising" line.', runs=["abc"])
+    book.caption("fig-x", "One\n  line of $x$.", alt='A "rising" line.')
+    book.figure(axes, "fig-x", runs=["abc"])
     picture, origin = shown
     lines = picture["text/markdown"].splitlines()
     assert lines[1:] == [":name: fig-x", ':alt: A "rising" line.', ":width: 100%", "", "One line of $x$.", "::::"]
@@ -57,7 +58,8 @@ def test_a_figure_is_numbered_described_and_led_back_to_its_data(book, shown):
 
 def test_the_table_that_a_figure_draws_is_its_download(book, shown):
     table = pd.DataFrame({"model": ["a"], "gap": [-1.23456789]})
-    book.figure(plt.figure(), "fig-x", caption="c", alt="a", data=table)
+    book.caption("fig-x", "c", alt="a")
+    book.figure(plt.figure(), "fig-x", data=table)
     assert downloads(shown[1])["01_x-fig-x.csv"].gap[0] == pytest.approx(-1.234568)
 
 

@@ -31,10 +31,10 @@ def built(monkeypatch):
 def test_a_folder_with_everything_a_book_needs(tmp_path, built):
     output = tmp_path / "mine"
     index = own_book.build_own_book(
-        ["zoo:gpt2-m", "zoo:neox-m", "zoo:gpt2-s"], held_out="zoo:llama-s", output=output, root=ROOT, only="07", jobs=3
+        ["zoo:gpt2-m", "zoo:neox-m", "zoo:gpt2-s"], held_out="zoo:llama-s", output=output, root=ROOT, only="10", jobs=3
     )
-    assert built == [("own", "07", 3, output)] and index.parent == output
-    for name in ("_toc.yml", "_config.yml", "book/intro.md", "notebooks/01_silent_failure.py"):
+    assert built == [("own", "10", 3, output)] and index.parent == output
+    for name in ("_toc.yml", "_config.yml", "book/intro.md", "notebooks/02_silent_failure.py"):
         assert (output / name).is_file()
     assert not list(output.rglob("*.ipynb")) and not (output / "runs").exists()
     profile = yaml.safe_load((output / "notebooks/profiles/own.yaml").read_text())
@@ -42,12 +42,12 @@ def test_a_folder_with_everything_a_book_needs(tmp_path, built):
         profile["common"]["models"] == ["zoo:gpt2-m", "zoo:neox-m", "zoo:gpt2-s"]
         and profile["common"]["contexts"] == "fitting:default"
     )
-    assert profile["07"]["held_out"] == "zoo:llama-s"
+    assert profile["10"]["held_out"] == "zoo:llama-s"
     assert all("models" not in values for number, values in profile.items() if number != "common")
     assert "`gpt2-m`" in (output / "book/intro.md").read_text()
     plan = make_plan(output, load_profile(output, "own"))  # every notebook takes what the profile gives
     left_out = set(pages_to_generate(ROOT)) - {job.name for job in plan}
-    assert left_out == {"16_at_the_papers_size"}  # it is about other models
+    assert left_out == {"13_at_the_papers_size"}  # it is about other models
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_folder_with_everything_a_book_needs(tmp_path, built):
 def test_without_what_a_blind_prediction_needs_its_chapter_is_left_out(models, held_out, tmp_path, built):
     own_book.build_own_book(models, held_out=held_out, output=tmp_path, root=ROOT)
     left = [job.name for job in make_plan(tmp_path, load_profile(tmp_path, "own"))]
-    assert "06_dimensionless_numbers" in left and "07_blind_prediction" not in left
+    assert "08_dimensionless_numbers" in left and "10_blind_prediction" not in left
     for page in [*tmp_path.glob("book/*.md"), *(tmp_path / f"notebooks/{name}.py" for name in left)]:
         linked = re.findall(r"\]\((?:generated/)?(\d\d_\w+)\.ipynb", page.read_text())
         assert set(linked) <= set(left), page.name  # a link to a chapter that is not there would fail the build
@@ -69,7 +69,7 @@ def test_a_model_of_ones_own_needs_no_held_out_one_for_the_other_chapters(tmp_pa
     own_book.build_own_book(
         [str(zoo_models.path("gpt2-s")), str(zoo_models.path("neox-s"))], output=tmp_path, root=ROOT
     )
-    assert built and "07_blind_prediction" not in pages_to_generate(tmp_path)
+    assert built and "10_blind_prediction" not in pages_to_generate(tmp_path)
 
 
 def test_it_can_be_made_again(tmp_path, built):

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 def test_forked_kernels_do_what_fresh_ones_do(toy_book, tmp_path):
     values = {"store": str(tmp_path / "runs")}
     plain, *forked = [
-        make_job(ROOT, "03", values, tmp_path / f"{place}/03.ipynb", load_profile(ROOT, "smoke"))
+        make_job(ROOT, "04", values, tmp_path / f"{place}/03.ipynb", load_profile(ROOT, "smoke"))
         for place in ("plain", "first", "second")
     ]
     execute(plain)

@@ -49,7 +49,7 @@ def source(tmp_path):
     return make_source(tmp_path)
 
 
-def make_source(folder, number="06", models=("m",), contexts=(), **parameters):
+def make_source(folder, number="08", models=("m",), contexts=(), **parameters):
     """A source as it is now on the disk; the notebook is written if it is not there."""
     path = folder / "notebooks" / f"{number}_toy.py"
     path.parent.mkdir(exist_ok=True)
@@ -225,7 +225,7 @@ def test_a_source_is_every_parameter_but_the_place_of_the_store(store, tmp_path)
     one, other = Context("a", "p", "x", "y"), Context("a", "p", "x", "z")
     sources = [
         make_source(tmp_path),
-        make_source(tmp_path, "07"),
+        make_source(tmp_path, "10"),
         make_source(tmp_path, models=["n"]),
         make_source(tmp_path, contexts=[one]),
         make_source(tmp_path, contexts=[other]),
@@ -244,7 +244,7 @@ def test_ours_are_kept_apart_from_the_papers(store):
 
 def test_ledger_in_json_has_everything(store, source, measure, runs):
     measure(0.04)
-    pairs = claims.verdicts(store, {"06": source})
+    pairs = claims.verdicts(store, {"08": source})
     entries = json.loads(json.dumps([claims.verdict_as_dict(v) for pair in pairs for v in pair]))
     assert len(entries) == 22 and sum(e["decides"] for e in entries) == 11
     found = next(e for e in entries if e["id"] == "C8" and e["decides"])

@@ -19,7 +19,7 @@ NOTEBOOK = """
 from phantombook import notebook
 from phantomlib.transition import jumps
 
-nb = notebook.start("06_toy", models=["zoo:gpt2-s"])
+nb = notebook.start("08_toy")
 nb.record("C8", 0.01, optimizer="adam", n={"architectures": 5, "contexts": 10}, runs=["0123456789ab"])
 """
 
@@ -36,7 +36,7 @@ class Case:
     """A store with a sound measurement, and a notebook that made it."""
 
     def __init__(self, folder, runs):
-        self.store, self.runs, self.notebook = Store(folder / "store"), runs, folder / "notebooks/06_toy.py"
+        self.store, self.runs, self.notebook = Store(folder / "store"), runs, folder / "notebooks/08_toy.py"
         self.notebook.parent.mkdir()
         self.notebook.write_text(NOTEBOOK)
         self.record(0.01)
@@ -207,7 +207,7 @@ def test_no_way_leads_to_a_false_verdict(case, status, way):
     way(case)
     verdict = case.verdict()
     assert verdict.status == status and verdict.reason
-    assert status != claims.STALE or "run notebook 06 again" in verdict.reason
+    assert status != claims.STALE or "run notebook 08 again" in verdict.reason
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@
 # ---
 
 # %% [markdown]
-# # 08 · Scope and sensitivity
+# # 11 · Scope and sensitivity
 #
 # **Question.** Do the regularities belong to near-synonyms, or to any pair of tokens? And which conclusions move when
 # one of our definitions or settings is changed?
 #
-# ```{glue:md} answer_08
+# ```{glue:md} answer_11
 # :format: myst
 # ```
 
@@ -48,9 +48,7 @@ from phantomlib.control_contexts import controls
 from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.study import Study
 
-nb = notebook.start(
-    "08_scope_and_sensitivity", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed
-)
+nb = notebook.start("11_scope_and_sensitivity")
 loaded = [nb.load(ref) for ref in nb.models]
 labels = {"adam": "Adam", "sgd": "SGD"}
 base = sensitivity.Setting(Recipe(steps=steps), tuple(multiples))
@@ -71,7 +69,7 @@ varied = sensitivity.variants(base, only)  # an unknown name is refused before a
 #
 # For each we find, under Adam (for the unrelated pairs under SGD too), the [critical learning
 # rate](../definitions.md#critical-learning-rate) and the critical [kinematic
-# number](../definitions.md#kinematic-number) $N_c$, as in [chapter 06](06_dimensionless_numbers.ipynb).
+# number](../definitions.md#kinematic-number) $N_c$, as in [chapter 08](08_dimensionless_numbers.ipynb).
 
 
 # %%
@@ -104,14 +102,19 @@ for kind in kinds:
     if not searches[kind]:
         nb.say(f"No pair of the control “{kind}” exists for these models, so it is not measured.")
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-controls",
+    """Critical kinematic number of near-synonym and control pairs: one dot per context (fewer where it
+        is undefined), black bars the geometric mean over the contexts of a model. Left: Adam, right: SGD;
+        full fine-tuning, critical rates to a bracket of 0.5 %, deterministic.""",
+    alt="Strip plots of the critical kinematic number by kind of pair and model, for Adam and SGD.",
+)
+
 # %%
 nb.figure(
     control_panels(defined, model_colours(loaded)),
     "fig-controls",
-    caption="""Critical kinematic number of near-synonym and control pairs: one dot per context (fewer where it
-        is undefined), black bars the geometric mean over the contexts of a model. Left: Adam, right: SGD;
-        full fine-tuning, critical rates to a bracket of 0.5 %, deterministic.""",
-    alt="Strip plots of the critical kinematic number by kind of pair and model, for Adam and SGD.",
     runs=searches,
     data=measured,
 )
@@ -157,7 +160,7 @@ for optimizer in labels:
 #
 # Each row changes one definition, setting or threshold. Only the claims that it can touch are measured again.
 # [Silent failures](../definitions.md#silent-failure) (C1, C3) are counted on the multiples of [chapter
-# 01](01_silent_failure.ipynb); with another number of steps, the critical rates that are multiplied are predicted
+# 02](02_silent_failure.ipynb); with another number of steps, the critical rates that are multiplied are predicted
 # for that number. A tick says that the value still meets the claim's threshold. For C9 the cell lists in how many
 # contexts LoRA succeeded, model by model.
 
@@ -202,7 +205,7 @@ nb.answer(
 # ## What it means
 #
 # A row without a change of tick says that the verdict does not hang on that choice. Where a tick changes, the verdict
-# in [the ledger](10_ledger.ipynb) should be read with the definition beside it.
+# in [the ledger](00_ledger.ipynb) should be read with the definition beside it.
 #
 # ## What could be wrong
 #

@@ -12,11 +12,11 @@
 # ---
 
 # %% [markdown]
-# # 12 · Extend the companion
+# # 22 · Extend the companion
 #
 # **Question.** How do I record something new, bring sentences of my own, and put a claim of mine to the test?
 #
-# ```{glue:md} answer_12
+# ```{glue:md} answer_22
 # :format: myst
 # ```
 
@@ -38,7 +38,7 @@ from phantombook import notebook
 from phantomlib.critical.predictors import with_predicted_rate
 from phantomlib.engine.recipe import Recipe
 
-nb = notebook.start("12_extend", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
+nb = notebook.start("22_extend")
 recipe = Recipe(steps=steps)
 
 # %% [markdown]
@@ -64,6 +64,15 @@ run = run.assign_coords(rate=multiples)
 # A figure is a matplotlib figure, its name, its caption and its alt text. The line "How this was made" follows by
 # itself, and offers what the figure draws as a table.
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-extend-entropy",
+    """A quantity of one's own: entropy of the next-token distribution of the first model while it is
+        fine-tuned with Adam at multiples of each context's predicted critical rate (mean over the
+        contexts, band from the least to the greatest; deterministic).""",
+    alt="Entropy against step, a line for each multiple of the predicted critical rate.",
+)
+
 # %%
 figure, axes = plt.subplots(figsize=(7.2, 3), layout="constrained")
 for rate, colour in zip(range(len(multiples)), sns.color_palette("viridis", len(multiples)), strict=True):
@@ -75,10 +84,6 @@ axes.legend(title="learning rate /\npredicted critical", fontsize="small")
 nb.figure(
     figure,
     "fig-extend-entropy",
-    caption="""A quantity of one's own: entropy of the next-token distribution of the first model while it is
-        fine-tuned with Adam at multiples of each context's predicted critical rate (mean over the
-        contexts, band from the least to the greatest; deterministic).""",
-    alt="Entropy against step, a line for each multiple of the predicted critical rate.",
     runs=run,
     data=run.entropy.to_dataframe().reset_index(),
 )
@@ -150,7 +155,7 @@ from phantombook.ledger import claims
 my_claim = """
 - id: X1
   statement: Fine-tuning on one word makes the model more decided.
-  notebook: "12"
+  notebook: "22"
   figure: fig-extend-entropy
   decides: adam
   needs: {contexts: 2}

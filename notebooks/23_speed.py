@@ -12,12 +12,12 @@
 # ---
 
 # %% [markdown]
-# # 14 · Speed
+# # 23 · Speed
 #
 # **Question.** How fast are the fine-tunings of this book, compared with what one would otherwise write, and how near
 # to what the machine can do?
 #
-# ```{glue:md} answer_14
+# ```{glue:md} answer_23
 # :format: myst
 # ```
 #
@@ -52,7 +52,7 @@ from phantombook import notebook
 from phantomlib.critical.rehearsal import COARSE
 from phantombook.figures.speed import growth_panels, speed_panels
 
-nb = notebook.start("14_speed", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
+nb = notebook.start("23_speed")
 measured = report.read_results(results)
 source = os.path.relpath(results)  # what the tables and figures of this page are made from, in place of runs
 if measured is None:
@@ -155,6 +155,17 @@ if hardware:
 # Left, full fine-tuning. Right, why replicas are advanced many at a time: few of them leave the machine waiting for
 # Python.
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-speed",
+    """Left: how many times as many replica-steps per second the engine makes as a plain loop,
+            against the number of replicas; median of the rounds, bands from the least to the greatest. Right:
+            time per replica-step against the number of replicas advanced together, relative to the best;
+            median of the rounds, without bands. Logarithmic axes across. Full fine-tuning, Adam (solid) and
+            SGD (dotted), one colour per model.""",
+    alt="Two panels of lines against the number of replicas.",
+)
+
 # %%
 if {"throughput", "chunks"} <= measured.keys():
     rows = measured["throughput"]["rows"]
@@ -167,12 +178,6 @@ if {"throughput", "chunks"} <= measured.keys():
     nb.figure(
         speed_panels(full, cost, dict(zip(names, sns.color_palette("colorblind", len(names))))),
         "fig-speed",
-        caption="""Left: how many times as many replica-steps per second the engine makes as a plain loop,
-            against the number of replicas; median of the rounds, bands from the least to the greatest. Right:
-            time per replica-step against the number of replicas advanced together, relative to the best;
-            median of the rounds, without bands. Logarithmic axes across. Full fine-tuning, Adam (solid) and
-            SGD (dotted), one colour per model.""",
-        alt="Two panels of lines against the number of replicas.",
         runs=source,
     )
 
@@ -263,7 +268,7 @@ if {"recording", "throughput"} <= measured.keys():
 # ## At the paper's size
 #
 # Two models with random weights, of the sizes and vocabularies of the two real models in
-# [chapter 16](16_at_the_papers_size.ipynb). Whole runs on one core, copying the model included; under Adam the loops
+# [chapter 13](13_at_the_papers_size.ipynb). Whole runs on one core, copying the model included; under Adam the loops
 # use torch's fused optimiser. The engine records everything in all rows. A search makes runs of 30 steps unless told
 # otherwise, and the longer a run, the less its set-up counts.
 
@@ -349,6 +354,16 @@ if "floor" in measured:
 # %% [markdown]
 # ## Growth
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-growth",
+    """Time of a sweep against the number of replicas, of steps, of parameters and of tokens in the
+            vocabulary, everything else fixed; both axes logarithmic. Adam, full fine-tuning, one measurement
+            per point, no repetition. Title: slope over all points in logarithms; 1 is linear. Where a curve
+            steepens, the slope at the right end is larger.""",
+    alt="Four rising curves in double logarithmic panels.",
+)
+
 # %%
 if "growth" in measured:
     growth = measured["growth"]["rows"].copy()
@@ -356,11 +371,6 @@ if "growth" in measured:
     nb.figure(
         growth_panels(growth, {of: report.exponent(growth, of) for of in dict.fromkeys(growth["of"])}),
         "fig-growth",
-        caption="""Time of a sweep against the number of replicas, of steps, of parameters and of tokens in the
-            vocabulary, everything else fixed; both axes logarithmic. Adam, full fine-tuning, one measurement
-            per point, no repetition. Title: slope over all points in logarithms; 1 is linear. Where a curve
-            steepens, the slope at the right end is larger.""",
-        alt="Four rising curves in double logarithmic panels.",
         runs=source,
         data=growth.drop(columns="seconds"),
     )

@@ -14,12 +14,12 @@
 # ---
 
 # %% [markdown]
-# # 04 · Catapult-like jumps
+# # 05 · Catapult-like jumps
 #
 # **Question.** As the learning rate grows past its critical value, does the model change its mind gradually, or at
 # once?
 #
-# ```{glue:md} answer_04
+# ```{glue:md} answer_05
 # :format: myst
 # ```
 
@@ -58,9 +58,7 @@ from phantomlib.transition.jumps import (
     with_critical_rate,
 )
 
-nb = notebook.start(
-    "04_catapult_jumps", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed
-)
+nb = notebook.start("05_catapult_jumps")
 loaded = [nb.load(ref) for ref in nb.models]
 colours = model_colours(loaded)
 titles = {"adam": "Adam", "sgd": "SGD"}
@@ -110,6 +108,17 @@ nb.table(
 # are the same, only faster. At large multiples $\Phi$ leaps. The rings mark the steps that meet the definition of a
 # jump.
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-jumps",
+    """Fine-tuning one context at six learning rates, under Adam (top) and SGD (bottom): cross-entropy,
+        logit gap and order parameter against the step. Colour: learning rate in units of the critical
+        one. Rings: steps that are jumps by the definition above. One model, one context (the one with the
+        largest jump under Adam), all parameters trained, one deterministic run per curve.""",
+    alt="""Three panels per optimiser: cross-entropy falls, the logit gap and the order parameter rise, faster
+        the larger the learning rate; jumps of the order parameter are ringed.""",
+)
+
 # %%
 first = loaded[0].name
 context = clearest_jump(adam_jumps[first]) or nb.contexts[0].id
@@ -121,12 +130,6 @@ nb.figure(
         titles,
     ),
     "fig-jumps",
-    caption="""Fine-tuning one context at six learning rates, under Adam (top) and SGD (bottom): cross-entropy,
-        logit gap and order parameter against the step. Colour: learning rate in units of the critical
-        one. Rings: steps that are jumps by the definition above. One model, one context (the one with the
-        largest jump under Adam), all parameters trained, one deterministic run per curve.""",
-    alt="""Three panels per optimiser: cross-entropy falls, the logit gap and the order parameter rise, faster
-        the larger the learning rate; jumps of the order parameter are ringed.""",
     runs=[runs[o, first] for o in titles],
 )
 
@@ -157,22 +160,40 @@ else:
 # The same for every context of every model, at the largest multiple (coloured) and at one and a half times the
 # critical rate or the nearest multiple to it (grey).
 
-# %%
-nb.figure(
-    jumps_by_model(adam, adam_jumps, colours, len(multiples) - 1, nearest_multiple(multiples, 1.5)),
+# %% tags=["remove-cell"]
+nb.caption(
     "fig-jump-architectures",
-    caption="""Order parameter over its bound for every context of each model under Adam: at the largest
+    """Order parameter over its bound for every context of each model under Adam: at the largest
         multiple of the critical rate (coloured; rings mark jumps) and near 1.5 times the critical rate
         (grey). One deterministic run per context and rate; the number of contexts is the number of curves
         of a kind.""",
     alt="""One panel per model: at the large learning rate the order parameter of most contexts leaps within the
         first steps; at the small one it climbs smoothly.""",
+)
+
+# %%
+nb.figure(
+    jumps_by_model(adam, adam_jumps, colours, len(multiples) - 1, nearest_multiple(multiples, 1.5)),
+    "fig-jump-architectures",
     runs=adam,
 )
 
 # %% [markdown]
 # ## How many contexts jump
 
+
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-jump-counts",
+    """Number of contexts with at least one jump, by model and learning rate of Adam in units of the
+        critical rate of each context. All parameters trained, one deterministic run per cell and context.""",
+    alt="Heat map of the number of contexts that jump, by model and multiple of the critical rate, under Adam.",
+)
+nb.caption(
+    "fig-jump-counts-sgd",
+    "The same count under SGD, at the same multiples of its own critical rates.",
+    alt="Heat map of the number of contexts that jump, by model and multiple of the critical rate, under SGD.",
+)
 
 # %%
 def counts(optimizer):
@@ -185,16 +206,11 @@ across = r"learning rate, $\eta/\eta_c$"
 nb.figure(
     count_map(counts("adam"), "Adam", "contexts", largest=len(nb.contexts), across=across),
     "fig-jump-counts",
-    caption="""Number of contexts with at least one jump, by model and learning rate of Adam in units of the
-        critical rate of each context. All parameters trained, one deterministic run per cell and context.""",
-    alt="Heat map of the number of contexts that jump, by model and multiple of the critical rate, under Adam.",
     runs=adam,
 )
 nb.figure(
     count_map(counts("sgd"), "SGD", "contexts", largest=len(nb.contexts), across=across),
     "fig-jump-counts-sgd",
-    caption="The same count under SGD, at the same multiples of its own critical rates.",
-    alt="Heat map of the number of contexts that jump, by model and multiple of the critical rate, under SGD.",
     runs=runs.sel("sgd"),
 )
 
@@ -243,6 +259,18 @@ for optimizer in titles:
 # they begin.
 
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-edge",
+    """Largest single step of the order parameter in each run, over its bound, against the learning rate
+        in units of the edge of stability of the untrained model. Filled: runs with a jump. Dotted: the
+        smallest size of a jump, fixed beforehand. Three contexts of each model (the first of the list),
+        all learning rates; one deterministic run per point. Sharpness by Lanczos iteration at step 0; for
+        Adam, of the Hessian rescaled by the first update.""",
+    alt="""Scatter plots of the largest step of the order parameter against the learning rate over the edge of
+        stability, one panel per optimiser.""",
+)
+
 # %%
 def edge_of_stability(model, optimizer):
     """A row for every run of a few contexts: its rate over the edge, and its largest step of the order parameter."""
@@ -257,13 +285,6 @@ edges = Study.of(edge_of_stability, loaded).table()
 nb.figure(
     onset_against_sharpness(edges, colours, size_factor, titles),
     "fig-edge",
-    caption="""Largest single step of the order parameter in each run, over its bound, against the learning rate
-        in units of the edge of stability of the untrained model. Filled: runs with a jump. Dotted: the
-        smallest size of a jump, fixed beforehand. Three contexts of each model (the first of the list),
-        all learning rates; one deterministic run per point. Sharpness by Lanczos iteration at step 0; for
-        Adam, of the Hessian rescaled by the first update.""",
-    alt="""Scatter plots of the largest step of the order parameter against the learning rate over the edge of
-        stability, one panel per optimiser.""",
     runs=runs,
     data=edges,
 )
@@ -310,12 +331,12 @@ nb.answer(
 #
 # Overtaking needs no jump: at the critical rate the path is smooth. Jumps are what the same path looks like
 # when it is walked in few, large steps. Whether they are more than that, a phase transition for instance, is the
-# question of [chapter 05](05_phantoms.ipynb).
+# question of [chapter 06](06_phantoms.ipynb).
 #
 # ## What could be wrong
 #
 # The two factors in the definition of a jump, a tenth and ten, are our reconstruction; [chapter
-# 08](08_scope_and_sensitivity.ipynb) varies them. A jump that takes two steps counts as two. Learning rates are
+# 11](11_scope_and_sensitivity.ipynb) varies them. A jump that takes two steps counts as two. Learning rates are
 # multiples of a critical rate that belongs to a budget of steps, so "30 times critical" is not a universal number.
 # The sharpness is that of the untrained model, on a few contexts; it changes during training. For Adam, dividing by
 # the size of the first update makes directions with tiny gradients look very sharp, so Adam's edge at step 0 is a

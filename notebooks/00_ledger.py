@@ -14,11 +14,11 @@
 # ---
 
 # %% [markdown]
-# # 10 · The claims ledger
+# # 00 · The claims ledger
 #
 # **Question.** Which assertions of the paper's abstract does this book reproduce, and which not?
 #
-# ```{glue:md} answer_10
+# ```{glue:md} answer_00
 # :format: myst
 # ```
 #
@@ -44,7 +44,7 @@ from IPython.display import Markdown
 from phantombook import evidence, ledger_page, markup, notebook
 from phantombook.ledger import claims
 
-nb = notebook.start("10_ledger", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
+nb = notebook.start("00_ledger")
 sources = evidence.expected_beside(nb)
 pairs = claims.verdicts(nb.store, sources)  # under Adam, which decides, and under SGD
 decisive = [verdict for verdict, _ in pairs]
@@ -85,7 +85,7 @@ nb.answer(
 # %% [markdown]
 # ## On real models
 #
-# These claims are about [two real models](16_at_the_papers_size.ipynb), of the size that we take the paper to have
+# These claims are about [two real models](13_at_the_papers_size.ipynb), of the size that we take the paper to have
 # studied. They have their own samples, declared before the runs. R1 to R7 ask the paper's again. R8 and R10 sharpen C8
 # and C10, and R9 stands beside C9 but asks something else: not whether LoRA suffices, but whether its critical rate
 # follows from step 0.
@@ -100,7 +100,7 @@ else:
 # %% [markdown]
 # ## Claims of our own
 #
-# These are not the paper's. They say what we expected of [a loss that looks at the competitor](15_cure.ipynb), and
+# These are not the paper's. They say what we expected of [a loss that looks at the competitor](18_cure.ipynb), and
 # were written down before its runs like the others. Here “reproduced” means that the expectation was met.
 
 # %%

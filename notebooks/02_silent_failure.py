@@ -14,12 +14,12 @@
 # ---
 
 # %% [markdown]
-# # 01 · Silent failure
+# # 02 · Silent failure
 #
 # **Question.** Can fine-tuning look healthy, with a loss that falls at every step, and still not teach the model the
 # word it was trained on?
 #
-# ```{glue:md} answer_01
+# ```{glue:md} answer_02
 # :format: myst
 # ```
 
@@ -47,9 +47,7 @@ from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.study import Study
 from phantomlib.transition import silent_failure
 
-nb = notebook.start(
-    "01_silent_failure", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed
-)
+nb = notebook.start("02_silent_failure")
 loaded = [nb.load(ref) for ref in nb.models]
 colours = model_colours(loaded)
 labels = {"adam": "Adam", "sgd": "SGD"}
@@ -65,7 +63,7 @@ labels = {"adam": "Adam", "sgd": "SGD"}
 # Learning rates are given in units of each context's [predicted critical
 # rate](../definitions.md#critical-learning-rate): the smallest one at which the correct token is expected to overtake
 # within these steps. It is predicted from the checkpoint alone, before any step of training ([chapter
-# 06](06_dimensionless_numbers.ipynb) says how). So the same few multiples serve every model and both optimisers. They
+# 08](08_dimensionless_numbers.ipynb) says how). So the same few multiples serve every model and both optimisers. They
 # were chosen beforehand to lie mostly below one, where failing is expected, with one above it.
 #
 # A run is a [silent failure](../definitions.md#silent-failure) if its cross-entropy never rises and ends lower, yet
@@ -74,7 +72,7 @@ labels = {"adam": "Adam", "sgd": "SGD"}
 # happened do not count.
 #
 # "Never" is a statement about a budget: not within this number of steps at this learning rate. A longer run, or a
-# larger learning rate, may well succeed. [Chapter 06](06_dimensionless_numbers.ipynb) computes how much is enough.
+# larger learning rate, may well succeed. [Chapter 08](08_dimensionless_numbers.ipynb) computes how much is enough.
 
 
 # %%
@@ -93,21 +91,22 @@ adam = runs.sel("adam")
 #
 # The left panel is what a training script shows: a loss that falls. The right panel is what the model would say.
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-silent",
+    """A silent failure: one context of the first model, full fine-tuning with Adam, one run (no
+        randomness, so no seeds). Left: cross-entropy of the correct token. Right: probability of the
+        correct token (blue) and of its near-synonym (orange). The run shown is the silent failure with
+        the largest fall of cross-entropy.""",
+    alt="Left, a falling loss curve. Right, the probabilities of the two words, whose order does not change.",
+)
+
 # %%
 first = loaded[0].name
 example = silent_failure.clearest_failure(adam[first], silent["adam", first])
 picture = loss_and_rank(example)
 nb.glue("hero", picture)
-nb.figure(
-    picture,
-    "fig-silent",
-    caption="""A silent failure: one context of the first model, full fine-tuning with Adam, one run (no
-        randomness, so no seeds). Left: cross-entropy of the correct token. Right: probability of the
-        correct token (blue) and of its near-synonym (orange). The run shown is the silent failure with
-        the largest fall of cross-entropy.""",
-    alt="Left, a falling loss curve. Right, the probabilities of the two words, whose order does not change.",
-    runs=adam[first],
-)
+nb.figure(picture, "fig-silent", runs=adam[first])
 
 # %%
 start, end = example.isel(step=0), example.isel(step=-1)
@@ -139,15 +138,20 @@ nb.say(
 # crosses the grey line at $\Delta = 0$. Coloured lines do not, although their loss never rose: they failed silently.
 # Light grey lines crossed, or fell by too little to count.
 
-# %%
-nb.figure(
-    gap_trajectories(adam, colours, silent.sel("adam")),
+# %% tags=["remove-cell"]
+nb.caption(
     "fig-silent-trajectories",
-    caption="""Logit gap against cross-entropy for every run of Adam (every context at every multiple of its
+    """Logit gap against cross-entropy for every run of Adam (every context at every multiple of its
         predicted critical rate in each panel; deterministic, no seeds). Coloured: silent failures whose
         cross-entropy ends at least 0.1 nat lower. Light grey: all other runs. The horizontal line marks
         where the correct token overtakes; the axis is cut at plus and minus 5 nats.""",
     alt="Trajectories of the logit gap against cross-entropy, one panel per model.",
+)
+
+# %%
+nb.figure(
+    gap_trajectories(adam, colours, silent.sel("adam")),
+    "fig-silent-trajectories",
     runs=adam,
 )
 
@@ -158,6 +162,20 @@ nb.figure(
 # small multiples the loss may not move by 0.1 nat within the budget; such runs do not count. Above one the correct
 # token should overtake, and below one it should not: where it is otherwise, the prediction was off by as much.
 
+
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-silent-counts",
+    """Number of contexts that failed silently, with cross-entropy ending at least 0.1 nat lower, by
+        model and learning rate, in units of each context's predicted critical rate under Adam (full
+        fine-tuning; one deterministic run per cell and context).""",
+    alt="Heat map of the number of silent failures by model and multiple of the predicted critical rate under Adam.",
+)
+nb.caption(
+    "fig-silent-counts-sgd",
+    "The same count under SGD, at the same multiples of the critical rates predicted for SGD.",
+    alt="Heat map of the number of silent failures by model and multiple of the predicted critical rate under SGD.",
+)
 
 # %%
 def counts(optimizer):
@@ -170,17 +188,11 @@ across = "learning rate / predicted critical rate"
 nb.figure(
     count_map(counts("adam"), "Adam", "contexts", largest=len(nb.contexts), across=across),
     "fig-silent-counts",
-    caption="""Number of contexts that failed silently, with cross-entropy ending at least 0.1 nat lower, by
-        model and learning rate, in units of each context's predicted critical rate under Adam (full
-        fine-tuning; one deterministic run per cell and context).""",
-    alt="Heat map of the number of silent failures by model and multiple of the predicted critical rate under Adam.",
     runs=adam,
 )
 nb.figure(
     count_map(counts("sgd"), "SGD", "contexts", largest=len(nb.contexts), across=across),
     "fig-silent-counts-sgd",
-    caption="The same count under SGD, at the same multiples of the critical rates predicted for SGD.",
-    alt="Heat map of the number of silent failures by model and multiple of the predicted critical rate under SGD.",
     runs=runs.sel("sgd"),
 )
 
@@ -261,6 +273,17 @@ around = np.array([0.5, 0.6, 0.7, 0.8, 0.9, 0.98, 1.02, 1.1, 1.2, 1.35, 1.5, 1.7
 fitting, critical = with_predicted_rate(nb.store, model, nb.fitting_contexts(model), recipe)  # as above, from the store
 edge = nb.store.run(model, fitting[:1], critical[0] * around, recipe).isel(context=0, seed=0)
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-below-and-above",
+    """One sentence, full fine-tuning with Adam at thirteen learning rates (deterministic, no seeds).
+        The grey line is the critical rate, predicted from the checkpoint before any of the runs; each dot
+        is one run. Left: the two runs 2 % below and 2 % above it, the logit gap over their last steps.
+        Right: all runs after their last step. The loss has no feature at the critical rate; the sign of
+        the gap changes there.""",
+    alt="The losses of two runs almost coincide; their gaps end on different sides of zero, where it was predicted.",
+)
+
 # %%
 picture, narrow = below_and_above(edge, critical[0]), below_and_above(edge, critical[0], narrow=True)
 nb.glue("below_and_above", picture)
@@ -269,12 +292,6 @@ plt.close(narrow)
 nb.figure(
     picture,
     "fig-below-and-above",
-    caption="""One sentence, full fine-tuning with Adam at thirteen learning rates (deterministic, no seeds).
-        The grey line is the critical rate, predicted from the checkpoint before any of the runs; each dot
-        is one run. Left: the two runs 2 % below and 2 % above it, the logit gap over their last steps.
-        Right: all runs after their last step. The loss has no feature at the critical rate; the sign of
-        the gap changes there.""",
-    alt="The losses of two runs almost coincide; their gaps end on different sides of zero, where it was predicted.",
     runs=edge,
     data=edge[["cross_entropy", "logit_gap"]].to_dataframe().reset_index(),
 )
@@ -311,7 +328,7 @@ for side, run in {"below": below, "above": above}.items():
 # there, and it is no surprise that it does not; what these runs add is that the loss falls at every step all the
 # while, and by enough to look like success. Earlier, each optimiser had a grid of absolute learning rates. It was
 # given up after its runs had been seen: such a rate means something else on every model, and the whole grid of SGD
-# lay above the critical rates, so that nothing could fail there. [The ledger](10_ledger.ipynb) keeps the old
+# lay above the critical rates, so that nothing could fail there. [The ledger](00_ledger.ipynb) keeps the old
 # declaration and its verdicts beside the new one.
 #
 # At a large enough learning rate every context here overtakes. The failure is one of budget, and the point of the book

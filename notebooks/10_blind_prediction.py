@@ -14,12 +14,12 @@
 # ---
 
 # %% [markdown]
-# # 07 · A blind prediction
+# # 10 · A blind prediction
 #
 # **Question.** Can the critical learning rate of an architecture that nobody has fine-tuned be predicted from the
 # others?
 #
-# ```{glue:md} answer_07
+# ```{glue:md} answer_10
 # :format: myst
 # ```
 
@@ -53,16 +53,7 @@ from phantomlib.engine.recipe import Recipe
 
 held_out = chosen_held_out(models, held_out)
 blind.check_enough(models)
-nb = notebook.start(
-    "07_blind_prediction",
-    models=models,
-    contexts=contexts,
-    device=device,
-    dtype=dtype,
-    store=store,
-    seed=seed,
-    held_out=held_out,
-)
+nb = notebook.start("10_blind_prediction")
 loaded = [nb.load(ref) for ref in nb.models]
 recipes = {o: Recipe(optimizer=o, steps=steps) for o in ("adam", "sgd")}
 labels = {"adam": "Adam", "sgd": "SGD"}
@@ -88,7 +79,7 @@ reported = 0.021  # the error that the paper's abstract reports
 # %% [markdown]
 # ## Steps 1 and 2: the predictors, judged on the other architectures
 #
-# The predictors are those of [chapter 06](06_dimensionless_numbers.ipynb). Five use step-0 quantities only:
+# The predictors are those of [chapter 08](08_dimensionless_numbers.ipynb). Five use step-0 quantities only:
 # *velocity* ($N = 1$), *straight line*, *three gradients*, *second order* and *third order*. Only these may be
 # chosen. Two more are judged beside them: *quadrature* evaluates gradients at displaced weights, and *first steps*
 # makes three real steps.
@@ -182,6 +173,16 @@ for optimizer, p in predictions.items():
     )
     nb.glue(f"error_{optimizer}", 100 * abs(error[optimizer]))
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-blind",
+    """Blind prediction of the held-out architecture: relative error of the predicted critical learning
+        rate of every context, placed by its initial logit gap (full fine-tuning; measured to a bracket of
+        0.5 %, deterministic). Shaded: plus and minus 2.1 %, the error that the paper's abstract reports.
+        Dashed: the error of the geometric mean over the contexts.""",
+    alt="Errors of the blind prediction by context, for Adam and SGD, with the band of 2.1 per cent.",
+)
+
 # %%
 for optimizer, rows in comparison.groupby("optimizer", sort=False):
     low, high = predictions[optimizer].interval
@@ -202,11 +203,6 @@ for optimizer, rows in comparison.groupby("optimizer", sort=False):
 nb.figure(
     blind_errors(comparison, 100 * reported, labels),
     "fig-blind",
-    caption="""Blind prediction of the held-out architecture: relative error of the predicted critical learning
-        rate of every context, placed by its initial logit gap (full fine-tuning; measured to a bracket of
-        0.5 %, deterministic). Shaded: plus and minus 2.1 %, the error that the paper's abstract reports.
-        Dashed: the error of the geometric mean over the contexts.""",
-    alt="Errors of the blind prediction by context, for Adam and SGD, with the band of 2.1 per cent.",
     runs=measured,
     data=comparison,
 )
@@ -247,6 +243,16 @@ nb.table(pd.concat([names, others.reset_index(drop=True)], axis=1), digits=2, to
 # calibration that the protocol had chosen.
 
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-left-out",
+    """Each architecture predicted from all others, with the predictor and calibration chosen before the
+        held-out model was measured. Dots: contexts; squares: geometric mean over the contexts, which is
+        what the claim is about. Shaded: plus and minus 2.1 %. Full fine-tuning, brackets of 0.5 %,
+        deterministic.""",
+    alt="Errors of the leave-one-out predictions by architecture, for Adam and SGD.",
+)
+
 # %%
 def leave_one_out(optimizer):
     """Errors of every predictor and calibration, each architecture predicted from all others."""
@@ -262,11 +268,6 @@ chosen = pd.concat(
 nb.figure(
     left_out_errors(chosen, 100 * reported, model_colours([*loaded, subject]), labels),
     "fig-left-out",
-    caption="""Each architecture predicted from all others, with the predictor and calibration chosen before the
-        held-out model was measured. Dots: contexts; squares: geometric mean over the contexts, which is
-        what the claim is about. Shaded: plus and minus 2.1 %. Full fine-tuning, brackets of 0.5 %,
-        deterministic.""",
-    alt="Errors of the leave-one-out predictions by architecture, for Adam and SGD.",
     runs=[tables, measured],
     data=chosen,
 )
@@ -298,10 +299,10 @@ for optimizer, rows in chosen.groupby("optimizer", sort=False):
 # only a sweep can tell: a few derivatives of the untouched model give it. The prediction is not cheap, though. Its
 # derivatives cost about as much as two or three runs of the search that finds the rate by brute force. What it
 # shows is that on these models nothing that matters for the overtaking is created on the way; it is all there at
-# step 0. How far that holds for real models is the subject of [chapter 16](16_at_the_papers_size.ipynb).
+# step 0. How far that holds for real models is the subject of [chapter 13](13_at_the_papers_size.ipynb).
 #
 # ## What could be wrong
 #
 # The held-out model is of another family, but it learnt the same language and is of the same size as the smallest of
-# the others. Larger models bend more (chapter 16). The interval rests on few architectures. The choice of the predictor
+# the others. Larger models bend more (chapter 13). The interval rests on few architectures. The choice of the predictor
 # was made by a rule fixed beforehand, but the list of candidates was drawn up while looking at the five.

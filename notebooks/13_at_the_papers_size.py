@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   phantom:
-#     after: ["06", "07"]
+#     after: ["08", "10"]
 #   jupytext:
 #     formats: py:percent
 #     text_representation:
@@ -14,12 +14,12 @@
 # ---
 
 # %% [markdown]
-# # 16 · At the paper's size
+# # 13 · At the paper's size
 #
 # **Question.** All chapters before this one rest on small models of a generated language. Do their results hold for
 # real pretrained models of the size that we take the paper to have studied?
 #
-# ```{glue:md} answer_16
+# ```{glue:md} answer_13
 # :format: myst
 # ```
 
@@ -76,9 +76,7 @@ from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.study import Study
 from phantomlib.transition import double_well, examine, frozen_readout, jumps, silent_failure
 
-nb = notebook.start(
-    "16_at_the_papers_size", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed
-)
+nb = notebook.start("13_at_the_papers_size")
 labels = {"adam": "Adam", "sgd": "SGD"}
 recipes = {o: Recipe(optimizer=o, steps=steps) for o in labels}
 claims = {claim.id: claim for claim in load_claims()}
@@ -100,7 +98,7 @@ def record(claim, value, **options):
 # 270 million. They were trained by others, on trillions of words of real text; SmolLM2 was then tuned to follow
 # instructions. Their weights come rounded: in SmolLM2's file four fifths of them to four bits, in Gemma's most to
 # eight, both readouts to eight. What is studied here is the rounded model, exactly ([chapter
-# 17](17_quantisation.ipynb) says what rounding changes).
+# 19](19_quantisation.ipynb) says what rounding changes).
 #
 # One fine-tune of such a model takes from seconds to minutes on one core, and this chapter needs hundreds. They
 # were made once and are *published* with the book, in the folder `results`. By default this page reads them, and
@@ -140,7 +138,7 @@ for model, _, left_out in found:
 # below.
 #
 # Steps, optimisers and definitions are those of the zoo. The claims of this page (R1 to R10) were
-# [declared](10_ledger.ipynb) before its runs. Most ask a claim of the paper again, on a smaller sample that was
+# [declared](00_ledger.ipynb) before its runs. Most ask a claim of the paper again, on a smaller sample that was
 # fixed beforehand. R8 compares real models with the zoo's mean, R9 asks how LoRA's critical rate is predicted, and
 # R10 asks for a median error besides: these three are our own sharpenings.
 #
@@ -149,7 +147,7 @@ for model, _, left_out in found:
 # First the hardest question. For each sentence we predict the learning rate at which the word overtakes, from
 # derivatives of the untouched model. The zoo alone, models far smaller and of an artificial language, decides which
 # predictor is used and with which calibration; where that is *none*, no fitted constant enters. The
-# [protocol](../definitions.md#blind-protocol) is that of [chapter 07](07_blind_prediction.ipynb): the prediction,
+# [protocol](../definitions.md#blind-protocol) is that of [chapter 10](10_blind_prediction.ipynb): the prediction,
 # with its interval and the time, is on disk before any run.
 
 
@@ -207,6 +205,16 @@ if published:
     )
 
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-real-blind",
+    """Blind prediction of the critical learning rates of two real models, by the predictor and calibration
+        that did best on the zoo. Dots: contexts; squares: error of the geometric mean over the contexts, which is what
+        the claim is about. Shaded: plus and minus 2.1 %, the error that the paper's abstract
+        reports. Full fine-tuning; measured to a bracket of 0.5 %; deterministic, no seeds.""",
+    alt="Errors of the blind prediction for two real models under Adam and SGD, with the band of 2.1 per cent.",
+)
+
 # %%
 def compare(ds):
     """A row for every context: measured critical rate, and all that step 0 says."""
@@ -252,11 +260,6 @@ panels[0].set_ylabel("predicted over measured, error (%)")
 nb.figure(
     figure,
     "fig-real-blind",
-    caption="""Blind prediction of the critical learning rates of two real models, by the predictor and calibration
-        that did best on the zoo. Dots: contexts; squares: error of the geometric mean over the contexts, which is what
-        the claim is about. Shaded: plus and minus 2.1 %, the error that the paper's abstract
-        reports. Full fine-tuning; measured to a bracket of 0.5 %; deterministic, no seeds.""",
-    alt="Errors of the blind prediction for two real models under Adam and SGD, with the band of 2.1 per cent.",
     runs=critical,
     data=comparison[["optimizer", "model", "context", "gap", "critical_rate", "predicted", "error"]],
 )
@@ -395,7 +398,17 @@ nb.say(
 #
 # The [kinematic number](../definitions.md#kinematic-number) $N_c = \eta_c T v_0 / |\Delta_0|$ measures a [critical
 # rate](../definitions.md#critical-learning-rate) in the units that step 0 gives. In the zoo it varies little from
-# architecture to architecture ([chapter 06](06_dimensionless_numbers.ipynb)). Does it have the same value here?
+# architecture to architecture ([chapter 08](08_dimensionless_numbers.ipynb)). Does it have the same value here?
+
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-real-numbers",
+    """Critical kinematic number of the zoo's models and, at the right, of the two real ones. Dots:
+        contexts (less than all where the first velocity points the wrong way). Bars: geometric mean
+        over the contexts with its 95 % bootstrap interval. Full fine-tuning; critical rates to a
+        bracket of 0.5 %; deterministic. Grey line: N = 1.""",
+    alt="Critical kinematic numbers of the zoo's and the real models under Adam and SGD.",
+)
 
 # %%
 of_zoo = pd.concat(
@@ -406,11 +419,6 @@ summaries = {o: architecture_numbers(numbers[numbers.optimizer == o], seed=nb.se
 nb.figure(
     numbers_by_model(numbers, summaries, colours, labels),
     "fig-real-numbers",
-    caption="""Critical kinematic number of the zoo's models and, at the right, of the two real ones. Dots:
-        contexts (less than all where the first velocity points the wrong way). Bars: geometric mean
-        over the contexts with its 95 % bootstrap interval. Full fine-tuning; critical rates to a
-        bracket of 0.5 %; deterministic. Grey line: N = 1.""",
-    alt="Critical kinematic numbers of the zoo's and the real models under Adam and SGD.",
     runs=critical,
     data=numbers,
 )
@@ -460,6 +468,16 @@ for optimizer, label in labels.items():
 # which decides the verdicts.
 
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-real-failures",
+    """Every run of two real models below the predicted critical rate under Adam: final signal against the
+        fall of the drag (symmetric logarithmic axis, linear within plus and minus 0.001), coloured
+        by failure mode. Full fine-tuning, deterministic. The grey line is the threshold 0.001
+        between kinematic and structural failures, fixed beforehand.""",
+    alt="Scatter plots of final signal against fall of the drag, one panel per model.",
+)
+
 # %%
 def fine_tune_below(model, optimizer):
     fitting = fits[model.name][:followed]
@@ -486,11 +504,6 @@ exact = max(before_training(model) for model in subjects)
 nb.figure(
     failure_modes(outcomes[outcomes.optimizer == "adam"], silent_failure.DRAG_WORSENS),
     "fig-real-failures",
-    caption="""Every run of two real models below the predicted critical rate under Adam: final signal against the
-        fall of the drag (symmetric logarithmic axis, linear within plus and minus 0.001), coloured
-        by failure mode. Full fine-tuning, deterministic. The grey line is the threshold 0.001
-        between kinematic and structural failures, fixed beforehand.""",
-    alt="Scatter plots of final signal against fall of the drag, one panel per model.",
     runs=failing.sel("adam"),
     data=outcomes,
 )
@@ -527,6 +540,24 @@ for optimizer, label in followed_labels.items():
 # Under LoRA they cannot move at all: does the order parameter jump there too?
 
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-real-jumps",
+    """Share of each jump that is carried by the change of the probabilities, against the size of the jump
+        over its bound. Every jump of two real models at 10 and 30 times the critical rate; full
+        fine-tuning; deterministic runs. Grey line: the smallest median allowed, fixed beforehand;
+        dotted: all of the jump.""",
+    alt="Scatter plots of readout share against jump size, one panel per optimiser.",
+)
+nb.caption(
+    "fig-real-lora-jumps",
+    """Order parameter over its bound under LoRA (Adam, rank 8, alpha 16, all linear layers but the
+        readout), at one hundred times the critical rate of full fine-tuning; rings mark jumps. One
+        curve per context, one seed of the LoRA initialisation. The readout is compared with its
+        initial value bit for bit at every step.""",
+    alt="One panel per real model: order parameter against step under LoRA, one curve per context, jumps ringed.",
+)
+
 # %%
 def followed_above(model, optimizer):
     fitting, rates = jumps.with_critical_rate(fits[model.name], critical[optimizer, model.name])
@@ -552,22 +583,12 @@ every_jump = fast_jumps.table()
 nb.figure(
     readout_shares(every_jump, colours, claims["R7"].criteria[0].threshold, followed_labels),
     "fig-real-jumps",
-    caption="""Share of each jump that is carried by the change of the probabilities, against the size of the jump
-        over its bound. Every jump of two real models at 10 and 30 times the critical rate; full
-        fine-tuning; deterministic runs. Grey line: the smallest median allowed, fixed beforehand;
-        dotted: all of the jump.""",
-    alt="Scatter plots of readout share against jump size, one panel per optimiser.",
     runs=fast,
     data=every_jump,
 )
 nb.figure(
     lora_jump_panels(frozen.sel("adam"), frozen_jumps.sel("adam"), colours),
     "fig-real-lora-jumps",
-    caption="""Order parameter over its bound under LoRA (Adam, rank 8, alpha 16, all linear layers but the
-        readout), at one hundred times the critical rate of full fine-tuning; rings mark jumps. One
-        curve per context, one seed of the LoRA initialisation. The readout is compared with its
-        initial value bit for bit at every step.""",
-    alt="One panel per real model: order parameter against step under LoRA, one curve per context, jumps ringed.",
     runs=frozen,
 )
 
@@ -622,10 +643,20 @@ nb.say(
 # %% [markdown]
 # ## The five tests
 #
-# The tests of [chapter 05](05_phantoms.ipynb) against spontaneous symmetry breaking need the same fine-tunes in
+# The tests of [chapter 06](06_phantoms.ipynb) against spontaneous symmetry breaking need the same fine-tunes in
 # finer steps. They are made under Adam, for the first contexts of the models in `examined`. The claim asks for both
 # models; with one missing, its verdict is withheld.
 
+
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-real-tests",
+    """The criteria of the five tests on real models under full fine-tuning with Adam: measured values
+        (dots), the threshold fixed beforehand (grey line), and the side that meets it (shaded).
+        Each value is a median, quantile or share over the first three contexts of the examined models.
+        Crosses: the double-well control, which has two branches.""",
+    alt="One row per criterion with its threshold and measured value.",
+)
 
 # %%
 def examine_jumps(model, optimizer):
@@ -663,11 +694,6 @@ record(
 nb.figure(
     criteria_board(scoreboard.criteria_of(claims["R5"]), {"Adam": measured}, control),
     "fig-real-tests",
-    caption="""The criteria of the five tests on real models under full fine-tuning with Adam: measured values
-        (dots), the threshold fixed beforehand (grey line), and the side that meets it (shaded).
-        Each value is a median, quantile or share over the first three contexts of the examined models.
-        Crosses: the double-well control, which has two branches.""",
-    alt="One row per criterion with its threshold and measured value.",
     runs=run_ids,
     data=board,
 )
@@ -689,6 +715,16 @@ nb.say(
 # LoRA needs a larger learning rate than full fine-tuning. If LoRA's $N_c$ were the same on all models, its geometric
 # mean over the zoo would give LoRA's critical rate on a real model from quantities at step 0 alone. Does it?
 
+
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-real-lora",
+    """Critical learning rate of LoRA on two real models, predicted from LoRA's own first velocity with the
+        zoo's number, against what was measured. One dot per context; the grey line is equality.
+        Adam, rank 8, alpha 16, all linear layers but the readout, one seed of the LoRA
+        initialisation; brackets of 0.5 %.""",
+    alt="Predicted against measured critical rates of LoRA on logarithmic axes.",
+)
 
 # %%
 def lora_numbers(model, fitting):
@@ -733,11 +769,6 @@ axes.legend()
 nb.figure(
     figure,
     "fig-real-lora",
-    caption="""Critical learning rate of LoRA on two real models, predicted from LoRA's own first velocity with the
-        zoo's number, against what was measured. One dot per context; the grey line is equality.
-        Adam, rank 8, alpha 16, all linear layers but the readout, one seed of the LoRA
-        initialisation; brackets of 0.5 %.""",
-    alt="Predicted against measured critical rates of LoRA on logarithmic axes.",
     runs=lora_real,
     data=lora[["model", "context", "critical_rate", "predicted"]],
 )
@@ -903,7 +934,7 @@ nb.glue("real_models", " and ".join(m.name for m in subjects))
 # word, jumps far above the critical rate that live in the readout. The other is quantitative: one number for all
 # models, and rates that are predicted before any run. Real models and new sentences test the second harder than
 # another small model could, because their paths bend more. The distance of the ladder's last two rungs tends to
-# tell which predictions to distrust, with exceptions, and that was found afterwards. [The ledger](10_ledger.ipynb)
+# tell which predictions to distrust, with exceptions, and that was found afterwards. [The ledger](00_ledger.ipynb)
 # has the verdict on each part.
 #
 # ## What could be wrong

@@ -14,12 +14,12 @@
 # ---
 
 # %% [markdown]
-# # 05 · Phantoms
+# # 06 · Phantoms
 #
 # **Question.** The jumps of the order parameter look like a phase transition. Are they one? Does some symmetry of the
 # embeddings break, as it does in a magnet that picks a direction?
 #
-# ```{glue:md} answer_05
+# ```{glue:md} answer_06
 # :format: myst
 # ```
 
@@ -57,7 +57,7 @@ from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.study import Study
 from phantomlib.transition import double_well, examine, frozen_readout, jumps, potential, refinement, slowing
 
-nb = notebook.start("05_phantoms", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
+nb = notebook.start("06_phantoms")
 loaded = [nb.load(ref) for ref in nb.models]
 colours = model_colours(loaded)
 titles = {"adam": "Adam", "sgd": "SGD"}
@@ -66,7 +66,7 @@ claims = {claim.id: claim for claim in load_claims()}
 # %% [markdown]
 # ## What was done
 #
-# The [jumps](../definitions.md#jumps) are those of [chapter 04](04_catapult_jumps.ipynb): full fine-tuning at ten
+# The [jumps](../definitions.md#jumps) are those of [chapter 05](05_catapult_jumps.ipynb): full fine-tuning at ten
 # and thirty times the [critical learning rate](../definitions.md#critical-learning-rate) $\eta_c$ of each
 # [context](../definitions.md#context). Five tests, (i) to (v), ask for what a broken symmetry would show; each
 # has a number that would be different if a symmetry broke, and a threshold that was written down before the runs. A
@@ -119,16 +119,21 @@ if shown is None:
 # change splits exactly into a readout part and a geometry part. If a symmetry of the embeddings broke, the overlaps
 # would rearrange at the jump.
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-readout-share",
+    """Share of each jump that is carried by the change of the probabilities, against the size of the
+        jump over its bound. Every jump at the examined multiples of the critical rate; full fine-tuning;
+        deterministic runs. Grey line: the smallest median allowed, fixed beforehand; dotted: all of the
+        jump. A share above one means that the geometry part points the other way.""",
+    alt="Scatter plots of readout share against jump size, one panel per optimiser; the points lie close to one.",
+)
+
 # %%
 every_jump = examined.table(lambda e: e.jumps)
 nb.figure(
     readout_shares(every_jump, colours, claims["C7"].criteria[0].threshold, titles),
     "fig-readout-share",
-    caption="""Share of each jump that is carried by the change of the probabilities, against the size of the
-        jump over its bound. Every jump at the examined multiples of the critical rate; full fine-tuning;
-        deterministic runs. Grey line: the smallest median allowed, fixed beforehand; dotted: all of the
-        jump. A share above one means that the geometry part points the other way.""",
-    alt="Scatter plots of readout share against jump size, one panel per optimiser; the points lie close to one.",
     runs=[e.runs for e in examined.values()],
     data=every_jump,
 )
@@ -175,6 +180,17 @@ for optimizer, pooled in every_jump.groupby("optimizer", sort=False):
 # stop each run just before and just after its jump, and go on from both states at the same, ten times smaller
 # learning rate. A second branch would hold back the replica that had not jumped yet.
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-branches",
+    """Left: one context slowed down to a tenth of its learning rate just before its jump (dashed)
+            and just after it (solid). Right: final order parameter over its bound for all contexts of all
+            models under Adam, from before the jump against from after it; on the diagonal both end at the
+            same place. Crosses: the double well, which has two branches. Twice the usual number of steps;
+            one deterministic run per point.""",
+    alt="Left, two curves that merge. Right, points on the diagonal, and the control's points far from it.",
+)
+
 # %%
 if shown:
     followed = {name: e.branches for name, e in adam.items() if e.branches is not None}
@@ -183,12 +199,6 @@ if shown:
     nb.figure(
         branch_panels(example, ends, control.branches, colours),
         "fig-branches",
-        caption="""Left: one context slowed down to a tenth of its learning rate just before its jump (dashed)
-            and just after it (solid). Right: final order parameter over its bound for all contexts of all
-            models under Adam, from before the jump against from after it; on the diagonal both end at the
-            same place. Crosses: the double well, which has two branches. Twice the usual number of steps;
-            one deterministic run per point.""",
-        alt="Left, two curves that merge. Right, points on the diagonal, and the control's points far from it.",
         runs=followed,
     )
 
@@ -197,6 +207,17 @@ if shown:
 # Fine-tuning on one sentence has no way back, so a plot against the learning rate proves nothing. But we can use the
 # same learning rates once in rising and once in falling order. If only their sum counts, $\Phi$ is the same function
 # of the sum. With hysteresis the two curves enclose an area.
+
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-ramps",
+    """Left: order parameter of one context along a ramp of learning rates from 0.3 to 30 times
+        critical, rising and falling, against the sum of the rates used so far; a point per step. Right:
+        area between the two curves as a share of bound times range, for every context of each model under
+        Adam; grey line: the largest median allowed; cross: median of the double well. One deterministic
+        run per curve.""",
+    alt="Left, two nearly equal curves. Right, small loop areas for all models and a large one for the control.",
+)
 
 # %%
 first = next(iter(adam.values()))
@@ -210,12 +231,6 @@ nb.figure(
         colours,
     ),
     "fig-ramps",
-    caption="""Left: order parameter of one context along a ramp of learning rates from 0.3 to 30 times
-        critical, rising and falling, against the sum of the rates used so far; a point per step. Right:
-        area between the two curves as a share of bound times range, for every context of each model under
-        Adam; grey line: the largest median allowed; cross: median of the double well. One deterministic
-        run per curve.""",
-    alt="Left, two nearly equal curves. Right, small loop areas for all models and a large one for the control.",
     runs=[e.ramps for e in adam.values()],
 )
 
@@ -245,6 +260,17 @@ for optimizer in titles:
 # then $\eta t^*$ is a constant, $t^*$ passes through $\eta_c$ as if nothing were there, and a token that fails in
 # twenty steps overtakes in more.
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-slowing",
+    r"""Left: step at which the token overtakes, against the learning rate, under Adam; below the
+        critical rate the budget is extended. Solid line: $\eta t^*$ constant; dotted: a critical point
+        with exponent one half. Right: exponent fitted just above the critical rate; solid line: the
+        largest median allowed; dotted: one half. Every context of each model; one deterministic run per
+        point.""",
+    alt="Left, points on the line of constant product. Right, exponents near one tenth, far below one half.",
+)
+
 # %%
 slow = examined.map(lambda e: slowing.slowing_down(e.times))
 nb.figure(
@@ -255,12 +281,6 @@ nb.figure(
         colours,
     ),
     "fig-slowing",
-    caption=r"""Left: step at which the token overtakes, against the learning rate, under Adam; below the
-        critical rate the budget is extended. Solid line: $\eta t^*$ constant; dotted: a critical point
-        with exponent one half. Right: exponent fitted just above the critical rate; solid line: the
-        largest median allowed; dotted: one half. Every context of each model; one deterministic run per
-        point.""",
-    alt="Left, points on the line of constant product. Right, exponents near one tenth, far below one half.",
     runs=[examine.ids_of_examination(e.times) for e in adam.values()],
 )
 
@@ -288,6 +308,17 @@ for optimizer in titles:
 # it and half as far again. We also walk the way in steps 32 times smaller and measure the force on the gap,
 # $d\Delta/ds$ with $s$ the summed learning rate. At the edge of a well the force would vanish before the crossing.
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-potential",
+    """Left: cross-entropy along the update of the first jump of every context, scaled to its range
+            (0: before, 1: after the jump); dashed: the double well. Right: force on the logit gap,
+            relative to its first value, on the way to the crossing in steps 32 times smaller. Adam, full
+            fine-tuning, one line per context, coloured by model; deterministic.""",
+    alt="""Left, losses that fall without a barrier, and the control with a hump. Right, forces that stay
+            positive until the crossing.""",
+)
+
 # %%
 if shown:
     with_jumps = {name: e for name, e in adam.items() if e.profile is not None}
@@ -299,12 +330,6 @@ if shown:
             colours,
         ),
         "fig-potential",
-        caption="""Left: cross-entropy along the update of the first jump of every context, scaled to its range
-            (0: before, 1: after the jump); dashed: the double well. Right: force on the logit gap,
-            relative to its first value, on the way to the crossing in steps 32 times smaller. Adam, full
-            fine-tuning, one line per context, coloured by model; deterministic.""",
-        alt="""Left, losses that fall without a barrier, and the control with a hump. Right, forces that stay
-            positive until the crossing.""",
         runs=[examine.ids_of_examination(e.profile, *e.refined.values()) for e in adam.values()],
     )
 
@@ -333,17 +358,22 @@ for optimizer in titles:
 # times as many steps, and measure the largest single-step change of $\Phi$ again. On a smooth path it shrinks as
 # $1/n$: slope $-1$ in the double logarithmic plot. A discontinuity stays: slope 0.
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-refinement",
+    """Largest single-step change of the order parameter, over its bound, against the refinement: n
+        times as many steps of 1/n the learning rate. First jumps of every context at the largest
+        multiple; one line per context, coloured by model; full fine-tuning, deterministic. Grey: smooth
+        (slope -1); dotted: discontinuous (slope 0).""",
+    alt="Lines that fall in proportion to the refinement, one panel per optimiser.",
+)
+
 # %%
 refined = {o: {m: e.refined for m, e in examined.sel(o).items() if e.refined} for o in titles}
 largest = {o: {m: refinement.largest_steps(r) for m, r in by_model.items()} for o, by_model in refined.items()}
 nb.figure(
     refinement_panels(largest, colours, titles),
     "fig-refinement",
-    caption="""Largest single-step change of the order parameter, over its bound, against the refinement: n
-        times as many steps of 1/n the learning rate. First jumps of every context at the largest
-        multiple; one line per context, coloured by model; full fine-tuning, deterministic. Grey: smooth
-        (slope -1); dotted: discontinuous (slope 0).""",
-    alt="Lines that fall in proportion to the refinement, one panel per optimiser.",
     runs=[examine.ids_of_examination(*e.refined.values()) for e in examined.values()],
 )
 
@@ -368,6 +398,16 @@ for optimizer, by_model in largest.items():
 # what makes it jump.
 
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-lora-jumps",
+    """Order parameter over its bound under LoRA (Adam, rank 8, alpha 16, all linear layers but the
+        readout), at one hundred times the critical rate of full fine-tuning; rings mark jumps. One curve
+        per context and seed of the LoRA initialisation. The readout matrix is compared with its initial
+        value bit for bit at every step.""",
+    alt="One panel per model: under LoRA many contexts leap, although the embeddings are frozen.",
+)
+
 # %%
 def fine_tune_lora(model, optimizer):
     fitting, rates = jumps.with_critical_rate(nb.fitting_contexts(model), critical[optimizer, model.name])
@@ -380,11 +420,6 @@ lora_jumps = lora.map(jumps.find_jumps)
 nb.figure(
     lora_jump_panels(lora.sel("adam"), lora_jumps.sel("adam"), colours),
     "fig-lora-jumps",
-    caption="""Order parameter over its bound under LoRA (Adam, rank 8, alpha 16, all linear layers but the
-        readout), at one hundred times the critical rate of full fine-tuning; rings mark jumps. One curve
-        per context and seed of the LoRA initialisation. The readout matrix is compared with its initial
-        value bit for bit at every step.""",
-    alt="One panel per model: under LoRA many contexts leap, although the embeddings are frozen.",
     runs=lora.sel("adam"),
 )
 
@@ -424,8 +459,19 @@ for optimizer in titles:
 # ## The board
 #
 # Every row is one criterion of the five tests: what was measured, the threshold (grey line), and the side on which
-# the criterion is met (shaded). The thresholds are in [the ledger](10_ledger.ipynb), written before the runs. A test
+# the criterion is met (shaded). The thresholds are in [the ledger](00_ledger.ipynb), written before the runs. A test
 # is passed when all its criteria are met.
+
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-tests",
+    """The criteria of the five tests under full fine-tuning: measured values for Adam (filled) and SGD
+        (open), the threshold fixed beforehand (grey line), and the side that meets it (shaded). Each
+        value is a median, quantile or share over all models and contexts, as the label says. Crosses: the
+        double-well control, which has two branches and should fail bistability, slowing and potential; a
+        cross that is missing is a quantity that does not exist there.""",
+    alt="One row per criterion with its threshold and measured values.",
+)
 
 # %%
 verdicts = {o: scoreboard.passed_tests(claims["C5"], measured[o]) for o in titles}
@@ -435,12 +481,6 @@ board = scoreboard.scoreboard(
 nb.figure(
     criteria_board(scoreboard.criteria_of(claims["C5"]), {titles[o]: measured[o] for o in titles}, control_measured),
     "fig-tests",
-    caption="""The criteria of the five tests under full fine-tuning: measured values for Adam (filled) and SGD
-        (open), the threshold fixed beforehand (grey line), and the side that meets it (shaded). Each
-        value is a median, quantile or share over all models and contexts, as the label says. Crosses: the
-        double-well control, which has two branches and should fail bistability, slowing and potential; a
-        cross that is missing is a quantity that does not exist there.""",
-    alt="One row per criterion with its threshold and measured values.",
     runs=run_ids,
     data=board,
 )

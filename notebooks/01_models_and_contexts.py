@@ -12,11 +12,11 @@
 # ---
 
 # %% [markdown]
-# # 00 · Models and contexts
+# # 01 · Models and contexts
 #
 # **Question.** On what are the claims tested, and are these models fit for the purpose?
 #
-# ```{glue:md} answer_00
+# ```{glue:md} answer_01
 # :format: myst
 # ```
 #
@@ -44,9 +44,7 @@ from phantomlib.models.language_model import next_token_logits
 from phantomlib.order_parameter import decompose
 from phantomlib.models import zoo_models
 
-nb = notebook.start(
-    "00_models_and_contexts", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed
-)
+nb = notebook.start("01_models_and_contexts")
 loaded = [nb.load(ref) for ref in nb.models]
 
 # %% [markdown]
@@ -191,18 +189,20 @@ nb.table(step0, top=len(nb.contexts))
 # orthogonal. Trained readouts are not random: their rows share a common direction, so the mean overlap is positive. How
 # strongly differs between the families.
 
-# %%
-samples = {m.name: readout_geometry.sample_overlaps(m.readout, pairs=1_000_000, seed=nb.seed) for m in loaded}
-pairs = {m.name: step0[step0.model == m.name].overlap.to_numpy() for m in loaded}
-nb.figure(
-    overlap_histograms(samples, pairs, model_colours(loaded)),
+# %% tags=["remove-cell"]
+nb.caption(
     "fig-overlaps",
-    caption="""Overlaps of readout rows (cosine similarity) in each model: density over all pairs of distinct
+    """Overlaps of readout rows (cosine similarity) in each model: density over all pairs of distinct
         tokens (one million sampled pairs; fixed seed), its mean (grey line), and the overlaps of the
         contexts' near-synonym pairs (orange ticks). Measured on the models before any fine-tuning.""",
     alt="""Histograms of the cosine similarity between readout rows, one panel per model, with the overlaps of
         the context pairs marked.""",
 )
+
+# %%
+samples = {m.name: readout_geometry.sample_overlaps(m.readout, pairs=1_000_000, seed=nb.seed) for m in loaded}
+pairs = {m.name: step0[step0.model == m.name].overlap.to_numpy() for m in loaded}
+nb.figure(overlap_histograms(samples, pairs, model_colours(loaded)), "fig-overlaps")
 
 # %% [markdown]
 # ## What could be wrong

@@ -14,12 +14,12 @@
 # ---
 
 # %% [markdown]
-# # 06 · Dimensionless numbers
+# # 08 · Dimensionless numbers
 #
 # **Question.** Is there one dimensionless quantity that is the same for all architectures, and another that sorts
 # them into classes and tells whether LoRA suffices?
 #
-# ```{glue:md} answer_06
+# ```{glue:md} answer_08
 # :format: myst
 # ```
 
@@ -55,9 +55,7 @@ from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.study import Study
 from phantomlib.models import zoo_models
 
-nb = notebook.start(
-    "06_dimensionless_numbers", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed
-)
+nb = notebook.start("08_dimensionless_numbers")
 loaded = [nb.load(ref) for ref in nb.models]
 colours = model_colours(loaded)
 optimizers = {"adam": "Adam", "sgd": "SGD"}
@@ -92,15 +90,20 @@ critical = Study.of(find_critical, loaded)
 numbers = critical.table(with_number)  # a row for every optimiser, model and context
 summaries = {o: architecture_numbers(numbers[numbers.optimizer == o], seed=nb.seed) for o in optimizers}
 
-# %%
-nb.figure(
-    numbers_by_model(numbers, summaries, colours, optimizers),
+# %% tags=["remove-cell"]
+nb.caption(
     "fig-kinematic-number",
-    caption="""Critical kinematic number by architecture. Dots: contexts (fewer than all where the first velocity
+    """Critical kinematic number by architecture. Dots: contexts (fewer than all where the first velocity
         points the wrong way). Bars: geometric mean over the contexts with its 95 % bootstrap interval.
         Full fine-tuning; critical rates to a bracket of 0.5 %; deterministic, no seeds. The grey line
         marks N = 1, where a straight path would overtake.""",
     alt="Critical kinematic numbers of every context and model under Adam and SGD, close to one.",
+)
+
+# %%
+nb.figure(
+    numbers_by_model(numbers, summaries, colours, optimizers),
+    "fig-kinematic-number",
     runs=critical,
     data=numbers,
 )
@@ -183,6 +186,17 @@ nb.table(
 # $k$, and the log-sum-exp of all others. Their gradients are kept as they are at step 0. Nothing is fitted.
 
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-predicted",
+    """Predicted against measured critical learning rate, one dot per context and model. Open:
+        velocity, for which N = 1. Filled: the three-gradient prediction. Both use step-0 quantities and no
+        fitted constant. The grey line is equality. Full fine-tuning; measured to a bracket of 0.5 %;
+        deterministic, no seeds.""",
+    alt="""Predicted against measured critical learning rates on logarithmic axes, for Adam and SGD; the filled
+        dots lie close to the line of equality.""",
+)
+
 # %%
 def predict(model, optimizer):
     recipe = Recipe(optimizer=optimizer, steps=steps)
@@ -194,12 +208,6 @@ results = predicted.table()  # a row for every optimiser, model and context: mea
 nb.figure(
     predicted_rates(results, ["velocity", "three_gradients"], colours, optimizers),
     "fig-predicted",
-    caption="""Predicted against measured critical learning rate, one dot per context and model. Open:
-        velocity, for which N = 1. Filled: the three-gradient prediction. Both use step-0 quantities and no
-        fitted constant. The grey line is equality. Full fine-tuning; measured to a bracket of 0.5 %;
-        deterministic, no seeds.""",
-    alt="""Predicted against measured critical learning rates on logarithmic axes, for Adam and SGD; the filled
-        dots lie close to the line of equality.""",
     runs=[predicted, critical],
     data=results,
 )
@@ -211,16 +219,21 @@ nb.figure(
 # ladder leave step 0: *quadrature* evaluates gradients where the displacement is predicted to lead (the weights are
 # moved by hand), and *first steps* makes three real steps.
 
-# %%
-nb.figure(
-    ladder(results, list(predictors.PREDICTORS), colours, optimizers, floor=50 * tolerance),
+# %% tags=["remove-cell"]
+nb.caption(
     "fig-ladder",
-    caption="""Absolute error of every predictor of the critical learning rate, without any fitted constant. One
+    """Absolute error of every predictor of the critical learning rate, without any fitted constant. One
         dot per context and model; bars: median over all. The first five use step-0 quantities only.
         Dotted: half the width of the bracket, below which measurement and prediction cannot be told
         apart. Full fine-tuning; deterministic, no seeds.""",
     alt="""Errors of seven predictors on a logarithmic axis, falling from several per cent to a tenth of a per
         cent, for Adam and SGD.""",
+)
+
+# %%
+nb.figure(
+    ladder(results, list(predictors.PREDICTORS), colours, optimizers, floor=50 * tolerance),
+    "fig-ladder",
     runs=[predicted, critical],
     data=results,
 )
@@ -270,16 +283,21 @@ nb.say(
     separation=classes.separation,
 )
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-bulk-classes",
+    """Bulk coherence of the zoo's models along their pretraining (one seed each), and the boundary
+        between the two classes found in the final values (grey). For other models only the final value is
+        known, drawn as a dot.""",
+    alt="Bulk coherence against pretraining step, one line per model.",
+)
+
 # %%
 zoo = [ref.removeprefix("zoo:") for ref in nb.models if ref.startswith("zoo:")]
 histories = {name: [(h["step"], h["B"]) for h in zoo_models.report(name)["bulk_coherence"]] for name in zoo}
 nb.figure(
     coherence_histories(histories, described.coherence, classes.boundary, colours),
     "fig-bulk-classes",
-    caption="""Bulk coherence of the zoo's models along their pretraining (one seed each), and the boundary
-        between the two classes found in the final values (grey). For other models only the final value is
-        known, drawn as a dot.""",
-    alt="Bulk coherence against pretraining step, one line per model.",
 )
 
 # %% [markdown]
@@ -397,16 +415,21 @@ law = pd.concat([lora_against_full(m) for m in loaded], ignore_index=True)
 positive = (law.drop(columns=["model", "context"]) > 0).all(axis=1)  # where it is not, there is no logarithm
 law = law[positive]
 
-# %%
-nb.figure(
-    lora_law(law, architecture_numbers(law, column="ratio", seed=nb.seed), colours),
+# %% tags=["remove-cell"]
+nb.caption(
     "fig-lora-law",
-    caption="""Left: critical learning rate of LoRA over that of full fine-tuning, against the width over alpha;
+    """Left: critical learning rate of LoRA over that of full fine-tuning, against the width over alpha;
         dots are contexts, squares geometric means with 95 % bootstrap intervals over contexts, the grey
         line is the estimate for the first step. Right: the same ratio against the ratio of the first
         velocities; the grey line is equality. Adam, rank 8, alpha 16, one seed of the LoRA
         initialisation, brackets of 0.5 %.""",
     alt="Two panels of the ratio of critical rates, rising with the width; most dots lie below the grey lines.",
+)
+
+# %%
+nb.figure(
+    lora_law(law, architecture_numbers(law, column="ratio", seed=nb.seed), colours),
+    "fig-lora-law",
     runs=lora_critical,
     data=law,
 )
@@ -480,10 +503,10 @@ nb.answer(
 # A kinematic number near 1 with a small spread says that overtaking is a matter of kinematics: a first velocity, a
 # distance and a budget, all known before training. The rest is bending, and the ladder shows that the bending too is
 # written in the untrained model: on the zoo every further derivative takes the error down. On real models, whose
-# paths bend more, the third can make it worse ([chapter 16](16_at_the_papers_size.ipynb)).
+# paths bend more, the third can make it worse ([chapter 13](13_at_the_papers_size.ipynb)).
 #
 # The bulk is another matter. A class that splits the architectures cleanly would still be of no use if all of them
-# have the same outcome under LoRA. [The ledger](10_ledger.ipynb) judges both parts by the thresholds that were set
+# have the same outcome under LoRA. [The ledger](00_ledger.ipynb) judges both parts by the thresholds that were set
 # beforehand.
 #
 # ## What could be wrong

@@ -14,11 +14,11 @@
 # ---
 
 # %% [markdown]
-# # 09 · A phase diagram
+# # 12 · A phase diagram
 #
 # **Question.** If we vary how interchangeable two words are, and how hard we train, where does the correct word win?
 #
-# ```{glue:md} answer_09
+# ```{glue:md} answer_12
 # :format: myst
 # ```
 
@@ -46,9 +46,7 @@ from phantomlib.models.language_model import short_name
 from phantomlib.engine.recipe import Recipe
 from phantomlib.models import zoo_models
 
-nb = notebook.start(
-    "09_phase_diagram", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed
-)
+nb = notebook.start("12_phase_diagram")
 recipe = Recipe(steps=steps)
 
 # %% [markdown]
@@ -56,7 +54,7 @@ recipe = Recipe(steps=steps)
 #
 # The [kinematic number](../definitions.md#kinematic-number) $N = \eta T v_0 / |\Delta_0|$ compares the distance
 # that the [logit gap](../definitions.md#context) would travel at its initial velocity with the distance to go.
-# [Chapter 06](06_dimensionless_numbers.ipynb) measured the value $N_c$ at which the correct token just overtakes.
+# [Chapter 08](08_dimensionless_numbers.ipynb) measured the value $N_c$ at which the correct token just overtakes.
 # Here that value comes from models that are not charted. This chapter asks more than the paper's abstract claims.
 
 
@@ -146,10 +144,9 @@ points = pd.concat([outcomes(ref, ds) for ref, ds in runs.items()], ignore_index
 pairs = points.drop_duplicates(["model", "context"])
 span = f"{band[0]:.3f} to {band[1]:.3f}"
 thin = np.log(band[1] / band[0]) < 0.01 * np.log(max(numbers) / min(numbers))  # of the height of the panel
-nb.figure(
-    phase_diagram(points, boundary, band),
+nb.caption(
     "fig-phase",
-    caption=f"""Phase diagram of {len(points)} runs: {len(charted)} models and {len(pairs)} pairs, each at
+    f"""Phase diagram of {len(points)} runs: {len(charted)} models and {len(pairs)} pairs, each at
         {len(numbers)} kinematic numbers from {min(numbers):g} to {max(numbers):g}. Full fine-tuning with Adam,
         {steps} steps, deterministic: one run per dot, no seeds. Across: the overlap of the pair before training. Up:
         the kinematic number, on a logarithmic axis. Left: the final order parameter in units of its bound, from
@@ -158,6 +155,10 @@ nb.figure(
         the critical kinematic number predicted from other models; its range over them, {span}, is
         {"thinner than the line" if thin else "the grey band"}.""",
     alt="Two scatter plots over overlap and kinematic number; the outcome changes near the predicted horizontal line.",
+)
+nb.figure(
+    phase_diagram(points, boundary, band),
+    "fig-phase",
     runs=[runs, fitted],
     data=points,
 )

@@ -12,11 +12,11 @@
 # ---
 
 # %% [markdown]
-# # 03 · Two failure modes
+# # 04 · Two failure modes
 #
 # **Question.** When fine-tuning fails silently, what went wrong: did the signal not grow, or did the drag get worse?
 #
-# ```{glue:md} answer_03
+# ```{glue:md} answer_04
 # :format: myst
 # ```
 
@@ -40,20 +40,18 @@ from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.study import Study
 from phantomlib.transition import silent_failure
 
-nb = notebook.start(
-    "03_two_failure_modes", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed
-)
+nb = notebook.start("04_two_failure_modes")
 loaded = [nb.load(ref) for ref in nb.models]
 labels = {"adam": "Adam", "sgd": "SGD"}
 
 # %% [markdown]
 # ## What was done
 #
-# The runs are those of [chapter 01](01_silent_failure.ipynb), at multiples of each
+# The runs are those of [chapter 02](02_silent_failure.ipynb), at multiples of each
 # [context](../definitions.md#context)'s [predicted critical rate](../definitions.md#critical-learning-rate).
 # For each [silent failure](../definitions.md#silent-failure) we ask how the
 # [drag](../definitions.md#order-parameter-signal-and-drag) changed from the first to the last step. How far the
-# cross-entropy falls does not matter here; chapter 01 counts only those runs in which it falls by a tenth of a nat.
+# cross-entropy falls does not matter here; chapter 02 counts only those runs in which it falls by a tenth of a nat.
 #
 # - **Kinematic failure**: the drag did not worsen by more than $10^{-3}$. The signal was on its way and the budget
 #   ended first.
@@ -106,6 +104,16 @@ for optimizer, of_optimizer in failures.groupby("optimizer", sort=False):
 # only ends too early. In a structural one it gets worse, step by step, until the curve has crossed the grey line.
 
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-drag-over-time",
+    """Change of the drag along every silent failure under Adam, by its kind (full fine-tuning,
+            deterministic; one line per run, all models together; symmetric logarithmic axis, linear
+            within plus and minus 0.001). Grey: a fall of 0.001, fixed beforehand; a run that ends below
+            it is structural.""",
+    alt="Lines of the change of the drag against the step; of structural failures they fall.",
+)
+
 # %%
 def drag_history(ds):
     """Change of the drag along every silent failure; a row for every run and step."""
@@ -119,11 +127,6 @@ if len(history):
     nb.figure(
         drag_over_time(history, silent_failure.DRAG_WORSENS),
         "fig-drag-over-time",
-        caption="""Change of the drag along every silent failure under Adam, by its kind (full fine-tuning,
-            deterministic; one line per run, all models together; symmetric logarithmic axis, linear
-            within plus and minus 0.001). Grey: a fall of 0.001, fixed beforehand; a run that ends below
-            it is structural.""",
-        alt="Lines of the change of the drag against the step; of structural failures they fall.",
         runs=runs.sel("adam"),
         data=history,
     )
@@ -135,15 +138,20 @@ if not kinds["adam"]["structural"]:
 #
 # To the right of the grey line the drag worsened. The lower a point, the further the competitor is ahead.
 
-# %%
-nb.figure(
-    failure_modes(adam, silent_failure.DRAG_WORSENS),
+# %% tags=["remove-cell"]
+nb.caption(
     "fig-modes",
-    caption="""Every run as a point: final signal against the fall of the drag (symmetric logarithmic axis,
+    """Every run as a point: final signal against the fall of the drag (symmetric logarithmic axis,
         linear within plus and minus 0.001), coloured by failure mode. All contexts at all multiples of
         their predicted critical rate in each panel; Adam, full fine-tuning, deterministic. The grey line
         is the threshold 0.001, fixed beforehand.""",
     alt="Scatter plots of final signal against fall of the drag, one panel per model.",
+)
+
+# %%
+nb.figure(
+    failure_modes(adam, silent_failure.DRAG_WORSENS),
+    "fig-modes",
     runs=runs.sel("adam"),
     data=adam,
 )
@@ -205,7 +213,7 @@ nb.answer(
 # ## What could be wrong
 #
 # The grid of learning rates was changed after runs on an older one had been seen, as [chapter
-# 01](01_silent_failure.ipynb) says; on that one nothing could fail under SGD. It decides how many runs fail. Of which
+# 02](02_silent_failure.ipynb) says; on that one nothing could fail under SGD. It decides how many runs fail. Of which
 # kind they are is for the drag to say, but at the smallest multiples nothing moves far, the drag included. The
 # threshold $10^{-3}$ is ours. It lies above the noise seen in prototypes, and it was fixed before these runs. A drag
 # can worsen because probability flows into the bulk's $k$-like tokens for a few steps only; the classification looks

@@ -10,15 +10,15 @@
 #     language: python
 #     name: python3
 #   phantom:
-#     after: ["04"]
+#     after: ["05"]
 # ---
 
 # %% [markdown]
-# # 13 · Explorer
+# # 20 · Explorer
 #
 # **Question.** What do loss, logit gap, signal, drag and order parameter do together, in the run I want to see?
 #
-# ```{glue:md} answer_13
+# ```{glue:md} answer_20
 # :format: myst
 # ```
 
@@ -46,13 +46,13 @@ from phantombook.figures.explorer import page
 from phantomlib.engine.recipe import Recipe
 from phantomlib.transition import jumps
 
-nb = notebook.start("13_explorer", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
+nb = notebook.start("20_explorer")
 methods = {"full, Adam": ("full", "adam"), "full, SGD": ("full", "sgd"), "LoRA, Adam": ("lora", "adam")}
 
 # %% [markdown]
 # The learning rate is given in units of the [critical one](../definitions.md#critical-learning-rate) of full
 # fine-tuning with the same optimiser, also under LoRA, which needs a larger one. Full fine-tuning: the runs of
-# [chapter 04](04_catapult_jumps.ipynb), deterministic, no seeds. LoRA: adapters of rank 8 and alpha 16, one seed.
+# [chapter 05](05_catapult_jumps.ipynb), deterministic, no seeds. LoRA: adapters of rank 8 and alpha 16, one seed.
 
 
 # %%

@@ -14,12 +14,12 @@
 # ---
 
 # %% [markdown]
-# # 11 · Watch a training run
+# # 21 · Watch a training run
 #
 # **Question.** The other chapters train with an engine of our own. Can a silent failure be seen in an ordinary
 # Hugging Face `Trainer`, while it happens?
 #
-# ```{glue:md} answer_11
+# ```{glue:md} answer_21
 # :format: myst
 # ```
 
@@ -50,9 +50,7 @@ from phantombook.figures.silent_failure import watched_trainings
 from phantomlib.models.language_model import add_lora
 from phantomlib.engine.recipe import Recipe
 
-nb = notebook.start(
-    "11_watch_training", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed
-)
+nb = notebook.start("21_watch_training")
 loaded = [nb.load(ref) for ref in nb.models]
 
 # %% [markdown]
@@ -123,6 +121,16 @@ table["rank"] = table["rank"].astype(int)
 words = {"phi": r"$\Phi$", "kinematic_number": "kinematic number"}
 nb.table(table.rename(columns=words), top=6)
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-watch",
+    """Two trainings of the first model with a Hugging Face Trainer (Adam, constant learning rate,
+        deterministic), below and above the predicted critical learning rate. Left: the loss that the
+        Trainer logs, with a point wherever it logs. Right: the logit gap that the callback logs; the word
+        is preferred above the grey line.""",
+    alt="Left, two falling loss curves. Right, the logit gaps of the two runs; one crosses zero, the other does not.",
+)
+
 # %%
 runs = {
     f"{too_small:g} of critical": (failing, failing_watch),
@@ -133,11 +141,6 @@ nb.figure(
         {label: (pd.DataFrame(t.state.log_history), watch.frame()) for label, (t, watch) in runs.items()}
     ),
     "fig-watch",
-    caption="""Two trainings of the first model with a Hugging Face Trainer (Adam, constant learning rate,
-        deterministic), below and above the predicted critical learning rate. Left: the loss that the
-        Trainer logs, with a point wherever it logs. Right: the logit gap that the callback logs; the word
-        is preferred above the grey line.""",
-    alt="Left, two falling loss curves. Right, the logit gaps of the two runs; one crosses zero, the other does not.",
     data=pd.concat([watch.frame().assign(run=label) for label, (_, watch) in runs.items()], ignore_index=True),
 )
 

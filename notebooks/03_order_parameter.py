@@ -14,12 +14,12 @@
 # ---
 
 # %% [markdown]
-# # 02 · The order parameter
+# # 03 · The order parameter
 #
 # **Question.** What single number says whether the model has committed to the correct token, given that tokens are
 # not independent but overlap in the readout?
 #
-# ```{glue:md} answer_02
+# ```{glue:md} answer_03
 # :format: myst
 # ```
 
@@ -49,9 +49,7 @@ from phantomlib.models.language_model import next_token_logits
 from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.study import Study
 
-nb = notebook.start(
-    "02_order_parameter", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed
-)
+nb = notebook.start("03_order_parameter")
 loaded = [nb.load(ref) for ref in nb.models]
 labels = {"adam": "Adam", "sgd": "SGD"}
 
@@ -141,16 +139,21 @@ nb.table(
 # One context of the first model, below and above its predicted critical learning rate. Dotted lines mark the bound
 # $\pm\sqrt{1 - g_{ck}^2}$ at step 0.
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-decomposition",
+    """Order parameter (black, dashed), signal (green) and drag (pink) along training: first context,
+        first model, Adam, full fine-tuning, one deterministic run per panel, whose learning rate is given
+        in units of the predicted critical one. Dotted: the bound on the order parameter at step 0.""",
+    alt="Signal, drag and their sum against the step, one panel per multiple of the predicted critical rate.",
+)
+
 # %%
 first = adam[loaded[0].name]
 one = first.isel(context=0, seed=0)
 nb.figure(
     decomposition_panels(one, [f"{multiple:g} × predicted" for multiple in multiples]),
     "fig-decomposition",
-    caption="""Order parameter (black, dashed), signal (green) and drag (pink) along training: first context,
-        first model, Adam, full fine-tuning, one deterministic run per panel, whose learning rate is given
-        in units of the predicted critical one. Dotted: the bound on the order parameter at step 0.""",
-    alt="Signal, drag and their sum against the step, one panel per multiple of the predicted critical rate.",
     runs=first,
     data=one[["signal", "drag", "phi"]].to_dataframe().reset_index(),
 )
@@ -176,6 +179,14 @@ nb.say(
 # eigenvalue equal to one. The exponential of the von Neumann entropy is the effective rank. Because readout rows
 # share a common direction, $\rho$ has one large eigenvalue even for a broad distribution.
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-spectrum",
+    """Largest thirty eigenvalues of the density matrix, before training (solid) and after it (dashed):
+        first context, largest learning rate, Adam, full fine-tuning, one deterministic run per model.""",
+    alt="Eigenvalue spectra on a logarithmic scale, one panel per model.",
+)
+
 # %%
 at_first = {name: ds.spectrum.isel(context=0, rate=-1, seed=0, drop=True) for name, ds in adam.items()}
 spectrum = xr.concat(
@@ -184,9 +195,6 @@ spectrum = xr.concat(
 nb.figure(
     spectra(spectrum, model_colours(loaded)),
     "fig-spectrum",
-    caption="""Largest thirty eigenvalues of the density matrix, before training (solid) and after it (dashed):
-        first context, largest learning rate, Adam, full fine-tuning, one deterministic run per model.""",
-    alt="Eigenvalue spectra on a logarithmic scale, one panel per model.",
     runs=adam,
     data=spectrum.to_dataframe().reset_index(),
 )
@@ -234,9 +242,9 @@ nb.answer(
 #
 # $\Phi$ is a linear function of the prediction at fixed geometry, and the geometry enters through squared overlaps
 # only. So its behaviour can be traced to two causes that can be told apart exactly: the prediction moved, or the
-# readout moved. [Chapter 05](05_phantoms.ipynb) uses that split.
+# readout moved. [Chapter 06](06_phantoms.ipynb) uses that split.
 #
 # ## What could be wrong
 #
 # Other order parameters could be built from the same ingredients: another power of the overlap, the input embedding
-# instead of the readout. [Chapter 08](08_scope_and_sensitivity.ipynb) changes them and shows which conclusions move.
+# instead of the readout. [Chapter 11](11_scope_and_sensitivity.ipynb) changes them and shows which conclusions move.

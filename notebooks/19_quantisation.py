@@ -14,12 +14,12 @@
 # ---
 
 # %% [markdown]
-# # 17 · What quantisation does
+# # 19 · What quantisation does
 #
 # **Question.** Checkpoints are often shared with their weights rounded to eight or four bits. What does rounding do to
 # the quantities of this book?
 #
-# ```{glue:md} answer_17
+# ```{glue:md} answer_19
 # :format: myst
 # ```
 
@@ -48,9 +48,7 @@ from phantomlib.readout_geometry import coherence, pair_overlaps
 from phantomlib.engine.recipe import Recipe, fitting_contexts
 from phantomlib.runs.store import Store
 
-nb = notebook.start(
-    "17_quantisation", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed
-)
+nb = notebook.start("19_quantisation")
 LABELS = {"adam": "Adam", "sgd": "SGD"}
 
 # %% [markdown]
@@ -66,7 +64,7 @@ LABELS = {"adam": "Adam", "sgd": "SGD"}
 # Below, a model is compared with its own rounded copies, context by context. Each copy is treated like any other
 # model: its [initial gap](../definitions.md#context) and [overlap](../definitions.md#geometry) are read off, its
 # [critical learning rate](../definitions.md#critical-learning-rate) is predicted from step 0 (by *third order*, see
-# [chapter 06](06_dimensionless_numbers.ipynb)), then measured.
+# [chapter 08](08_dimensionless_numbers.ipynb)), then measured.
 
 
 # %%
@@ -130,14 +128,17 @@ originals = table[table.kind == "original"].set_index(same).loc[pd.MultiIndex.fr
 for quantity in [*QUANTITIES, "predicted"]:
     ratios[quantity] /= originals[quantity].to_numpy()
 ratios = ratios[[*same, "kind", *QUANTITIES, "predicted"]]
-nb.figure(
-    rates_by_context(ratios.rename(columns={"critical_rate": "measured"}), kinds),
+nb.caption(
     "fig-rounded-rates",
-    caption=f"""Critical learning rate of a rounded copy, divided by that of the original, for each of
+    f"""Critical learning rate of a rounded copy, divided by that of the original, for each of
         {ratios.context.nunique()} contexts (across): measured (filled) and predicted from step 0 (rings). Up: the
         ratio, on a logarithmic axis; on the grey line rounding changes nothing. One panel per optimiser. Full
         fine-tuning, {steps} steps, brackets of {100 * tolerance:g} %, deterministic, no seeds.""",
     alt="Ratios of critical rates by context, measured and predicted, for each kind of rounding and both optimisers.",
+)
+nb.figure(
+    rates_by_context(ratios.rename(columns={"critical_rate": "measured"}), kinds),
+    "fig-rounded-rates",
     runs=runs,
     data=ratios,
 )
@@ -150,14 +151,17 @@ nb.figure(
 # %%
 changes = ratios.rename(columns=QUANTITIES).melt([*same, "kind"], [*QUANTITIES.values()], "quantity", "change")
 changes["change"] = 100 * (changes.change - 1).abs()
-nb.figure(
-    changes_by_quantity(changes, kinds, 100 * tolerance),
+nb.caption(
     "fig-rounded-quantities",
-    caption=f"""Size of the relative change that rounding makes to each quantity (across) of a context, in per cent
+    f"""Size of the relative change that rounding makes to each quantity (across) of a context, in per cent
         (up, logarithmic). Dots: {ratios.context.nunique()} contexts; bars: their median. Dotted: how well a critical
         rate is measured, {100 * tolerance:g} %. One panel per optimiser. Full fine-tuning, {steps} steps,
         deterministic, no seeds.""",
     alt="Changes in per cent of gap, overlap, velocity, critical rate and kinematic number, for each rounding.",
+)
+nb.figure(
+    changes_by_quantity(changes, kinds, 100 * tolerance),
+    "fig-rounded-quantities",
     runs=runs,
     data=changes,
 )

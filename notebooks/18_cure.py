@@ -14,12 +14,12 @@
 # ---
 
 # %% [markdown]
-# # 15 · A loss that looks at the competitor
+# # 18 · A loss that looks at the competitor
 #
 # **Question.** A fine-tune can lower its loss at every step and still never prefer the right word to its
 # near-synonym. What if the loss says which word is to be overtaken?
 #
-# ```{glue:md} answer_15
+# ```{glue:md} answer_18
 # :format: myst
 # ```
 
@@ -53,7 +53,7 @@ from phantomlib.engine.recipe import Recipe
 from zoo.language import join_words
 from zoo.recipe import RECIPES, validation
 
-nb = notebook.start("15_cure", models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
+nb = notebook.start("18_cure")
 if "margin" not in losses:
     raise ParameterError(f"losses is {losses}; it must hold 'margin', which the ledger's claims are about.")
 loaded = [nb.load(ref) for ref in nb.models]
@@ -129,16 +129,21 @@ def overall(column: str, method: str, loss: str = "margin") -> float:
 # %% [markdown]
 # ## Is a smaller learning rate enough?
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-cure-rates",
+    """Critical learning rate of Adam with each loss, divided by that with cross-entropy, for full fine-tuning
+        and for LoRA. One dot per context, one colour per model; bars: geometric mean over a model's contexts. Below the
+        grey line the word overtakes at a smaller learning rate; the dotted line is the threshold of the ledger for the
+        bars of the margin loss. Deterministic, but for the initialisation of LoRA (one seed).""",
+    alt="Ratios of critical learning rates to those of cross-entropy, for three losses, all models, two methods.",
+)
+
 # %%
 LOWER = 0.9  # a critical rate that counts as lower, in the wording of the ledger's claims O1 and O4
 nb.figure(
     ratios_by_loss(table[table.loss != "cross-entropy"], {"critical rate": LOWER}, colours),
     "fig-cure-rates",
-    caption="""Critical learning rate of Adam with each loss, divided by that with cross-entropy, for full fine-tuning
-        and for LoRA. One dot per context, one colour per model; bars: geometric mean over a model's contexts. Below the
-        grey line the word overtakes at a smaller learning rate; the dotted line is the threshold of the ledger for the
-        bars of the margin loss. Deterministic, but for the initialisation of LoRA (one seed).""",
-    alt="Ratios of critical learning rates to those of cross-entropy, for three losses, all models, two methods.",
     runs=runs,
 )
 
@@ -165,17 +170,18 @@ for method, label in METHODS.items():
 # rate only because the gap starts to close faster, $N_c$ is the same as for cross-entropy. A larger $N_c$ means that
 # the path slows down more than with cross-entropy, a smaller one that it keeps its speed.
 
-# %%
-nb.figure(
-    numbers_by_loss(table, colours),
+# %% tags=["remove-cell"]
+nb.caption(
     "fig-cure-numbers",
-    caption="""Critical kinematic number with each loss, computed with that loss's own first velocity. One dot per
+    """Critical kinematic number with each loss, computed with that loss's own first velocity. One dot per
         context, one colour per model; bars: geometric mean over a model's contexts. On the grey line, N = 1, a path
         that kept its first velocity would just arrive. Adam; contexts whose first velocity is not positive have no
         number and are left out.""",
     alt="Critical kinematic numbers of four losses for all models, under full fine-tuning and LoRA.",
-    runs=runs,
 )
+
+# %%
+nb.figure(numbers_by_loss(table, colours), "fig-cure-numbers", runs=runs)
 
 # %%
 numbers = [
@@ -202,6 +208,18 @@ nb.say(
 # %% [markdown]
 # ## What else has changed?
 
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-cure-collateral",
+    """Collateral with each loss, divided by that with cross-entropy: how far the model's predictions have moved
+        (Kullback-Leibler divergence from the untouched model) at the first step at which the correct word leads, each
+        run just above its own critical learning rate. Above: on the prompts of the other contexts. Below: at every
+        position of held-out sentences. One dot per context, one colour per model; bars: geometric mean over a model's
+        contexts. Below the grey line less has changed than with cross-entropy; the dotted line is the threshold of the
+        ledger for the mean of all bars of the margin loss. Adam.""",
+    alt="Ratios of collateral to that of cross-entropy, on other contexts and on sentences, for three losses.",
+)
+
 # %%
 DISTURBED = 0.77  # collateral that counts as smaller, in the ledger's claims O2 and O4
 nb.figure(
@@ -211,13 +229,6 @@ nb.figure(
         colours,
     ),
     "fig-cure-collateral",
-    caption="""Collateral with each loss, divided by that with cross-entropy: how far the model's predictions have moved
-        (Kullback-Leibler divergence from the untouched model) at the first step at which the correct word leads, each
-        run just above its own critical learning rate. Above: on the prompts of the other contexts. Below: at every
-        position of held-out sentences. One dot per context, one colour per model; bars: geometric mean over a model's
-        contexts. Below the grey line less has changed than with cross-entropy; the dotted line is the threshold of the
-        ledger for the mean of all bars of the margin loss. Adam.""",
-    alt="Ratios of collateral to that of cross-entropy, on other contexts and on sentences, for three losses.",
     runs=runs,
 )
 
@@ -240,7 +251,7 @@ nb.table(pd.DataFrame(summary), runs=runs)
 # %% [markdown]
 # ## What it means
 #
-# The four claims O1 to O4 of the [ledger](10_ledger.ipynb) are ours, not the paper's. Quantities and thresholds were
+# The four claims O1 to O4 of the [ledger](00_ledger.ipynb) are ours, not the paper's. Quantities and thresholds were
 # written down before these runs. One prototype was known by then, of one model under full fine-tuning; the thresholds
 # ask for about half of the smaller effect that it had found.
 
@@ -281,7 +292,7 @@ nb.answer(
 # `phantom diagnose` names three ways out of a [silent failure](../definitions.md#silent-failure): a larger learning
 # rate, more steps, or the margin loss, each with what it moves elsewhere. It predicts the critical rate by a
 # rehearsal of four coarse steps, corrected by what was measured on the zoo [with
-# cross-entropy](06_dimensionless_numbers.ipynb). Does the same correction serve the margin loss?
+# cross-entropy](08_dimensionless_numbers.ipynb). Does the same correction serve the margin loss?
 
 
 # %%

@@ -160,7 +160,7 @@ for optimizer, label in optimizers.items():
 # %%
 def scan(model):
     rate = critical["adam", model.name].critical_rate.values[:1]
-    return search.scan(nb.store, model, nb.fitting_contexts(model)[:1], Recipe(steps=steps), rate, per_decade=6)
+    return search.look_for_reentries(nb.store, model, nb.fitting_contexts(model)[:1], Recipe(steps=steps), rate, per_decade=6)
 
 
 scans = {model.name: scan(model) for model in loaded}

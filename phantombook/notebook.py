@@ -32,7 +32,14 @@ from phantombook.inputs import FITTING, check_inputs, check_multiples
 from phantomlib.errors import ContextError, all_at_once
 
 ENVIRONMENT = "PHANTOM_NOTEBOOK"  # set by the runner: a JSON mapping with the command and profile of this notebook
-COMMON: dict[str, Any] = {"models": [], "contexts": "default", "device": "cpu", "dtype": "float32", "store": "runs", "seed": 0}
+COMMON: dict[str, Any] = {
+    "models": [],
+    "contexts": "default",
+    "device": "cpu",
+    "dtype": "float32",
+    "store": "runs",
+    "seed": 0,
+}
 
 
 @dataclass

@@ -20,6 +20,7 @@ FLOORS = [
     {"phantomlib.runs"},
     {"phantomlib.critical"},
     {"phantomlib.transition"},
+    {"phantomlib.dataset"},
     {"phantomlib.cure", "phantomlib.competitor_loss"},
     {"phantomlib.diagnosis", "phantomlib.trainer"},
     {"phantomlib.report", "phantomlib.consultation"},

@@ -166,7 +166,7 @@ def critical_rates(
         Dataset over ``context`` (and ``seed`` if several): ``critical_rate`` (geometric middle of the bracket; nan if
         no run crossed), ``lower`` (does not cross), ``upper`` (crosses), ``converged`` (bracket within tolerance),
         ``crossed`` (some run crossed), ``velocity`` (v_0, nats per unit rate), ``gap`` (Δ_0, nats), ``predicted_start``
-        (False where v_0 gave no start), ``n_runs``, ``diverged`` (runs), ``reentries`` (see :func:`scan`) and
+        (False where v_0 gave no start), ``n_runs``, ``diverged`` (runs), ``reentries`` (see :func:`look_for_reentries`) and
         ``replica_steps``. Attribute ``run_ids``: the runs, joined by spaces.
 
     Example:
@@ -199,7 +199,7 @@ def critical_rates(
     return joined.squeeze("seed") if len(seeds) == 1 else joined
 
 
-def scan(
+def look_for_reentries(
     store,
     model: LanguageModel,
     contexts: list[Resolved],

@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 
 from phantomlib.critical import search
-from phantomlib.critical.search import critical_rates, crossing_step, scan
+from phantomlib.critical.search import critical_rates, crossing_step, look_for_reentries
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ParameterError
 from phantomlib.runs.store import Store
@@ -144,7 +144,9 @@ def test_reentries_are_counted_and_the_bracket_is_still_a_bracket(starts):
     found = critical_rates(store, SimpleNamespace(name="closed"), store.contexts, Recipe(steps=T))
     assert found.converged.item()
     assert found.critical_rate.item() == pytest.approx(2 / T, rel=0.005)  # a search can miss an island,
-    seen = scan(store, SimpleNamespace(name="closed"), store.contexts, Recipe(steps=T), [1 / T], per_decade=60)
+    seen = look_for_reentries(
+        store, SimpleNamespace(name="closed"), store.contexts, Recipe(steps=T), [1 / T], per_decade=60
+    )
     assert seen.reentries.item() == 1  # which is why a scan looks for them
     assert seen.crossed.sel(multiple=0.85, method="nearest").item()
 

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from phantombook.inputs import typed_paths
+from phantombook.scan_command import scan_data
 from phantomlib.errors import ParameterError, PhantomError, shown
 from phantomlib.models import pretrained
 
@@ -78,6 +79,7 @@ zoo_app = _commands(help="The small models that ship with the package.")
 models_app = _commands(help="Pretrained checkpoints from the package index: 'pretrained:NAME'.")
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(models_app, name="models")
+app.command("scan")(scan_data)
 
 ProfileName = Annotated[str, typer.Option(help="Parameters for all notebooks: notebooks/profiles/NAME.yaml.")]
 Scheduler = Annotated[str, typer.Option(metavar="ADDRESS", help="A Dask scheduler that takes the fine-tunings.")]

@@ -1,0 +1,128 @@
+"""What ``phantom scan`` says: a summary in words, the targets as JSON or CSV, and a page that opens offline."""
+
+import html
+import json
+from collections.abc import Sequence
+from importlib import resources
+from string import Template
+
+import numpy as np
+import pandas as pd
+
+from phantomlib.dataset.rows import Row
+from phantomlib.dataset.scan import Scan
+
+WORST = 20  # targets that the text lists
+SHARES = (0.5, 0.9)
+
+
+def summary(found: Scan, table: pd.DataFrame, given: dict) -> dict:
+    """What the scan comes to at the given learning rate, epochs and schedule, in JSON types.
+
+    Args:
+        found: the scan.
+        table: ``found.at(**given)``.
+        given: ``learning_rate``, ``epochs``, ``schedule`` and ``warmup``.
+    """
+    outranked = table[table.gap <= 0]
+    others = {name: given[name] for name in ("epochs", "schedule", "warmup")}
+    rates = {f"learning_rate_for_{share:.0%}": _finite(found.learning_rate_for(share, **others)) for share in SHARES}
+    return {
+        "targets": len(table),
+        "outranked_now": len(outranked),
+        "outranked_at_the_end": int((outranked.outcome != "learnt").sum()),
+        "outcomes": {name: int(count) for name, count in outranked.outcome.value_counts().items()},
+        "silent_failures_whose_loss_falls": int((outranked.loss_falls & (outranked.outcome == "silent failure")).sum()),
+        "updates": found.updates * given["epochs"],
+        "overlap": float(outranked.overlap.mean()) if len(outranked) else None,
+        "overlap_of_random_pairs": found.random_overlap,
+    } | rates
+
+
+def as_json(found: Scan, table: pd.DataFrame, given: dict, problems: Sequence[str]) -> str:
+    """Everything: what was asked, the summary, every target, and the rows that were left out."""
+    targets = [{name: _finite(value) for name, value in row.items()} for row in table.to_dict("records")]
+    whole = given | {"summary": summary(found, table, given), "targets": targets, "left_out": list(problems)}
+    return json.dumps(whole, indent=1, ensure_ascii=False)
+
+
+def as_text(found: Scan, table: pd.DataFrame, given: dict, problems: Sequence[str]) -> str:
+    """A summary, the targets that are furthest from being learnt, and what would do."""
+    told = summary(found, table, given)
+    outcomes, outranked = told["outcomes"], told["outranked_now"]
+    lines = [
+        f"{told['targets']} targets; the model ranks another token first in {outranked} of them.",
+        f"After {given['epochs']:g} epochs at {given['learning_rate']:g} ({given['schedule']}, {told['updates']:g} updates) "
+        f"of these:",
+        *(
+            f"  {outcomes.get(name, 0):6d}  {what}"
+            for name, what in {
+                "learnt": "are learnt",
+                "silent failure": f"stay outranked (the loss of {told['silent_failures_whose_loss_falls']} falls all the same)",
+                "too close to call": "are too close to call",
+                "contradicted": "are contradicted: the same words are followed by another token at least as often",
+            }.items()
+        ),
+    ]
+    for share in SHARES:
+        rate = told[f"learning_rate_for_{share:.0%}"]
+        enough = f"{share:.0%} of them are learnt from a learning rate of {rate:.2g} on." if rate else ""
+        lines.append(
+            enough or f"No learning rate teaches {share:.0%} of them: the others are contradicted, or lose ground."
+        )
+    worst = table[table.outcome == "silent failure"].sort_values("number").head(WORST)
+    if len(worst):
+        lines += ["", "Furthest from being learnt (N: how far the gap travels, over how far it has to):"]
+        width = min(44, int(worst.before.str.len().max()) + 2)
+        for row in worst.to_dict("records"):
+            before = in_line(row["before"])[-width:]
+            lines.append(
+                f"  row {row['row']:<6} {before:>{width}} “{in_line(row['correct'])}”, not “{in_line(row['competitor'])}”  "
+                f"N = {row['number']:.2g}, from {row['critical_learning_rate']:.2g} on"
+            )
+    lines += ["", *problems] if problems else []
+    return "\n".join(lines)
+
+
+def as_page(found: Scan, rows: Sequence[Row], tokenizer, given: dict) -> str:
+    """One HTML file with the data, each target coloured by its outcome, and sliders for learning rate and epochs.
+
+    Nothing is fetched. The page knows the budget at which each target is learnt, so it answers for every rate.
+    """
+    at = {
+        (row, position): index
+        for index, (row, position) in enumerate(zip(found.targets.row, found.targets.position, strict=True))
+    }
+    texts = []
+    for row in rows:
+        pieces = [tokenizer.decode([token]) for token in row.ids]
+        shown = "".join(
+            f'<i data-t="{at[row.number, position]}">{html.escape(piece)}</i>'
+            if (row.number, position) in at
+            else html.escape(piece)
+            for position, piece in enumerate(pieces)
+        )
+        texts.append(f'<p id="r{row.number}"><b>{row.number}</b> {shown}</p>')
+    columns = found.targets.assign(critical=found.critical_budget())
+    fields = ["row", "before", "correct", "competitor", "gap", "velocity", "wake", "ceiling", "critical"]
+    data = {name: [_finite(value) for value in columns[name].tolist()] for name in fields}
+    shape = float(found.budget(1.0, given["epochs"], given["schedule"], given["warmup"])[-1]) / (
+        found.updates * given["epochs"]
+    )
+    facts = {"updates": found.updates, "number": found.number, "factor": found.factor, "shape": shape} | given
+    template = Template(resources.files("phantombook").joinpath("scan.html").read_text(encoding="utf-8"))
+    as_script = {"data": data, "facts": facts}
+    safe = {name: json.dumps(value, ensure_ascii=False).replace("<", "\\u003c") for name, value in as_script.items()}
+    return template.substitute(rows="\n".join(texts), **safe)
+
+
+def in_line(text: str) -> str:
+    """In one line."""
+    return " ".join(text.split())
+
+
+def _finite(value):
+    """A value in JSON types; None for nan and the infinities, which JSON does not have."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value

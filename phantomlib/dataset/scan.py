@@ -22,7 +22,7 @@ scan answers for all of them; another batch size has other :math:`\langle g_b^2 
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -32,17 +32,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from phantomlib.dataset.loss import BatchLoss, batches_of
 from phantomlib.dataset.rows import Row
-from phantomlib.engine.finetune import trainable
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ParameterError, shown
-from phantomlib.models.language_model import LanguageModel, share_tensors
+from phantomlib.models.language_model import LanguageModel
 from phantomlib.progress import track
 
 SCHEDULES = ("constant", "linear", "cosine")
 OUTCOMES = ("learnt", "silent failure", "too close to call", "contradicted", "leads already")
-LOGITS = 2**26  # numbers of a block of logits (256 MB): rows of a mini-batch are taken in parts of at most so many
+SHOWN = 8  # tokens before a target that the table shows
 NUDGE = 1e-3  # relative step of A in the derivative of the velocity
+STEP = 1e-4  # largest change of B before A's direction is measured
 # N at which a target is learnt, for mini-batches and for one batch, and the factor by which a target's own may differ. Not
 # calibrated yet: from prototypes on small models (mini-batches 1.03 to 1.24; one batch .85 to .97 with Adam, 1.03 to 1.07
 # with SGD; late drift up to 1.4).
@@ -57,8 +58,9 @@ class Scan:
     Attributes:
         targets: a row for each target: ``row`` (its number in the data), ``position``, ``before`` (the last words),
             ``correct``, ``competitor``, ``gap`` (Δ, nats; negative if outranked), ``overlap`` (of the two readout rows),
-            ``velocity`` (v, nats per unit of budget), ``wake`` (κ, per unit of budget), ``loss_falls`` (whether its
-            cross-entropy falls along u), and ``ceiling`` (the gap at which the data themselves stop, nats; ``inf``
+            ``velocity`` (v, nats per unit of budget), ``wake`` (κ, per unit of budget), ``cross_entropy`` (nats), ``loss_falls``
+            (whether it falls along u), ``correct_id`` and ``competitor_id``,
+            and ``ceiling`` (the gap at which the data themselves stop, nats; ``inf``
             where the same prefix has no other target).
         updates: mini-batches in one pass through the data.
         number: the constant that N is compared with.
@@ -185,46 +187,31 @@ def scan(
     if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not 0 < clip < math.inf):
         raise ParameterError(f"clip is {shown(clip)}; give a positive number, or None.")
     adam = recipe.optimizer != "sgd"
-    training = _Training(model, recipe, seed)
-    order = np.random.default_rng(seed).permutation(len(rows))
-    batches = [[rows[i] for i in order[start : start + batch_size]] for start in range(0, len(rows), batch_size)]
-    passes = 3 if recipe.method == "lora" and adam else 1
-    with track(f"{model.name}, {len(rows)} rows", (passes + passes) * len(batches)) as advance:
-        u = training.first_update(batches, clip, advance)
-        targets = training.move(batches, u, advance)
-        wake = np.zeros(len(targets))
-        if passes > 1:
-            wake = training.wake(batches, u, targets.velocity.to_numpy(), clip, advance)
-    targets["wake"] = wake
+    wakes = recipe.method == "lora" and adam  # SGD leaves A where it is: its gradient stays small
+    loss, batches = BatchLoss(model, recipe, seed), batches_of(rows, batch_size, np.random.default_rng(seed))
+    with track(f"{model.name}, {len(rows)} rows", (4 if wakes else 2) * len(batches)) as advance:
+        u = _first_update(loss, batches, loss.values, recipe, clip, advance)
+        targets = _move(loss, batches, loss.values, u, advance)
+        targets["wake"] = 0.0
+        if wakes:
+            targets["wake"] = _wake(loss, batches, u, targets.velocity.to_numpy(), recipe, clip, advance)
     ceilings = _ceilings(rows)
     targets["ceiling"] = [ceilings[place] for place in zip(targets.row, targets.position, strict=True)]
     E = model.readout
-    correct, competitor = (torch.tensor(targets[name].to_numpy(), device=E.device) for name in ("c", "k"))
+    correct, competitor = (
+        torch.tensor(targets[f"{word}_id"].to_numpy(), device=E.device) for word in ("correct", "competitor")
+    )
     drawn = torch.tensor(np.random.default_rng(seed).permutation(len(targets)), device=E.device)
     targets["overlap"] = _overlaps(E, correct, competitor)
-    spell = model.tokenizer.convert_ids_to_tokens
-    decoded = {int(i): model.tokenizer.decode([i]) or spell(int(i)) for i in {*targets.c, *targets.k}}
-    told = targets.assign(correct=targets.c.map(decoded), competitor=targets.k.map(decoded))
-    texts = {row.number: row.ids for row in rows}
-    told["before"] = [
-        model.tokenizer.decode(texts[number][max(0, position - 8) : position])
-        for number, position in zip(told.row, told.position, strict=True)
-    ]
-    columns = [
-        "row",
-        "position",
-        "before",
-        "correct",
-        "competitor",
-        "gap",
-        "overlap",
-        "velocity",
-        "wake",
-        "loss_falls",
-        "ceiling",
+    for word in ("correct", "competitor"):
+        targets[word] = [_spelt(model.tokenizer, token) for token in targets[f"{word}_id"]]
+    ids = {row.number: row.ids for row in rows}
+    targets["before"] = [
+        model.tokenizer.decode(ids[number][max(0, position - SHOWN) : position])
+        for number, position in zip(targets.row, targets.position, strict=True)
     ]
     return Scan(
-        told.sort_values(["row", "position"], ignore_index=True)[columns],
+        targets.sort_values(["row", "position"], ignore_index=True),
         updates=len(batches),
         number=NUMBERS["adam" if adam else "sgd", len(batches) > 1],
         factor=FACTOR,
@@ -232,116 +219,71 @@ def scan(
     )
 
 
-class _Training:
-    """The loss of mini-batches as a function of the trainable tensors."""
+def _spelt(tokenizer, token: int) -> str:
+    """A token as text; as the tokenizer names it if it is no text by itself."""
+    return tokenizer.decode([token]) or tokenizer.convert_ids_to_tokens(token)
 
-    def __init__(self, model: LanguageModel, recipe: Recipe, seed: int):
-        module, values = trainable(model, recipe, seed)
-        self.recipe, self.device, self.vocabulary = recipe, model.device, len(model.readout)
-        self.module = share_tensors(module)
-        self.chosen: tuple[Tensor, Tensor] | None = None  # rows and positions whose logits are wanted
-        # the readout sees the positions before a target only: (R, L, d) -> (1, n, d)
-        self.module.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0][self.chosen][None],))
-        self.values = {name: value.detach() for name, value in values.items()}
 
-    def parts(self, batch: list[Row]) -> Iterator[tuple[Tensor, Tensor, list[tuple[int, int]]]]:
-        """A mini-batch in blocks that fit: ids (R, L), targets' ids (n,), and (row, position) of each; sets ``chosen``."""
-        block: list[Row] = []
-        for row in [*batch, None]:
-            size = sum(len(one.targets) for one in [*block, row] if one) * self.vocabulary
-            if block and (row is None or size > LOGITS):
-                longest = max(len(one.ids) for one in block)
-                ids = torch.tensor([[*one.ids, *[0] * (longest - len(one.ids))] for one in block], device=self.device)
-                places = [(i, t) for i, one in enumerate(block) for t in one.targets]
-                at, position = torch.tensor(places, device=self.device).T
-                self.chosen = (at, position - 1)
-                yield ids, ids[at, position], [(block[i].number, t) for i, t in places]
-                block = []
-            if row is not None:
-                block.append(row)
-
-    def logits(self, values: dict[str, Tensor], ids: Tensor) -> Tensor:
-        """Next-token logits (n, V) at the chosen positions."""
-        return torch.func.functional_call(self.module, values, (ids,), {"use_cache": False}).logits[0]
-
-    def gradient(self, batch: list[Row], clip: float | None, moved: dict[str, Tensor]) -> list[Tensor]:
-        """Gradient of the mean loss over the targets of a mini-batch, clipped."""
-        leaves = {name: value.detach().requires_grad_() for name, value in (self.values | moved).items()}
-        total = sum(len(row.targets) for row in batch)
-        found = [torch.zeros_like(value) for value in leaves.values()]
-        for ids, wanted, _ in self.parts(batch):
-            loss = F.cross_entropy(self.logits(leaves, ids), wanted, reduction="sum") / total
-            for g, part in zip(found, torch.autograd.grad(loss, list(leaves.values()), allow_unused=True), strict=True):
-                if part is not None:
-                    g += part
-        if clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(_holding(found), clip, torch.nn.utils.get_total_norm(found))
-        return found
-
-    def first_update(
-        self, batches, clip: float | None, advance: Callable, moved: dict[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """u by tensor: the mean direction of the first updates per unit learning rate, from one pass."""
-        mean = [torch.zeros_like(value) for value in self.values.values()]
-        square = [] if self.recipe.optimizer == "sgd" else [torch.zeros_like(value) for value in mean]
-        for batch in batches:
-            for i, g in enumerate(self.gradient(batch, clip, moved or {})):
-                mean[i] += g / len(batches)
-                if square:
-                    square[i].addcmul_(g, g, value=1 / len(batches))
-            advance(1)
-        for i, (m, value) in enumerate(zip(mean, self.values.values(), strict=True)):
+def _first_update(
+    loss: BatchLoss, batches, values: dict[str, Tensor], recipe: Recipe, clip: float | None, advance: Callable
+) -> dict[str, Tensor]:
+    """u by tensor: the mean direction of the first updates per unit learning rate, from one pass."""
+    mean = [torch.zeros_like(value) for value in values.values()]
+    square = [] if recipe.optimizer == "sgd" else [torch.zeros_like(value) for value in mean]
+    for batch in batches:
+        for i, g in enumerate(loss.gradient(batch, values, clip)):
+            mean[i] += g / len(batches)
             if square:
-                m /= square[i].sqrt_().add_(self.recipe.epsilon)
-            m.neg_().sub_(value, alpha=self.recipe.weight_decay)  # AdamW shrinks the weights besides
-        return dict(zip(self.values, mean, strict=True))
-
-    def move(
-        self, batches, u: dict[str, Tensor], advance: Callable, moved: dict[str, Tensor] | None = None
-    ) -> pd.DataFrame:
-        """How every target moves along u: gap, velocity, whether its loss falls, and the ids of its two words."""
-        values, found = self.values | (moved or {}), list[pd.DataFrame]()
-        for batch in batches:
-            for ids, c, places in self.parts(batch):
-                logits = partial(self.logits, ids=ids)
-                z, dz = (one.detach() for one in torch.func.jvp(logits, (values,), (u,)))  # (n, V) each
-                own = c[:, None]
-                k = z.scatter(1, own, -math.inf).argmax(1)[:, None]  # the first choice but for the target itself
-                p = z.softmax(1)
-                falls = dz.gather(1, own)[:, 0] > (p * dz).sum(1)
-                columns = (z.gather(1, own) - z.gather(1, k), dz.gather(1, own) - dz.gather(1, k))
-                gap, velocity = (column[:, 0].double().cpu().numpy() for column in columns)
-                number, position = zip(*places, strict=True)
-                part = {"row": number, "position": position, "gap": gap, "velocity": velocity}
-                ids_of = {"loss_falls": falls.cpu().numpy(), "c": c.cpu().numpy(), "k": k[:, 0].cpu().numpy()}
-                found.append(pd.DataFrame(part | ids_of))
-            advance(1)
-        return pd.concat(found, ignore_index=True)
-
-    def wake(
-        self, batches, u: dict[str, Tensor], velocity: np.ndarray, clip: float | None, advance: Callable
-    ) -> np.ndarray:
-        """κ of every target: by how much v grows, relative to itself, per unit of budget that A has moved.
-
-        A has no gradient while B is zero. Once B has made a step along u, A moves along its own first update, at full speed
-        under Adam; v then is another. One pass for that direction of A, one product for the derivative of v along it.
-        """
-        first = {name for name, direction in u.items() if direction.any()}  # the tensors B
-        size = max(float(direction.abs().max()) for direction in u.values())
-        stepped = {name: self.values[name] + u[name] * (1e-4 / size) for name in first}
-        along = self.first_update(batches, clip, advance, stepped)
-        reach = NUDGE * float(np.mean([float(self.values[name].abs().mean()) for name in along.keys() - first]))
-        moved = {name: self.values[name] + reach * along[name] for name in along.keys() - first}
-        later = self.move(batches, u, advance, moved).velocity.to_numpy()
-        return (later - velocity) / (reach * np.where(velocity == 0, np.nan, velocity))
+                square[i].addcmul_(g, g, value=1 / len(batches))
+        advance(1)
+    for i, (m, value) in enumerate(zip(mean, values.values(), strict=True)):
+        if square:
+            m /= square[i].sqrt_().add_(recipe.epsilon)
+        m.neg_().sub_(value, alpha=recipe.weight_decay)  # AdamW shrinks the weights besides
+    return dict(zip(values, mean, strict=True))
 
 
-def _holding(gradients: list[Tensor]) -> list[Tensor]:
-    """Tensors that hold these gradients, as torch's own clipping wants them."""
-    held = [torch.empty_like(g) for g in gradients]
-    for one, g in zip(held, gradients, strict=True):
-        one.grad = g
-    return held
+def _move(loss: BatchLoss, batches, values: dict[str, Tensor], u: dict[str, Tensor], advance: Callable) -> pd.DataFrame:
+    """How every target moves along u: its words, gap, velocity, cross-entropy, and whether that falls."""
+    found = []
+    for batch in batches:
+        for ids, c, places in loss.parts(batch):
+            logits = partial(loss.logits, ids=ids)
+            z, dz = (one.detach() for one in torch.func.jvp(logits, (values,), (u,)))  # (n, V) each
+            own = c[:, None]
+            k = z.scatter(1, own, -math.inf).argmax(1)[:, None]  # the first choice but for the target itself
+            log_p = z.log_softmax(1)
+            number, position = zip(*places, strict=True)
+            columns = {
+                "correct_id": own,
+                "competitor_id": k,
+                "gap": z.gather(1, own) - z.gather(1, k),
+                "velocity": dz.gather(1, own) - dz.gather(1, k),
+                "cross_entropy": -log_p.gather(1, own),
+                "loss_falls": dz.gather(1, own) > (log_p.exp() * dz).sum(1, keepdim=True),
+            }
+            told = {name: column[:, 0].cpu().numpy() for name, column in columns.items()}
+            found.append(pd.DataFrame({"row": number, "position": position} | told))
+        advance(1)
+    table = pd.concat(found, ignore_index=True)
+    return table.astype({name: float for name in ("gap", "velocity", "cross_entropy")})
+
+
+def _wake(loss: BatchLoss, batches, u, velocity: np.ndarray, recipe: Recipe, clip, advance: Callable) -> np.ndarray:
+    """κ of every target: by how much v grows, relative to itself, per unit of budget that A has moved.
+
+    A has no gradient while B is zero. Once B has made a step along u, A moves along its own first update, at full speed
+    under Adam; v then is another. One pass for that direction of A, one product for the velocity with A moved.
+    """
+    B = {name for name, direction in u.items() if direction.any()}
+    size = max(float(direction.abs().max()) for direction in u.values())
+    stepped = {name: v + u[name] * (STEP / size) if name in B else v for name, v in loss.values.items()}
+    along = _first_update(loss, batches, stepped, recipe, clip, advance)
+    A = [name for name in u if name not in B]
+    reach = NUDGE * float(np.mean([float(loss.values[name].abs().mean()) for name in A]))
+    moved = loss.values | {name: loss.values[name] + reach * along[name] for name in A}
+    later = _move(loss, batches, moved, u, advance).velocity.to_numpy()
+    return (later - velocity) / (reach * np.where(velocity == 0, np.nan, velocity))
 
 
 def _overlaps(E: Tensor, a: Tensor, b: Tensor) -> np.ndarray:

@@ -3,8 +3,10 @@
 Looks at the built book if there is one, and always at a small book made here from the committed pages.
 """
 
+import contextlib
 import functools
 import http.server
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+import phantomlib as ph
 from phantombook.build import BUILDER
 from phantombook.figures import explorer
 from phantombook.notebook import markdown_table
@@ -59,15 +62,20 @@ def browser():
 
 def look_at(browser, site: Path) -> list[str]:
     """What is wrong with the pages of a site: one line per page, screen and fault."""
+    pages = sorted(p.relative_to(site).as_posix() for p in site.rglob("*.html") if "_static" not in p.parts)
+    pages.remove("index.html")  # it only leads to the first page
+    with _served(site) as here, browser.new_context() as context:
+        return [f"{name}: {fault}" for name in pages for fault in _faults(context, here, name)]
+
+
+@contextlib.contextmanager
+def _served(site: Path):
+    """The address of a site while it is served."""
     handler = functools.partial(_Quiet, directory=str(site))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
-            here = f"http://127.0.0.1:{server.server_port}/"
-            pages = sorted(p.relative_to(site).as_posix() for p in site.rglob("*.html") if "_static" not in p.parts)
-            pages.remove("index.html")  # it only leads to the first page
-            with browser.new_context() as context:
-                return [f"{name}: {fault}" for name in pages for fault in _faults(context, here, name)]
+            yield f"http://127.0.0.1:{server.server_port}/"
         finally:
             server.shutdown()
 
@@ -127,7 +135,15 @@ def _is_outside(request, here: str) -> bool:
     return not request.url.startswith((here, "data:", "blob:"))
 
 
-PAGES = ("definitions", "paper-and-ours", "your-model", "extend", "bibliography")  # those that need no notebook
+PAGES = (
+    "definitions",
+    "paper-and-ours",
+    "your-model",
+    "data-set",
+    "train-it-here",
+    "extend",
+    "bibliography",
+)  # those that need no notebook
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +158,8 @@ def small_book(tmp_path_factory) -> Path:
     for folder in ("_ext", "_static", "_templates"):
         shutil.copytree(ROOT / "book" / folder, root / "book" / folder)
     for name in (*(f"{page}.md" for page in PAGES), "references.bib"):
+        shutil.copy(ROOT / "book" / name, root / "book")
+    for name in ("diagnosis.txt", "scan.txt"):
         shutil.copy(ROOT / "book" / name, root / "book")
     (root / "book/generated").mkdir()
     nbformat.write(_notebook(), root / "book/generated/20_explorer.ipynb")
@@ -179,6 +197,30 @@ def _notebook():
 
 def test_a_small_book(browser, small_book):
     assert not look_at(browser, small_book)
+
+
+def test_a_model_is_trained_in_the_page(browser, small_book):
+    """By keyboard, on a phone: loaded on a click, nothing from outside; the gaps are those of the engine."""
+    model = ph.load("zoo:gpt2-s")
+    context, wrong = ph.resolve(ph.load_contexts()[0], model.tokenizer), []
+    with _served(small_book) as here:
+        page = browser.new_page(viewport=PHONE)
+        page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda request: wrong.append(request.url) if _is_outside(request, here) else None)
+        page.goto(here + "book/train-it-here.html")
+        page.locator("#live-load").press("Enter")
+        said = page.locator("#live-said")
+        playwright.expect(said).to_contain_text("nats and the gap ends at", timeout=60_000)
+        predicted = float(page.locator("#live-predicted").get_attribute("title"))
+        run = ph.finetune(model, [context], [predicted], ph.Recipe(steps=20)).isel(context=0, rate=0, seed=0)
+        ends = float(re.search(r"the gap ends at (-?[\d.]+):", said.inner_text())[1])
+        assert ends == pytest.approx(float(run.logit_gap[-1]), abs=1e-3)
+        page.locator("#live-pair").press("Enter")
+        playwright.expect(said).to_contain_text("at 1.02 times it", timeout=60_000)
+        assert page.locator("#live-pictures svg").count() == 5
+        assert page.evaluate(REACHES) == "" and wrong == []
+        page.close()
 
 
 def test_faults_are_seen(browser, tmp_path):

@@ -76,7 +76,7 @@ def finetune(
     """
     check_contexts(model, contexts)
     rates = check_learning_rates(learning_rates, len(contexts), recipe.steps)
-    check_seeds(seeds)
+    check_seeds(seeds, recipe)
     if engine not in ("auto", "batch axis", "vmap"):
         raise ParameterError(f"engine {engine!r} is not known; choose 'auto', 'batch axis' or 'vmap'.")
     if chunk is not None and (type(chunk) is not int or chunk < 1):

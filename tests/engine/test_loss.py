@@ -44,8 +44,8 @@ def test_gradients_are_finite_differences(name):
 @pytest.mark.parametrize(
     "given, match",
     [
-        ({"loss": "hinge"}, "choose one of cross-entropy, margin, unlikelihood, gap"),
-        ({"loss": "margin", "weight": 0.0}, "weight 0.0"),
+        ({"loss": "hinge"}, "choose one of cross-entropy, margin, unlikelihood or gap"),
+        ({"loss": "margin", "weight": 0.0}, "weight is 0.0"),
         ({"loss": "margin", "weight": -1.0}, "weight is -1.0"),
         ({"loss": "margin", "weight": "2"}, "weight is '2'"),
         ({"loss": "margin", "weight": float("nan")}, "weight is nan"),

@@ -74,6 +74,14 @@ def _rows(E: Tensor, ids: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return _converted(E[torch.arange(len(E), device=E.device)[:, None], each].view(*ids.shape, -1), dtype)
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device that has no double precision, such as Apple's."""
+    try:
+        return torch.zeros((), dtype=torch.float64, device=device).dtype
+    except (TypeError, RuntimeError):
+        return torch.float32
+
+
 def normalise(E: Tensor) -> Tensor:
     """Rows of a readout ``E`` (..., V, d) scaled to length one; a zero row has no direction and stays zero."""
     E = _converted(E)

@@ -62,6 +62,8 @@ def plain_loop(model, context, rates, recipe: Recipe, seed: int) -> dict[str, li
         loss = LOSSES[recipe.loss](z, c, k, recipe.weight)
         p = z.detach().double().softmax(0).cpu().numpy()
         e, h, g_ck = geometry(source.weight, c, k, recipe.exponent)
+        E = source.weight.detach().double().cpu().numpy()
+        axis, middle = E[c] - E[k], (E[c] + E[k]) / 2
         rho = sum(p_i * np.outer(e_i, e_i) for p_i, e_i in zip(p, e, strict=True))
         trace = np.trace(rho @ (np.outer(e[c], e[c]) - np.outer(e[k], e[k])))
         update.zero_grad()
@@ -76,6 +78,8 @@ def plain_loop(model, context, rates, recipe: Recipe, seed: int) -> dict[str, li
             "signal": (p[c] - p[k]) * (1 - g_ck**recipe.exponent),
             "drag": sum(p[i] * h[i] for i in range(len(p)) if i not in (c, k)),
             "overlap": g_ck,
+            "m": 2 * axis @ (p @ E - middle) / (axis @ axis),
+            "m_drag": sum(2 * p[i] * axis @ (E[i] - middle) / (axis @ axis) for i in range(len(p)) if i not in (c, k)),
             "readout_drift": float((source.weight.detach() - E_0).norm() / E_0.norm()),
             "readout_unchanged": int(torch.equal(source.weight, E_0)),
             "gradient_norm": math.sqrt(sum(float(q.grad.square().sum()) for q in trained if q.grad is not None)),
@@ -203,7 +207,7 @@ def test_one_replica_equals_torch_optim(architecture, method, name, small, large
     monkeypatch.setattr("phantomlib.engine.optimizer.SMALL", small)
     monkeypatch.setattr("phantomlib.engine.optimizer.PART", 100)  # a few rows at a time
     monkeypatch.setattr("phantomlib.engine.replicas.LARGE", large)
-    monkeypatch.setattr("phantomlib.engine.recorder.IN_CACHE", 100)
+    monkeypatch.setattr("phantomlib.engine.recorder.READ_AT_ONCE", 100)
     rates, settings = OPTIMIZERS[name]
     recipe = Recipe(optimizer=name, method=method, steps=4, rank=2, alpha=4.0, **settings)
     model = tiny.model(architecture, "float64")
@@ -219,12 +223,20 @@ def small_run(rates=(0.01, 0.03), *, model=None, lengths=(7, 4), seeds=(0,), eng
     return finetune(model, contexts, list(rates), Recipe(**settings), seeds=seeds, engine=engine, chunk=chunk)
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_neither_engine_nor_chunk_matters(method):
-    reference = small_run(method=method, seeds=(0, 1))
-    for options in ({"engine": "batch axis"}, {"engine": "vmap"}, {"chunk": 1}, {"chunk": 3}, {"chunk": 99}):
-        other = small_run(method=method, seeds=(0, 1), **options)
+@pytest.mark.parametrize("method, seeds", [("full", (0,)), ("lora", (0, 1))])
+def test_neither_engine_nor_chunk_matters_and_both_are_recorded(method, seeds):
+    reference, n = small_run(method=method, seeds=seeds), 4 * len(seeds)
+    assert (reference.attrs["engine"], reference.attrs["replicas_together"]) == ("batch axis", n)
+    for options, engine, together in (
+        ({"engine": "vmap"}, "vmap", n),
+        ({"engine": "one by one"}, "one by one", n),
+        ({"chunk": 1}, "one by one", 1),
+        ({"chunk": 3}, "batch axis" if method == "lora" else "batch axis, one by one", 3),
+        ({"chunk": 99}, "batch axis", n),
+    ):
+        other = small_run(method=method, seeds=seeds, **options)
         xr.testing.assert_allclose(other, reference, rtol=0, atol=1e-12)
+        assert (other.attrs["engine"], other.attrs["replicas_together"]) == (engine, together)
 
 
 def test_a_run_repeats_bit_for_bit_and_leaves_the_model_alone():
@@ -276,12 +288,15 @@ def test_progress_counts_every_replica_step():
     assert sum(done) == 2 * 5 * 3 and len(done) > 3
 
 
-def test_seeds_change_lora_only():
-    lora, full = (small_run(method=method, seeds=(0, 1, 0)).drop_vars("seed") for method in ("lora", "full"))
-    assert full.isel(seed=0).identical(full.isel(seed=1)) and full.isel(seed=0).identical(full.isel(seed=2))
+def test_seeds_are_of_lora_only():
+    lora = small_run(method="lora", seeds=(0, 1, 0)).drop_vars("seed")
     assert lora.isel(seed=0).identical(lora.isel(seed=2))
     assert (lora.phi.isel(seed=0) == lora.phi.isel(seed=1))[..., :1].all()
     assert (lora.phi.isel(seed=0) != lora.phi.isel(seed=1))[..., 2:].all()
+    full = [small_run(seeds=(seed,)).drop_vars("seed") for seed in (0, 5)]
+    assert full[0].identical(full[1])
+    with pytest.raises(ParameterError, match="full fine-tuning draws nothing"):
+        small_run(seeds=(0, 1))
 
 
 def test_each_context_may_have_its_own_rates():
@@ -362,7 +377,8 @@ def test_bad_recipes_are_refused(changes, named):
     with pytest.raises(ParameterError) as error:
         Recipe(**changes)
     assert named in str(error.value) and "\n" not in str(error.value)
-    assert str(next(iter(changes.values()))) in str(error.value)
+    value = next(iter(changes.values()))
+    assert str(value) in str(error.value) or f"snapshots[0] is {value[0]!r}" in str(error.value)
 
 
 def test_recipes_are_values():

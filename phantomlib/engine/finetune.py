@@ -20,7 +20,7 @@ from phantomlib.engine.loss import training_loss
 from phantomlib.engine.optimizer import BatchedOptimizer
 from phantomlib.engine.recipe import Recipe, check_contexts, check_learning_rates, check_seeds
 from phantomlib.engine.recorder import Recorder, check_extra, label_runs
-from phantomlib.engine.replicas import ENGINES, Stack, padding_matters, stack
+from phantomlib.engine.replicas import ENGINES, Stack, all_seen, padding_matters, stack
 from phantomlib.errors import ModelError, ParameterError, shown
 from phantomlib.models.language_model import CausalLM, LanguageModel, add_lora
 
@@ -136,7 +136,11 @@ def trainable(model: LanguageModel, recipe: Recipe, seed: int) -> tuple[CausalLM
     if key not in adapted:
         try:
             adapted[key] = add_lora(model.module, rank=recipe.rank, alpha=recipe.alpha, seed=seed, share=True)
-        except Exception as error:  # peft fails in many ways
+            ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
+            with torch.no_grad():
+                adapted[key](ids, **all_seen(ids))
+        except Exception as error:  # peft refuses some classes, and breaks others
+            adapted.pop(key, None)
             raise ModelError(
                 f"LoRA cannot be put on '{model.name}' ({type(model.module).__name__}): {shown(str(error))}. Use full "
                 "fine-tuning, method 'full'."

@@ -25,7 +25,7 @@ class BatchedOptimizer:
     def __init__(self, stacked: Stack, rates: Tensor, recipe: Recipe):
         self.recipe, self.rates, self.steps = recipe, rates, 0  # rates (R,), or schedules (R, T)
         self.on_cpu = rates.device.type == "cpu"
-        self.count = rates.new_zeros(())  # of steps, where Adam's kernel looks for it
+        self.count = torch.zeros((), dtype=torch.float32, device=rates.device)  # of steps, as Adam's kernel reads it
         self.moments: dict[Tensor, tuple[Tensor, Tensor]] = {}
         self.factors = stacked.factors
         parameters = list(stacked.parameters.values())

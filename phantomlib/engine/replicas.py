@@ -108,7 +108,7 @@ def _agrees(stacked: Stack, module: CausalLM, values: dict[str, Tensor]) -> bool
     names = list(values)
     leaves = [values[name].detach().requires_grad_() for name in names]
     own = dict(zip(names, leaves, strict=True))
-    plain = torch.func.functional_call(module, own, (ids[-1:, :5],), {"use_cache": False}).logits[0, -1]
+    plain = torch.func.functional_call(module, own, (ids[-1:, :5],), all_seen(ids[-1:, :5])).logits[0, -1]
     try:
         logits = stacked.logits(ids, torch.full((replicas,), 4, device=device))[-1]
         ours = torch.autograd.grad(
@@ -128,13 +128,12 @@ def _agrees(stacked: Stack, module: CausalLM, values: dict[str, Tensor]) -> bool
 def padding_matters(module: CausalLM, lengths: Iterable[int]) -> bool:
     """Whether prompts of these lengths are read otherwise when padded to the longest: positions may depend on it."""
     longest, known = max(lengths), _padding.setdefault(module, {})
-    module = _share_frozen_copy(module)
     device, vocabulary = next(module.parameters()).device, module.get_output_embeddings().weight.shape[0]
     ids = (torch.arange(longest, device=device)[None] * 7 + 3) % vocabulary
     for length in {*lengths} - {longest}:
         if (length, longest) not in known:
-            padded = module(ids, use_cache=False).logits[0, length - 1]
-            alone = module(ids[:, :length], use_cache=False).logits[0, -1]
+            padded = module(ids, **all_seen(ids)).logits[0, length - 1]
+            alone = module(ids[:, :length], **all_seen(ids[:, :length])).logits[0, -1]
             tolerance = 1e-4 if alone.dtype == torch.float32 else 1e-6  # some classes compute norms in float32 anyway
             known[length, longest] = bool((padded - alone).norm() > tolerance * alone.norm())
     return any(known[length, longest] for length in {*lengths} - {longest})
@@ -142,7 +141,7 @@ def padding_matters(module: CausalLM, lengths: Iterable[int]) -> bool:
 
 def _one_by_one(module: CausalLM, parameters: dict[str, Tensor], factors: Factors) -> Callable:
     """The model's own forward pass for each replica, with its weights put in."""
-    module = _share_frozen_copy(module)
+    module = share_tensors(module)
     by_identity = _by_identity(module, parameters)
     places = [
         (leaf._parameters, name, by_identity[id(p)])
@@ -166,14 +165,14 @@ def _one_by_one(module: CausalLM, parameters: dict[str, Tensor], factors: Factor
 
 
 def _by_vmap(module: nn.Module, parameters: dict[str, Tensor], factors: Factors) -> Callable:
-    module = _share_frozen_copy(module)
+    module = share_tensors(module)
     for leaf in module.modules():
         # vmap heeds padding_idx for the first replica only
         if isinstance(leaf, nn.Embedding) and leaf.padding_idx is not None:
             leaf.register_forward_hook(lambda _, args, rows, idx=leaf.padding_idx: _untrained_at(idx, args[0], rows))
 
     def one(values: dict[str, Tensor], ids: Tensor, last: Tensor) -> Tensor:
-        logits = torch.func.functional_call(module, values, (ids[None],), {"use_cache": False}).logits[0]
+        logits = torch.func.functional_call(module, values, (ids[None],), all_seen(ids[None])).logits[0]
         return logits.index_select(0, last[None])[0]
 
     return lambda ids, last: torch.vmap(one)(parameters, ids, last)
@@ -181,7 +180,7 @@ def _by_vmap(module: nn.Module, parameters: dict[str, Tensor], factors: Factors)
 
 def _on_batch_axis(module: nn.Module, parameters: dict[str, Tensor], factors: Factors) -> Callable | None:
     """A forward pass over stacked weights, or None if some trainable module is not known here."""
-    module = _share_frozen_copy(module)
+    module = share_tensors(module)
     by_identity = _by_identity(module, parameters)
     for path, leaf in list(module.named_modules()):
         own = {name: by_identity.get(id(p)) for name, p in leaf._parameters.items()}
@@ -212,19 +211,16 @@ def _last_logits(module: CausalLM) -> Callable:
 
     def logits(ids: Tensor, last: Tensor) -> Tensor:
         rows["last"] = last
-        found = module(ids, use_cache=False).logits
+        found = module(ids, **all_seen(ids)).logits
         # some classes multiply with the readout's weight without calling it: then all positions are there
         return found[:, 0] if found.shape[1] == 1 else found[torch.arange(len(ids), device=ids.device), last]
 
     return logits
 
 
-def _share_frozen_copy(module: CausalLM) -> CausalLM:
-    """A copy of the module tree, to be changed, that shares every tensor with the original."""
-    module = share_tensors(module)
-    # else some models look for padding in every batch, and wait for the device; set past the checks of strict configurations
-    vars(module.config)["pad_token_id"] = None
-    return module
+def all_seen(ids: Tensor) -> dict[str, Any]:
+    """That no token of ``ids`` (R, L) is hidden: not told so, some models look for padding and packing, and wait for the device."""
+    return {"attention_mask": torch.ones(ids.shape, dtype=torch.long, device=ids.device), "use_cache": False}
 
 
 def _untrained_at(padding_idx: int, ids: Tensor, rows: Tensor) -> Tensor:

@@ -153,6 +153,15 @@ def test_architectures_that_compute_in_single_precision_equal_torch_optim(archit
     check_against_plain_loop(architecture, "full", name, "float32", 1e-3)
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("engine", ["auto", "vmap"])
+def test_a_model_that_reads_by_length_batches_equal_lengths(engine, method):
+    run = check_against_plain_loop("Phi3-longrope", method, "adam", "float64", 1e-8, engine=engine)
+    together = 4 if method == "lora" else 2  # rates and seeds of one of the two contexts
+    assert (run.attrs["equal_lengths_only"], run.attrs["replicas_together"]) == (1, together)
+    assert small_run().attrs["equal_lengths_only"] == 0
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_vmap_equals_torch_optim(method, name):

@@ -67,11 +67,9 @@ def _converted(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 def _rows(E: Tensor, ids: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Rows ``ids`` (..., n) of a readout (..., V, d), converted: (..., n, d)."""
-    E, each = (
-        E.reshape(-1, *E.shape[-2:]),
-        ids.reshape(-1, ids.shape[-1]),
-    )  # indexed, since eight bits cannot be gathered
-    return _converted(E[torch.arange(len(E), device=E.device)[:, None], each].view(*ids.shape, -1), dtype)
+    E, each = E.reshape(-1, *E.shape[-2:]), ids.reshape(-1, ids.shape[-1])
+    rows = E[torch.arange(len(E), device=E.device)[:, None], each]  # indexed, since eight bits cannot be gathered
+    return _converted(rows.view(*ids.shape, -1), dtype)
 
 
 def widest(device: torch.device) -> torch.dtype:
@@ -183,13 +181,10 @@ def invariant(p: Tensor, E: Tensor, c, k) -> tuple[Tensor, Tensor]:
     """
     p = _converted(p)
     c, k = (torch.as_tensor(ids, device=p.device).expand(p.shape[:-1]) for ids in (c, k))
-    own = E.dim() > 2  # a readout for each distribution
-    E = E.reshape(-1, *E.shape[-2:]) if own else E[None]  # (G, V, d), G = 1 or n
+    E = E.reshape(-1, *E.shape[-2:])  # (G, V, d): G = 1, or n for n distributions
     dtype = torch.promote_types(p.dtype, _converted(E[0, :1]).dtype)
     pairs = _rows(E, torch.stack([c, k], -1).reshape(len(E), -1), dtype).unflatten(1, (-1, 2))  # (G, n / G, 2, d)
-    centre = pairs.mean((1, 2))[
-        :, None
-    ]  # (G, 1, d): subtracted from all rows, so that a large common part costs no digits
+    centre = pairs.mean((1, 2))[:, None]  # (G, 1, d), taken from all rows: a large common part costs no digits
     scale = _powers_of_two((pairs - centre[:, None]).flatten(1)[:, None])  # (G, 1, 1)
     axes = ((pairs[:, :, 0] - pairs[:, :, 1]) / scale).mT  # (G, d, n / G)
     x = torch.cat([(_converted(rows, dtype) - centre) / scale @ axes for rows in E.split(BLOCK, 1)], 1)  # (G, V, n / G)

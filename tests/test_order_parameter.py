@@ -34,48 +34,30 @@ def by_brute_force(p, E, c, k):
 
 
 @given(states())
-def test_phi_is_the_trace_and_the_sum_of_its_parts(state):
-    p, E, c, k = state
-    parts = order_parameter.decompose(p, E, c, k)
-    assert abs(parts.phi - by_brute_force(p, E, c, k)) < 1e-12
-    assert abs(parts.phi - (parts.signal + parts.drag)) < 1e-15
-
-
-@given(states())
-def test_parts_are_the_sums_of_the_definition(state):
+def test_phi_is_the_trace_and_its_parts_are_the_sums_of_the_definition(state):
     p, E, c, k = state
     e = E / E.norm(dim=1, keepdim=True)
     g = (e @ e.T).numpy()
     drag = sum(float(p[i]) * (g[c, i] ** 2 - g[k, i] ** 2) for i in range(len(p)) if i not in (c, k))
     parts = order_parameter.decompose(p, E, c, k)
+    assert abs(parts.phi - by_brute_force(p, E, c, k)) < 1e-12
+    assert abs(parts.phi - (parts.signal + parts.drag)) < 1e-15
     assert abs(parts.signal - float(p[c] - p[k]) * (1 - g[c, k] ** 2)) < 1e-12
     assert abs(parts.drag - drag) < 1e-12
     assert abs(parts.overlap - g[c, k]) < 1e-12
     assert abs(parts.bulk_mass - float(1 - p[c] - p[k])) < 1e-15
     if parts.bulk_mass > 1e-6:
         assert abs(parts.bulk_contrast * parts.bulk_mass - drag) < 1e-12
-
-
-@given(states())
-def test_phi_is_bounded_by_the_overlap(state):
-    p, E, c, k = state
-    parts = order_parameter.decompose(p, E, c, k)
     assert abs(parts.phi) <= math.sqrt(max(0.0, 1 - parts.overlap**2)) + 1e-7  # sqrt turns rounding 1e-16 into 1e-8
 
 
 @given(states())
-def test_swapping_the_tokens_flips_every_sign(state):
+def test_exchange_flips_every_sign_and_certainty_reaches_one_minus_the_squared_overlap(state):
     p, E, c, k = state
     one, other = order_parameter.decompose(p, E, c, k), order_parameter.decompose(p, E, k, c)
     assert (one.signal, one.drag, one.phi) == pytest.approx((-other.signal, -other.drag, -other.phi), abs=1e-13)
     assert one.overlap == pytest.approx(other.overlap, abs=1e-14)
-
-
-@given(states())
-def test_certainty_reaches_one_minus_the_squared_overlap(state):
-    p, E, c, k = state
-    certain = torch.zeros_like(p)
-    certain[c] = 1
+    certain = torch.eye(len(p), dtype=p.dtype)[c]
     parts = order_parameter.decompose(certain, E, c, k)
     assert parts.phi == pytest.approx(1 - parts.overlap**2, abs=1e-12)
     assert parts.drag == 0 and parts.bulk_mass == 0 and math.isnan(parts.bulk_contrast)

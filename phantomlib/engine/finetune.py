@@ -138,7 +138,7 @@ def trainable(model: LanguageModel, recipe: Recipe, seed: int) -> tuple[CausalLM
             adapted[key] = add_lora(model.module, rank=recipe.rank, alpha=recipe.alpha, seed=seed, share=True)
             ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
             with torch.no_grad():
-                adapted[key](ids, **all_seen(ids))
+                adapted[key](ids, **all_seen(model.module, ids))
         except Exception as error:  # peft refuses some classes, and breaks others
             adapted.pop(key, None)
             raise ModelError(
@@ -191,7 +191,8 @@ def advance_on_device(model, chunk: list[Replica], recipe, engine, extra, progre
     stacked = stack(module, [seeds[replica.seed][1] for replica in chunk], engine)
     readout_name, readout_0 = _embedding(module, recipe.geometry)
     contexts, device = [replica.context for replica in chunk], model.device
-    rates = torch.tensor(np.stack([replica.rate for replica in chunk])).to(model.readout)  # (R,), or schedules (R, T)
+    rates = torch.tensor(np.stack([replica.rate for replica in chunk]), dtype=model.readout.dtype, device=device)
+    # rates: (R,), or schedules (R, T)
     longest = max(len(c.prompt_ids) for c in contexts)
     ids = torch.tensor(
         [[*c.prompt_ids, *[0] * (longest - len(c.prompt_ids))] for c in contexts], device=device

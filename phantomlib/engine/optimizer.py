@@ -87,8 +87,9 @@ class BatchedOptimizer:
             self._update_rows(p[rows], gradient, factors, moments, self.rate[rows], self.squared_norm[rows])
 
     def _update_rows(self, p, gradient, factors, moments, rate, squared_norm) -> None:
+        """Update some replicas of a parameter, ``p`` (r, ...), from its gradient or else from the factors of that."""
         rates = rate.view(-1, *[1] * (p.dim() - 1))
-        if gradient is None:
+        if gradient is None:  # |Σ aᵀb|² from L×L matrices
             squared_norm += squared_norms(factors)
         else:
             squared_norm += torch.linalg.vector_norm(gradient.flatten(1), dim=1).square()
@@ -98,17 +99,17 @@ class BatchedOptimizer:
             if gradient is not None:
                 p.addcmul_(gradient, rates, value=-1)
                 return
-            for a, b in factors:  # the gradient itself is never needed
+            for a, b in factors:  # p - η aᵀb in one product: the gradient itself is never needed
                 p.baddbmm_((a * -rates).mT, b) if a.dim() == 3 else add_rows(p, a, b * -rates)
-        elif len(p) > 1 or not self.on_cpu:
+        elif len(p) > 1 or not self.on_cpu:  # Adam's kernel knows one rate: it makes the step at rate 1, added times η
             if gradient is None:
                 gradient = multiply_out(factors, self.gradient[: p.numel()].view_as(p))
             change = self.change[: p.numel()].view_as(p).zero_()
-            fused_adam(change, gradient, moments, self.count, 1.0, self.recipe)  # it knows one learning rate only
+            fused_adam(change, gradient, moments, self.count, 1.0, self.recipe)
             p.addcmul_(change, rates)
-        elif gradient is not None:
+        elif gradient is not None:  # one replica on a CPU, where to read its rate costs nothing
             fused_adam(p, gradient, moments, self.count, float(rate), self.recipe)
-        else:
+        else:  # a large matrix (1, m, n): the gradient of a few rows at a time
             height = max(1, PART // p.shape[2])
             for start in range(0, p.shape[1], height):
                 here = slice(start, start + height)

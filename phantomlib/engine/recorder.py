@@ -14,6 +14,8 @@ from phantomlib import order_parameter
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ParameterError
 
+# numbers of a readout that are measured at a time: as many as fit the cache of a CPU; elsewhere enough to keep it busy
+READ_AT_ONCE, READ_AT_ONCE_ON_DEVICE = 2**18, 2**24
 # what is recorded at every step: name -> (unit, meaning)
 RECORDED = {
     "cross_entropy": ("nat", "-log p_c"),
@@ -50,10 +52,6 @@ def check_extra(extra: Mapping[str, Callable] | None) -> dict[str, Callable]:
     return extra
 
 
-# numbers of a readout that are measured at a time: as many as fit the cache of a CPU; elsewhere enough to keep it busy
-READ_AT_ONCE, READ_AT_ONCE_ON_DEVICE = 2**18, 2**24
-
-
 def recorded(recipe: Recipe) -> dict[str, tuple[str, str]]:
     """What every run of this recipe records: name -> (unit, meaning)."""
     return RECORDED if recipe.loss == "cross-entropy" else RECORDED | TRAINED_LOSS
@@ -70,19 +68,16 @@ class Recorder:
         self.wide = order_parameter.widest(E.device)
         self.norms = E.new_empty(E.shape[:-1])
         self.products = E.new_empty((len(c), len(E_0), 2))  # of the rows of E with those of c and k
-        replicas = len(c)
         names = [*recorded(recipe), *extra]
-        self.fields = {name: E_0.new_full((replicas, recipe.steps + 1), math.nan) for name in names}
-        self.h: Any = (
-            None  # contrast (R, V), overlap g_ck (R,), products with E_c - E_k (R, V), once they were measured
-        )
-        self.g_ck: Any = None
-        self.x: Any = None
+        self.fields = {name: E_0.new_full((len(c), recipe.steps + 1), math.nan) for name in names}
+        self.h: Any = None  # contrast (R, V), once it was measured, with ``g_ck`` (R,) and ``x`` = E (E_c - E_k) (R, V)
         self.previous: tuple[Tensor, Tensor] | None = None  # p and h of the step before
-        d, n = E_0.shape[1], len(recipe.snapshots)
-        self.snapshots = (
-            {"spectrum": E_0.new_zeros((replicas, n, d)), "phi_trace": E_0.new_zeros((replicas, n))} if n else {}
-        )
+        self.snapshots = {}
+        if n := len(recipe.snapshots):
+            self.snapshots = {
+                "spectrum": E_0.new_zeros((len(c), n, E_0.shape[1])),
+                "phi_trace": E_0.new_zeros((len(c), n)),
+            }
 
     def record(self, step: int, logits: Tensor, loss: Tensor) -> None:
         """``logits`` (R, V) and the loss that is minimised (R,), of the state before update ``step``."""
@@ -115,11 +110,10 @@ class Recorder:
         self.previous = p, self.h
         for name, function in self.extra.items():
             values[name] = value = function(p, self._rows(), self.c, self.k)
-            if not isinstance(value, Tensor) or value.shape != self.c.shape:
+            if (shape := getattr(value, "shape", None)) != self.c.shape:
                 raise ParameterError(
-                    f"extra {name!r} gives {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__} "
-                    f"where one number for each of {len(self.c)} replicas is needed; reduce over the last dimensions only, "
-                    "such as .sum(-1)."
+                    f"extra {name!r} gives {type(value).__name__ if shape is None else tuple(shape)} where one number for "
+                    f"each of {len(self.c)} replicas is needed; reduce over the last dimensions only, such as .sum(-1)."
                 )
         for name, value in values.items():
             self.fields[name][:, step] = value
@@ -135,7 +129,7 @@ class Recorder:
         E, geometry = (
             self.E.view(-1, *self.E_0.shape),
             self.h is None or self.trained,
-        )  # (R, V, d), or (1, V, d) for all
+        )  # E (R, V, d), or (1, V, d) for all
         on_cpu = E.device.type == "cpu"
         if geometry:
             directions = order_parameter.normalise(torch.take_along_dim(self._rows(), self.pair[..., None], -2)).mT
@@ -192,28 +186,14 @@ def label_runs(joined, shape, contexts, rates, seeds, recipe, extra) -> xr.Datas
         if name in ("rank_correct", "readout_unchanged"):
             values = np.nan_to_num(values).astype("int32" if name == "rank_correct" else "int8")
         data[name] = (dims, values, {"units": unit, "long_name": meaning})
-    data["diverged_step"] = (
-        dims[:3],
-        diverged.astype("int32"),
-        {"units": "1", "long_name": "first non-finite step, or -1"},
-    )
-    if recipe.snapshots:
-        n, d = joined["spectrum"].shape[1:]
-        data["spectrum"] = (
-            (*dims[:3], "snapshot", "component"),
-            joined["spectrum"].reshape(*shape, n, d),
-            {"units": "1"},
-        )
-        data["phi_trace"] = ((*dims[:3], "snapshot"), joined["phi_trace"].reshape(*shape, n), {"units": "1"})
+    first = {"units": "1", "long_name": "first non-finite step, or -1"}
+    data["diverged_step"] = (dims[:3], diverged.astype("int32"), first)
+    largest, of_rates = rates if rates.ndim == 2 else rates.max(-1), f"learning rate of {recipe.optimizer}"
     coords = {
         "context": [c.id for c in contexts],
         "seed": list(seeds),
         "step": np.arange(recipe.steps + 1),
-        "learning_rate": (
-            ("context", "rate"),
-            rates if rates.ndim == 2 else rates.max(-1),
-            {"units": "1", "long_name": f"learning rate of {recipe.optimizer}"},
-        ),
+        "learning_rate": (("context", "rate"), largest, {"units": "1", "long_name": of_rates}),
         "correct": ("context", [c.context.correct for c in contexts]),
         "competitor": ("context", [c.context.competitor for c in contexts]),
     }
@@ -221,6 +201,9 @@ def label_runs(joined, shape, contexts, rates, seeds, recipe, extra) -> xr.Datas
         data["schedule"] = (dims[:2] + dims[3:], np.pad(rates, ((0, 0), (0, 0), (0, 1)), constant_values=np.nan))
     if recipe.snapshots:
         coords["snapshot"] = list(recipe.snapshots)
+        for name, further in (("spectrum", ("component",)), ("phi_trace", ())):
+            values = joined[name].reshape(*shape, *joined[name].shape[1:])
+            data[name] = ((*dims[:3], "snapshot", *further), values, {"units": "1"})
     attrs = {f"recipe_{key}": value for key, value in recipe.settings().items() if key != "snapshots"}
     return xr.Dataset(data, coords, attrs)
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from phantomlib.models.language_model import CausalLM, share_tensors
 
 ENGINES = ("batch axis", "vmap", "one by one")  # each is right where those before it are not
+COUNT_PADDING = ("xlm", "flaubert")  # kinds that tell a text's length by its padding, or else by a mask
 LARGE = 2**23  # numbers of a replica from which on the memory that its gradients take decides its speed
 _verdicts: dict[tuple, bool] = {}  # of the self-test, by what it depends on
 _padding: WeakKeyDictionary = WeakKeyDictionary()  # module -> whether padding matters, by both lengths
@@ -108,7 +109,9 @@ def _agrees(stacked: Stack, module: CausalLM, values: dict[str, Tensor]) -> bool
     names = list(values)
     leaves = [values[name].detach().requires_grad_() for name in names]
     own = dict(zip(names, leaves, strict=True))
-    plain = torch.func.functional_call(module, own, (ids[-1:, :5],), all_seen(ids[-1:, :5])).logits[0, -1]
+    # of a copy: recurrent classes keep their last state in the module
+    call = share_tensors(module), own, (ids[-1:, :5],), all_seen(module, ids[-1:, :5])
+    plain = torch.func.functional_call(*call).logits[0, -1]
     try:
         logits = stacked.logits(ids, torch.full((replicas,), 4, device=device))[-1]
         ours = torch.autograd.grad(
@@ -132,8 +135,9 @@ def padding_matters(module: CausalLM, lengths: Iterable[int]) -> bool:
     ids = (torch.arange(longest, device=device)[None] * 7 + 3) % vocabulary
     for length in {*lengths} - {longest}:
         if (length, longest) not in known:
-            padded = module(ids, **all_seen(ids)).logits[0, length - 1]
-            alone = module(ids[:, :length], **all_seen(ids[:, :length])).logits[0, -1]
+            padded, alone = (
+                module(some, **all_seen(module, some)).logits[0, length - 1] for some in (ids, ids[:, :length])
+            )
             tolerance = 1e-4 if alone.dtype == torch.float32 else 1e-6  # some classes compute norms in float32 anyway
             known[length, longest] = bool((padded - alone).norm() > tolerance * alone.norm())
     return any(known[length, longest] for length in {*lengths} - {longest})
@@ -172,7 +176,7 @@ def _by_vmap(module: nn.Module, parameters: dict[str, Tensor], factors: Factors)
             leaf.register_forward_hook(lambda _, args, rows, idx=leaf.padding_idx: _untrained_at(idx, args[0], rows))
 
     def one(values: dict[str, Tensor], ids: Tensor, last: Tensor) -> Tensor:
-        logits = torch.func.functional_call(module, values, (ids[None],), all_seen(ids[None])).logits[0]
+        logits = torch.func.functional_call(module, values, (ids[None],), all_seen(module, ids[None])).logits[0]
         return logits.index_select(0, last[None])[0]
 
     return lambda ids, last: torch.vmap(one)(parameters, ids, last)
@@ -211,15 +215,17 @@ def _last_logits(module: CausalLM) -> Callable:
 
     def logits(ids: Tensor, last: Tensor) -> Tensor:
         rows["last"] = last
-        found = module(ids, **all_seen(ids)).logits
+        found = module(ids, **all_seen(module, ids)).logits
         # some classes multiply with the readout's weight without calling it: then all positions are there
         return found[:, 0] if found.shape[1] == 1 else found[torch.arange(len(ids), device=ids.device), last]
 
     return logits
 
 
-def all_seen(ids: Tensor) -> dict[str, Any]:
-    """That no token of ``ids`` (R, L) is hidden: not told so, some models look for padding and packing, and wait for the device."""
+def all_seen(module: CausalLM, ids: Tensor) -> dict[str, Any]:
+    """What to call ``module`` with beside ``ids`` (R, L): a mask that hides no token, so that it need not ask the device."""
+    if module.config.model_type in COUNT_PADDING:
+        return {"use_cache": False}
     return {"attention_mask": torch.ones(ids.shape, dtype=torch.long, device=ids.device), "use_cache": False}
 
 
@@ -391,10 +397,6 @@ class _Norm(nn.Module):
         del leaf.weight
 
     def forward(self, x: Tensor, *args) -> Tensor:
-        self.leaf.weight = _broadcast(self.stacked, x)
+        # (R, d) -> (R, 1, ..., 1, d), to multiply x (R, ..., d)
+        self.leaf.weight = self.stacked.view(len(self.stacked), *[1] * (x.dim() - 2), -1)
         return self.leaf(x, *args)
-
-
-def _broadcast(stacked: Tensor, x: Tensor) -> Tensor:
-    """(R, d) -> (R, 1, ..., 1, d), to multiply x (R, ..., d)."""
-    return stacked.view(len(stacked), *[1] * (x.dim() - 2), stacked.shape[-1])

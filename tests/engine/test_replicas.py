@@ -195,9 +195,12 @@ def test_a_module_gets_the_first_engine_that_is_right(kind, full, lora):
 def test_gradients_left_in_their_factors_are_an_error():
     """As they would be where a backward pass skips the hooks of tensors without a gradient."""
     model = tiny.model("GPT2")
-    with patch("torch.Tensor.register_post_accumulate_grad_hook"), patch("phantomlib.engine.optimizer.SMALL", 0):
-        with pytest.raises(ModelError, match=f"torch {re.escape(torch.__version__)} left the gradients of"):
-            finetune(model, tiny.contexts(model), [0.1], Recipe(optimizer="sgd", steps=1), engine="batch axis")
+    with (
+        patch("torch.Tensor.register_post_accumulate_grad_hook"),
+        patch("phantomlib.engine.optimizer.SMALL", 0),
+        pytest.raises(ModelError, match=f"torch {re.escape(torch.__version__)} left the gradients of"),
+    ):
+        finetune(model, tiny.contexts(model), [0.1], Recipe(optimizer="sgd", steps=1), engine="batch axis")
 
 
 def test_the_private_kernel_of_adam_takes_what_it_is_given():

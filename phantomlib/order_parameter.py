@@ -10,8 +10,18 @@ With :math:`\hat e_i` the normalised rows of the readout, :math:`g_{ij} = \hat e
 
     S = (p_c - p_k)(1 - g_{ck}^2), \qquad D = \sum_{i \ne c,k} p_i\,(g_{ci}^2 - g_{ki}^2).
 
-All functions take leading batch dimensions and keep the dtype and device of what they are given.
-Source: the abstract of arXiv 2606.07559; the exact form is our reconstruction (see the book's definitions).
+One vector added to all rows changes no prediction, and every overlap. What it does not change is how far the expected
+readout :math:`\bar e = \sum_i p_i E_i` lies along the axis from k to c:
+
+.. math::
+
+    M = \frac{2\,(E_c - E_k) \cdot (\bar e - (E_c + E_k)/2)}{|E_c - E_k|^2} = (p_c - p_k) + \sum_{i \ne c,k} p_i\, m_i,
+
+with :math:`m_i` the same expression of :math:`E_i` in place of :math:`\bar e`: 1 for c, -1 for k. M is linear in p.
+
+All functions take leading batch dimensions, stay on the device of what they are given, and compute in its dtype, but in
+single precision if that is a shorter one.
+Source: the abstract of arXiv 2606.07559 for Φ; its exact form is our reconstruction, M is ours (see the book's definitions).
 """
 
 from dataclasses import dataclass
@@ -20,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phantomlib.errors import ParameterError
+from phantomlib.errors import ParameterError, shown
 
 BLOCK = 8192  # rows of a readout scaled, converted or normalised at a time
 
@@ -36,6 +46,8 @@ class Decomposition:
         overlap: ``g_ck``, the cosine of the two readout rows.
         bulk_mass: ``1 - p_c - p_k``.
         bulk_contrast: ``drag / bulk_mass``, the mean of ``g_ci**2 - g_ki**2`` over the bulk (nan without bulk).
+        m: the order parameter that no shift of the readout changes, ``p_c - p_k + m_drag`` (nan if both rows are equal).
+        m_drag: leakage from all other tokens onto the axis from the competitor to the correct token.
     """
 
     phi: float
@@ -44,10 +56,33 @@ class Decomposition:
     overlap: float
     bulk_mass: float
     bulk_contrast: float
+    m: float
+    m_drag: float
+
+
+def _converted(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """``x`` in ``dtype``, by default its own, but float32 if it is shorter: eight bits have not even a comparison."""
+    return x.to(dtype or (x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32))
+
+
+def _rows(E: Tensor, ids: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Rows ``ids`` (..., n) of a readout (..., V, d), converted: (..., n, d)."""
+    E, each = E.reshape(-1, *E.shape[-2:]), ids.reshape(-1, ids.shape[-1])
+    rows = E[torch.arange(len(E), device=E.device)[:, None], each]  # indexed, since eight bits cannot be gathered
+    return _converted(rows.view(*ids.shape, -1), dtype)
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device that has no double precision, such as Apple's."""
+    try:
+        return torch.zeros((), dtype=torch.float64, device=device).dtype
+    except (TypeError, RuntimeError):
+        return torch.float32
 
 
 def normalise(E: Tensor) -> Tensor:
     """Rows of a readout ``E`` (..., V, d) scaled to length one; a zero row has no direction and stays zero."""
+    E = _converted(E)
     E = E / _powers_of_two(E)
     return E / E.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(E.dtype).tiny)
 
@@ -63,36 +98,36 @@ def _powers_of_two(E: Tensor) -> Tensor:
 
 
 def row_norms(E: Tensor) -> Tensor:
-    """Lengths (..., V) of the rows of ``E`` (..., V, d).
-
-    Rows whose squares would vanish or overflow are measured in double precision, all others in that of ``E``.
-    """
+    """Lengths (..., V) of the rows of ``E`` (..., V, d), those too whose squares would vanish or overflow."""
+    E = _converted(E)
     norms = E.norm(dim=-1)
     lowest, highest = torch.finfo(E.dtype).tiny ** 0.25, torch.finfo(E.dtype).max ** 0.25
-    if not E.is_cuda:  # there, to ask would be to wait
+    if E.device.type == "cpu":  # elsewhere, to ask would be to wait
         least, largest = torch.aminmax(norms)
         if least > lowest and largest < highest:
             return norms
-    odd = ~((norms > lowest) & (norms < highest))
-    return torch.where(odd, torch.linalg.vector_norm(E, dim=-1, dtype=torch.float64).to(E.dtype), norms)
+    scale = _powers_of_two(E)
+    return torch.where((norms > lowest) & (norms < highest), norms, (E / scale).norm(dim=-1) * scale[..., 0])
 
 
-def overlaps(E: Tensor, ids: Tensor) -> Tensor:
+def overlaps(E: Tensor, ids: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Cosines ``g`` between every readout row and the rows ``ids``.
 
     Args:
         E: readout (..., V, d), not normalised.
         ids: token ids (..., n) with the leading dimensions of ``E``.
+        dtype: what to compute in; by default that of ``E``.
 
     Returns:
         (..., V, n), zero where a row is zero; one product of E with a few columns is much faster than the transposed
         one, or one per column.
     """
-    norms = row_norms(E)  # (..., V)
-    norms = norms.masked_fill(norms == 0, 1.0)
-    rows = torch.take_along_dim(E, ids[..., None], dim=-2)  # (..., n, d)
-    lengths = torch.take_along_dim(norms, ids, dim=-1)  # (..., n)
-    return E @ (rows / lengths[..., None]).mT / norms[..., None]
+    columns = normalise(_rows(E, ids, dtype)).mT  # (..., d, n)
+    found = []
+    for rows in E.split(BLOCK, -2):  # no copy of E at a time
+        rows = _converted(rows, dtype)
+        found.append(rows @ columns / row_norms(rows).clamp_min(torch.finfo(rows.dtype).tiny)[..., None])
+    return torch.cat(found, -2)
 
 
 def contrast(g: Tensor, exponent: int = 2) -> Tensor:
@@ -112,6 +147,48 @@ def split(p: Tensor, h: Tensor, c: Tensor, k: Tensor, g_ck: Tensor, exponent: in
     signal = (p_pair[..., 0] - p_pair[..., 1]) * (1 - g_ck**exponent) - (gone[..., 0] - gone[..., 1])
     drag = (p * h).scatter(-1, pair, 0.0).sum(-1)
     return signal, drag
+
+
+def along_axis(p: Tensor, x: Tensor, c: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """M and its drag, two tensors (...), from ``p`` (..., V) and the products ``x`` (..., V) of all rows with E_c - E_k.
+
+    One number added to, or multiplied with, all products of a distribution changes nothing. nan if rows c and k are equal.
+    """
+    pair = torch.stack([c, k], -1)
+    p_pair, x_pair = torch.take_along_dim(p, pair, -1), torch.take_along_dim(x, pair, -1)
+    bulk, x_c, x_k = p.scatter(-1, pair, 0.0), x_pair[..., 0], x_pair[..., 1]
+    # m_i = 2 (x_i - x_k) / (x_c - x_k) - 1, summed over the bulk
+    drag = 2 * (bulk * (x - x_k[..., None])).sum(-1) / (x_c - x_k) - bulk.sum(-1)
+    return p_pair[..., 0] - p_pair[..., 1] + drag, drag
+
+
+def invariant(p: Tensor, E: Tensor, c, k) -> tuple[Tensor, Tensor]:
+    """The order parameter M that no shift of the readout changes, and its drag: M = (p_c - p_k) + drag.
+
+    Args:
+        p: probabilities (..., V).
+        E: readout (V, d) for all, or (..., V, d); read block by block.
+        c, k: ids of the correct token and of the competitor (...).
+
+    Returns:
+        Two tensors (...), dimensionless; nan where rows c and k are equal.
+
+    Example:
+        >>> E = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.5, 3.0]]) + 7  # 7: a shift that no prediction sees
+        >>> m, drag = invariant(torch.tensor([0.2, 0.5, 0.3]), E, 0, 1)
+        >>> round(float(m), 4), round(float(drag), 4)
+        (-0.15, 0.15)
+    """
+    p = _converted(p)
+    c, k = (torch.as_tensor(ids, device=p.device).expand(p.shape[:-1]) for ids in (c, k))
+    E = E.reshape(-1, *E.shape[-2:])  # (G, V, d): G = 1, or n for n distributions
+    dtype = torch.promote_types(p.dtype, _converted(E[0, :1]).dtype)
+    pairs = _rows(E, torch.stack([c, k], -1).reshape(len(E), -1), dtype).unflatten(1, (-1, 2))  # (G, n / G, 2, d)
+    centre = pairs.mean((1, 2))[:, None]  # (G, 1, d), taken from all rows: a large common part costs no digits
+    scale = _powers_of_two((pairs - centre[:, None]).flatten(1)[:, None])  # (G, 1, 1)
+    axes = ((pairs[:, :, 0] - pairs[:, :, 1]) / scale).mT  # (G, d, n / G)
+    x = torch.cat([(_converted(rows, dtype) - centre) / scale @ axes for rows in E.split(BLOCK, 1)], 1)  # (G, V, n / G)
+    return along_axis(p, x.mT.reshape(p.shape), c, k)
 
 
 def decompose(p, E, c: int, k: int, exponent: int = 2) -> Decomposition:
@@ -135,29 +212,26 @@ def decompose(p, E, c: int, k: int, exponent: int = 2) -> Decomposition:
         (-0.192, -0.192, -0.384)
     """
     p, E = torch.as_tensor(p), torch.as_tensor(E)
-    p = p if p.is_floating_point() else p.double()  # a one-hot state written with whole numbers
     if E.ndim != 2 or p.shape != E.shape[:1]:
         raise ParameterError(
             f"decompose needs p of shape (V,) and E of shape (V, d), not {tuple(p.shape)} and {tuple(E.shape)}."
         )
     if c not in range(len(p)) or k not in range(len(p)) or c == k:
-        raise ParameterError(f"c={c} and k={k} must be two different token ids below V={len(p)}.")
-    if not bool(torch.isfinite(p).all()) or bool((p < 0).any()) or abs(float(p.double().sum()) - 1) > 1e-3:
+        raise ParameterError(f"c={shown(c)} and k={shown(k)} must be two different token ids below V={len(p)}.")
+    rounding = torch.finfo(p.dtype).eps if p.is_floating_point() else 0.0
+    p = _converted(p) if p.is_floating_point() else p.double()  # a one-hot state written with whole numbers
+    if not bool(torch.isfinite(p).all()) or bool((p < 0).any()) or abs(float(p.sum()) - 1) > max(1e-3, rounding):
         raise ParameterError("p must be non-negative and sum to one; apply a softmax to logits first.")
-    if not bool(torch.isfinite(torch.stack(torch.aminmax(E))).all()):
+    if not all(bool(torch.isfinite(torch.stack(torch.aminmax(_converted(rows)))).all()) for rows in E.split(BLOCK)):
         raise ParameterError("E holds nan or infinite values; the overlaps are not defined.")
     if isinstance(exponent, bool) or not isinstance(exponent, int) or exponent < 1:
-        raise ParameterError(f"exponent is {exponent!r}; give 2 (the definition) or 1 (a sensitivity check).")
-    c, k = int(c), int(k)
-    ids_c, ids_k = torch.tensor(c, device=p.device), torch.tensor(k, device=p.device)
-    first, pair, columns = torch.arange(2, device=p.device), E[[c, k]], []
-    for rows in E.split(BLOCK):  # no copy of E at a time
-        rows = torch.cat([pair, rows])
-        columns.append(overlaps((rows / _powers_of_two(rows)).to(p.dtype), first)[2:])
-    g = torch.cat(columns)
-    g_ck = g[k, 0]
+        raise ParameterError(f"exponent is {shown(exponent)}; give 2 (the definition) or 1 (a sensitivity check).")
+    ids_c, ids_k = torch.tensor(int(c), device=p.device), torch.tensor(int(k), device=p.device)
+    g = overlaps(E, torch.stack([ids_c, ids_k]), p.dtype)  # (V, 2)
+    g_ck = g[ids_k, 0]
     signal, drag = split(p, contrast(g, exponent), ids_c, ids_k, g_ck, exponent)
-    bulk = float(1 - p[c] - p[k])
+    m, m_drag = invariant(p, E, ids_c, ids_k)
+    bulk = float(1 - p[ids_c] - p[ids_k])
     return Decomposition(
         phi=float(signal + drag),
         signal=float(signal),
@@ -165,14 +239,18 @@ def decompose(p, E, c: int, k: int, exponent: int = 2) -> Decomposition:
         overlap=float(g_ck),
         bulk_mass=bulk,
         bulk_contrast=float(drag) / bulk if bulk > 0 else float("nan"),
+        m=float(m),
+        m_drag=float(m_drag),
     )
 
 
 def density_matrix(p: Tensor, E: Tensor) -> Tensor:
     """ρ (..., d, d) of probabilities ``p`` (..., V) and readout ``E`` (..., V, d): symmetric, positive, trace one."""
-    rho = E.new_zeros((*E.shape[:-2], E.shape[-1], E.shape[-1]), dtype=torch.promote_types(p.dtype, E.dtype))
+    p = _converted(p)
+    dtype = torch.promote_types(p.dtype, _converted(E[..., :1, :]).dtype)
+    rho = p.new_zeros((*E.shape[:-2], E.shape[-1], E.shape[-1]), dtype=dtype)
     for some, rows in zip(p.split(BLOCK, -1), E.split(BLOCK, -2), strict=True):  # no copy of E at a time
-        e = normalise(rows.to(rho.dtype))
+        e = normalise(rows.to(dtype))
         rho = rho + (e * some[..., None]).mT @ e
     return rho
 

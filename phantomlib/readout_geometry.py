@@ -6,9 +6,7 @@ from scipy import stats
 from torch import Tensor
 
 from phantomlib.contexts import Resolved
-from phantomlib.order_parameter import normalise, spectrum
-
-BLOCK = 4096  # rows, or pairs of rows, converted to float64 at a time
+from phantomlib.order_parameter import BLOCK, normalise, spectrum, widest
 
 
 def sample_overlaps(E: Tensor, pairs: int, seed: int = 0) -> np.ndarray:
@@ -16,16 +14,13 @@ def sample_overlaps(E: Tensor, pairs: int, seed: int = 0) -> np.ndarray:
     generator = torch.Generator().manual_seed(seed)
     i, j = torch.randint(len(E), (2, pairs), generator=generator).to(E.device)
     i, j = i[i != j], j[i != j]
-    found = torch.empty(len(i), dtype=torch.float64, device=E.device)
-    for some, i_some, j_some in zip(found.split(BLOCK), i.split(BLOCK), j.split(BLOCK), strict=True):
-        some.copy_(_overlap(E, i_some, j_some))
-    return found.cpu().numpy()
+    return torch.cat([_overlap(E, *some) for some in zip(i.split(BLOCK), j.split(BLOCK), strict=True)]).double().numpy()
 
 
 def pair_overlaps(E: Tensor, contexts: list[Resolved]) -> np.ndarray:
     """Overlap g_ck (C,) of the two tokens of each context, from a readout ``E`` (V, d)."""
     c, k = torch.tensor([(c.correct_id, c.competitor_id) for c in contexts], device=E.device).reshape(-1, 2).T
-    return _overlap(E, c, k).cpu().numpy()
+    return _overlap(E, c, k).double().numpy()
 
 
 def coherence(E: Tensor) -> float:
@@ -37,9 +32,8 @@ def readout_statistics(E: Tensor, *, pairs: int = 200_000, seed: int = 0) -> dic
     """The overlap distribution of a readout ``E`` (V, d) in six numbers, all dimensionless.
 
     ``coherence``: see :func:`coherence`. ``mean_overlap``: over all pairs i ≠ j, exact. ``common_share``: share of the
-    rows' squared length along their mean direction, exact. ``top_share``: largest eigenvalue of ρ at uniform p.
-    ``skew`` and
-    ``kurtosis`` (excess) of the overlaps, from ``pairs`` random pairs drawn by ``seed``.
+    rows' squared length along their mean direction, exact. ``top_share``: largest eigenvalue of ρ at uniform p. ``skew``
+    and ``kurtosis`` (excess) of the overlaps, from ``pairs`` random pairs drawn by ``seed``.
     """
     v, (total, gram, fourth) = len(E), _sums(E)
     sampled = sample_overlaps(E, pairs, seed)
@@ -57,9 +51,9 @@ def _sums(E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of the unit rows: their sum (d,), whose square is the sum of g_ij; their Gram matrix (d, d), whose square is the
     sum of g_ij²; and the sum of g_ii², which counts the rows that are not zero."""
     d = E.shape[1]
-    total, gram, fourth = (torch.zeros(n, dtype=torch.float64, device=E.device) for n in ((d,), (d, d), ()))
+    total, gram, fourth = (torch.zeros(n, dtype=widest(E.device), device=E.device) for n in ((d,), (d, d), ()))
     for block in E.detach().split(BLOCK):
-        e = normalise(block.double())
+        e = normalise(block.to(total.dtype))
         total += e.sum(0)
         gram.addmm_(e.mT, e)
         fourth += e.square().sum(1).square().sum()
@@ -72,5 +66,6 @@ def _coherence(E: Tensor, _: Tensor, gram: Tensor, fourth: Tensor) -> float:
 
 
 def _overlap(E: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """Overlaps (n,) of the rows ``i`` and ``j`` (n,), in float64."""
-    return (normalise(E.detach()[i].double()) * normalise(E.detach()[j].double())).sum(-1)
+    """Overlaps (n,) of the rows ``i`` and ``j`` (n,), computed as exactly as E's device can; on the CPU."""
+    e_i, e_j = (normalise(E.detach()[rows].to(widest(E.device))) for rows in (i, j))
+    return (e_i * e_j).sum(-1).cpu()

@@ -34,48 +34,30 @@ def by_brute_force(p, E, c, k):
 
 
 @given(states())
-def test_phi_is_the_trace_and_the_sum_of_its_parts(state):
-    p, E, c, k = state
-    parts = order_parameter.decompose(p, E, c, k)
-    assert abs(parts.phi - by_brute_force(p, E, c, k)) < 1e-12
-    assert abs(parts.phi - (parts.signal + parts.drag)) < 1e-15
-
-
-@given(states())
-def test_parts_are_the_sums_of_the_definition(state):
+def test_phi_is_the_trace_and_its_parts_are_the_sums_of_the_definition(state):
     p, E, c, k = state
     e = E / E.norm(dim=1, keepdim=True)
     g = (e @ e.T).numpy()
     drag = sum(float(p[i]) * (g[c, i] ** 2 - g[k, i] ** 2) for i in range(len(p)) if i not in (c, k))
     parts = order_parameter.decompose(p, E, c, k)
+    assert abs(parts.phi - by_brute_force(p, E, c, k)) < 1e-12
+    assert abs(parts.phi - (parts.signal + parts.drag)) < 1e-15
     assert abs(parts.signal - float(p[c] - p[k]) * (1 - g[c, k] ** 2)) < 1e-12
     assert abs(parts.drag - drag) < 1e-12
     assert abs(parts.overlap - g[c, k]) < 1e-12
     assert abs(parts.bulk_mass - float(1 - p[c] - p[k])) < 1e-15
     if parts.bulk_mass > 1e-6:
         assert abs(parts.bulk_contrast * parts.bulk_mass - drag) < 1e-12
-
-
-@given(states())
-def test_phi_is_bounded_by_the_overlap(state):
-    p, E, c, k = state
-    parts = order_parameter.decompose(p, E, c, k)
     assert abs(parts.phi) <= math.sqrt(max(0.0, 1 - parts.overlap**2)) + 1e-7  # sqrt turns rounding 1e-16 into 1e-8
 
 
 @given(states())
-def test_swapping_the_tokens_flips_every_sign(state):
+def test_exchange_flips_every_sign_and_certainty_reaches_one_minus_the_squared_overlap(state):
     p, E, c, k = state
     one, other = order_parameter.decompose(p, E, c, k), order_parameter.decompose(p, E, k, c)
     assert (one.signal, one.drag, one.phi) == pytest.approx((-other.signal, -other.drag, -other.phi), abs=1e-13)
     assert one.overlap == pytest.approx(other.overlap, abs=1e-14)
-
-
-@given(states())
-def test_certainty_reaches_one_minus_the_squared_overlap(state):
-    p, E, c, k = state
-    certain = torch.zeros_like(p)
-    certain[c] = 1
+    certain = torch.eye(len(p), dtype=p.dtype)[c]
     parts = order_parameter.decompose(certain, E, c, k)
     assert parts.phi == pytest.approx(1 - parts.overlap**2, abs=1e-12)
     assert parts.drag == 0 and parts.bulk_mass == 0 and math.isnan(parts.bulk_contrast)
@@ -243,6 +225,71 @@ def test_no_copy_of_the_readout_is_made_in_double_precision(monkeypatch):
 
 def test_a_one_hot_state_may_be_written_with_whole_numbers():
     assert order_parameter.decompose(np.array([1, 0, 0, 0]), np.eye(4), 0, 1).phi == 1
+
+
+@given(states())
+def test_m_is_the_expected_readout_along_the_axis(state):
+    p, E, c, k = state
+    axis, middle = E[c] - E[k], (E[c] + E[k]) / 2
+    along = [float(2 * axis @ (row - middle) / (axis @ axis)) for row in E]
+    bulk = [i for i in range(len(p)) if i not in (c, k)]
+    size = 1e-12 * (1 + max(map(abs, along)))
+    m, drag = map(float, order_parameter.invariant(p, E, c, k))
+    assert m == pytest.approx(float(2 * axis @ (p @ E - middle) / (axis @ axis)), abs=size)
+    assert drag == pytest.approx(sum(float(p[i]) * along[i] for i in bulk), abs=size)
+    assert m == pytest.approx(float(p[c] - p[k]) + drag, abs=1e-15)
+    assert float(order_parameter.invariant(p, E, k, c)[0]) == pytest.approx(-m, abs=size)
+    one_hots = torch.eye(len(p), dtype=p.dtype)  # linear in p: what it is at each corner says all
+    corners = order_parameter.invariant(one_hots, E, torch.full((len(p),), c), torch.full((len(p),), k))[0]
+    assert (float(corners[c]), float(corners[k])) == (1, -1)
+    assert float(p @ corners) == pytest.approx(m, abs=size)
+    parts = order_parameter.decompose(p, E, c, k)
+    assert (parts.m, parts.m_drag) == (m, drag)
+
+
+@pytest.mark.parametrize("block", [7, 8192])
+def test_no_shift_of_the_readout_changes_m(block, monkeypatch):
+    monkeypatch.setattr(order_parameter, "BLOCK", block)
+    g = torch.Generator().manual_seed(8)
+    E, a = (torch.randn(n, 6, generator=g, dtype=torch.float64) for n in (50, 1))
+    p, c, k = torch.randn(4, 50, generator=g, dtype=torch.float64).softmax(1), torch.arange(4), torch.arange(4) + 9
+    plain = torch.stack(order_parameter.invariant(p, E, c, k))
+    for readout in (
+        E + 5 * a,
+        1e30 * (E - a),
+        torch.stack([E, 2 * E, E + a, E - 9 * a]),
+    ):  # and one for each distribution
+        torch.testing.assert_close(torch.stack(order_parameter.invariant(p, readout, c, k)), plain, rtol=0, atol=1e-13)
+    phi = [order_parameter.decompose(p[0], readout, 0, 9).phi for readout in (E, E + 5 * a)]
+    assert abs(phi[0] - phi[1]) > 0.01
+
+
+def test_m_answers_to_the_hidden_state_by_the_fisher_information():
+    """grad_h M = 2 F (E_c - E_k) / |E_c - E_k|^2: F is the covariance of the rows under p."""
+    g = torch.Generator().manual_seed(9)
+    E, h = torch.randn(20, 5, generator=g, dtype=torch.float64), torch.randn(5, generator=g, dtype=torch.float64)
+    p, scores = (E @ h).softmax(0), torch.func.jacrev(lambda h: (E @ h).log_softmax(0))(h)
+    fisher = scores.T @ (p[:, None] * scores)
+    torch.testing.assert_close(fisher, torch.cov(E.T, correction=0, aweights=p))
+    found = torch.func.grad(lambda h: order_parameter.invariant((E @ h).softmax(0), E, 3, 11)[0])(h)
+    axis = E[3] - E[11]
+    torch.testing.assert_close(found, 2 * fisher @ axis / (axis @ axis))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"])
+def test_half_precisions_are_computed_in_single_precision(dtype):
+    """As many tokens as large vocabularies have, against the same numbers in double precision."""
+    g = torch.Generator().manual_seed(10)
+    E = (torch.randn(262_144, 16, generator=g) + 0.5).to(getattr(torch, dtype))
+    p = (2 * torch.randn(262_144, generator=g)).softmax(0).to(torch.bfloat16 if "8" in dtype else E.dtype)
+    found = order_parameter.decompose(p, E, 5, 7)
+    exact = order_parameter.decompose(p.double(), E.double(), 5, 7)
+    assert vars(found) == pytest.approx(vars(exact), abs=2e-6)
+    rows = E[:100]
+    for function in (order_parameter.normalise, order_parameter.row_norms):
+        torch.testing.assert_close(function(rows).double(), function(rows.double()), rtol=1e-5, atol=0)
+    rho = order_parameter.density_matrix(p[:100], rows)
+    torch.testing.assert_close(rho.double(), order_parameter.density_matrix(p[:100].double(), rows.double()))
 
 
 P, E = np.full(4, 0.25), np.eye(4)

@@ -58,6 +58,18 @@ ARCHITECTURES = {
 
 # too much of it computes in float32 whatever the weights are for a comparison in float64
 SINGLE_PRECISION = {"Gemma3": ("Gemma3TextConfig", _COMMON | _ROPE | _HEADS | {"sliding_window": 4})}
+# positions turn faster from the sixth token on, for all tokens of a text
+BY_LENGTH = {
+    "Phi3-longrope": (
+        "Phi3Config",
+        _COMMON
+        | _ROPE
+        | {
+            "original_max_position_embeddings": 5,
+            "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [4.0, 9.0]},
+        },
+    )
+}
 
 
 @functools.cache
@@ -68,7 +80,7 @@ def model(
 
     Treat it as read-only: it is shared between tests.
     """
-    name, settings = (ARCHITECTURES | SINGLE_PRECISION)[architecture]
+    name, settings = (ARCHITECTURES | SINGLE_PRECISION | BY_LENGTH)[architecture]
     tie = {} if tied is None else {"tie_word_embeddings": tied}
     config = getattr(transformers, name)(**settings, **_SPECIAL, **tie, attn_implementation="eager")
     with torch.random.fork_rng(devices=[]):
@@ -92,7 +104,7 @@ def contexts(model: LanguageModel, lengths=(7, 4), place: int = 5) -> list[Resol
     for number, length in enumerate(lengths):
         ids = torch.randint(1, V, (length,), generator=generator)
         ids[0] = 0
-        order = model.module(ids[None].to(model.device)).logits[0, -1].argsort(descending=True)
+        order = model.module(ids[None].to(model.device), use_cache=False).logits[0, -1].argsort(descending=True)
         words = Context(f"c{number}", f"prompt {number}", f"right{number}", f"wrong{number}")
         made.append(Resolved(words, tuple(ids.tolist()), int(order[place - 1]), int(order[0])))
     return made

@@ -20,11 +20,11 @@ from phantomlib.engine.loss import training_loss
 from phantomlib.engine.optimizer import BatchedOptimizer
 from phantomlib.engine.recipe import Recipe, check_contexts, check_learning_rates, check_seeds
 from phantomlib.engine.recorder import Recorder, check_extra, label_runs
-from phantomlib.engine.replicas import stack
-from phantomlib.errors import ParameterError
+from phantomlib.engine.replicas import ENGINES, Stack, all_seen, padding_matters, stack
+from phantomlib.errors import ModelError, ParameterError, shown
 from phantomlib.models.language_model import CausalLM, LanguageModel, add_lora
 
-ENGINE_VERSION = 6  # raised whenever the numbers of a run could change
+ENGINE_VERSION = 7  # raised whenever the numbers of a run could change
 # module -> its copies with LoRA by (rank, alpha, seed): to make one takes as long as many steps
 _adapted: WeakKeyDictionary = WeakKeyDictionary()
 
@@ -51,7 +51,7 @@ def finetune(
         recipe: optimiser, method, number of steps.
         seeds: of the LoRA initialisation. Full fine-tuning of a checkpoint has no randomness.
         engine: see :func:`phantomlib.engine.replicas.stack`.
-        chunk: replicas advanced together; by default from the size of the model and the memory that is free.
+        chunk: replicas advanced together; by default from the size of the model, and fewer where memory does not allow it.
         extra: further quantities to record, by name: functions of probabilities p (R, V), readout E (R, V, d), and ids
             c (R,) and k (R,) that return one number per replica (R,). The first line of the docstring is the meaning.
         progress: called with the number of replica-steps just done.
@@ -64,7 +64,9 @@ def finetune(
         ``learning_rate`` is the largest value, and ``schedule`` (context, rate, step) holds all (nan at step T). From
         the step of divergence on, values are nan (``rank_correct`` 0). With snapshots also ``spectrum`` (..., snapshot,
         component), eigenvalues of ρ, and ``phi_trace`` (..., snapshot), Φ computed from ρ by the trace formula. With a
-        loss other than cross-entropy also ``loss``.
+        loss other than cross-entropy also ``loss``. Attributes say how it was computed: ``engine`` (names of
+        :data:`phantomlib.engine.replicas.ENGINES`; two where a replica left over took another), ``replicas_together`` (at
+        most) and ``equal_lengths_only``, 1 where a prompt is read otherwise beside a longer one.
 
     Example:
         >>> import phantomlib as ph
@@ -76,20 +78,29 @@ def finetune(
     """
     check_contexts(model, contexts)
     rates = check_learning_rates(learning_rates, len(contexts), recipe.steps)
-    check_seeds(seeds)
-    if engine not in ("auto", "batch axis", "vmap"):
-        raise ParameterError(f"engine {engine!r} is not known; choose 'auto', 'batch axis' or 'vmap'.")
+    check_seeds(seeds, recipe)
+    if engine not in ("auto", *ENGINES):
+        raise ParameterError(f"engine {shown(engine)} is not known; choose 'auto' or one of {', '.join(ENGINES)}.")
     if chunk is not None and (type(chunk) is not int or chunk < 1):
-        raise ParameterError(f"chunk is {chunk!r}; give a number of replicas of at least 1, or None.")
+        raise ParameterError(f"chunk is {shown(chunk)}; give a number of replicas of at least 1, or None.")
     extra = check_extra(extra)
     shape = (len(contexts), rates.shape[1], len(seeds))
     check_recording(int(np.prod(shape)), model, recipe, len(extra))
-    grid = list(np.ndindex(shape))
     chunk = chunk_size(model, contexts, recipe, wanted=chunk, refuse=run is None)
-    replicas = [Replica(contexts[c], rates[c, r], seeds[s]) for c, r, s in grid]
-    chunks = [replicas[start : start + chunk] for start in range(0, len(grid), chunk)]
-    parts = (run or run_here)(model, chunks, recipe, engine, extra, progress or (lambda done: None))
-    return label_runs(parts, shape, contexts, rates, seeds, recipe, extra)
+    replicas = [Replica(contexts[c], rates[c, r], seeds[s]) for c, r, s in np.ndindex(shape)]
+    apart = padding_matters(model.module, [len(context.prompt_ids) for context in contexts])
+    batches: dict[int, list[int]] = {}  # numbers of replicas that can share a batch
+    for number, replica in enumerate(replicas):
+        batches.setdefault(len(replica.context.prompt_ids) if apart else 0, []).append(number)
+    chunks = [batch[start : start + chunk] for batch in batches.values() for start in range(0, len(batch), chunk)]
+    parts = (run or run_here)(
+        model, [[replicas[n] for n in some] for some in chunks], recipe, engine, extra, progress or (lambda done: None)
+    )
+    order = np.argsort(np.concatenate(chunks))
+    joined = {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
+    runs = label_runs(joined, shape, contexts, rates, seeds, recipe, extra)
+    together = {"replicas_together": max(map(len, chunks)), "equal_lengths_only": int(apart)}
+    return runs.assign_attrs(engine=", ".join(dict.fromkeys(joined["engine"].tolist())), **together)
 
 
 def check_recording(replicas: int, model: LanguageModel, recipe: Recipe, extra: int = 0) -> None:
@@ -114,12 +125,26 @@ def run_here(model, chunks: list[list[Replica]], recipe, engine, extra, progress
 
 
 def trainable(model: LanguageModel, recipe: Recipe, seed: int) -> tuple[CausalLM, dict[str, Tensor]]:
-    """The module to run and the initial values of its trainable tensors; change neither."""
+    """The module to run and the initial values of its trainable tensors; change neither.
+
+    Raises:
+        ModelError: LoRA, and peft has no adapters for this class.
+    """
     if recipe.method == "full":
         return model.module, dict(model.module.named_parameters())
     adapted, key = _adapted.setdefault(model.module, {}), (recipe.rank, recipe.alpha, seed)
     if key not in adapted:
-        adapted[key] = add_lora(model.module, rank=recipe.rank, alpha=recipe.alpha, seed=seed, share=True)
+        try:
+            adapted[key] = add_lora(model.module, rank=recipe.rank, alpha=recipe.alpha, seed=seed, share=True)
+            ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
+            with torch.no_grad():
+                adapted[key](ids, **all_seen(model.module, ids))
+        except Exception as error:  # peft refuses some classes, and breaks others
+            adapted.pop(key, None)
+            raise ModelError(
+                f"LoRA cannot be put on '{model.name}' ({type(model.module).__name__}): {shown(str(error))}. Use full "
+                "fine-tuning, method 'full'."
+            ) from error
     module = adapted[key]
     return module, {name: p for name, p in module.named_parameters() if "lora_" in name}
 
@@ -133,7 +158,9 @@ def _embedding(module: CausalLM, geometry: str) -> tuple[str, Tensor]:
 def chunk_size(
     model: LanguageModel, contexts: list[Resolved], recipe: Recipe, *, wanted: int | None = None, refuse: bool = True
 ) -> int:
-    """Replicas advanced together: as many as pay (see the page on speed), if memory allows, or ``wanted``.
+    """Replicas advanced together: as many as pay for a model of this size (see the page on speed), or ``wanted``.
+
+    Fewer only where not so many fit the memory; a run's attributes say how many there were.
 
     Raises:
         ParameterError: not even one replica, or not as many as wanted, fits; with ``refuse``.
@@ -151,18 +178,27 @@ def chunk_size(
 
 
 def advance(model, chunk: list[Replica], recipe, engine, extra, progress) -> dict[str, np.ndarray]:
-    """Run R replicas together for T steps; returns what was recorded, (R, T + 1) each, and snapshots."""
+    """Run R replicas together for T steps; returns what was recorded, (R, T + 1) each, snapshots and the engine (R,)."""
+    recorder, stacked = advance_on_device(model, chunk, recipe, engine, extra, progress)
+    fields = {name: field.cpu().numpy() for name, field in (recorder.fields | recorder.snapshots).items()}
+    return fields | {"engine": np.full(len(chunk), stacked.engine)}
+
+
+def advance_on_device(model, chunk: list[Replica], recipe, engine, extra, progress) -> tuple[Recorder, Stack]:
+    """All of :func:`advance` but reading the result: from the first step to the last, nothing waits for the device."""
     seeds = {seed: trainable(model, recipe, seed) for seed in {replica.seed for replica in chunk}}
     module = seeds[chunk[0].seed][0]  # frozen tensors are the same for every seed
     stacked = stack(module, [seeds[replica.seed][1] for replica in chunk], engine)
     readout_name, readout_0 = _embedding(module, recipe.geometry)
     contexts, device = [replica.context for replica in chunk], model.device
-    rates = torch.tensor(np.stack([replica.rate for replica in chunk])).to(model.readout)
+    rates = torch.tensor(np.stack([replica.rate for replica in chunk]), dtype=model.readout.dtype, device=device)
+    # rates: (R,), or schedules (R, T)
     longest = max(len(c.prompt_ids) for c in contexts)
-    ids = torch.tensor([[*c.prompt_ids, *[0] * (longest - len(c.prompt_ids))] for c in contexts], device=device)
-    last = torch.tensor([len(c.prompt_ids) - 1 for c in contexts], device=device)
-    c = torch.tensor([x.correct_id for x in contexts], device=device)
-    k = torch.tensor([x.competitor_id for x in contexts], device=device)
+    ids = torch.tensor(
+        [[*c.prompt_ids, *[0] * (longest - len(c.prompt_ids))] for c in contexts], device=device
+    )  # (R, L)
+    last = torch.tensor([len(c.prompt_ids) - 1 for c in contexts], device=device)  # (R,)
+    c, k = torch.tensor([(x.correct_id, x.competitor_id) for x in contexts], device=device).T  # (R,) each
 
     optimizer = BatchedOptimizer(stacked, rates, recipe)  # before E is taken: it moves small parameters to other memory
     E_0, E = readout_0.detach(), stacked.parameters.get(readout_name, readout_0).detach()
@@ -173,11 +209,11 @@ def advance(model, chunk: list[Replica], recipe, engine, extra, progress) -> dic
         for step in range(recipe.steps + 1):
             with torch.set_grad_enabled(step < recipe.steps):
                 logits = stacked.logits(ids, last)  # (R, V)
-                loss = training_loss(logits, c, k, recipe.loss, recipe.weight)
+                loss = training_loss(logits, c, k, recipe.loss, recipe.weight)  # (R,)
             recorder.record(step, logits.detach(), loss.detach())
             if step < recipe.steps:
-                recorder.fields["gradient_norm"][:, step] = optimizer.step(loss)
+                recorder.fields["gradient_norm"][:, step] = optimizer.step(loss)  # the update is made in there
                 progress(len(chunk))
     finally:
         optimizer.close()
-    return {name: field.cpu().numpy() for name, field in (recorder.fields | recorder.snapshots).items()}
+    return recorder, stacked

@@ -6,7 +6,6 @@ Everything is counted in bytes beyond what the model itself takes, which is ther
 import ctypes
 import gc
 import os
-import resource
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -27,7 +26,7 @@ CGROUP_FILES = {  # of version 2 and version 1: the limit, what is used, and wha
     "": ("memory.max", "memory.current", "inactive_file"),
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-LARGE = 2**30  # bytes; before work that needs more, what earlier work left behind is given back
+MUCH = 2**30  # bytes; before work that needs more, what earlier work left behind is given back
 USABLE = 0.9  # share of what is free that is counted on: allocators leave gaps
 
 
@@ -74,7 +73,12 @@ def peak(device: torch.device) -> int:
     status = Path("/proc/self/status")  # what getrusage says counts the process too that started this one
     if status.exists():
         return int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    own = psutil.Process().memory_info()
+    if hasattr(own, "peak_wset"):  # Windows
+        return own.peak_wset
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def of_vectors(count: int, trained: Iterable[Tensor]) -> int:
@@ -124,7 +128,7 @@ def give_back() -> None:
 
 def refuse_if_too_large(what: str, needed: int, device: torch.device, advice: str = "") -> None:
     """Raise ParameterError if ``needed`` bytes are not free; ``advice`` is what else could be tried."""
-    if needed > LARGE:
+    if needed > MUCH:
         give_back()
     here = free(device)
     if needed <= here:

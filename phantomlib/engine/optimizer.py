@@ -5,6 +5,7 @@ from torch import Tensor
 
 from phantomlib.engine.recipe import Recipe
 from phantomlib.engine.replicas import Stack, add_rows, multiply_out, squared_norms
+from phantomlib.errors import ModelError
 
 IN_CACHE = 2**19  # numbers of a matrix that a CPU updates at a time: see the page on speed
 PART = 2**18  # numbers of a matrix larger than that whose gradient is made and used up at a time
@@ -23,6 +24,8 @@ class BatchedOptimizer:
 
     def __init__(self, stacked: Stack, rates: Tensor, recipe: Recipe):
         self.recipe, self.rates, self.steps = recipe, rates, 0  # rates (R,), or schedules (R, T)
+        self.on_cpu = rates.device.type == "cpu"
+        self.count = torch.zeros((), dtype=torch.float32, device=rates.device)  # of steps, as Adam's kernel reads it
         self.moments: dict[Tensor, tuple[Tensor, Tensor]] = {}
         self.factors = stacked.factors
         parameters = list(stacked.parameters.values())
@@ -30,7 +33,7 @@ class BatchedOptimizer:
         large = [p for p in parameters if p.numel() > SMALL]
         self.together = [self._join(self.small)] if self.small else []  # (R, all numbers of the small ones)
         blocks = [self._block(p) * p[0].numel() for p in large + self.together]
-        if not parameters[0].is_cuda:
+        if self.on_cpu:
             blocks = [max(min(n, IN_CACHE), p.shape[-1]) for n, p in zip(blocks, large + self.together, strict=True)]
         self.gradient, self.change = parameters[0].new_empty((2, 0 if recipe.optimizer == "sgd" else max(blocks)))
         self.handles = [p.register_post_accumulate_grad_hook(self._update) for p in large]
@@ -48,9 +51,14 @@ class BatchedOptimizer:
         """Update all replicas from their losses (R,); returns the norms of their gradients (R,)."""
         self.steps += 1
         self.rate = self.rates[:, self.steps - 1] if self.rates.dim() == 2 else self.rates
-        self.count = torch.tensor(float(self.steps), device=self.rate.device)
+        self.count += 1
         self.squared_norm = torch.zeros_like(self.rate)
         loss.sum().backward()  # replicas do not interact, so the gradient of the sum is each replica's own
+        if self.factors.products:
+            raise ModelError(
+                f"torch {torch.__version__} left the gradients of {len(self.factors.products)} matrices unused in its backward "
+                "pass, so they would stay as they are. Install a newer torch, or use engine 'vmap'."
+            )
         for joined in self.together:
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.small]
             joined.grad = torch.cat([g.flatten(1) for g in gradients], 1)
@@ -61,7 +69,7 @@ class BatchedOptimizer:
 
     def _block(self, p: Tensor) -> int:
         """How many replicas of a parameter are updated at a time."""
-        return len(p) if p.is_cuda else min(len(p), max(1, IN_CACHE // p[0].numel()))
+        return len(p) if not self.on_cpu else min(len(p), max(1, IN_CACHE // p[0].numel()))
 
     @torch.no_grad()
     def _update(self, p: Tensor) -> None:
@@ -79,8 +87,9 @@ class BatchedOptimizer:
             self._update_rows(p[rows], gradient, factors, moments, self.rate[rows], self.squared_norm[rows])
 
     def _update_rows(self, p, gradient, factors, moments, rate, squared_norm) -> None:
+        """Update some replicas of a parameter, ``p`` (r, ...), from its gradient or else from the factors of that."""
         rates = rate.view(-1, *[1] * (p.dim() - 1))
-        if gradient is None:
+        if gradient is None:  # |Σ aᵀb|² from L×L matrices
             squared_norm += squared_norms(factors)
         else:
             squared_norm += torch.linalg.vector_norm(gradient.flatten(1), dim=1).square()
@@ -90,33 +99,41 @@ class BatchedOptimizer:
             if gradient is not None:
                 p.addcmul_(gradient, rates, value=-1)
                 return
-            for a, b in factors:  # the gradient itself is never needed
+            for a, b in factors:  # p - η aᵀb in one product: the gradient itself is never needed
                 p.baddbmm_((a * -rates).mT, b) if a.dim() == 3 else add_rows(p, a, b * -rates)
-        elif len(p) > 1 or p.is_cuda:
+        elif len(p) > 1 or not self.on_cpu:  # Adam's kernel knows one rate: it makes the step at rate 1, added times η
             if gradient is None:
                 gradient = multiply_out(factors, self.gradient[: p.numel()].view_as(p))
             change = self.change[: p.numel()].view_as(p).zero_()
-            self._adam(change, gradient, moments, 1.0)  # it knows one learning rate only
+            fused_adam(change, gradient, moments, self.count, 1.0, self.recipe)
             p.addcmul_(change, rates)
-        elif gradient is not None:
-            self._adam(p, gradient, moments, float(rate))
-        else:
+        elif gradient is not None:  # one replica on a CPU, where to read its rate costs nothing
+            fused_adam(p, gradient, moments, self.count, float(rate), self.recipe)
+        else:  # a large matrix (1, m, n): the gradient of a few rows at a time
             height = max(1, PART // p.shape[2])
             for start in range(0, p.shape[1], height):
                 here = slice(start, start + height)
                 part, some = p[:, here], [m[:, here] for m in moments]
                 gradient = multiply_out(factors, self.gradient[: part.numel()].view_as(part), start)
-                self._adam(part, gradient, some, float(rate))
-
-    def _adam(self, p: Tensor, gradient: Tensor, moments: list[Tensor], rate: float) -> None:
-        """What torch.optim.Adam(fused=True) calls."""
-        recipe = self.recipe
-        torch._fused_adam_(
-            [p], [gradient], moments[:1], moments[1:], [], [self.count], amsgrad=False, maximize=False,
-            beta1=recipe.beta1, beta2=recipe.beta2, eps=recipe.epsilon, lr=rate, weight_decay=0.0,
-        )  # fmt: skip
+                fused_adam(part, gradient, some, self.count, float(rate), self.recipe)
 
     def close(self) -> None:
         self.factors.wanted.clear()
         for handle in self.handles:
             handle.remove()
+
+
+def fused_adam(p: Tensor, gradient: Tensor, moments: list[Tensor], count: Tensor, rate: float, recipe: Recipe) -> None:
+    """One step of Adam in place, by the private kernel that torch.optim.Adam(fused=True) calls.
+
+    Args:
+        p, gradient: tensors of one shape.
+        moments: first and second moment, of the same shape.
+        count: the number of this step, from 1 on; a tensor on the device.
+        rate: the learning rate; the kernel knows one only.
+        recipe: beta1, beta2, epsilon.
+    """
+    torch._fused_adam_(
+        [p], [gradient], moments[:1], moments[1:], [], [count], amsgrad=False, maximize=False,
+        beta1=recipe.beta1, beta2=recipe.beta2, eps=recipe.epsilon, lr=rate, weight_decay=0.0,
+    )  # fmt: skip

@@ -1,10 +1,14 @@
 """How to fine-tune: the recipe, and what contexts, learning rates and seeds must be like."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from typing import Annotated
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from pydantic import ConfigDict, Field, GetPydanticSchema, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic_core.core_schema import literal_schema
 
 from phantomlib.contexts import Context, Resolved, resolve
 from phantomlib.engine.loss import LOSSES
@@ -12,11 +16,25 @@ from phantomlib.errors import ContextError, ParameterError, all_at_once, shown
 from phantomlib.models.language_model import LanguageModel, next_token_logits
 
 MOST_STEPS = 10**9  # what is recorded of more would fit no memory
+Whole = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+SAID = {  # what is wrong, by pydantic's name for it
+    "literal_error": "choose one of {expected}",
+    "greater_than_equal": "give at least {ge:,}",
+    "greater_than": "give more than {gt:,}",
+    "less_than_equal": "give at most {le:,}",
+    "less_than": "give less than {lt:,}",
+}
 REAL = int | float | np.integer | np.floating
 _checked: WeakKeyDictionary = WeakKeyDictionary()  # module -> the contexts that check_contexts found to fit it
 
 
-@dataclass(frozen=True)
+def one_of(*values) -> GetPydanticSchema:
+    return GetPydanticSchema(lambda kind, handler: literal_schema(list(values)))
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Recipe:
     """How to fine-tune; with the model, contexts and learning rates it determines every number of a run.
 
@@ -41,69 +59,49 @@ class Recipe:
         >>> ph.Recipe(optimizer="rmsprop")
         Traceback (most recent call last):
             ...
-        phantomlib.errors.ParameterError: optimizer 'rmsprop' is not known; choose one of sgd, adam, adamw.
+        phantomlib.errors.ParameterError: optimizer is 'rmsprop'; choose one of sgd, adam, adamw.
     """
 
-    optimizer: str = "adam"
-    method: str = "full"
-    steps: int = 30
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    rank: int = 8
-    alpha: float = 16.0
-    exponent: int = 2
-    geometry: str = "readout"
-    snapshots: tuple[int, ...] = ()
-    loss: str = "cross-entropy"
-    weight: float = 1.0
+    optimizer: Annotated[str, one_of("sgd", "adam", "adamw")] = "adam"
+    method: Annotated[str, one_of("full", "lora")] = "full"
+    steps: Whole = 30
+    weight_decay: Number = 0.0
+    beta1: Share = 0.9
+    beta2: Share = 0.999
+    epsilon: Number = 1e-8
+    rank: Whole = 8
+    alpha: Number = 16.0
+    exponent: Annotated[int, one_of(1, 2)] = 2
+    geometry: Annotated[str, one_of("readout", "input")] = "readout"
+    snapshots: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = ()  # a list will do
+    loss: Annotated[str, one_of(*LOSSES)] = "cross-entropy"
+    weight: Annotated[Number, Field(gt=0)] = 1.0
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _one_paragraph(cls, values, check):
+        """What pydantic finds wrong first, as a ParameterError that names the value and a way out."""
+        try:
+            return check(values)
+        except ValidationError as error:
+            wrong = error.errors(include_url=False)[0]
+            name = "".join(f"[{part}]" if isinstance(part, int) else part for part in wrong["loc"])
+            way_out = SAID.get(wrong["type"], wrong["msg"].replace("Input should be", "give"))
+            way_out = way_out.format(**wrong.get("ctx", {})).replace("'", "").replace(" or ", ", ")
+            raise ParameterError(f"{name} is {shown(wrong['input'])}; {way_out}.") from None
 
     def __post_init__(self):
-        if not isinstance(self.snapshots, list | tuple):
-            raise ParameterError(f"snapshots is {self.snapshots!r}; give a list of steps, such as [0, 15, 30].")
-        object.__setattr__(self, "snapshots", tuple(self.snapshots))
-        known = {
-            "optimizer": ("sgd", "adam", "adamw"),
-            "method": ("full", "lora"),
-            "exponent": (1, 2),
-            "geometry": ("readout", "input"),
-            "loss": LOSSES,
-        }
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise ParameterError(
-                    f"{name} {shown(getattr(self, name))} is not known; choose one of {', '.join(map(str, values))}."
-                )
-        for name, lowest in (("steps", 1), ("rank", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-                raise ParameterError(f"{name} is {shown(value)}; give a whole number of at least {lowest}.")
-            if value > MOST_STEPS:
-                raise ParameterError(f"{name} is {shown(value)}; give at most {MOST_STEPS:,}.")
-        bounds = {
-            "weight_decay": (0, math.inf),
-            "beta1": (0, 1),
-            "beta2": (0, 1),
-            "epsilon": (0, math.inf),
-            "alpha": (0, math.inf),
-            "weight": (0, math.inf),
-        }
-        for name, (low, high) in bounds.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
-                raise ParameterError(f"{name} is {value!r}; give a number with {low} <= {name} < {high}.")
         if self.weight_decay and self.optimizer != "adamw":
             raise ParameterError(f"weight_decay {self.weight_decay} needs optimizer 'adamw', not '{self.optimizer}'.")
-        if self.weight == 0 or self.weight != 1 and self.loss == "cross-entropy":
+        if self.weight != 1 and self.loss == "cross-entropy":
             raise ParameterError(
-                f"weight {self.weight} with loss '{self.loss}' says nothing; give a positive weight to a loss that looks at "
-                "the competitor, or leave it out."
+                f"weight {self.weight} with loss 'cross-entropy' says nothing; choose a loss that looks at the competitor, or "
+                "leave it out."
             )
-        if any(isinstance(s, bool) or not isinstance(s, int) or not 0 <= s <= self.steps for s in self.snapshots):
-            raise ParameterError(f"snapshots {self.snapshots} must be steps from 0 to {self.steps}.")
-        if len(set(self.snapshots)) < len(self.snapshots):
-            raise ParameterError(f"snapshots {self.snapshots} name a step twice; give each once.")
+        if max(self.snapshots, default=0) > self.steps or len(set(self.snapshots)) < len(self.snapshots):
+            raise ParameterError(
+                f"snapshots {shown(self.snapshots)} must be steps from 0 to {self.steps}, each named once."
+            )
 
     def settings(self) -> dict:
         """Everything that names a run; cross-entropy goes without saying, as in runs made before there was a choice."""
@@ -144,12 +142,14 @@ def check_learning_rates(learning_rates, contexts: int, steps: int | None = None
     return rates
 
 
-def check_seeds(seeds) -> None:
-    """Raise ParameterError unless ``seeds`` is a non-empty list or tuple of whole numbers from 0 to 2**63 - 1."""
+def check_seeds(seeds, recipe: Recipe) -> None:
+    """Raise ParameterError unless ``seeds`` are whole numbers from 0 to 2**63 - 1: one, or with LoRA several."""
     if not isinstance(seeds, list | tuple) or not seeds or any(type(s) is not int or not 0 <= s < 2**63 for s in seeds):
         raise ParameterError(
             f"seeds is {shown(seeds)}; give a list of whole numbers of at least 0 and below 2**63, such as [0, 1]."
         )
+    if recipe.method == "full" and len(seeds) > 1:
+        raise ParameterError(f"seeds is {shown(seeds)}, but full fine-tuning draws nothing; give one, such as [0].")
 
 
 def check_lengths(reader: str, vocabulary: int, positions: float, contexts: list[Resolved]) -> None:
@@ -167,19 +167,12 @@ def check_lengths(reader: str, vocabulary: int, positions: float, contexts: list
     problems = []
     for context in contexts:
         if max(*context.prompt_ids, context.correct_id, context.competitor_id) >= vocabulary:
-            problems.append(
-                ContextError(
-                    f"Context '{context.id}' has token ids beyond the {vocabulary} of the vocabulary of {reader}; "
-                    "resolve it with the model's own tokenizer."
-                )
-            )
-        elif len(context.prompt_ids) > positions:
-            problems.append(
-                ContextError(
-                    f"The prompt of context '{context.id}' has {len(context.prompt_ids)} tokens, but {reader} "
-                    f"reads no more than {positions}; shorten it."
-                )
-            )
+            said = f"has token ids beyond the {vocabulary} of the vocabulary of {reader}; resolve it with the model's own tokenizer"
+        elif (length := len(context.prompt_ids)) > positions:
+            said = f"has {length} tokens, but {reader} reads no more than {positions}; shorten its prompt"
+        else:
+            continue
+        problems.append(ContextError(f"Context '{context.id}' {said}."))
     all_at_once(problems, f"in {len(contexts)} contexts")
 
 

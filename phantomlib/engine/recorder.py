@@ -14,6 +14,8 @@ from phantomlib import order_parameter
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ParameterError
 
+# numbers of a readout that are measured at a time: as many as fit the cache of a CPU; elsewhere enough to keep it busy
+READ_AT_ONCE, READ_AT_ONCE_ON_DEVICE = 2**18, 2**24
 # what is recorded at every step: name -> (unit, meaning)
 RECORDED = {
     "cross_entropy": ("nat", "-log p_c"),
@@ -25,6 +27,8 @@ RECORDED = {
     "signal": ("1", "(p_c - p_k)(1 - g_ck^2)"),
     "drag": ("1", "sum over other tokens of p_i (g_ci^2 - g_ki^2)"),
     "overlap": ("1", "g_ck, cosine of the readout rows of the two tokens"),
+    "m": ("1", "order parameter that no shift of the readout changes, p_c - p_k + m_drag"),
+    "m_drag": ("1", "sum over other tokens of p_i m_i, m_i their place on the axis from k (-1) to c (1)"),
     "readout_drift": ("1", "Frobenius norm of E_t - E_0 relative to that of E_0"),
     "readout_unchanged": ("1", "1 if E_t equals E_0 bit for bit, else 0"),
     "gradient_norm": ("nat", "Euclidean norm of the loss gradient over the trainable parameters; nan at the last step"),
@@ -48,9 +52,6 @@ def check_extra(extra: Mapping[str, Callable] | None) -> dict[str, Callable]:
     return extra
 
 
-IN_CACHE = 2**18  # numbers of a readout that a CPU measures at a time
-
-
 def recorded(recipe: Recipe) -> dict[str, tuple[str, str]]:
     """What every run of this recipe records: name -> (unit, meaning)."""
     return RECORDED if recipe.loss == "cross-entropy" else RECORDED | TRAINED_LOSS
@@ -63,20 +64,20 @@ class Recorder:
         self.E_0, self.E, self.c, self.k, self.recipe, self.extra = E_0, E, c, k, recipe, extra
         self.pair = torch.stack([c, k], -1)  # (R, 2)
         self.trained = E.dim() == 3
-        norm = E_0.norm()
-        self.norm_0 = torch.where((norm > 0) & norm.isfinite(), norm, E_0.double().norm().to(norm.dtype))
+        self.norm_0 = order_parameter.row_norms(E_0.reshape(1, -1))  # (1,)
+        self.wide = order_parameter.widest(E.device)
         self.norms = E.new_empty(E.shape[:-1])
         self.products = E.new_empty((len(c), len(E_0), 2))  # of the rows of E with those of c and k
-        replicas = len(c)
         names = [*recorded(recipe), *extra]
-        self.fields = {name: E_0.new_full((replicas, recipe.steps + 1), math.nan) for name in names}
-        self.h: Any = None  # contrast (R, V) and overlap g_ck (R,), once they were measured
-        self.g_ck: Any = None
+        self.fields = {name: E_0.new_full((len(c), recipe.steps + 1), math.nan) for name in names}
+        self.h: Any = None  # contrast (R, V), once it was measured, with ``g_ck`` (R,) and ``x`` = E (E_c - E_k) (R, V)
         self.previous: tuple[Tensor, Tensor] | None = None  # p and h of the step before
-        d, n = E_0.shape[1], len(recipe.snapshots)
-        self.snapshots = (
-            {"spectrum": E_0.new_zeros((replicas, n, d)), "phi_trace": E_0.new_zeros((replicas, n))} if n else {}
-        )
+        self.snapshots = {}
+        if n := len(recipe.snapshots):
+            self.snapshots = {
+                "spectrum": E_0.new_zeros((len(c), n, E_0.shape[1])),
+                "phi_trace": E_0.new_zeros((len(c), n)),
+            }
 
     def record(self, step: int, logits: Tensor, loss: Tensor) -> None:
         """``logits`` (R, V) and the loss that is minimised (R,), of the state before update ``step``."""
@@ -84,6 +85,7 @@ class Recorder:
         z_pair, p_pair = logits.gather(1, self.pair), p.gather(1, self.pair)
         drift, unchanged = self._read_readout()
         signal, drag = order_parameter.split(p, self.h, self.c, self.k, self.g_ck, self.recipe.exponent)
+        m, m_drag = order_parameter.along_axis(p, self.x, self.c, self.k)
         values = {
             "cross_entropy": F.cross_entropy(logits, self.c, reduction="none") if "loss" in self.fields else loss,
             "logit_gap": z_pair[:, 0] - z_pair[:, 1],
@@ -94,6 +96,8 @@ class Recorder:
             "signal": signal,
             "drag": drag,
             "overlap": self.g_ck,
+            "m": m,
+            "m_drag": m_drag,
             "readout_drift": drift / self.norm_0,
             "readout_unchanged": unchanged,
         }
@@ -106,11 +110,10 @@ class Recorder:
         self.previous = p, self.h
         for name, function in self.extra.items():
             values[name] = value = function(p, self._rows(), self.c, self.k)
-            if not isinstance(value, Tensor) or value.shape != self.c.shape:
+            if (shape := getattr(value, "shape", None)) != self.c.shape:
                 raise ParameterError(
-                    f"extra {name!r} gives {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__} "
-                    f"where one number for each of {len(self.c)} replicas is needed; reduce over the last dimensions only, "
-                    "such as .sum(-1)."
+                    f"extra {name!r} gives {type(value).__name__ if shape is None else tuple(shape)} where one number for "
+                    f"each of {len(self.c)} replicas is needed; reduce over the last dimensions only, such as .sum(-1)."
                 )
         for name, value in values.items():
             self.fields[name][:, step] = value
@@ -123,26 +126,34 @@ class Recorder:
         Everything is asked of a block of rows while it is in the cache: a large readout is read once, and no array of
         its size is needed.
         """
-        E, geometry = self.E.view(-1, *self.E_0.shape), self.h is None or self.trained
+        E, geometry = (
+            self.E.view(-1, *self.E_0.shape),
+            self.h is None or self.trained,
+        )  # E (R, V, d), or (1, V, d) for all
+        on_cpu = E.device.type == "cpu"
         if geometry:
-            rows = order_parameter.normalise(torch.take_along_dim(self._rows(), self.pair[..., None], -2)).mT
-        squared = torch.zeros(len(E), dtype=torch.float64, device=E.device)
+            directions = order_parameter.normalise(torch.take_along_dim(self._rows(), self.pair[..., None], -2)).mT
+            norms = self.norms.view(len(E), -1)  # (R or 1, V)
+        squared = torch.zeros(len(E), dtype=self.wide, device=E.device)
         unchanged = torch.ones(len(E), dtype=torch.bool, device=E.device)
-        block = len(self.E_0) if E.is_cuda else max(1, IN_CACHE // E[:, 0].numel())
+        block = max(1, (READ_AT_ONCE if on_cpu else READ_AT_ONCE_ON_DEVICE) // E[:, 0].numel())
         for start in range(0, len(self.E_0), block):
             here = slice(start, start + block)
             e, e_0 = E[:, here], self.E_0[here]
             if geometry:
-                self.norms.view(len(E), -1)[:, here] = order_parameter.row_norms(e)
-                self.products[:, here] = e @ rows
-            moved = e - e_0
-            squared += torch.linalg.vector_norm(moved, dim=(1, 2)).double().square()
-            if E.is_cuda or unchanged.any():  # to ask a GPU would mean to wait for it
+                norms[:, here] = order_parameter.row_norms(e)
+                self.products[:, here] = e @ directions  # (R, block, 2): E_i·ê_c and E_i·ê_k
+            squared += torch.linalg.vector_norm(e - e_0, dim=(1, 2)).to(self.wide).square()
+            if not on_cpu or unchanged.any():  # to ask a device would mean to wait for it
                 unchanged &= (e == e_0).flatten(1).all(1)
         if geometry:
             g = self.products / self.norms.clamp_min(torch.finfo(E.dtype).tiny)[..., None]  # (R, V, 2)
             self.h = order_parameter.contrast(g, self.recipe.exponent)
             self.g_ck = g[torch.arange(len(g), device=g.device), self.k, 0]
+            # E_i·(E_c - E_k) from the same products, in units of the longer of the two rows
+            lengths = torch.take_along_dim(norms.expand(len(self.c), -1), self.pair, -1)  # (R, 2)
+            lengths = lengths / lengths.amax(-1, keepdim=True)
+            self.x = self.products[..., 0] * lengths[:, :1] - self.products[..., 1] * lengths[:, 1:]  # (R, V)
         return squared.sqrt().to(E.dtype), unchanged
 
     def _rows(self) -> Tensor:
@@ -161,9 +172,9 @@ class Recorder:
         self.snapshots["phi_trace"][:, index] = order_parameter.order_parameter_by_trace(rho, e[:, 0], e[:, 1]) + gone
 
 
-def label_runs(parts, shape, contexts, rates, seeds, recipe, extra) -> xr.Dataset:
+def label_runs(joined, shape, contexts, rates, seeds, recipe, extra) -> xr.Dataset:
+    """The dataset of recordings ``joined`` by name: (N, T + 1) each, N replicas in the order of ``shape``."""
     quantities = recorded(recipe) | {name: ("1", _meaning(function)) for name, function in extra.items()}
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     fields = {name: joined[name].reshape(*shape, -1) for name in quantities}
     finite = np.isfinite(fields["cross_entropy"]) & np.isfinite(fields["logit_gap"]) & np.isfinite(fields["phi"])
     alive = np.logical_and.accumulate(finite, axis=-1)  # once diverged, always diverged
@@ -175,28 +186,14 @@ def label_runs(parts, shape, contexts, rates, seeds, recipe, extra) -> xr.Datase
         if name in ("rank_correct", "readout_unchanged"):
             values = np.nan_to_num(values).astype("int32" if name == "rank_correct" else "int8")
         data[name] = (dims, values, {"units": unit, "long_name": meaning})
-    data["diverged_step"] = (
-        dims[:3],
-        diverged.astype("int32"),
-        {"units": "1", "long_name": "first non-finite step, or -1"},
-    )
-    if recipe.snapshots:
-        n, d = joined["spectrum"].shape[1:]
-        data["spectrum"] = (
-            (*dims[:3], "snapshot", "component"),
-            joined["spectrum"].reshape(*shape, n, d),
-            {"units": "1"},
-        )
-        data["phi_trace"] = ((*dims[:3], "snapshot"), joined["phi_trace"].reshape(*shape, n), {"units": "1"})
+    first = {"units": "1", "long_name": "first non-finite step, or -1"}
+    data["diverged_step"] = (dims[:3], diverged.astype("int32"), first)
+    largest, of_rates = rates if rates.ndim == 2 else rates.max(-1), f"learning rate of {recipe.optimizer}"
     coords = {
         "context": [c.id for c in contexts],
         "seed": list(seeds),
         "step": np.arange(recipe.steps + 1),
-        "learning_rate": (
-            ("context", "rate"),
-            rates if rates.ndim == 2 else rates.max(-1),
-            {"units": "1", "long_name": f"learning rate of {recipe.optimizer}"},
-        ),
+        "learning_rate": (("context", "rate"), largest, {"units": "1", "long_name": of_rates}),
         "correct": ("context", [c.context.correct for c in contexts]),
         "competitor": ("context", [c.context.competitor for c in contexts]),
     }
@@ -204,6 +201,9 @@ def label_runs(parts, shape, contexts, rates, seeds, recipe, extra) -> xr.Datase
         data["schedule"] = (dims[:2] + dims[3:], np.pad(rates, ((0, 0), (0, 0), (0, 1)), constant_values=np.nan))
     if recipe.snapshots:
         coords["snapshot"] = list(recipe.snapshots)
+        for name, further in (("spectrum", ("component",)), ("phi_trace", ())):
+            values = joined[name].reshape(*shape, *joined[name].shape[1:])
+            data[name] = ((*dims[:3], "snapshot", *further), values, {"units": "1"})
     attrs = {f"recipe_{key}": value for key, value in recipe.settings().items() if key != "snapshots"}
     return xr.Dataset(data, coords, attrs)
 

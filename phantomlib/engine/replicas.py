@@ -5,13 +5,15 @@ trainable weights are exchanged for ones that hold ``(R, ...)`` stacks and multi
 (attention, activations, residuals) works row by row already and is left alone. All replicas share the frozen weights.
 
 A model whose modules are not known here, or whose stacked copy does not reproduce the plain model, is run by
-``torch.vmap`` instead: slower, but right for every architecture.
+``torch.vmap`` instead, which is slower; and where that does not reproduce it either, the model itself runs for one
+replica after the other.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +21,11 @@ from torch import Tensor, nn
 
 from phantomlib.models.language_model import CausalLM, share_tensors
 
+ENGINES = ("batch axis", "vmap", "one by one")  # each is right where those before it are not
+COUNT_PADDING = ("xlm", "flaubert")  # kinds that tell a text's length by its padding, or else by a mask
 LARGE = 2**23  # numbers of a replica from which on the memory that its gradients take decides its speed
 _verdicts: dict[tuple, bool] = {}  # of the self-test, by what it depends on
+_padding: WeakKeyDictionary = WeakKeyDictionary()  # module -> whether padding matters, by both lengths
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,8 @@ class Stack:
     Attributes:
         parameters: trainable tensors (R, ...), by their name in the model; leaves with ``requires_grad``.
         logits: maps token ids (R, L), padded on the right, and the last position of each row (R,) to next-token logits
-            (R, V). Causal attention makes the padding exact.
-        engine: ``batch axis`` or ``vmap``; ``plain`` for one replica, which needs neither.
+            (R, V). Causal attention makes the padding exact, unless :func:`padding_matters`.
+        engine: one of ``ENGINES``.
         factors: where the matrices among ``parameters`` hand over the factors of their gradients, if somebody takes them.
     """
 
@@ -62,67 +67,85 @@ def stack(module: nn.Module, initial: list[dict[str, Tensor]], engine: str = "au
         module: a causal language model; it is not changed.
         initial: for each replica the initial values of the trainable tensors by name. Names not listed stay frozen and
             shared.
-        engine: ``batch axis``, ``vmap``, or ``auto``: the plain model for one replica that is not large; else the batch
-            axis where it is exact, and else the plain model for one and vmap for more.
+        engine: one of ``ENGINES``, or ``auto``: the first of them that reproduces the plain model on a probe. One replica
+            needs no vmap, nor the batch axis unless it is large.
     """
     parameters = {
         name: torch.stack([values[name] for values in initial]).detach().requires_grad_() for name in initial[0]
     }
     factors = Factors()
-    alone = engine == "auto" and len(initial) == 1
-    if alone and sum(p.numel() for p in parameters.values()) < LARGE:
-        return Stack(parameters, _alone(module, parameters), "plain", factors)
-    if engine != "vmap":
-        on_batch_axis = _on_batch_axis(module, parameters, factors)
-        if on_batch_axis is not None:
-            stacked = Stack(parameters, on_batch_axis, "batch axis", factors)
-            if engine == "batch axis" or _tested(stacked, module, initial[0]):
+    tried: tuple[str, ...] = ENGINES if engine == "auto" else (engine,)
+    if engine == "auto" and len(initial) == 1:
+        large = sum(p.numel() for p in parameters.values()) >= LARGE
+        tried = ("batch axis", "one by one") if large else ("one by one",)
+    for name in tried:
+        make = {"batch axis": _on_batch_axis, "vmap": _by_vmap, "one by one": _one_by_one}[name]
+        forward = make(module, parameters, factors)
+        if forward is not None:
+            stacked = Stack(parameters, forward, name, factors)
+            if name == tried[-1] or _tested(stacked, module, initial[-1]):
                 return stacked
-        elif engine == "batch axis":
-            raise NotImplementedError(f"no stacked version of every trainable module of {type(module).__name__}")
-    if alone:
-        return Stack(parameters, _alone(module, parameters), "plain", factors)
-    return Stack(parameters, _by_vmap(module, parameters), "vmap", factors)
+    raise NotImplementedError(f"no stacked version of every trainable module of {type(module).__name__}")
 
 
 def _tested(stacked: Stack, module: CausalLM, values: dict[str, Tensor]) -> bool:
-    """:func:`_agrees`, asked once in a process for each architecture and set of trainable tensors."""
+    """:func:`_agrees`, asked once in a process for each architecture, set of trainable tensors and engine."""
     kinds = tuple((name, type(leaf)) for name, leaf in module.named_modules())
-    some = next(iter(values.values()))
-    key = (kinds, tuple(values), module.config.to_json_string(), some.dtype, some.device)
+    some = next(iter(stacked.parameters.values()))
+    several = len(some) > 1  # one alone cannot be mixed with others
+    key = (stacked.engine, several, kinds, tuple(values), module.config.to_json_string(), some.dtype, some.device)
     if key not in _verdicts:
         _verdicts[key] = _agrees(stacked, module, values)
     return _verdicts[key]
 
 
 def _agrees(stacked: Stack, module: CausalLM, values: dict[str, Tensor]) -> bool:
-    """Whether replica 0 gives the plain model's logits and gradients on a short probe, to rounding."""
+    """Whether the last replica, with these ``values``, gives the plain model's logits and gradients on a short probe."""
     replicas = len(next(iter(stacked.parameters.values())))
     device = next(module.parameters()).device
     vocabulary = module.get_output_embeddings().weight.shape[0]
-    ids = (torch.arange(6, device=device) * 7 + 3) % vocabulary
+    # other tokens for each replica: experts that route them otherwise must not mix them
+    ids = (torch.arange(6, device=device) * 7 + 3 + 5 * torch.arange(replicas, device=device)[:, None]) % vocabulary
     names = list(values)
     leaves = [values[name].detach().requires_grad_() for name in names]
     own = dict(zip(names, leaves, strict=True))
-    plain = torch.func.functional_call(module, own, (ids[None, :5],), {"use_cache": False}).logits[0, -1]
+    # of a copy: recurrent classes keep their last state in the module
+    call = share_tensors(module), own, (ids[-1:, :5],), all_seen(module, ids[-1:, :5])
+    plain = torch.func.functional_call(*call).logits[0, -1]
     try:
-        logits = stacked.logits(ids.repeat(replicas, 1), torch.full((replicas,), 4, device=device))[0]
+        logits = stacked.logits(ids, torch.full((replicas,), 4, device=device))[-1]
         ours = torch.autograd.grad(
             logits.log_softmax(-1)[0], [stacked.parameters[name] for name in names], allow_unused=True
         )
-    except (RuntimeError, AttributeError, TypeError):  # a custom module that does not work row by row
+    except Exception:  # a module that does not work row by row, or not under vmap, fails in its own way
         return False
     oracle = torch.autograd.grad(plain.log_softmax(-1)[0], leaves, allow_unused=True)
     gradients = list(zip(ours, oracle, strict=True))
-    pairs = [(logits, plain)] + [(a[0], b) for a, b in gradients if a is not None and b is not None]
+    pairs = [(logits, plain)] + [(a[-1], b) for a, b in gradients if a is not None and b is not None]
     same_use = all((a is None) == (b is None) for a, b in gradients)
     tolerance = 1e-3 if plain.dtype == torch.float32 else 1e-9
     return same_use and all((a - b).norm() <= tolerance * b.norm() + 1e-12 for a, b in pairs)
 
 
-def _alone(module: CausalLM, parameters: dict[str, Tensor]) -> Callable:
-    """The forward pass of one replica: the model's own, with its stack of one put in."""
-    module = _share_frozen_copy(module)
+@torch.no_grad()
+def padding_matters(module: CausalLM, lengths: Iterable[int]) -> bool:
+    """Whether prompts of these lengths are read otherwise when padded to the longest: positions may depend on it."""
+    longest, known = max(lengths), _padding.setdefault(module, {})
+    device, vocabulary = next(module.parameters()).device, module.get_output_embeddings().weight.shape[0]
+    ids = (torch.arange(longest, device=device)[None] * 7 + 3) % vocabulary
+    for length in {*lengths} - {longest}:
+        if (length, longest) not in known:
+            padded, alone = (
+                module(some, **all_seen(module, some)).logits[0, length - 1] for some in (ids, ids[:, :length])
+            )
+            tolerance = 1e-4 if alone.dtype == torch.float32 else 1e-6  # some classes compute norms in float32 anyway
+            known[length, longest] = bool((padded - alone).norm() > tolerance * alone.norm())
+    return any(known[length, longest] for length in {*lengths} - {longest})
+
+
+def _one_by_one(module: CausalLM, parameters: dict[str, Tensor], factors: Factors) -> Callable:
+    """The model's own forward pass for each replica, with its weights put in."""
+    module = share_tensors(module)
     by_identity = _by_identity(module, parameters)
     places = [
         (leaf._parameters, name, by_identity[id(p)])
@@ -133,22 +156,27 @@ def _alone(module: CausalLM, parameters: dict[str, Tensor]) -> Callable:
     forward = _last_logits(module)
 
     def logits(ids: Tensor, last: Tensor) -> Tensor:
-        for own, name, stacked in places:
-            own[name] = cast(nn.Parameter, stacked.squeeze(0))
-        return forward(ids, last)
+        # of one replica a view: the gradients of several are stacked, which takes memory
+        weights = [p.unbind() if len(p) > 1 else (p.squeeze(0),) for _, _, p in places]
+        rows = []
+        for r in range(len(ids)):
+            for (own, name, _), each in zip(places, weights, strict=True):
+                own[name] = cast(nn.Parameter, each[r])
+            rows.append(forward(ids[r : r + 1], last[r : r + 1]))  # (1, V)
+        return torch.cat(rows)
 
     return logits
 
 
-def _by_vmap(module: nn.Module, parameters: dict[str, Tensor]) -> Callable:
-    module = _share_frozen_copy(module)
+def _by_vmap(module: nn.Module, parameters: dict[str, Tensor], factors: Factors) -> Callable:
+    module = share_tensors(module)
     for leaf in module.modules():
         # vmap heeds padding_idx for the first replica only
         if isinstance(leaf, nn.Embedding) and leaf.padding_idx is not None:
             leaf.register_forward_hook(lambda _, args, rows, idx=leaf.padding_idx: _untrained_at(idx, args[0], rows))
 
     def one(values: dict[str, Tensor], ids: Tensor, last: Tensor) -> Tensor:
-        logits = torch.func.functional_call(module, values, (ids[None],), {"use_cache": False}).logits[0]
+        logits = torch.func.functional_call(module, values, (ids[None],), all_seen(module, ids[None])).logits[0]
         return logits.index_select(0, last[None])[0]
 
     return lambda ids, last: torch.vmap(one)(parameters, ids, last)
@@ -156,7 +184,7 @@ def _by_vmap(module: nn.Module, parameters: dict[str, Tensor]) -> Callable:
 
 def _on_batch_axis(module: nn.Module, parameters: dict[str, Tensor], factors: Factors) -> Callable | None:
     """A forward pass over stacked weights, or None if some trainable module is not known here."""
-    module = _share_frozen_copy(module)
+    module = share_tensors(module)
     by_identity = _by_identity(module, parameters)
     for path, leaf in list(module.named_modules()):
         own = {name: by_identity.get(id(p)) for name, p in leaf._parameters.items()}
@@ -187,16 +215,18 @@ def _last_logits(module: CausalLM) -> Callable:
 
     def logits(ids: Tensor, last: Tensor) -> Tensor:
         rows["last"] = last
-        return module(ids, use_cache=False).logits[:, 0]
+        found = module(ids, **all_seen(module, ids)).logits
+        # some classes multiply with the readout's weight without calling it: then all positions are there
+        return found[:, 0] if found.shape[1] == 1 else found[torch.arange(len(ids), device=ids.device), last]
 
     return logits
 
 
-def _share_frozen_copy(module: CausalLM) -> CausalLM:
-    """A copy of the module tree, to be changed, that shares every tensor with the original."""
-    module = share_tensors(module)
-    module.config.pad_token_id = None  # else some models look for padding in every batch, and wait for the device
-    return module
+def all_seen(module: CausalLM, ids: Tensor) -> dict[str, Any]:
+    """What to call ``module`` with beside ``ids`` (R, L): a mask that hides no token, so that it need not ask the device."""
+    if module.config.model_type in COUNT_PADDING:
+        return {"use_cache": False}
+    return {"attention_mask": torch.ones(ids.shape, dtype=torch.long, device=ids.device), "use_cache": False}
 
 
 def _untrained_at(padding_idx: int, ids: Tensor, rows: Tensor) -> Tensor:
@@ -209,9 +239,7 @@ def _batched(leaf: Any, own: dict[str, Any], factors: Factors) -> nn.Module | No
     kind = type(leaf).__name__
     if own.get("weight") is None:
         return None  # a trainable bias beside a frozen weight
-    if (
-        isinstance(leaf, nn.Linear) or kind == "Conv1D"
-    ):  # transformers' Conv1D is a linear layer with the weight (in, out)
+    if isinstance(leaf, nn.Linear) or kind == "Conv1D":  # the latter is a linear layer with the weight (in, out)
         return _Linear(own["weight"], own.get("bias"), leaf, factors, transposed=kind != "Conv1D")
     if type(leaf) is nn.Embedding or kind.endswith("ScaledWordEmbedding"):
         return _Embedding(own["weight"], factors, leaf.padding_idx, getattr(leaf, "embed_scale", None))
@@ -265,13 +293,14 @@ class _Embedding(nn.Module):
 
     def __init__(self, weight: Tensor, factors: Factors, padding_idx: int | None = None, scale=None):
         super().__init__()
-        self.stacked, self.factors, self.padding_idx, self.scale = weight, factors, padding_idx, scale
+        self.stacked, self.factors, self.padding_idx = weight, factors, padding_idx
+        self.scale = None if scale is None else torch.as_tensor(scale).to(weight)
 
     def forward(self, ids: Tensor) -> Tensor:  # (R or 1, L) -> (R, L, d)
         ids = ids.expand(len(self.stacked), -1)
         rows = _Rows.apply(self.stacked, ids, self.factors)
         rows = rows if self.padding_idx is None else _untrained_at(self.padding_idx, ids, rows)
-        return rows if self.scale is None else rows * torch.as_tensor(self.scale).to(rows)
+        return rows if self.scale is None else rows * self.scale
 
 
 class _Rows(torch.autograd.Function):
@@ -300,21 +329,21 @@ def add_rows(matrix: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
 def multiply_out(products: list[tuple[Tensor, Tensor]], out: Tensor, start: int = 0) -> Tensor:
     """Rows ``start`` and following of the gradient (R, m, n) that is the sum of these products, written to ``out``.
 
-    For products see :class:`Factors`. Fewer than all rows can be asked for of one replica only.
+    For products see :class:`Factors`.
     """
-    stop, filled = start + out.shape[1], False
+    height, filled = out.shape[1], False
     for a, b in products:
         if a.dim() == 3:
-            torch.bmm(a[:, :, start:stop].mT, b, out=out) if not filled else out.baddbmm_(a[:, :, start:stop].mT, b)
+            rows = a[:, :, start : start + height].mT  # (R, height, L)
+            torch.bmm(rows, b, out=out) if not filled else out.baddbmm_(rows, b)
             filled = True
     if not filled:
         out.zero_()
     for ids, rows in products:
         if ids.dim() == 2:
-            if len(ids) == 1:
-                here = (ids[0] >= start) & (ids[0] < stop)
-                ids, rows = ids[:, here] - start, rows[:, here]
-            add_rows(out, ids, rows)
+            ids = ids - start
+            inside = (ids >= 0) & (ids < height)  # the others add zero, which needs no answer from a device
+            add_rows(out, ids.clamp(0, height - 1), torch.where(inside[..., None], rows, 0.0))
     return out
 
 
@@ -368,10 +397,6 @@ class _Norm(nn.Module):
         del leaf.weight
 
     def forward(self, x: Tensor, *args) -> Tensor:
-        self.leaf.weight = _broadcast(self.stacked, x)
+        # (R, d) -> (R, 1, ..., 1, d), to multiply x (R, ..., d)
+        self.leaf.weight = self.stacked.view(len(self.stacked), *[1] * (x.dim() - 2), -1)
         return self.leaf(x, *args)
-
-
-def _broadcast(stacked: Tensor, x: Tensor) -> Tensor:
-    """(R, d) -> (R, 1, ..., 1, d), to multiply x (R, ..., d)."""
-    return stacked.view(len(stacked), *[1] * (x.dim() - 2), stacked.shape[-1])

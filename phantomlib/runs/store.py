@@ -95,7 +95,7 @@ class Store:
         seconds and peak memory (bytes).
         """
         rates = check_learning_rates(learning_rates, len(contexts), recipe.steps)
-        check_seeds(seeds)
+        check_seeds(seeds, recipe)
         spec = specification(model, contexts, rates, recipe, seeds, extra)
         path = self.root / f"{model.name}-{recipe.method}-{recipe.optimizer}-{run_id(spec)}.nc"
         if not path.exists():

@@ -62,6 +62,8 @@ def plain_loop(model, context, rates, recipe: Recipe, seed: int) -> dict[str, li
         loss = LOSSES[recipe.loss](z, c, k, recipe.weight)
         p = z.detach().double().softmax(0).cpu().numpy()
         e, h, g_ck = geometry(source.weight, c, k, recipe.exponent)
+        E = source.weight.detach().double().cpu().numpy()
+        axis, middle = E[c] - E[k], (E[c] + E[k]) / 2
         rho = sum(p_i * np.outer(e_i, e_i) for p_i, e_i in zip(p, e, strict=True))
         trace = np.trace(rho @ (np.outer(e[c], e[c]) - np.outer(e[k], e[k])))
         update.zero_grad()
@@ -76,6 +78,8 @@ def plain_loop(model, context, rates, recipe: Recipe, seed: int) -> dict[str, li
             "signal": (p[c] - p[k]) * (1 - g_ck**recipe.exponent),
             "drag": sum(p[i] * h[i] for i in range(len(p)) if i not in (c, k)),
             "overlap": g_ck,
+            "m": 2 * axis @ (p @ E - middle) / (axis @ axis),
+            "m_drag": sum(2 * p[i] * axis @ (E[i] - middle) / (axis @ axis) for i in range(len(p)) if i not in (c, k)),
             "readout_drift": float((source.weight.detach() - E_0).norm() / E_0.norm()),
             "readout_unchanged": int(torch.equal(source.weight, E_0)),
             "gradient_norm": math.sqrt(sum(float(q.grad.square().sum()) for q in trained if q.grad is not None)),
@@ -149,6 +153,15 @@ def test_architectures_that_compute_in_single_precision_equal_torch_optim(archit
     check_against_plain_loop(architecture, "full", name, "float32", 1e-3)
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("engine", ["auto", "vmap"])
+def test_a_model_that_reads_by_length_batches_equal_lengths(engine, method):
+    run = check_against_plain_loop("Phi3-longrope", method, "adam", "float64", 1e-8, engine=engine)
+    together = 4 if method == "lora" else 2  # rates and seeds of one of the two contexts
+    assert (run.attrs["equal_lengths_only"], run.attrs["replicas_together"]) == (1, together)
+    assert small_run().attrs["equal_lengths_only"] == 0
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_vmap_equals_torch_optim(method, name):
@@ -203,7 +216,7 @@ def test_one_replica_equals_torch_optim(architecture, method, name, small, large
     monkeypatch.setattr("phantomlib.engine.optimizer.SMALL", small)
     monkeypatch.setattr("phantomlib.engine.optimizer.PART", 100)  # a few rows at a time
     monkeypatch.setattr("phantomlib.engine.replicas.LARGE", large)
-    monkeypatch.setattr("phantomlib.engine.recorder.IN_CACHE", 100)
+    monkeypatch.setattr("phantomlib.engine.recorder.READ_AT_ONCE", 100)
     rates, settings = OPTIMIZERS[name]
     recipe = Recipe(optimizer=name, method=method, steps=4, rank=2, alpha=4.0, **settings)
     model = tiny.model(architecture, "float64")
@@ -219,12 +232,20 @@ def small_run(rates=(0.01, 0.03), *, model=None, lengths=(7, 4), seeds=(0,), eng
     return finetune(model, contexts, list(rates), Recipe(**settings), seeds=seeds, engine=engine, chunk=chunk)
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_neither_engine_nor_chunk_matters(method):
-    reference = small_run(method=method, seeds=(0, 1))
-    for options in ({"engine": "batch axis"}, {"engine": "vmap"}, {"chunk": 1}, {"chunk": 3}, {"chunk": 99}):
-        other = small_run(method=method, seeds=(0, 1), **options)
+@pytest.mark.parametrize("method, seeds", [("full", (0,)), ("lora", (0, 1))])
+def test_neither_engine_nor_chunk_matters_and_both_are_recorded(method, seeds):
+    reference, n = small_run(method=method, seeds=seeds), 4 * len(seeds)
+    assert (reference.attrs["engine"], reference.attrs["replicas_together"]) == ("batch axis", n)
+    for options, engine, together in (
+        ({"engine": "vmap"}, "vmap", n),
+        ({"engine": "one by one"}, "one by one", n),
+        ({"chunk": 1}, "one by one", 1),
+        ({"chunk": 3}, "batch axis" if method == "lora" else "batch axis, one by one", 3),
+        ({"chunk": 99}, "batch axis", n),
+    ):
+        other = small_run(method=method, seeds=seeds, **options)
         xr.testing.assert_allclose(other, reference, rtol=0, atol=1e-12)
+        assert (other.attrs["engine"], other.attrs["replicas_together"]) == (engine, together)
 
 
 def test_a_run_repeats_bit_for_bit_and_leaves_the_model_alone():
@@ -276,12 +297,15 @@ def test_progress_counts_every_replica_step():
     assert sum(done) == 2 * 5 * 3 and len(done) > 3
 
 
-def test_seeds_change_lora_only():
-    lora, full = (small_run(method=method, seeds=(0, 1, 0)).drop_vars("seed") for method in ("lora", "full"))
-    assert full.isel(seed=0).identical(full.isel(seed=1)) and full.isel(seed=0).identical(full.isel(seed=2))
+def test_seeds_are_of_lora_only():
+    lora = small_run(method="lora", seeds=(0, 1, 0)).drop_vars("seed")
     assert lora.isel(seed=0).identical(lora.isel(seed=2))
     assert (lora.phi.isel(seed=0) == lora.phi.isel(seed=1))[..., :1].all()
     assert (lora.phi.isel(seed=0) != lora.phi.isel(seed=1))[..., 2:].all()
+    full = [small_run(seeds=(seed,)).drop_vars("seed") for seed in (0, 5)]
+    assert full[0].identical(full[1])
+    with pytest.raises(ParameterError, match="full fine-tuning draws nothing"):
+        small_run(seeds=(0, 1))
 
 
 def test_each_context_may_have_its_own_rates():
@@ -292,12 +316,17 @@ def test_each_context_may_have_its_own_rates():
         assert np.allclose(alone.phi, own.phi.isel(context=c), rtol=0, atol=1e-13)
 
 
-def test_a_schedule_gives_every_update_its_rate():
-    model, recipe = tiny.model("GPTNeoX"), Recipe(optimizer="adam", steps=3)
-    contexts, schedule = tiny.contexts(model, (5,)), [0.001, 0.02, 0.005]
-    run = finetune(model, contexts, [[schedule]], recipe)
-    assert max(largest_error(run, model, contexts, [schedule], recipe).values()) < 1e-10
-    assert run.schedule.values[0, 0].tolist()[:3] == schedule and run.learning_rate.item() == 0.02
+@pytest.mark.parametrize("optimizer, scale", [("sgd", 0.05), ("adam", 0.01)])
+def test_a_schedule_gives_every_update_its_rate(optimizer, scale):
+    model, recipe = tiny.model("GPTNeoX"), Recipe(optimizer=optimizer, steps=3)
+    contexts = tiny.contexts(model)
+    schedules = scale * np.random.default_rng(0).uniform(0.1, 2, (2, 3, 3))
+    run = finetune(model, contexts, schedules, recipe)
+    for c, context in enumerate(contexts):
+        errors = largest_error(run.isel(context=[c]), model, [context], schedules[c], recipe)
+        assert max(errors.values()) < 1e-10, errors
+    assert run.learning_rate.values == pytest.approx(schedules.max(-1))
+    assert (run.schedule.values[..., :-1] == schedules).all() and np.isnan(run.schedule.values[..., -1]).all()
 
 
 @pytest.mark.parametrize("engine", ["batch axis", "vmap"])
@@ -351,6 +380,8 @@ BAD_RECIPES = {  # changes -> what the message must name
         "method": ("LoRA", "frozen", None),
         "exponent": (0, 3, -2, "2", 1.5),
         "geometry": ("output", None),
+        "loss": ("hinge", 3, None),
+        "weight": (0.0, -1.0, "2", math.nan, 2.0),  # 2.0 needs a loss that looks at the competitor
         "snapshots": ((31,), (-1,), (0.5,), ("0",), (True,), (2, 2), 5, "all", None),
     }.items()
     for value in values
@@ -362,7 +393,8 @@ def test_bad_recipes_are_refused(changes, named):
     with pytest.raises(ParameterError) as error:
         Recipe(**changes)
     assert named in str(error.value) and "\n" not in str(error.value)
-    assert str(next(iter(changes.values()))) in str(error.value)
+    value = next(iter(changes.values()))
+    assert str(value) in str(error.value) or f"snapshots[0] is {value[0]!r}" in str(error.value)
 
 
 def test_recipes_are_values():
@@ -394,6 +426,7 @@ BAD_RATES = {
     "rows and numbers": [[1e-3, 1e-2], 1e-3],
     "rows of another number of contexts": [[1e-3]] * 3,
     "schedules of another length": [[[1e-3] * 3]] * 2,
+    "schedules of another number of contexts": [[[1e-3] * 4]],
     "four axes": np.full((2, 1, 4, 1), 1e-3),
 }
 
@@ -452,10 +485,14 @@ def test_no_contexts_are_refused():
         finetune(tiny.model(), [], [1e-3])
 
 
-@pytest.mark.parametrize("seeds", [(), (0.5,), (True,), ("1",), (-1,), (None,), 3, None], ids=repr)
-def test_bad_seeds_are_refused(seeds):
-    with pytest.raises(ParameterError, match="seeds"):
-        small_run(seeds=seeds)
+BAD_SEEDS = [(), (0.5,), (True,), ("1",), (-1,), (None,), 3, None, (2**63,), (2**64,), (0, 10**400)]
+
+
+@pytest.mark.parametrize("seeds", BAD_SEEDS, ids=range(len(BAD_SEEDS)))
+def test_seeds_that_no_generator_takes_are_refused(seeds):
+    with pytest.raises(ParameterError, match="seeds.*below 2\\*\\*63") as error:
+        small_run(method="lora", seeds=seeds)
+    assert len(str(error.value)) < 300
 
 
 @pytest.mark.parametrize("options", [{"engine": "fast"}, {"chunk": 0}, {"chunk": -1}, {"chunk": 1.5}], ids=str)
@@ -505,14 +542,6 @@ def test_a_readout_row_of_zero_keeps_the_recorded_split_exact():
     run = finetune(model, [context], [1e-3], Recipe(optimizer="sgd", steps=3, snapshots=(0, 2)))
     by_trace, phi = run.phi_trace.values, run.phi.sel(step=run.snapshot.values).values
     assert abs(by_trace - phi).max() < 1e-12 and (phi != 0).all()
-
-
-@pytest.mark.parametrize("seeds", [(2**63,), (2**64,), (0, 10**400)])
-def test_seeds_that_no_generator_takes_are_refused(seeds):
-    model = tiny.model()
-    with pytest.raises(ParameterError, match="below 2\\*\\*63") as error:
-        finetune(model, tiny.contexts(model), [1e-3], Recipe(method="lora", steps=1), seeds=seeds)
-    assert len(str(error.value)) < 300
 
 
 def test_runs_that_no_memory_would_hold_are_refused_before_they_start():

@@ -1,16 +1,22 @@
 """Stacked replicas against the plain model, one at a time, for every architecture: logits and gradients, float64."""
 
 import copy
+import dataclasses
+import re
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import tiny
 import torch
+import transformers
 from torch import nn
 
-from phantomlib.engine.finetune import trainable
+from phantomlib.engine.finetune import finetune, trainable
 from phantomlib.engine.recipe import Recipe
 from phantomlib.engine.replicas import multiply_out, squared_norms, stack
+from phantomlib.errors import ModelError
+from phantomlib.models.language_model import LanguageModel
 
 # full fine-tuning; LoRA trains linear layers only and gets the batch axis everywhere
 ENGINES = dict.fromkeys(tiny.ARCHITECTURES, "batch axis") | {"Cohere": "vmap"}
@@ -121,7 +127,6 @@ def test_the_model_itself_is_left_alone(method, engine):
             p.mul_(3)
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
     assert torch.equal(module(torch.tensor([contexts[0].prompt_ids])).logits, plain)
-    assert module.config.pad_token_id == 0
     assert all(not m._forward_hooks and not m._forward_pre_hooks for m in module.modules())
 
 
@@ -140,25 +145,82 @@ class Unheard(MixingRMSNorm):
     """Not known at all."""
 
 
-@pytest.mark.parametrize("kind", [MixingRMSNorm, Unheard])
-def test_a_module_that_does_not_fit_the_batch_axis_falls_back_to_vmap(kind):
-    model = tiny.model("Llama")
-    module = copy.deepcopy(model.module)
-    module.model.norm = kind(module.model.norm)
-    values = [dict(module.named_parameters())] * 2
-    stacked = stack(module, values)
-    assert stacked.engine == "vmap"
-    contexts = tiny.contexts(model)
-    logits = stacked.logits(*batch(contexts, "cpu"))
-    for r, context in enumerate(contexts):
-        assert torch.allclose(logits[r], one_by_one(module, values[r], context)[0], rtol=0, atol=1e-9)
-
-
 def test_an_unknown_module_is_refused_where_the_batch_axis_was_asked_for():
     module = copy.deepcopy(tiny.model("Llama").module)
     module.model.norm = Unheard(module.model.norm)
     with pytest.raises(NotImplementedError, match="LlamaForCausalLM"):
         stack(module, [dict(module.named_parameters())], "batch axis")
+
+
+def test_a_verdict_on_one_replica_is_none_on_several():
+    module = copy.deepcopy(tiny.model("Llama").module)
+    module.model.norm = MixingRMSNorm(module.model.norm)
+    values = dict(module.named_parameters())
+    with patch("phantomlib.engine.replicas.LARGE", 0):
+        assert [stack(module, [values] * n).engine for n in (1, 2)] == ["batch axis", "vmap"]
+
+
+class ByNumber(MixingRMSNorm):
+    """Asks for a number, which vmap cannot give."""
+
+    def forward(self, x):
+        return x * self.weight * (2.0 if x.sum().item() else 1.0)
+
+
+class ByReplica(MixingRMSNorm):
+    """Right for the first replica and for tokens that are the same in all, as experts may be."""
+
+    def forward(self, x):
+        return x * self.weight + (x - x[:1])
+
+
+@pytest.mark.parametrize(
+    "kind, full, lora",  # LoRA leaves the norm alone
+    [
+        (MixingRMSNorm, "vmap", "batch axis"),
+        (Unheard, "vmap", "batch axis"),
+        (ByNumber, "one by one", "batch axis"),
+        (ByReplica, "vmap", "vmap"),
+    ],
+)
+def test_a_module_gets_the_first_engine_that_is_right(kind, full, lora):
+    model = tiny.model("Llama")
+    model = dataclasses.replace(model, module=copy.deepcopy(model.module))
+    model.module.model.norm = kind(model.module.model.norm)
+    for method, engine in (("full", full), ("lora", lora)):
+        assert stack(*replicas(model, method, 2)).engine == engine
+        compare(model, method, "auto")
+
+
+def test_gradients_left_in_their_factors_are_an_error():
+    """As they would be where a backward pass skips the hooks of tensors without a gradient."""
+    model = tiny.model("GPT2")
+    with (
+        patch("torch.Tensor.register_post_accumulate_grad_hook"),
+        patch("phantomlib.engine.optimizer.SMALL", 0),
+        pytest.raises(ModelError, match=f"torch {re.escape(torch.__version__)} left the gradients of"),
+    ):
+        finetune(model, tiny.contexts(model), [0.1], Recipe(optimizer="sgd", steps=1), engine="batch axis")
+
+
+def test_the_private_kernel_of_adam_takes_what_it_is_given():
+    taken = [(a.name, str(a.type)) for a in torch.ops.aten._fused_adam_.default._schema.arguments]
+    lists = ["self", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "state_steps"]
+    numbers = ["lr", "beta1", "beta2", "weight_decay", "eps"]
+    assert taken[:13] == [(name, "List[Tensor]") for name in lists] + [(name, "float") for name in numbers] + [
+        ("amsgrad", "bool"),
+        ("maximize", "bool"),
+    ]
+    assert all(a.has_default_value() for a in torch.ops.aten._fused_adam_.default._schema.arguments[13:])
+
+
+def test_a_strict_configuration_without_a_padding_token_is_left_as_it_is():
+    config = transformers.ModernBertDecoderConfig(
+        vocab_size=tiny.V, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24,
+        pad_token_id=0, bos_token_id=0, eos_token_id=0, cls_token_id=0, sep_token_id=0,
+    )  # fmt: skip
+    module = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval().requires_grad_(False)
+    compare(LanguageModel("strict", "strict", module, None, ""), "full", "auto")
 
 
 @pytest.mark.parametrize("kinds", ["a", "i", "ai", "aai", "iia"], ids=str)
@@ -177,7 +239,6 @@ def test_products_give_norms_and_rows_of_the_gradient_they_stand_for(kinds):
         products.append((a, b))
     torch.testing.assert_close(squared_norms(products), dense.square().sum((1, 2)))
     torch.testing.assert_close(multiply_out(products, torch.full_like(dense, torch.nan)), dense)
-    first = [(a[:1], b[:1]) for a, b in products]
     for start, stop in ((0, 2), (1, 8), (8, 9)):
-        part = multiply_out(first, torch.full((1, stop - start, 5), torch.nan, dtype=torch.float64), start)
-        torch.testing.assert_close(part, dense[:1, start:stop])
+        part = multiply_out(products, torch.full((2, stop - start, 5), torch.nan, dtype=torch.float64), start)
+        torch.testing.assert_close(part, dense[:, start:stop])

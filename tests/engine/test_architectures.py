@@ -1,0 +1,132 @@
+"""Every causal class of the pinned transformers, built small: advanced as torch.optim does it, or refused with a reason."""
+
+import copy
+import dataclasses
+import re
+
+import pytest
+import tiny
+import torch
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from phantomlib.engine.finetune import finetune
+from phantomlib.engine.recipe import Recipe
+from phantomlib.errors import ModelError
+from phantomlib.models.language_model import LanguageModel, _check_causal, add_lora
+
+SIZES = {  # what is given to the fields that configurations have under these names
+    tiny.V: ("vocab_size",),
+    64: ("max_position_embeddings", "n_positions"),
+    48: ("intermediate_size", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff", "dff", "n_inner"),
+    32: (
+        "hidden_size",
+        "d_model",
+        "n_embd",
+        "embedding_size",
+        "emb_dim",
+        "word_embed_proj_dim",
+        "attention_hidden_size",
+    ),
+    24: ("moe_intermediate_size", "shared_expert_intermediate_size"),
+    8: ("head_dim", "rotary_dim"),
+    4: ("num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads")
+    + ("decoder_attention_heads", "num_experts", "num_local_experts", "n_routed_experts", "mamba_n_heads"),
+    2: (
+        "num_hidden_layers",
+        "n_layer",
+        "n_layers",
+        "num_layers",
+        "encoder_layers",
+        "decoder_layers",
+        "num_experts_per_tok",
+    ),
+    0: ("pad_token_id", "bos_token_id", "eos_token_id"),
+    True: ("is_decoder",),
+}
+SPECIAL = {
+    "BambaForCausalLM": {"mamba_d_head": 16},
+    "GraniteMoeHybridForCausalLM": {"mamba_d_head": 16},
+    "GPTNeoForCausalLM": {"attention_types": [[["global", "local"], 1]]},
+    "ZayaForCausalLM": {"num_experts_per_tok": 1},
+    # it hides the end of a prompt that holds its padding token
+    "XLMWithLMHeadModel": {"pad_index": 40, "causal": True},
+}
+# what makes these small has names of its own, or must fit other fields
+UNBUILT = {
+    *("AXK1", "CohereCompass", "Dots1", "Gemma3n", "Gemma4", "Gemma4Assistant", "Gemma4UnifiedAssistant", "Lfm2Moe"),
+    *("LongcatFlash", "Mamba2", "MiMoV2Flash", "Reformer", "Zamba", "Zamba2"),
+}
+REFUSED = {
+    "CpmAnt": "lets a token see those after it",
+    "ProphetNet": "lets a token see those after it",
+    "XLNet": "lets a token see those after it",
+    "Xmod": "Input language unknown",
+}
+NO_LORA = ("DeepseekV4", "FalconH1", "FalconMamba", "Llama4", "Mamba", "NemotronH", "Phimoe")
+LARGEST = 30_000_000  # numbers of a model that counts as small
+CLASSES = {
+    re.sub("ForCausalLM|ModelWithLMHead|LMHeadModel|WithLMHeadModel", "", name): name
+    for name in sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()))
+}
+
+
+def built(kind) -> LanguageModel:
+    config_class = kind.config_class
+    if config_class.sub_configs:
+        pytest.skip("its configuration is made of others: it reads more than text")
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    sizes = {name: size for size, names in SIZES.items() for name in names if name in fields}
+    config = config_class(**sizes | SPECIAL.get(kind.__name__, {}))
+    config._attn_implementation = "eager"
+    with torch.device("meta"):
+        count = sum(p.numel() for p in kind(copy.deepcopy(config)).parameters())
+    assert count < LARGEST
+    torch.manual_seed(0)
+    module = kind(config).eval().requires_grad_(False)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(torch.randn_like(p), alpha=0.05)
+    return LanguageModel(kind.__name__, kind.__name__, module, None, kind.__name__)
+
+
+def plain_step(model, context, method):
+    """Logit gaps before and after one step of torch.optim.SGD, and the norm of the gradient."""
+    module = copy.deepcopy(model.module).requires_grad_(method == "full")
+    module = add_lora(module, rank=2, alpha=16.0, seed=0) if method == "lora" else module
+    trained = [p for p in module.parameters() if p.requires_grad]
+    step, gaps = torch.optim.SGD(trained, lr=0.1), []
+    for _ in range(2):
+        z = module(torch.tensor([context.prompt_ids]), use_cache=False).logits[0, -1]
+        gaps.append(float((z[context.correct_id] - z[context.competitor_id]).detach()))
+        if len(gaps) == 1:
+            (-z.log_softmax(0)[context.correct_id]).backward()
+            step.step()
+    return gaps, float(torch.cat([p.grad.flatten() for p in trained if p.grad is not None]).norm())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CLASSES if name not in UNBUILT])
+def test_every_causal_class_is_advanced_right_or_refused(name):
+    model = built(getattr(transformers, CLASSES[name]))
+    if name in REFUSED:
+        with pytest.raises(ModelError, match=REFUSED[name]):
+            _check_causal(model.module, name)
+        return
+    _check_causal(model.module, name)
+    contexts = tiny.contexts(model)
+    for method in ("full", "lora"):
+        recipe = Recipe(optimizer="sgd", method=method, steps=1, rank=2)
+        if method == "lora" and name in NO_LORA:
+            with pytest.raises(ModelError, match="LoRA cannot be put on"):
+                finetune(model, contexts, [0.1], recipe)
+            continue
+        run = finetune(model, contexts, [0.1], recipe).isel(rate=0, seed=0)
+        for n, context in enumerate(contexts):
+            gaps, norm = plain_step(model, context, method)
+            assert run.logit_gap.values[n] == pytest.approx(gaps, rel=1e-3, abs=1e-4)
+            assert float(run.gradient_norm[n, 0]) == pytest.approx(norm, rel=1e-3) and norm > 0
+
+
+def test_the_exceptions_are_classes_that_exist():
+    assert CLASSES.keys() >= {*UNBUILT, *REFUSED, *NO_LORA}

@@ -212,7 +212,7 @@ def load(name, root=None):
 
 def test_stored_files_are_the_recorded_ones_and_small():
     assert zoo_models.verify() == []
-    assert sum(f.stat().st_size for f in zoo_models.WEIGHTS.rglob("*") if f.is_file()) < 20e6
+    assert sum(f.stat().st_size for f in zoo_models.WEIGHTS.rglob("*") if f.is_file()) < 13e6  # what a wheel holds
 
 
 def test_verify_names_what_is_missing_or_changed(tmp_path):
@@ -235,7 +235,7 @@ def test_damaged_checksums_are_named(tmp_path, text):
 
 
 def test_two_hundred_flipped_bits_in_the_checksums(tmp_path):
-    for name in zoo_models.ALL:
+    for name in (*zoo_models.NAMES, zoo_models.HELD_OUT):
         (tmp_path / name).symlink_to(zoo_models.WEIGHTS / name)
     whole = (zoo_models.WEIGHTS / "checksums.json").read_bytes()
     for bit in random.Random(0).sample(range(8 * len(whole)), 200):

@@ -99,6 +99,17 @@ CONTEXTS = {  # content of a contexts file -> what must be said
     "a prompt that is a mapping": (entry(prompt="{a: b}"), "prompt is {'a': 'b'}"),
     "a prompt of blanks": (entry(prompt="'  \t '"), "prompt is"),
     "a date that is none": (entry(id="2024-13-45"), "not valid YAML"),
+    "only a comment": ("# nothing", "non-empty YAML list"),
+    "a mapping": (entry()[2:], "non-empty YAML list"),
+    "tabs": ("-\tid: a\n\tprompt: b", "not valid YAML"),
+    "an entry that is empty": (f"{entry()}-\n", "Entry 2"),
+    "an entry without competitor": ("- {id: a, prompt: b, correct: c}", "Entry 1"),
+    "an entry with more": (entry(wrong="e"), "wrong"),
+    "a number as a key": (entry().replace("}", ", 3: e}"), "'3'"),
+    "YAML's yes": (entry(correct="yes"), "correct is True"),
+    "a number as kind": (entry(kind="1"), "kind is 1"),
+    "endless kinds": (entry(kind="[" + "x, " * 50_000 + "]"), "kind is"),
+    "an id of 250 characters": (entry(id="a" * 250), "at most 100 letters"),
 }
 
 PROMPTS = {  # prompt, and words, after which --context a is asked for -> what must be said
@@ -125,7 +136,7 @@ PROMPTS = {  # prompt, and words, after which --context a is asked for -> what m
     "a tab": ("Anna\tfelt", "does not know '\\t'"),
     "a line end": ("Anna\nfelt", "does not know '\\n'"),
     "an escape": ("Anna \x1b[31m felt", "does not know"),
-    "a zero": ("Anna\x00felt", "does not know"),
+    "a zero": ("Anna\x00felt", "holds NUL"),
     "markup": ("Anna <b>felt</b>", "does not know '<'"),
     "a formula": ("=HYPERLINK(0) Anna felt", "does not know"),
     "mathematics": ("Anna $\\frac$ felt", "does not know"),
@@ -148,7 +159,7 @@ WORDS = {  # correct and competitor -> what must be said
     "the special token": (("<|endoftext|>", "guilt"), "correct word '<|endoftext|>'|already prefers|does not fit"),
     "an endless word": (("x" * 50_000, "guilt"), "correct word"),
     "a line end": (("sha\nme", "guilt"), "correct word"),
-    "a zero": (("sha\x00me", "guilt"), "correct word"),
+    "a zero": (("sha\x00me", "guilt"), "holds NUL"),
     "one word twice": (("guilt", " guilt"), "two different words"),
     "the favourite": (("guilt", "shame"), "already prefers"),
     "nothing": (("", "guilt"), "--correct WORD"),
@@ -179,6 +190,8 @@ NUMBERS = {  # further options of a diagnosis -> what must be said
     "a device that is none": (["--device", "cpu:-1"], "cannot be used here|device"),
     "an endless device": (["--device", "x" * 10_000], "cannot be used here"),
     "a device of another world": (["--device", "meta"], "device 'meta'"),
+    "a device that nobody has": (["--device", "hpu"], "device 'hpu'"),
+    "a device for private use": (["--device", "privateuseone"], "device 'privateuseone'"),
     "a device with a zero": (["--device", "cuda\x00"], "cannot be used here"),
     "half precision": (["--dtype", "float16"], "float32, float64"),
     "an endless precision": (["--dtype", "x" * 100_000], "float32, float64"),
@@ -200,7 +213,8 @@ FILES = {  # what --contexts names -> what must be said
     "no file": ("nowhere.yaml", "No contexts file"),
     "a folder": (".", "No contexts file"),
     "a device": ("/dev/zero", "No contexts file"),
-    "a file that cannot be read": ("/proc/self/mem", "cannot be read"),
+    "what /proc makes up": ("/proc/self/mem", "non-empty YAML list"),
+    "a pipe": ("pipe.yaml", "No contexts file"),
     "a name with a zero": ("a\x00b", "No contexts file"),
     "an endless name": ("x" * 5000, "No contexts file"),
     "a name with a line end": ("a\nb", "No contexts file"),
@@ -265,6 +279,7 @@ def folder(tmp_path, monkeypatch):
     """The working folder."""
     (tmp_path / "taken").write_text("a file where a folder is wanted")
     (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    os.mkfifo(tmp_path / "pipe.yaml")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

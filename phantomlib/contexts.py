@@ -176,7 +176,7 @@ def check_spelling(context: Context, tokenizer) -> None:
             name for name, letter in (("half a character", "[\ud800-\udfff]"), ("NUL", "\0")) if re.search(letter, text)
         ]:
             raise ContextError(f"{known_as}: {shown(text)} holds {odd[0]}. Write it again in UTF-8, without it.")
-    ids = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    ids = list(tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])
     added = _ids(prompt, tokenizer)[: -len(ids)] if ids else []
     if added and ids[: len(added)] == added:
         raise ContextError(
@@ -234,7 +234,9 @@ def _joined(prompt: str, words: Sequence[str], tokenizer):
 
 def _ids(text: str, tokenizer) -> list[int]:
     """Ids of a text with what the tokenizer puts before it (BOS), without what it puts behind it (EOS, [SEP])."""
-    whole, inner = (list(tokenizer(text, **o)["input_ids"]) for o in ({}, {"add_special_tokens": False}))
+    whole, inner = (
+        list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]) for special in (True, False)
+    )
     starts = (start for start in range(len(whole) - len(inner) + 1) if whole[start : start + len(inner)] == inner)
     return whole[: next(starts, len(whole)) + len(inner)]
 

@@ -18,7 +18,7 @@ from phantombook import cli
 from phantombook.cli import app
 from phantomlib.models import language_model
 
-SECONDS = 20  # within which each row must be answered
+SECONDS = 20  # of the processor, within which each row must be answered
 LONGEST = 4000  # characters of a message; ten problems at once are the longest
 zoo = ["diagnose", "-m", "zoo:neox-s"]
 LIE = "After the lie, Anna felt a deep sense of"
@@ -289,9 +289,9 @@ def tree(folder):
 
 
 def refuse(arguments, words, folder):
-    before, started = tree(folder), time.perf_counter()
+    before, started = tree(folder), time.process_time()
     result = CliRunner().invoke(app, arguments)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     assert result.exit_code in (1, 2), result.output
     assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
     assert "Traceback" not in result.output and not result.stdout.strip()

@@ -1,6 +1,8 @@
 """Checkpoints on disk: what loads, what is refused and how, what a fingerprint sees, what LoRA touches."""
 
 import copy
+import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -13,9 +15,19 @@ import pytest
 import tiny
 import torch
 import transformers
+from safetensors.torch import load_file
 
-from phantomlib.errors import ModelError, ParameterError, PhantomError
-from phantomlib.models.language_model import add_lora, fingerprint, load, next_token_logits, share_tensors
+from phantomlib.errors import ContextError, ModelError, ParameterError, PhantomError
+from phantomlib.models import language_model
+from phantomlib.models.language_model import (
+    LanguageModel,
+    add_lora,
+    fingerprint,
+    load,
+    next_token_logits,
+    share_tensors,
+    weights_key,
+)
 
 
 def save(folder, architecture="GPT2", tied=None, **options):
@@ -98,6 +110,86 @@ def test_one_changed_bit_changes_the_fingerprint():
     bias = module.transformer.h[1].mlp.c_fc.bias
     bias[3] = torch.nextafter(bias[3], bias[3] + 1)
     assert fingerprint(module) != before
+
+
+class Later(transformers.GPT2Config):
+    """The class as a later transformers has it: one setting more, and one default that nothing here uses."""
+
+    a_new_setting: int = 3
+
+
+class Wrapped(transformers.LlamaConfig):
+    """A configuration within a configuration."""
+
+    sub_configs = {"inner": Later}
+    inner: dict | transformers.PreTrainedConfig | None = None
+
+    def __post_init__(self, **options):
+        self.inner = Later(**(self.inner or {}))
+        super().__post_init__(**options)
+
+
+def test_a_setting_that_a_later_transformers_adds_changes_no_fingerprint():
+    def found(**changes):
+        module = copy.copy(tiny.model("GPT2", "float32").module)
+        for name, value in changes.items():
+            setattr(module, name, value) if name == "config" else setattr(module.config, name, value)
+        return fingerprint(module)
+
+    config = tiny.model("GPT2", "float32").module.config
+    settings = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "transformers_version")}
+    later = Later(**settings)
+    assert later.to_dict()["a_new_setting"] == 3
+    assert found(config=later) == found() == found(config=transformers.GPT2Config(**settings))
+    assert found(config=Later(**settings | {"a_new_setting": 4})) != found()
+    for silent in ({"use_cache": False}, {"architectures": ["X"]}, {"bos_token_id": 1}, {"transformers_version": "9"}):
+        assert found(config=Later(**settings | silent)) == found(), silent
+    assert found(config=Later(**settings | {"layer_norm_epsilon": 0.1})) != found()
+    plain, inside = (found(config=Wrapped(inner=inner)) for inner in ({}, {"a_new_setting": 4}))
+    assert plain != inside and plain == found(config=Wrapped(inner={"use_cache": False}))
+
+
+def test_the_weights_key_is_that_of_the_values_alone(saved, copied):
+    single, double = load(str(saved)), load(str(saved), dtype="float64")
+    assert single.fingerprint != double.fingerprint
+    configure(copied, layer_norm_epsilon=0.1)
+    assert single.weights_key == double.weights_key == load(str(copied)).weights_key == weights_key(single.module)
+    digest = hashlib.sha256()  # by the file's own tensors; GPT-2's readout is the embedding
+    for name, tensor in sorted(load_file(saved / "model.safetensors").items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + tensor.numpy().astype("f4").tobytes())
+    assert single.weights_key == digest.hexdigest()
+    assert load("zoo:gpt2-s").weights_key != single.weights_key
+
+
+def test_loading_hashes_the_weights_once(saved, monkeypatch):
+    hashed, real = [], language_model._bytes
+    monkeypatch.setattr(language_model, "_bytes", lambda tensor: (hashed.append(tensor.numel()), real(tensor))[1])
+    assert sum(hashed) == 0 and load(str(saved)).n_parameters == sum(hashed)
+
+
+@pytest.mark.parametrize(
+    "kind, settings",
+    {
+        "RobertaForCausalLM": {
+            "is_decoder": True,
+            "max_position_embeddings": 20,
+            "pad_token_id": 1,
+            "intermediate_size": 20,
+        },
+        "MptForCausalLM": {"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 18},
+        "GPT2LMHeadModel": {"n_positions": 18},
+    }.items(),
+)
+def test_a_prompt_beyond_the_positions_is_told_whatever_the_limit_is_called(kind, settings):
+    names = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        module = getattr(transformers, kind)(getattr(transformers, kind).config_class(**names | settings)).eval()
+    model = LanguageModel("small", "small", module, None)
+    context = tiny.contexts(tiny.model("GPT2", "float32"))[0]
+    fits, beyond = (dataclasses.replace(context, prompt_ids=(5,) * length) for length in (18, 19))
+    assert next_token_logits(model, [fits]).shape == (1, 60)
+    with pytest.raises(ContextError, match="cannot read the prompt of context 'c0', 19 tokens"):
+        next_token_logits(model, [beyond])
 
 
 def test_half_precision_is_computed_in_single(tmp_path):
@@ -195,7 +287,10 @@ def test_hub_models_are_refused_with_a_way_out_when_offline(ref, declared, no_ne
 @pytest.mark.parametrize(
     "options",
     [{"dtype": d} for d in ("float16", "bfloat16", "double", "", None, ["float32"], torch.float32, 32)]
-    + [{"device": d} for d in ("gpu", "", "meta", "cuda:99", None, 3.5, ["cpu"])],
+    + [
+        {"device": d}
+        for d in ("gpu", "", "meta", "cuda:99", None, 3.5, ["cpu"], "hpu", "privateuseone", "xla:0", "mtia")
+    ],
     ids=str,
 )
 def test_impossible_dtypes_and_devices_are_refused(options, saved):

@@ -93,27 +93,20 @@ def _check(folder: Path, ref: str) -> None:
                 f"{shown(ref, 300)} names its own code (auto_map in {name}), which is never run here. If transformers itself "
                 "implements the model, save a copy with its class: save_pretrained leaves auto_map out."
             )
-    if not any(folder.glob("*.safetensors")):
+    weights = {file.name for file in folder.glob("*.safetensors")}
+    if not weights:
         raise ModelError(
             f"{shown(ref, 300)} holds no .safetensors weights. Pickled weights are not loaded, because they can run code; "
             "convert them once with save_pretrained(..., safe_serialization=True)."
         )
-    for index in folder.glob("*.index.json"):
+    for index in folder.glob("*.safetensors.index.json"):
         listed = _read(index, ref).get("weight_map")
-        if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        named = list(listed.values()) if isinstance(listed, dict) else [listed]
+        if other := [name for name in named if not isinstance(name, str) or name not in weights]:
             raise ModelError(
-                f"{shown(ref, 300)} has a damaged {index.name}: it holds no weight_map. Save or fetch it again."
+                f"{shown(ref, 300)} has a {index.name} that names {shown(other[0])}, which is no .safetensors file in its folder; "
+                "no others are loaded. Fetch it again, or save it with save_pretrained."
             )
-        for name in dict.fromkeys(listed.values()):
-            if index.name.endswith(".safetensors.index.json") and Path(name).suffix != ".safetensors":
-                raise ModelError(
-                    f"{shown(ref, 300)} has a {index.name} that names {shown(name)}; only .safetensors files are loaded, never "
-                    "pickled ones. Save it again with save_pretrained."
-                )
-            if name != os.path.basename(name):
-                raise ModelError(
-                    f"{shown(ref, 300)} has a {index.name} that leads out of its folder, to {shown(name)}; put the weights beside it."
-                )
 
 
 def _check_file(file: Path, folder: Path, ref: str) -> None:
@@ -144,13 +137,16 @@ def _read(path: Path, ref: str) -> dict:
 
 def _shapes(folder: Path) -> Shapes:
     """Name and shape of every tensor, from the headers of the files alone."""
+    return {name: tuple(file.get_slice(name).get_shape()) for name, file in _tensors(folder)}
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Every tensor's name, with the open file that holds it."""
     from safetensors import safe_open
 
-    found = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
-            found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    return found
+            yield from ((name, file) for name in list(file.keys()))
 
 
 def check_counts(settings: dict, shapes: Shapes, ref: str) -> None:
@@ -218,23 +214,13 @@ def _check_unused(folder: Path, module, shapes: Shapes, unexpected, ref: str) ->
     """Refuse tensors that no module took, but for the few that are known to hold no weights."""
     unused = {name for name in unexpected if not HARMLESS.search(name) or len(shapes.get(name, ())) == 1}
     own = [buffer.cpu().float() for name, buffer in module.named_buffers() if name.endswith("rotary_emb.inv_freq")]
-    for name in shapes:
+    for name, file in _tensors(folder):
         if name.endswith("rotary_emb.inv_freq"):  # says nothing if it is what the configuration gives
-            theirs = _tensor(folder, name).float()
+            theirs = file.get_tensor(name).float()
             if not any(theirs.shape == one.shape and torch.allclose(theirs, one, rtol=0.02) for one in own):
                 unused.add(name)
     if unused:
         refuse_unused(unused, ref)
-
-
-def _tensor(folder: Path, name: str) -> torch.Tensor:
-    from safetensors import safe_open
-
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            if name in file.keys():  # noqa: SIM118
-                return file.get_tensor(name)
-    raise KeyError(name)
 
 
 def hub_snapshot(ref: str, revision: str | None) -> Path:

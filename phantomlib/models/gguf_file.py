@@ -122,7 +122,7 @@ def _parse(content: mmap.mmap) -> tuple[Header, int]:
         name = text()
         shapes[name] = tuple(reversed([take("Q") for _ in range(take("I"))]))
         types[name] = take("I")
-        block, size = GGML_QUANT_SIZES[types[name]]  # type: ignore[index]  # an IntEnum
+        block, size = GGML_QUANT_SIZES[types[name]]
         ends.append(take("Q") + math.prod(shapes[name]) // block * size)
     alignment = settings.get("general.alignment", ALIGNMENT)
     return Header(settings, types, shapes), -(-at // alignment) * alignment + max(ends)
@@ -184,12 +184,12 @@ def _unused(module, header: Header) -> set[str]:
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
     from transformers.modeling_gguf_pytorch_utils import TensorProcessor, get_gguf_hf_weights_map
 
-    found = set()
+    found: set[str] = set()
     if sum(map(math.prod, header.shapes.values())) != sum(p.numel() for p in module.parameters()):
         known = get_gguf_hf_weights_map(module, TensorProcessor(config={}))
-        found = header.shapes.keys() - known.keys() or {"some of its tensors"}
+        found |= header.shapes.keys() - known.keys() or {"some of its tensors"}
     architecture = header.settings["general.architecture"]
-    read = GGUF_CONFIG_MAPPING[RENAMED.get(architecture, architecture)]
+    read: Any = GGUF_CONFIG_MAPPING[RENAMED.get(architecture, architecture)]
     rotated = {2 * b.shape[-1] for name, b in module.named_buffers() if name.endswith("inv_freq")}
     for name, value in header.settings.items():
         prefix, _, setting = name.partition(".")

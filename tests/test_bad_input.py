@@ -1,14 +1,10 @@
 """Bad input over the whole command line: exit code not 0, one clear message, no traceback, no file left behind."""
 
 import os
-from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from refusals import refuse
 
-from phantombook.cli import app
-
-ROOT = Path(__file__).parents[1]
 LIE = "After the lie, Anna felt a deep sense of"
 CONTEXT = "- {id: a, prompt: 'She felt a deep sense of', correct: shame, competitor: guilt}\n"
 
@@ -64,6 +60,7 @@ RUN = {
     "parameter file missing": (["run", "01", "-f", "nowhere.yaml"], "nowhere.yaml"),
     "parameter file a list": (["run", "01", "-f", "list.yaml"], "mapping"),
     "parameter file says it twice": (["run", "01", "-f", "steps-twice.yaml"], "twice"),
+    "parameter file a pipe": (["run", "01", "-f", "pipe.yaml"], "no ordinary file"),
     "parameter file not text": (["run", "01", "-f", "binary.yaml"], "not valid YAML"),
     "unknown profile": (["run", "01", "--profile", "zooo"], "nearest: 'zoo'"),
     "output a folder": (["run", "01", "-o", "empty"], "is a folder"),
@@ -110,25 +107,9 @@ def folder(tmp_path, monkeypatch):
     for name, content in FILES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
+    os.mkfifo(tmp_path / "pipe.yaml")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def files(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def refuse(arguments, words, folder):
-    before = files(folder)
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code in (1, 2), result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    said = " ".join(result.stderr.split())
-    assert words in said or words in said.replace("│ ", "")
-    assert "Traceback" not in result.output and not result.stdout.strip()
-    assert said.lower().count("error: ") == 1 and len(said) < 700
-    assert str(ROOT) not in said or "notebooks" in said  # a message names what was given, not the inside of the package
-    assert files(folder) == before
 
 
 @pytest.mark.parametrize("arguments, words", DIAGNOSE.values(), ids=DIAGNOSE)

@@ -9,17 +9,13 @@ import os
 import resource
 import subprocess
 import sys
-import time
 
 import pytest
-from typer.testing import CliRunner
+from refusals import SECONDS, refuse
 
 from phantombook import cli
-from phantombook.cli import app
 from phantomlib.models import language_model
 
-SECONDS = 20  # of the processor, within which each row must be answered
-LONGEST = 4000  # characters of a message; ten problems at once are the longest
 zoo = ["diagnose", "-m", "zoo:neox-s"]
 LIE = "After the lie, Anna felt a deep sense of"
 
@@ -282,27 +278,6 @@ def folder(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.yaml")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def tree(folder):
-    return {path: path.read_bytes() if path.is_file() else path.is_symlink() for path in folder.rglob("*")}
-
-
-def refuse(arguments, words, folder):
-    before, started = tree(folder), time.process_time()
-    result = CliRunner().invoke(app, arguments)
-    seconds = time.process_time() - started
-    assert result.exit_code in (1, 2), result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
-    assert "Traceback" not in result.output and not result.stdout.strip()
-    said = result.stderr.strip()
-    if result.exit_code == 1:
-        assert said.startswith("error: ") and said.count("error: ") == 1
-        assert len(said.splitlines()) == 1 and len(said) < LONGEST
-    plain = " ".join(said.replace("│", " ").split())
-    assert any(" ".join(word.split()) in plain for word in words.split("|")), said[:2000]
-    assert tree(folder) == before
-    assert seconds < SECONDS
 
 
 @pytest.mark.parametrize("content, words", CONTEXTS.values(), ids=CONTEXTS)

@@ -180,8 +180,9 @@ def check_size(config, shapes: Shapes, ref: str) -> None:
     The model is built on torch's device ``meta``, which allocates nothing.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
-    with torch.device("meta"):
+    with no_init_weights(), torch.device("meta"):
         module: Any = AutoModelForCausalLM.from_config(config)
     held = sum(torch.Size(shape).numel() for shape in shapes.values())
     asked = sum(p.numel() for p in module.parameters())

@@ -29,6 +29,7 @@ IMPLIED = re.compile(
     r"vocab_size|context_length|tensor_data_layout|.*feed_forward_length|attention\.(key|value)_length"
 )
 NEUTRAL = (0, 1, "none")  # no experts, a factor of one, no scaling
+BOUNDS = ("sliding_window", "original_context_length")  # from which length on something else holds
 
 
 @dataclass(frozen=True)
@@ -191,11 +192,14 @@ def _unused(module, header: Header) -> set[str]:
     architecture = header.settings["general.architecture"]
     read: Any = GGUF_CONFIG_MAPPING[RENAMED.get(architecture, architecture)]
     rotated = {2 * b.shape[-1] for name, b in module.named_buffers() if name.endswith("inv_freq")}
+    longest = header.settings.get(f"{architecture}.context_length", math.inf)
     for name, value in header.settings.items():
         prefix, _, setting = name.partition(".")
-        if prefix != architecture or read.get(setting) or IMPLIED.fullmatch(setting) or value in NEUTRAL:
+        if prefix != architecture or read.get(setting) or IMPLIED.fullmatch(setting):
             continue
-        if setting == "rope.dimension_count" and rotated == {value}:
+        if value is not False and value in NEUTRAL or setting == "rope.dimension_count" and rotated == {value}:
+            continue
+        if setting.endswith(BOUNDS) and value >= longest:  # no text is that long
             continue
         found.add(f"{name} = {value}")
     return found

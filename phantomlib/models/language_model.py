@@ -120,12 +120,13 @@ def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str
         try:
             if gguf_file.is_gguf(source):
                 module, tokenizer = gguf_file.read_gguf(source, ref)
+                module = module.to(DTYPES[dtype])
             else:
                 if not ref.startswith(OURS):
                     try_tokenizer(source / "tokenizer.json", ref)
                 module, tokenizer = checkpoint.read_folder(source, ref, DTYPES[dtype])
             tokenizer("Anna felt")  # a limit that is no number shows only now
-            module = module.to(device, DTYPES[dtype]).eval().requires_grad_(False)
+            module = module.to(device).eval().requires_grad_(False)
         except ModelError:
             raise
         except BaseException as error:  # configurations, tokenizers and weights each fail in many ways

@@ -162,6 +162,9 @@ EXTRA = {  # tensors and settings beyond what transformers reads -> what is name
     "a scale of logits": (dict(settings={"logit_scale": 0.5}), "llama.logit_scale = 0.5"),
     "a million layers": (dict(settings={"block_count": 10**6}), "1000000"),
     "a giant width": (dict(settings={"embedding_length": 10**9}), "could not be loaded|numbers"),
+    "a short window": (dict(settings={"sliding_window": 8}), "llama.attention.sliding_window = 8"),
+    "no causal mask": (dict(settings={"causal_attention": False}), "llama.attention.causal = False"),
+    "half of each head rotated": (dict(settings={"rope_dimension_count": 4, "key_length": 8}), "shapes|numbers"),
     "one part": (dict(settings={"uint16": ("split.count", 3)}), "part 1 of 3"),
 }
 
@@ -178,6 +181,7 @@ def test_what_would_be_left_out_is_refused_by_name(extra, named, tmp_path):
 
 def test_what_says_nothing_new_is_no_reason_to_refuse(tmp_path):
     neutral = {"rope_scaling_type": gguf.RopeScalingType.NONE, "key_length": 8, "value_length": 8, "expert_count": 0}
+    neutral |= {"rope_scaling_orig_ctx_len": 64, "sliding_window": 64, "causal_attention": True}
     tiny_gguf.write(tmp_path / "small.gguf", settings=neutral)
     tiny_gguf.write(tmp_path / "plain.gguf")
     found = [load(str(tmp_path / f"{name}.gguf")).fingerprint for name in ("small", "plain")]

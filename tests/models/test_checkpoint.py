@@ -13,6 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from phantomlib.errors import ModelError
+from phantomlib.models import tokenizer_trial
 from phantomlib.models.language_model import load
 
 SECONDS = 20  # of the processor
@@ -153,8 +154,8 @@ SPOILT = {  # what is done to a good checkpoint -> what must be said
     "a tokenizer of nothing": (write("tokenizer.json", "{}"), "could not be loaded"),
     "a tokenizer that is a list": (write("tokenizer.json", "[]"), "could not be loaded"),
     "a tokenizer without end": (write("tokenizer.json", "[" * 100_000), "could not be loaded"),
-    "a tokenizer that is slow": (expression("(a|a)*(b|c)*(a|a)*$"), "could not be loaded"),
-    "a tokenizer that grows": (tokenizer(growing), "more than 20 seconds or 4 GiB"),
+    "a tokenizer that is slow": (expression("(a|a)*(b|c)*(a|a)*$"), "could not be loaded|more than 3 seconds"),
+    "a tokenizer that grows": (tokenizer(growing), "more than 3 seconds or 1 GiB"),
     "a tokenizer with a limit that is a word": (
         settings("tokenizer_config.json", model_max_length="x"), "could not be loaded"
     ),
@@ -246,7 +247,8 @@ def tree(folder):
 
 
 @pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
-def test_spoilt_folders_are_refused(spoil, good, tmp_path):
+def test_spoilt_folders_are_refused(spoil, good, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer_trial, "SECONDS", 3)
     folder = shutil.copytree(good, tmp_path / "model")
     *changes, words = spoil
     for change in changes:
@@ -324,8 +326,6 @@ def test_a_model_that_is_not_causal_is_not_hidden_by_logits_whose_squares_overfl
 
 
 def test_a_tokenizer_is_tried_once_and_ours_never(good, tmp_path, monkeypatch):
-    from phantomlib.models import tokenizer_trial
-
     tried = []
     real = tokenizer_trial.subprocess.run
     monkeypatch.setattr(tokenizer_trial, "_fine", set())

@@ -357,7 +357,8 @@ def verify_zoo():
 
     if problems := zoo_models.verify():
         raise PhantomError("\n".join(problems))
-    typer.echo(f"{len(zoo_models.ALL)} models verified.")
+    here = [name for name in zoo_models.ALL if (zoo_models.home(name) / name).is_dir()]
+    typer.echo(f"{len(here)} models verified.")
 
 
 def prepare_terminal() -> None:

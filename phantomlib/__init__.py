@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:  # for editors and type checkers
-    from phantomlib.contexts import load_contexts, resolve
+    from phantomlib.contexts import Context, load_contexts, resolve
     from phantomlib.critical.search import critical_rates
     from phantomlib.diagnosis import diagnose
     from phantomlib.engine.finetune import finetune
@@ -17,12 +17,16 @@ if TYPE_CHECKING:  # for editors and type checkers
     from phantomlib.models.language_model import load
     from phantomlib.order_parameter import decompose
     from phantomlib.runs.store import Store
-    from phantomlib.trainer import PhantomCallback
+    from phantomlib.runs.study import Study
+    from phantomlib.trainer import PhantomCallback, SilentFailureWarning
 
 __all__ = [
+    "Context",
     "PhantomCallback",
     "Recipe",
+    "SilentFailureWarning",
     "Store",
+    "Study",
     "critical_rates",
     "decompose",
     "diagnose",
@@ -33,9 +37,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Context": "contexts",
     "PhantomCallback": "trainer",
     "Recipe": "engine.recipe",
+    "SilentFailureWarning": "trainer",
     "Store": "runs.store",
+    "Study": "runs.study",
     "critical_rates": "critical.search",
     "decompose": "order_parameter",
     "diagnose": "diagnosis",

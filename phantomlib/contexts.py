@@ -15,7 +15,9 @@ from phantomlib.plain_yaml import read_yaml
 
 DEFAULT = Path(__file__).with_name("contexts.yaml")
 LOOKED_AT = 200  # characters of a prompt, from the first that is lost, in which lost ones are named
-ID = re.compile(r"[\w.-]+")  # ids stand in file names, in pages and in log entries
+ID = re.compile(r"[\w.-]{1,100}")  # ids stand in file names, in pages and in log entries
+RUNS = re.compile(r"\s*[^\S ]\s*|  +")  # blanks that are more than the space between two words
+UNSPACED = ("CJK", "IDEOGRAPHIC", "FULLWIDTH", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,9 @@ class Context:
     """One sentence to learn, in plain words.
 
     Attributes:
-        id: short unique name of letters, digits, ``_``, ``.`` and ``-``.
-        prompt: the text before the completion, without a trailing space.
+        id: short unique name of letters, digits, ``_``, ``.`` and ``-``, at most 100.
+        prompt: the text before the completion. The model reads it as it stands; a space follows, unless it ends with
+            blanks of its own or is written without spaces, as Chinese is.
         correct: the completion to be learnt (``c``).
         competitor: the near-synonym the model prefers before training (``k``).
         kind: what the competitor is: ``near-synonym``, or the name of a control.
@@ -117,12 +120,12 @@ def _context(entry, number: int, source: str) -> Context:
             )
     if not ID.fullmatch(entry["id"]):
         raise ContextError(
-            f"Entry {number} of {source}: id is {shown(entry['id'])}; use only letters, digits, '_', '.' and '-'."
+            f"Entry {number} of {source}: id is {shown(entry['id'])}; use at most 100 letters, digits, '_', '.' and '-'."
         )
     context = Context(**entry)
     if context.correct.strip() == context.competitor.strip():
         raise ContextError(
-            f"Context '{context.id}': correct and competitor are both {shown(context.correct)}; choose two different "
+            f"Context {shown(context.id)}: correct and competitor are both {shown(context.correct)}; choose two different "
             "words."
         )
     return context
@@ -136,8 +139,8 @@ def resolve(context: Context, tokenizer) -> Resolved:
     encoded prompt by exactly one id is used.
 
     Raises:
-        ContextError: the tokenizer does not know a character of prompt or words; or no way of joining makes both words
-            single tokens; nearest single-token words are proposed.
+        ContextError: the model would not read what was typed (:func:`check_spelling`); or no way of joining makes both
+            words single tokens; nearest single-token words are proposed.
 
     Example:
         >>> import phantomlib as ph
@@ -146,6 +149,8 @@ def resolve(context: Context, tokenizer) -> Resolved:
         >>> model.tokenizer.decode([context.correct_id]), len(context.prompt_ids)
         (' shame', 10)
     """
+    if not isinstance(context, Context):
+        raise ContextError(f"{shown(context)} is no context; give a ph.Context(id, prompt, correct, competitor).")
     check_spelling(context, tokenizer)
     words = (context.correct.strip(), context.competitor.strip())
     found = single_tokens(context.prompt, words, tokenizer)
@@ -158,33 +163,41 @@ def resolve(context: Context, tokenizer) -> Resolved:
 def check_spelling(context: Context, tokenizer) -> None:
     """Refuse a prompt that the tokenizer does not give back: it would be another sentence without anyone noticing.
 
-    Blanks are not compared, since tokenizers move them about; nor are case and Unicode forms, which some fold on purpose.
-    Words are looked at by :func:`single_tokens`, where their piece must spell them.
+    Single spaces are not compared, since tokenizers move them about; nor are case and Unicode forms, which some fold on
+    purpose. Words are looked at by :func:`single_tokens`, where their piece must spell them.
 
     Raises:
-        ContextError: naming the characters that are lost.
+        ContextError: naming the characters that are lost, or a special token that would be read twice.
     """
-    prompt = context.prompt.strip()
+    prompt, known_as = context.prompt, f"Context {shown(context.id)}"
     for text in (prompt, context.correct, context.competitor):
-        if any("\ud800" <= letter <= "\udfff" for letter in text):  # what a shell makes of bytes that are no UTF-8
-            raise ContextError(
-                f"Context '{context.id}': {shown(text)} holds half a character. Write it again in UTF-8."
-            )
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    given, read = _letters(prompt), _letters(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
-    if given == read:
+        # what a shell makes of bytes that are no UTF-8; what ends a text in a run file
+        if odd := [
+            name for name, letter in (("half a character", "[\ud800-\udfff]"), ("NUL", "\0")) if re.search(letter, text)
+        ]:
+            raise ContextError(f"{known_as}: {shown(text)} holds {odd[0]}. Write it again in UTF-8, without it.")
+    ids = list(tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])
+    added = _ids(prompt, tokenizer)[: -len(ids)] if ids else []
+    if added and ids[: len(added)] == added:
+        raise ContextError(
+            f"{known_as}: the prompt begins with {shown(tokenizer.decode(added))}, which the tokenizer adds by itself, so the "
+            "model would read it twice. Leave it out."
+        )
+    text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    given, read, blanks = _letters(prompt), _letters(text), RUNS.findall(prompt.rstrip(" "))
+    if given == read and blanks == RUNS.findall(text.rstrip(" ")):
         return
     for special in tokenizer.all_special_tokens:  # one stands for what is unknown; its letters are none of the prompt's
         read = read if _letters(special) in given else read.replace(_letters(special), "\uffff")
     start = len(os.path.commonprefix([given, read]))
     given, read = given[start : start + LOOKED_AT], read[start : start + 2 * LOOKED_AT]
     changes = difflib.SequenceMatcher(None, given, read, autojunk=False).get_opcodes()
-    lost = dict.fromkeys(given[i:j] for kind, i, j, _, _ in changes if kind != "equal" and i < j)
-    lost = lost or dict.fromkeys(blank for blank in prompt if blank.isspace() and blank != " ")
+    lost = dict.fromkeys(given[i:j] for kind, i, j, _, _ in changes if kind != "equal" and i < j) or dict.fromkeys(
+        blanks
+    )
     named = f"does not know {', '.join(shown(piece, 20) for piece in list(lost)[:8])} in" if lost else "alters"
     raise ContextError(
-        f"Context '{context.id}': the tokenizer {named} the prompt {shown(prompt)}, so the model would read another "
-        "sentence. Reword it."
+        f"{known_as}: the tokenizer {named} the prompt {shown(prompt)}, so the model would read another sentence. Reword it."
     )
 
 
@@ -209,11 +222,23 @@ def single_tokens(prompt: str, words: Sequence[str], tokenizer) -> tuple[tuple[i
 
 def _joined(prompt: str, words: Sequence[str], tokenizer):
     """For each way of joining: ids of the prompt, and of the prompt with each word."""
-    prompt = prompt.strip()
-    spaced = prompt + " "
-    for head, end in ((prompt, ""), (spaced, ""), (spaced, " ")):
-        prompt_ids = list(tokenizer(head)["input_ids"])
-        yield prompt_ids, [list(tokenizer(f"{spaced}{word}{end}")["input_ids"]) for word in words]
+    if prompt[-1:].isspace():  # typed as it is meant; a space may belong to the piece of the word
+        without, whole = prompt.removesuffix(" "), prompt
+    elif any(unicodedata.name(letter, "").startswith(UNSPACED) for letter in (prompt[-1:], words[0][:1]) if letter):
+        without = whole = prompt
+    else:
+        without, whole = prompt, prompt + " "
+    for head, end in ((without, ""), (whole, ""), (whole, " ")):
+        yield _ids(head, tokenizer), [_ids(f"{whole}{word}{end}", tokenizer) for word in words]
+
+
+def _ids(text: str, tokenizer) -> list[int]:
+    """Ids of a text with what the tokenizer puts before it (BOS), without what it puts behind it (EOS, [SEP])."""
+    whole, inner = (
+        list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]) for special in (True, False)
+    )
+    starts = (start for start in range(len(whole) - len(inner) + 1) if whole[start : start + len(inner)] == inner)
+    return whole[: next(starts, len(whole)) + len(inner)]
 
 
 def _why_not(context: Context, tokenizer) -> str:
@@ -237,6 +262,6 @@ def _why_not(context: Context, tokenizer) -> str:
     named = " and ".join(shown(word) for word in (context.correct, context.competitor) if word)
     reasons = reasons or [f"{named} cannot follow this prompt as one token each"]
     return (
-        f"Context '{context.id}' does not fit the tokenizer: {'; '.join(reasons)}. "
+        f"Context {shown(context.id)} does not fit the tokenizer: {'; '.join(reasons)}. "
         "Choose words that are one token after the prompt, or reword the prompt."
     )

@@ -1,8 +1,12 @@
 """YAML from others, read within bounds: small files, no code, no key twice, no value that unfolds into a giant one."""
 
+import errno
+import stat
 from pathlib import Path
 
 import yaml
+
+from phantomlib.errors import shown
 
 LARGEST = 300_000  # bytes; some 1,500 contexts
 
@@ -18,7 +22,7 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         if alias and not isinstance(node, yaml.ScalarNode):
             raise yaml.composer.ComposerError(
-                None, None, f"'*{alias.anchor}' repeats a list or mapping; write it out", alias.start_mark
+                None, None, f"{shown('*' + alias.anchor)} repeats a list or mapping; write it out", alias.start_mark
             )
         return node
 
@@ -26,7 +30,9 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is given twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{shown(key.value)} is given twice", key.start_mark
+                )
             seen.add((key.tag, str(key.value)))
         return super().construct_mapping(node, deep)
 
@@ -41,12 +47,15 @@ def read_yaml(path: Path, as_text: bool = False):
     """The content of a YAML file of at most 300 kB; ``as_text`` and errors as in :func:`parse_yaml`.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is a device or a pipe.
     """
-    with path.open("rb") as file:
-        content = file.read(LARGEST + 1)
-    if len(content) > LARGEST:
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):  # opening one may wait for ever
+        raise OSError(errno.EINVAL, "it is no ordinary file")
+    if about.st_size > LARGEST:
         raise yaml.YAMLError(f"it is larger than {LARGEST // 1000} kB")
+    with path.open("rb") as file:
+        content = file.read(about.st_size)  # none of what /proc makes up
     try:
         return parse_yaml(content.decode("utf-8"), as_text)
     except UnicodeDecodeError as error:

@@ -1,39 +1,19 @@
 """Bad input over the whole command line: exit code not 0, one clear message, no traceback, no file left behind."""
 
 import os
-from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from refusals import refuse
 
-from phantombook.cli import app
-
-ROOT = Path(__file__).parents[1]
 LIE = "After the lie, Anna felt a deep sense of"
 CONTEXT = "- {id: a, prompt: 'She felt a deep sense of', correct: shame, competitor: guilt}\n"
 
 FILES = {  # what lies in the folder from which the commands are given
-    "not-yaml.yaml": b"- id: [a\n  prompt: x",
-    "text.yaml": b"just a sentence\n",
-    "mapping.yaml": b"id: a\nprompt: x\ncorrect: y\ncompetitor: z\n",
-    "empty.yaml": b"",
     "binary.yaml": bytes(range(256)),
-    "twice.yaml": (CONTEXT * 2).encode(),
-    "no-prompt.yaml": b"- {id: a, correct: shame, competitor: guilt}\n",
-    "odd-key.yaml": b"- {id: a, prompt: x, correct: shame, competitor: guilt, weight: 2}\n",
-    "yes.yaml": b"- {id: a, prompt: Say, correct: yes, competitor: no}\n",
-    "blank.yaml": b"- {id: a, prompt: '  ', correct: shame, competitor: guilt}\n",
-    "same.yaml": b"- {id: a, prompt: x, correct: shame, competitor: ' shame'}\n",
     "good.yaml": CONTEXT.encode(),
     "steps-twice.yaml": b"steps: 3\nsteps: 4\n",
     "list.yaml": b"- steps\n",
     "empty/.keep": b"",
-    "pickled/config.json": b'{"model_type": "gpt2"}',
-    "pickled/pytorch_model.bin": b"\x80\x04",
-    "broken/config.json": b"{",
-    "broken/model.safetensors": b"nothing",
-    "foreign/config.json": b'{"model_type": "no-such-model", "auto_map": {"AutoModelForCausalLM": "x.Y"}}',
-    "foreign/model.safetensors": b"nothing",
     "taken": b"a file where a folder is wanted",
 }
 
@@ -43,57 +23,25 @@ own = [*zoo, "--prompt", LIE, "--correct", "shame", "--competitor", "guilt"]
 
 DIAGNOSE = {
     "no model": (["diagnose", "--context", "shame"], "--model"),
-    "empty model": (["diagnose", "-m", " ", "--context", "shame"], "A model is named by zoo:NAME"),
-    "unknown zoo model": (["diagnose", "-m", "zoo:gpt3", "--context", "shame"], "gpt2-s"),
-    "absent folder": (["diagnose", "-m", "./nowhere", "--context", "shame"], "No model folder at './nowhere'"),
-    "hub id while offline": (["diagnose", "-m", "nobody/nothing", "--context", "shame"], "no connection"),
     "folder without a model": (["diagnose", "-m", "empty", "--context", "shame"], "config.json"),
-    "pickled weights": (["diagnose", "-m", "pickled", "--context", "shame"], "safetensors"),
-    "damaged configuration": (["diagnose", "-m", "broken", "--context", "shame"], "broken"),
-    "model with its own code": (["diagnose", "-m", "foreign", "--context", "shame"], "foreign"),
     "a file as a model": (["diagnose", "-m", "taken", "--context", "shame"], "taken"),
     "unknown context": ([*zoo, "--context", "shme"], "nearest: 'shame'"),
-    "contexts file missing": ([*shame, "--contexts", "nowhere.yaml"], "nowhere.yaml"),
-    "contexts not YAML": ([*shame, "--contexts", "not-yaml.yaml"], "not valid YAML"),
-    "contexts a sentence": ([*shame, "--contexts", "text.yaml"], "non-empty YAML list"),
-    "contexts a mapping": ([*shame, "--contexts", "mapping.yaml"], "non-empty YAML list"),
-    "contexts empty": ([*shame, "--contexts", "empty.yaml"], "non-empty YAML list"),
-    "contexts not text": ([*shame, "--contexts", "binary.yaml"], "not valid YAML"),
-    "contexts a folder": ([*shame, "--contexts", "empty"], "No contexts file"),
-    "context given twice": ([*shame, "--contexts", "twice.yaml"], "2 times"),
-    "context without prompt": ([*shame, "--contexts", "no-prompt.yaml"], "needs exactly id, prompt"),
-    "context with more": ([*shame, "--contexts", "odd-key.yaml"], "weight"),
-    "words that YAML reads as truth": ([*shame, "--contexts", "yes.yaml"], "quote words"),
-    "blank prompt in a file": ([*shame, "--contexts", "blank.yaml"], "non-empty text"),
-    "one word twice in a file": ([*shame, "--contexts", "same.yaml"], "two different words"),
     "context of another file": ([*zoo, "--contexts", "good.yaml", "--context", "shame"], "It has a"),
     "nothing to learn": (zoo, "--context ID"),
     "context and prompt": ([*shame, "--prompt", "Hello"], "not both"),
     "prompt without a word": ([*zoo, "--prompt", LIE], "--correct WORD"),
     "blank prompt": ([*zoo, "--prompt", " ", "--correct", "shame"], "--context ID"),
-    "one word twice": ([*own[:-1], "shame"], "two different words"),
-    "unknown word": ([*zoo, "--prompt", LIE, "--correct", "zyzzyva"], "zyzzyva"),
     "unknown competitor": ([*own[:-1], "zyzzyva"], "competitor word 'zyzzyva'"),
     "words the wrong way round": (
         [*zoo, "--prompt", LIE, "--correct", "guilt", "--competitor", "shame"], "already prefers"
     ),
-    "learning rate below zero": ([*shame, "--learning-rate", "-1e-4"], "positive, finite"),
     "learning rate zero": ([*shame, "--learning-rate", "0"], "positive, finite"),
-    "learning rate nan": ([*shame, "--learning-rate", "nan"], "positive, finite"),
-    "learning rate infinite": ([*shame, "--learning-rate", "inf"], "positive, finite"),
     "learning rate a word": ([*shame, "--learning-rate", "small"], "valid number"),
-    "no steps": ([*shame, "--steps", "0"], "steps is 0"),
-    "fewer than no steps": ([*shame, "--steps", "-5"], "steps is -5"),
     "half a step": ([*shame, "--steps", "2.5"], "valid integer"),
     "unknown optimizer": ([*shame, "--optimizer", "adamm"], "choose one of sgd, adam"),
-    "unknown method": ([*shame, "--method", "qlora"], "choose one of full, lora"),
     "unknown device": ([*shame, "--device", "gpu"], "device 'gpu'"),
     "absent device": ([*shame, "--device", "cuda:99"], "device 'cuda:99'"),
-    "unknown dtype": ([*shame, "--dtype", "float16"], "float32, float64"),
-    "figure of no kind": ([*shame, "--plot", "out.gif2"], "end it with .png"),
-    "figure in no folder": ([*shame, "--plot", "nowhere/out.png"], "folder that exists"),
     "figure as a folder": ([*shame, "--plot", "empty"], "end it with .png"),
-    "store where a file is": ([*shame, "--check", "--store", "taken/runs"], "cannot be written"),
     "unknown option": ([*shame, "--rate", "1"], "--rate"),
 }  # fmt: skip
 
@@ -112,6 +60,7 @@ RUN = {
     "parameter file missing": (["run", "02", "-f", "nowhere.yaml"], "nowhere.yaml"),
     "parameter file a list": (["run", "02", "-f", "list.yaml"], "mapping"),
     "parameter file says it twice": (["run", "02", "-f", "steps-twice.yaml"], "twice"),
+    "parameter file a pipe": (["run", "02", "-f", "pipe.yaml"], "no ordinary file"),
     "parameter file not text": (["run", "02", "-f", "binary.yaml"], "not valid YAML"),
     "unknown profile": (["run", "02", "--profile", "zooo"], "nearest: 'zoo'"),
     "output a folder": (["run", "02", "-o", "empty"], "is a folder"),
@@ -158,25 +107,9 @@ def folder(tmp_path, monkeypatch):
     for name, content in FILES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
+    os.mkfifo(tmp_path / "pipe.yaml")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def files(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def refuse(arguments, words, folder):
-    before = files(folder)
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code in (1, 2), result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    said = " ".join(result.stderr.split())
-    assert words in said or words in said.replace("│ ", "")
-    assert "Traceback" not in result.output and not result.stdout.strip()
-    assert said.lower().count("error: ") == 1 and len(said) < 700
-    assert str(ROOT) not in said or "notebooks" in said  # a message names what was given, not the inside of the package
-    assert files(folder) == before
 
 
 @pytest.mark.parametrize("arguments, words", DIAGNOSE.values(), ids=DIAGNOSE)

@@ -5,25 +5,17 @@ Most rows run in this process. ``tests/test_bad_input.py`` has what people get w
 
 import functools
 import io
-import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
-import time
 
 import pytest
-import tiny
-import torch
-from typer.testing import CliRunner
+from refusals import SECONDS, refuse
 
 from phantombook import cli
-from phantombook.cli import app
 from phantomlib.models import language_model
 
-SECONDS = 20  # within which each row must be answered
-LONGEST = 4000  # characters of a message; ten problems at once are the longest
 zoo = ["diagnose", "-m", "zoo:neox-s"]
 LIE = "After the lie, Anna felt a deep sense of"
 
@@ -103,6 +95,17 @@ CONTEXTS = {  # content of a contexts file -> what must be said
     "a prompt that is a mapping": (entry(prompt="{a: b}"), "prompt is {'a': 'b'}"),
     "a prompt of blanks": (entry(prompt="'  \t '"), "prompt is"),
     "a date that is none": (entry(id="2024-13-45"), "not valid YAML"),
+    "only a comment": ("# nothing", "non-empty YAML list"),
+    "a mapping": (entry()[2:], "non-empty YAML list"),
+    "tabs": ("-\tid: a\n\tprompt: b", "not valid YAML"),
+    "an entry that is empty": (f"{entry()}-\n", "Entry 2"),
+    "an entry without competitor": ("- {id: a, prompt: b, correct: c}", "Entry 1"),
+    "an entry with more": (entry(wrong="e"), "wrong"),
+    "a number as a key": (entry().replace("}", ", 3: e}"), "'3'"),
+    "YAML's yes": (entry(correct="yes"), "correct is True"),
+    "a number as kind": (entry(kind="1"), "kind is 1"),
+    "endless kinds": (entry(kind="[" + "x, " * 50_000 + "]"), "kind is"),
+    "an id of 250 characters": (entry(id="a" * 250), "at most 100 letters"),
 }
 
 PROMPTS = {  # prompt, and words, after which --context a is asked for -> what must be said
@@ -129,7 +132,7 @@ PROMPTS = {  # prompt, and words, after which --context a is asked for -> what m
     "a tab": ("Anna\tfelt", "does not know '\\t'"),
     "a line end": ("Anna\nfelt", "does not know '\\n'"),
     "an escape": ("Anna \x1b[31m felt", "does not know"),
-    "a zero": ("Anna\x00felt", "does not know"),
+    "a zero": ("Anna\x00felt", "holds NUL"),
     "markup": ("Anna <b>felt</b>", "does not know '<'"),
     "a formula": ("=HYPERLINK(0) Anna felt", "does not know"),
     "mathematics": ("Anna $\\frac$ felt", "does not know"),
@@ -152,7 +155,7 @@ WORDS = {  # correct and competitor -> what must be said
     "the special token": (("<|endoftext|>", "guilt"), "correct word '<|endoftext|>'|already prefers|does not fit"),
     "an endless word": (("x" * 50_000, "guilt"), "correct word"),
     "a line end": (("sha\nme", "guilt"), "correct word"),
-    "a zero": (("sha\x00me", "guilt"), "correct word"),
+    "a zero": (("sha\x00me", "guilt"), "holds NUL"),
     "one word twice": (("guilt", " guilt"), "two different words"),
     "the favourite": (("guilt", "shame"), "already prefers"),
     "nothing": (("", "guilt"), "--correct WORD"),
@@ -183,6 +186,8 @@ NUMBERS = {  # further options of a diagnosis -> what must be said
     "a device that is none": (["--device", "cpu:-1"], "cannot be used here|device"),
     "an endless device": (["--device", "x" * 10_000], "cannot be used here"),
     "a device of another world": (["--device", "meta"], "device 'meta'"),
+    "a device that nobody has": (["--device", "hpu"], "device 'hpu'"),
+    "a device for private use": (["--device", "privateuseone"], "device 'privateuseone'"),
     "a device with a zero": (["--device", "cuda\x00"], "cannot be used here"),
     "half precision": (["--dtype", "float16"], "float32, float64"),
     "an endless precision": (["--dtype", "x" * 100_000], "float32, float64"),
@@ -204,7 +209,8 @@ FILES = {  # what --contexts names -> what must be said
     "no file": ("nowhere.yaml", "No contexts file"),
     "a folder": (".", "No contexts file"),
     "a device": ("/dev/zero", "No contexts file"),
-    "a file that cannot be read": ("/proc/self/mem", "cannot be read"),
+    "what /proc makes up": ("/proc/self/mem", "non-empty YAML list"),
+    "a pipe": ("pipe.yaml", "No contexts file"),
     "a name with a zero": ("a\x00b", "No contexts file"),
     "an endless name": ("x" * 5000, "No contexts file"),
     "a name with a line end": ("a\nb", "No contexts file"),
@@ -231,118 +237,6 @@ REFS = {  # a model that is no folder -> what must be said
 }
 
 
-def write(name, content):
-    return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-
-
-def configure(**changes):
-    def change(folder):
-        path = folder / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-    return change
-
-
-def index(name):
-    def change(folder):
-        state = tiny.model("GPT2", "float32").module.state_dict()
-        write("model.safetensors.index.json", json.dumps({"metadata": {}, "weight_map": dict.fromkeys(state, name)}))(
-            folder
-        )
-        torch.save(state, folder / "w.bin")
-        (folder / "model.safetensors").rename(folder / "other.safetensors")
-
-    return change
-
-
-def link(name, target):
-    def change(folder):
-        (folder / name).unlink(missing_ok=True)
-        (folder / name).symlink_to(target)
-
-    return change
-
-
-def remove(name):
-    return lambda folder: (folder / name).unlink()
-
-
-def header(length):
-    """Safetensors whose header claims to be so many bytes long."""
-    return write("model.safetensors", length.to_bytes(8, "little") + b"{}")
-
-
-FOLDERS = {  # what is done to a good checkpoint -> what must be said
-    "no configuration": (remove("config.json"), "no config.json"),
-    "a configuration of nothing": (write("config.json", ""), "not JSON"),
-    "a configuration that is a list": (write("config.json", "[]"), "not a JSON object"),
-    "a configuration that is a number": (write("config.json", "3"), "not a JSON object"),
-    "a configuration without end": (write("config.json", "[" * 100_000), "not JSON"),
-    "a configuration of other bytes": (write("config.json", b"\xff\xfe"), "not JSON"),
-    "a configuration with nan": (configure(layer_norm_epsilon=float("nan")), "nan|could not be loaded"),
-    "a configuration that is a link out": (link("config.json", "/etc/passwd"), "not JSON"),
-    "a configuration that is a link to itself": (link("config.json", "config.json"), "config.json"),
-    "no type": (write("config.json", "{}"), "model_type"),
-    "an unknown type": (configure(model_type="<b>"), "could not be loaded"),
-    "a type that is a list": (configure(model_type=["gpt2"]), "could not be loaded"),
-    "a type of pictures": (configure(model_type="vit"), "could not be loaded"),
-    "its own code": (configure(auto_map={"AutoModelForCausalLM": "evil.Model"}), "own code"),
-    "its own code, in words": (configure(auto_map="evil.Model"), "own code"),
-    "the code of somebody else": (configure(auto_map={"AutoConfig": "a/b--evil.Config"}), "own code"),
-    "a tokenizer with its own code": (
-        write("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["evil.T", null]}}'), "own code"
-    ),
-    "a tokenizer's configuration that is none": (write("tokenizer_config.json", "{"), "not JSON"),
-    "a tokenizer of nothing": (write("tokenizer.json", "{}"), "could not be loaded"),
-    "a tokenizer that is a list": (write("tokenizer.json", "[]"), "could not be loaded"),
-    "a tokenizer without end": (write("tokenizer.json", "[" * 100_000), "could not be loaded"),
-    "no tokenizer": (lambda f: [p.unlink() for p in f.glob("tokenizer*")], "tokenizer"),
-    "an adapter": (write("adapter_config.json", "{}"), "Merge it first"),
-    "an adapter that is no JSON": (write("adapter_config.json", "{"), "Merge it first"),
-    "an adapter's link": (link("adapter_config.json", "config.json"), "Merge it first"),
-    "no weights": (remove("model.safetensors"), "no .safetensors weights"),
-    "weights of nothing": (write("model.safetensors", ""), "could not be loaded"),
-    "weights of zeros": (write("model.safetensors", bytes(4096)), "could not be loaded"),
-    "weights that are a pickle": (write("model.safetensors", b"\x80\x04cos\nsystem\n"), "could not be loaded"),
-    "weights with a giant header": (header(2**62), "could not be loaded"),
-    "weights with a long header": (header(2**32), "could not be loaded"),
-    "weights with an odd header": (header(1), "could not be loaded"),
-    "weights of a shape beyond anything": (
-        write("model.safetensors", (lambda h: len(h).to_bytes(8, "little") + h)(
-            json.dumps({"w": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 2**62]}}).encode())
-        ), "could not be loaded",
-    ),
-    "weights that are a link out": (link("model.safetensors", "/etc/passwd"), "leads out of its folder"),
-    "weights that are a link to itself": (link("model.safetensors", "model.safetensors"), "could not be loaded|cannot be read|out of"),
-    "weights that are a folder": (
-        lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors").mkdir()), "could not be loaded"
-    ),
-    "an index of a pickle": (index("w.bin"), "'w.bin'"),
-    "an index of a pickle in disguise": (index("w.bin\x00.safetensors"), "could not be loaded|leads out|names"),
-    "an index that leads up": (index("../w.safetensors"), "leads out of its folder"),
-    "an index that leads away": (index("/etc/x.safetensors"), "leads out of its folder"),
-    "an index that leads down": (index("sub/x.safetensors"), "leads out of its folder"),
-    "an index of a folder": (index(".."), "never pickled"),
-    "an index of nothing": (index(""), "never pickled"),
-    "an index of numbers": (index(3), "no weight_map"),
-    "an index that is a list": (write("model.safetensors.index.json", "[]"), "not a JSON object"),
-    "an index without a map": (write("model.safetensors.index.json", "{}"), "no weight_map"),
-    "an index that is none": (write("model.safetensors.index.json", "{"), "not JSON"),
-    "another width": (configure(n_embd=32), "shapes"),
-    "a width of nothing": (configure(n_embd=0), "could not be loaded"),
-    "a width below nothing": (configure(n_embd=-16), "could not be loaded"),
-    "heads that do not divide": (configure(n_head=3), "could not be loaded"),
-    "no heads": (configure(n_head=0), "could not be loaded"),
-    "layers that are not there": (configure(n_layer=5), "lacks weights"),
-    "layers of words": (configure(n_layer="many"), "could not be loaded"),
-    "another vocabulary": (configure(vocab_size=3), "shapes"),
-    "an unknown function": (configure(activation_function="<b>"), "could not be loaded"),
-    "an unknown precision": (configure(dtype="float7"), "could not be loaded"),
-    "quantised in a way that needs more packages": (
-        configure(quantization_config={"quant_method": "gptq", "bits": 4}), "could not be loaded"
-    ),
-}  # fmt: skip
-
 PARAMETERS = {  # parameters of a chapter of a toy book (steps: int, rates: list[float], label: str) -> what must be said
     "no number": (["steps", "9" * 5000], "steps"),
     "beyond whole numbers": (["steps", "10**400"], "steps"),
@@ -367,15 +261,6 @@ PARAMETERS = {  # parameters of a chapter of a toy book (steps: int, rates: list
 # ------------------------------------------------------------------------------------------------------------ checks
 
 
-@pytest.fixture(scope="module")
-def good(tmp_path_factory):
-    """A complete checkpoint, copied and spoilt by the rows."""
-    folder = tmp_path_factory.mktemp("hostile") / "good"
-    tiny.model("GPT2", "float32").module.save_pretrained(folder)
-    tiny.leading().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module", autouse=True)
 def each_model_once():
     """The zoo model of the rows is loaded once; everything else each time."""
@@ -390,29 +275,9 @@ def folder(tmp_path, monkeypatch):
     """The working folder."""
     (tmp_path / "taken").write_text("a file where a folder is wanted")
     (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    os.mkfifo(tmp_path / "pipe.yaml")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def tree(folder):
-    return {path: path.read_bytes() if path.is_file() else path.is_symlink() for path in folder.rglob("*")}
-
-
-def refuse(arguments, words, folder):
-    before, started = tree(folder), time.perf_counter()
-    result = CliRunner().invoke(app, arguments)
-    seconds = time.perf_counter() - started
-    assert result.exit_code in (1, 2), result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
-    assert "Traceback" not in result.output and not result.stdout.strip()
-    said = result.stderr.strip()
-    if result.exit_code == 1:
-        assert said.startswith("error: ") and said.count("error: ") == 1
-        assert len(said.splitlines()) == 1 and len(said) < LONGEST
-    plain = " ".join(said.replace("│", " ").split())
-    assert any(" ".join(word.split()) in plain for word in words.split("|")), said[:2000]
-    assert tree(folder) == before
-    assert seconds < SECONDS
 
 
 @pytest.mark.parametrize("content, words", CONTEXTS.values(), ids=CONTEXTS)
@@ -445,12 +310,6 @@ def test_files(name, words, folder):
 @pytest.mark.parametrize("ref, words", REFS.values(), ids=REFS)
 def test_references(ref, words, folder):
     refuse(["diagnose", "-m", ref, "--context", "shame"], words, folder)
-
-
-@pytest.mark.parametrize("spoil, words", FOLDERS.values(), ids=FOLDERS)
-def test_checkpoints(spoil, words, good, folder):
-    spoil(shutil.copytree(good, folder / "model"))
-    refuse(["diagnose", "-m", "model", "--prompt", "she felt deep", "--correct", "shame"], words, folder)
 
 
 @pytest.mark.parametrize("pair, words", PARAMETERS.values(), ids=PARAMETERS)
@@ -515,5 +374,5 @@ def test_a_working_folder_that_is_gone_is_one_message(arguments, tmp_path):
 
 
 def test_there_are_enough():
-    tables = (CONTEXTS, PROMPTS, WORDS, NUMBERS, FILES, REFS, FOLDERS, PARAMETERS)
-    assert sum(map(len, tables)) >= 200
+    tables = (CONTEXTS, PROMPTS, WORDS, NUMBERS, FILES, REFS, PARAMETERS)
+    assert sum(map(len, tables)) >= 190

@@ -61,12 +61,22 @@ def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
     return rows[order.transpose(0, 2, 1).ravel()]
 
 
-def write(path: Path, kind: str = "Q8_0", tied: bool = True, without: str = "", architecture: str = "llama") -> dict:
+def write(
+    path: Path,
+    kind: str = "Q8_0",
+    tied: bool = True,
+    without: str = "",
+    architecture: str = "llama",
+    tensors: dict[str, np.ndarray] | None = None,
+    settings: dict | None = None,
+) -> dict:
     """Write the model, quantised.
 
     Args:
         kind: a GGML type; vectors stay float32, as in the files that people share.
         without: a GGUF tensor, or ``tokenizer``, to be left out.
+        tensors: further ones, in float32.
+        settings: further or other ones, by the name of the writer's method, with its arguments.
 
     Returns:
         transformers' name -> (the original weights, what ``gguf`` itself dequantises the file's to), both in GGUF's order.
@@ -75,7 +85,7 @@ def write(path: Path, kind: str = "Q8_0", tied: bool = True, without: str = "", 
     pieces = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     module = llama(tied, len(pieces["vocab"]))
     writer = gguf.GGUFWriter(path, architecture)
-    for setting, value in {
+    usual = {
         "block_count": module.config.num_hidden_layers,
         "context_length": 64,
         "embedding_length": WIDTH,
@@ -84,8 +94,9 @@ def write(path: Path, kind: str = "Q8_0", tied: bool = True, without: str = "", 
         "head_count_kv": KEY_HEADS,
         "rope_dimension_count": WIDTH // HEADS,
         "vocab_size": len(pieces["vocab"]),
-    }.items():
-        getattr(writer, f"add_{setting}")(value)
+    }
+    for setting, value in (usual | (settings or {})).items():
+        getattr(writer, f"add_{setting}")(*(value if isinstance(value, tuple) else (value,)))
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(10000.0)
     if without != "tokenizer":
@@ -105,6 +116,8 @@ def write(path: Path, kind: str = "Q8_0", tied: bool = True, without: str = "", 
         if theirs != without:
             writer.add_tensor(theirs, packed, raw_dtype=here)
         found[ours] = weights, gguf.quants.dequantize(packed, here)
+    for name, values in (tensors or {}).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -13,26 +13,25 @@ from filelock import FileLock
 
 from phantomlib import files
 from phantomlib.errors import ParameterError
-from phantomlib.models.zoo_models import WEIGHTS, known
+from phantomlib.models.zoo_models import home
 from zoo.recipe import RECIPES, pretrain
 
 
 def train(
     name: str, out: Path | str | None = None, device: str = "cpu", steps: int | None = None, progress: bool = True
 ) -> Path:
-    """Rebuild a model from its seed into `out`/name (default: the package's weights); returns that folder.
+    """Rebuild a model from its seed into `out`/name (default: where its shipped weights are); returns that folder.
 
     Its checksums are recorded in `out`/checksums.json, and its files are moved into place when complete. The same
     machine, device and number of threads give the same weights; another one gives them up to how rounding errors grow.
     `steps` shortens the training (for tests). Raises ModelError for an unknown name, ParameterError for `steps` < 1.
     """
-    known(name)
+    root = Path(out) if out else home(name)
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise ParameterError(
             f"steps = {steps!r}: a training needs a whole number of steps, at least 1; "
             "leave it out for the recipe's own number."
         )
-    root = Path(out) if out else WEIGHTS
     folder = train_into(name, root, device, steps, progress)
     _record(root, name)
     return folder

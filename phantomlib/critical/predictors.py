@@ -91,7 +91,7 @@ def predict_critical_rates(store: Store, model: LanguageModel, contexts: list[Re
     return xr.Dataset(values, {"context": [c.id for c in contexts]}, {"model": model.name})
 
 
-def with_predicted_rate(
+def contexts_with_rates(
     store: Store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe
 ) -> tuple[list[Resolved], np.ndarray]:
     """The contexts whose critical rate can be predicted, and these rates (C,): the unit of a chapter's learning rates.
@@ -319,7 +319,9 @@ def _sample(rows: list[Vector], expected: Vector, count: int) -> tuple[Tensor, T
     return sampled, weights.to(sampled.dtype)
 
 
-def results(store: Store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe, **options) -> pd.DataFrame:
+def measured_and_predicted(
+    store: Store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe, **options
+) -> pd.DataFrame:
     """Measured critical rates of one model beside everything predicted: one row per context, learning rates as they
     are.
 

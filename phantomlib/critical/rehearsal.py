@@ -22,7 +22,7 @@ import pandas as pd
 
 from phantomlib import files, readout_geometry
 from phantomlib.contexts import Resolved
-from phantomlib.critical import lora_classes
+from phantomlib.critical.scaling import two_classes
 from phantomlib.critical.search import critical_rates
 from phantomlib.engine.finetune import finetune
 from phantomlib.engine.recipe import Recipe
@@ -208,7 +208,7 @@ def measure_errors(
                     for predictor in ("rehearsal", "kinematic")
                 }
     coherence = {model.name: round(readout_geometry.coherence(model.readout), 4) for model in models}
-    classes = lora_classes.two_classes(pd.Series(coherence))
+    classes = two_classes(pd.Series(coherence))
     fingerprints = {model.name: model.fingerprint for model in models}
     return {
         "made_by": {"command": "phantom zoo constants", "commit": commit(), "models": fingerprints},

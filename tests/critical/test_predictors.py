@@ -15,9 +15,9 @@ from phantomlib.critical.predictors import (
     STEP_0,
     _Path,
     _sample,
+    contexts_with_rates,
     first_steps,
     predict_critical_rates,
-    with_predicted_rate,
 )
 from phantomlib.critical.search import critical_rates
 from phantomlib.critical.step_zero import velocity
@@ -149,7 +149,7 @@ def final_gap(model, context, rate, recipe):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_gap_closes_between_multiples_on_both_sides_of_one(tmp_path, optimizer):
     model, recipe = tiny.model(), Recipe(optimizer=optimizer, steps=6)
-    contexts, rates = with_predicted_rate(Store(tmp_path), model, tiny.contexts(model, place=3), recipe)
+    contexts, rates = contexts_with_rates(Store(tmp_path), model, tiny.contexts(model, place=3), recipe)
     assert len(contexts) == len(rates) == 2
     for context, rate in zip(contexts, rates, strict=True):
         assert final_gap(model, context, 0.9 * rate, recipe) < 0 < final_gap(model, context, 1.1 * rate, recipe)
@@ -169,11 +169,11 @@ def test_the_highest_rung_with_a_value_gives_the_unit(tmp_path, monkeypatch):
     monkeypatch.setattr(predictors, "_ladder", lambda *_: next(ladders))
     model = tiny.model()
     contexts = tiny.contexts(model, lengths=(7, 4, 5, 6, 3))
-    chosen, rates = with_predicted_rate(Store(tmp_path), model, contexts, Recipe(steps=4))
+    chosen, rates = contexts_with_rates(Store(tmp_path), model, contexts, Recipe(steps=4))
     assert [c.id for c in chosen] == ["c0", "c2", "c3", "c4"] and rates.tolist() == [5.0, 3.0, 7.0, 9.0]
     monkeypatch.setattr(predictors, "_ladder", lambda *_: dict.fromkeys(LADDER, nan) | {"gap": -1.0})
     with pytest.raises(ParameterError, match="2 contexts.*no unit"):
-        with_predicted_rate(Store(tmp_path), model, contexts[:2], Recipe(steps=4))
+        contexts_with_rates(Store(tmp_path), model, contexts[:2], Recipe(steps=4))
 
 
 def test_a_gap_that_does_not_close_at_first_costs_the_other_contexts_nothing(tmp_path, monkeypatch):

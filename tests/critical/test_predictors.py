@@ -52,7 +52,7 @@ def test_frozen_gradients_are_followed_as_torch_optim_does(optimizer):
         torch.nn.functional.cross_entropy(z + D[0] @ x, torch.tensor(0)).backward()
         oracle.step()
     final = (z + D[0] @ x).detach()
-    assert path._final_gap(rate, 1) == pytest.approx(float(final[0] - final[1]), rel=1e-9)
+    assert path.final_gap(rate, 1) == pytest.approx(float(final[0] - final[1]), rel=1e-9)
     torch.testing.assert_close(torch.cat(path.displacement(rate, pieces(D))), x.detach(), rtol=1e-8, atol=1e-12)
 
 
@@ -61,7 +61,7 @@ def test_the_rate_found_brings_the_gap_to_zero(optimizer):
     z, D = surrogate()
     path = _Path(z, pieces(D), pieces(D[0, 0]), pieces(D[0, 0]), Recipe(optimizer=optimizer, steps=12))
     rate = path.critical_rate(1e-3)
-    assert path._final_gap(rate, 1) == pytest.approx(0, abs=1e-3)
+    assert path.final_gap(rate, 1) == pytest.approx(0, abs=1e-3)
     backwards = pieces(D * torch.tensor([[[-1.0], [1.0], [1.0]]]))
     assert math.isnan(_Path(z, backwards, pieces(D[0, 0]), pieces(D[0, 0]), Recipe(steps=3)).critical_rate(1e-9))
 
@@ -78,7 +78,7 @@ def test_sgd_does_not_mind_the_rotation():
         position = position - 0.01 * residual @ (D[0] + along * D[1] + along**2 / 2 * D[2])
         along = float(d @ position)
         logits = z + (D[0] + along / 2 * D[1] + along**2 / 6 * D[2]) @ position
-    assert path._final_gap(0.01, 3) == pytest.approx(float(logits[0] - logits[1]), rel=1e-9)
+    assert path.final_gap(0.01, 3) == pytest.approx(float(logits[0] - logits[1]), rel=1e-9)
 
 
 def test_a_sample_is_exact_where_it_is_calibrated_and_close_elsewhere():

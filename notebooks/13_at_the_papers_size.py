@@ -170,7 +170,7 @@ def measure(model, optimizer):
 
 
 last = zoo[-1]
-if not (blind.runs_of(nb.store, last) or blind.searches_of(nb.store, last)):  # predicted before measured, as in 07
+if not blind.seen_of(nb.store, last):  # predicted before measured, as in 07
     for o, recipe in recipes.items():
         blind.predict_held_out(nb.store, last, nb.fitting_contexts(last), recipe, zoo_results(o, zoo[:-1]))
 here = {o: zoo_results(o, zoo) for o in labels}

@@ -150,7 +150,7 @@ def _predict(store: Store, model: LanguageModel, contexts: list[Resolved], recip
     if rates.isna().any():
         missing = ", ".join(step_0.context[rates.isna()])
         raise PhantomError(f"'{predictor}' predicts nothing for {missing} of '{model.name}'; leave these contexts out.")
-    value = float(stats.gmean(rates))
+    value = _mean(rates)
     # the errors of whole architectures, as many as were left out: a t distribution with one less degree of freedom
     chosen = errors[(errors.predictor == predictor) & (errors.calibration == calibration)]
     spread = math.sqrt((chosen.groupby("model").error.mean() ** 2).mean())
@@ -218,20 +218,19 @@ def seen_of(store: Store, model: LanguageModel) -> dict[Path, dict]:
     Its weights' values tell; its fingerprint does of files that are older than their name.
 
     Returns:
-        by file, what it says: ``recipe`` (settings), ``prediction`` (checksum of the one it was made after) or empty.
+        by file, ``recipe`` (settings) and ``prediction`` (checksum of the one it was made after) of a run, else empty.
     """
-    key, known = getattr(model, "weights_key", ""), _looked_into(store)
-    return {
-        path: said
-        for path, said in known.items()
-        if (said["weights_key"] == key if said["weights_key"] and key else said["model"] == model.fingerprint)
-    }
+
+    def is_of_it(said: dict) -> bool:
+        keys = said["weights_key"], getattr(model, "weights_key", "")
+        return keys[0] == keys[1] if all(keys) else said["model"] == model.fingerprint
+
+    return {path: said for path, said in _looked_into(store).items() if is_of_it(said)}
 
 
 def _looked_into(store: Store) -> dict[Path, dict]:
     """What every run and search in the store says of itself; nothing else here opens them."""
-    paths = sorted([*store.root.glob("*.nc"), *store.root.glob("searches/*.json")])
-    states = ((path, path.stat()) for path in paths)
+    states = ((path, path.stat()) for pattern in ("*.nc", "searches/*.json") for path in store.root.glob(pattern))
     found = {path: _says(path, state.st_mtime_ns, state.st_size) for path, state in states}
     return {path: said for path, said in found.items() if said}
 
@@ -244,8 +243,9 @@ def _says(path: Path, changed: int, size: int) -> dict | None:
             kept = files.read_json(path)
             return {"model": kept["model"], "weights_key": kept.get("weights", ""), "recipe": {}, "prediction": ""}
         with netCDF4.Dataset(path) as file:
-            said = {"weights_key": "", "prediction": ""} | file.__dict__  # its attributes
-        return json.loads(said["specification"]) | {name: said[name] for name in ("weights_key", "prediction")}
+            made, said = json.loads(file.specification), file.__dict__  # its attributes
+        named = {name: said.get(name, "") for name in ("weights_key", "prediction")}
+        return {"model": made["model"], "recipe": made["recipe"], **named}
     except Exception:  # readers raise many kinds for a damaged file
         return None
 

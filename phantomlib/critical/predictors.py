@@ -174,10 +174,10 @@ def _ladder(problem: Problem, recipe: Recipe) -> dict[str, float]:
 
 
 def _quadratic(gap: float, v: float, curvature: float) -> float:
-    """Smallest positive x with ``gap + v x + curvature x²/2 = 0``, or nan."""
-    roots = np.roots([curvature / 2, v, gap]) if curvature else np.array([-gap / v if v else np.nan])
-    positive = [r.real for r in roots if abs(r.imag) < 1e-12 * max(abs(r), 1e-300) and r.real > 0]
-    return min(positive, default=math.nan)
+    """Smallest positive x with ``gap + v x + curvature x²/2 = 0``, for a negative gap; or nan."""
+    square = v**2 - 2 * curvature * gap
+    divisor = v + math.sqrt(square) if square >= 0 else 0.0
+    return -2 * gap / divisor if divisor > 0 else math.nan
 
 
 class _Path:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from plain import trained_copy
 
 from phantomlib.critical import collateral as module_under_test
 from phantomlib.critical.collateral import Probe, collateral, train_until_overtaking
@@ -14,7 +15,6 @@ from phantomlib.critical.step_zero import Problem
 from phantomlib.engine.finetune import finetune
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ParameterError
-from phantomlib.models.language_model import add_lora
 from phantomlib.runs.store import Store
 
 SENTENCES = ["3 1 4 1 5", "9 2 6", "5 3 5 8 9 7 9"]
@@ -41,26 +41,6 @@ def predictions(module, ids) -> np.ndarray:
 def divergence(before, after, ids) -> np.ndarray:
     p, q = predictions(before, ids), predictions(after, ids)
     return (p * np.log(p / q)).sum(1)
-
-
-def trained_copy(model, context, rate, recipe, steps):
-    """``steps`` steps of plain torch on a copy."""
-    if recipe.method == "lora":
-        module = add_lora(model.module, rank=recipe.rank, alpha=recipe.alpha, seed=0)
-    else:
-        module = copy.deepcopy(model.module).requires_grad_()
-    kind = torch.optim.SGD if recipe.optimizer == "sgd" else torch.optim.Adam
-    update = kind([p for p in module.parameters() if p.requires_grad], lr=rate)
-    c, k = context.correct_id, context.competitor_id
-    for _ in range(steps):
-        z = module(torch.tensor([context.prompt_ids])).logits[0, -1]
-        loss = -z.log_softmax(0)[c]
-        if recipe.loss == "margin":
-            loss = loss + recipe.weight * torch.log(1 + torch.exp(z[k] - z[c]))
-        update.zero_grad()
-        loss.backward()
-        update.step()
-    return module
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "margin"])

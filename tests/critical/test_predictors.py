@@ -1,6 +1,5 @@
-"""The ladder against torch.optim, real runs and closed forms; calibrations against planted constants."""
+"""The ladder against torch.optim, real runs and closed forms."""
 
-import copy
 import dataclasses
 import math
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from plain import gap_of, trained_copy
 
 from phantomlib.critical import predictors
 from phantomlib.critical.predictors import (
@@ -130,39 +130,21 @@ def test_predictions_are_kept_and_make_no_runs(tmp_path, monkeypatch):
         predict_critical_rates(store, model, contexts, Recipe(steps=5))
 
 
-def final_gap(model, context, rate, recipe):
-    """The logit gap after an ordinary torch.optim loop."""
-    module = copy.deepcopy(model.module).requires_grad_(True)
-    optimizer = OPTIMIZERS[recipe.optimizer](module.parameters(), lr=rate)
-
-    def logits():
-        return module(torch.tensor([context.prompt_ids])).logits[0, -1]
-
-    for _ in range(recipe.steps):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(logits(), torch.tensor(context.correct_id)).backward()
-        optimizer.step()
-    z = logits().detach()
-    return float(z[context.correct_id] - z[context.competitor_id])
-
-
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_gap_closes_between_multiples_on_both_sides_of_one(tmp_path, optimizer):
     model, recipe = tiny.model(), Recipe(optimizer=optimizer, steps=6)
     contexts, rates = contexts_with_rates(Store(tmp_path), model, tiny.contexts(model, place=3), recipe)
     assert len(contexts) == len(rates) == 2
     for context, rate in zip(contexts, rates, strict=True):
-        assert final_gap(model, context, 0.9 * rate, recipe) < 0 < final_gap(model, context, 1.1 * rate, recipe)
+        below, above = (gap_of(trained_copy(model, context, x * rate, recipe, 6), context) for x in (0.9, 1.1))
+        assert below < 0 < above
 
 
 def test_the_highest_rung_with_a_value_gives_the_unit(tmp_path, monkeypatch):
     nan = math.nan
     columns = [
-        [1.0, 2.0, 3.0, 4.0, 5.0],
-        [nan] * 5,
-        [1.0, 2.0, 3.0, nan, nan],
-        [nan, nan, 7.0, nan, nan],
-        [9.0] + [nan] * 4,
+        *([1.0, 2.0, 3.0, 4.0, 5.0], [nan] * 5, [1.0, 2.0, 3.0, nan, nan]),
+        *([nan, nan, 7.0, nan, nan], [9.0] + [nan] * 4),
     ]
     ladders = iter(dict(zip(STEP_0, column, strict=True)) | {"quadrature": 100.0, "gap": -1.0} for column in columns)
     monkeypatch.setattr(predictors, "Problem", lambda *_: None)

@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 import transformers
+from plain import gap_of, trained_copy
 
 from phantomlib.critical.step_zero import (
     Hessian,
@@ -19,7 +20,7 @@ from phantomlib.critical.step_zero import (
 )
 from phantomlib.engine.finetune import finetune
 from phantomlib.engine.recipe import Recipe
-from phantomlib.models.language_model import LanguageModel, add_lora, fingerprint
+from phantomlib.models.language_model import LanguageModel, fingerprint
 
 
 def flat(vector):
@@ -166,21 +167,10 @@ def test_a_gap_under_lora_closes_as_its_law_says(architecture):
     v, growth = velocity(model, [context], recipe).velocity.item(), velocity_growth(model, [context], recipe).item()
     rate = 1e-3 / abs(growth) / steps  # by the end A has changed the velocity by a thousandth
 
-    def closed(trained):
-        module = add_lora(model.module, rank=2, alpha=recipe.alpha, seed=0)
-        parameters = [p.requires_grad_(trained in n) for n, p in module.named_parameters() if "lora_" in n]
-        update = torch.optim.Adam([p for p in parameters if p.requires_grad], lr=rate, eps=recipe.epsilon)
-        gaps = []
-        for step in range(steps + 1):
-            z = module(torch.tensor([context.prompt_ids])).logits[0, -1]
-            gaps.append((z[context.correct_id] - z[context.competitor_id]).item())
-            if step < steps:
-                update.zero_grad()
-                torch.nn.functional.cross_entropy(z, torch.tensor(context.correct_id)).backward()
-                update.step()
-        return gaps[-1] - gaps[0]
+    def closed(only):
+        return gap_of(trained_copy(model, context, rate, recipe, steps, only), context) - gap_of(model.module, context)
 
-    frozen, both = closed("lora_B"), closed("lora_")
+    frozen, both = closed("lora_B"), closed("")
     assert frozen / (rate * steps * v) == pytest.approx(1, abs=0.01)  # N alone
     assert (both / frozen - 1) / (rate * (steps - 1) * growth) == pytest.approx(1, abs=0.15)  # Adam starts A slowly
 

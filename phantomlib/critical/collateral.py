@@ -102,14 +102,7 @@ def _optimizer(parameters: list[Tensor], rate: float, recipe: Recipe) -> torch.o
 
 
 def collateral(
-    store,
-    model: LanguageModel,
-    contexts: list[Resolved],
-    rates,
-    recipe: Recipe,
-    sentences: list[str],
-    *,
-    seed: int = 0,
+    store, model: LanguageModel, contexts: list[Resolved], rates, recipe: Recipe, sentences: list[str], *, seed: int = 0
 ) -> xr.Dataset:
     """What each context's fine-tune has changed elsewhere when its correct word overtakes.
 

@@ -187,13 +187,7 @@ def critical_rates(
 
 
 def look_for_reentries(
-    store,
-    model: LanguageModel,
-    contexts: list[Resolved],
-    recipe: Recipe,
-    centres,
-    *,
-    per_decade: int = 12,
+    store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe, centres, *, per_decade: int = 12
 ) -> xr.Dataset:
     """Look for a second boundary: which learning rates cross, from a tenth of the critical ones to a hundred times them.
 

@@ -9,15 +9,7 @@ import torch
 import transformers
 from plain import gap_of, trained_copy
 
-from phantomlib.critical.step_zero import (
-    Hessian,
-    Problem,
-    derivatives,
-    gradients,
-    sharpness,
-    velocity,
-    velocity_growth,
-)
+from phantomlib.critical.step_zero import Hessian, Problem, derivatives, gradients, sharpness, velocity, velocity_growth
 from phantomlib.engine.finetune import finetune
 from phantomlib.engine.recipe import Recipe
 from phantomlib.models.language_model import LanguageModel, fingerprint

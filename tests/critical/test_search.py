@@ -107,8 +107,7 @@ def test_the_search_encloses_known_boundaries(starts):
 def test_a_dense_grid_finds_the_same_boundary(starts):
     starts(1.0)
     formula, _ = FORMULAS["saturating"]
-    store = ClosedForm(saturating=formula)
-    found = store.search()
+    found = ClosedForm(saturating=formula).search()
     grid = np.geomspace(0.01, 0.5, 4001)
     first = grid[[bool((formula(r, np.arange(T + 1.0)) > 0).any()) for r in grid]][0]
     assert found.critical_rate.item() == pytest.approx(first, rel=0.005)
@@ -117,8 +116,7 @@ def test_a_dense_grid_finds_the_same_boundary(starts):
 @pytest.mark.parametrize("velocity", [-1.0, 0.0, NAN])
 def test_without_a_usable_velocity_the_search_starts_elsewhere_and_says_so(starts, velocity):
     starts(velocity)
-    store = ClosedForm(straight=FORMULAS["straight"][0])
-    found = store.search()
+    found = ClosedForm(straight=FORMULAS["straight"][0]).search()
     assert not found.predicted_start.item() and found.converged.item()
     assert found.critical_rate.item() == pytest.approx(1 / T, rel=0.005)
 
@@ -126,8 +124,7 @@ def test_without_a_usable_velocity_the_search_starts_elsewhere_and_says_so(start
 def test_what_never_crosses_is_reported_and_not_dropped(starts):
     starts(1.0, 1.0)
     never = lambda r, t: np.where(r * t > 50, NAN, -1 - 0.1 * t)  # noqa: E731
-    store = ClosedForm(never=never, straight=FORMULAS["straight"][0])
-    found = store.search()
+    found = ClosedForm(never=never, straight=FORMULAS["straight"][0]).search()
     assert found.crossed.values.tolist() == [False, True] and found.converged.values.tolist() == [False, True]
     assert np.isnan(found.critical_rate[0]) and np.isinf(found.upper[0]) and found.diverged[0] > 0
 
@@ -149,10 +146,9 @@ def test_reentries_are_counted_and_the_bracket_is_still_a_bracket(starts):
 
 def test_two_searches_ask_for_the_same_runs(starts):
     starts(*[1.0] * len(FORMULAS))
-    first, second = (ClosedForm(**{n: f for n, (f, _) in FORMULAS.items()}) for _ in range(2))
-    for store in (first, second):
-        store.search()
-    for a, b in zip(first.requests, second.requests, strict=True):
+    stores = [ClosedForm(**{n: f for n, (f, _) in FORMULAS.items()}) for _ in range(2)]
+    assert stores[0].search().identical(stores[1].search())
+    for a, b in zip(*(store.requests for store in stores), strict=True):
         np.testing.assert_array_equal(a, b)
 
 

@@ -27,6 +27,7 @@ Nothing in them is fitted. A calibration can be fitted on other architectures: a
 """
 
 import math
+from dataclasses import replace
 from itertools import chain, compress
 from typing import Any
 
@@ -123,7 +124,7 @@ def first_steps(store: Store, model: LanguageModel, contexts: list[Resolved], re
     start = predict_critical_rates(store, model, contexts, recipe).velocity.values
     rates, known = np.full(len(contexts), np.nan), np.isfinite(start)
     if known.any():
-        few = Recipe(**{**recipe.__dict__, "steps": min(FIRST_STEPS, recipe.steps), "snapshots": ()})
+        few = replace(recipe, steps=min(FIRST_STEPS, recipe.steps), snapshots=())
         chosen, start = list(compress(contexts, known)), start[known]
         gap = store.run(model, chosen, start[:, None], few).logit_gap[:, 0, 0].values
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -40,7 +40,7 @@ import numpy as np
 import pandas as pd
 
 from phantombook import notebook
-from phantomlib.critical.predictors import with_predicted_rate
+from phantomlib.critical.predictors import contexts_with_rates
 from phantombook.figures.palette import model_colours
 from phantombook.figures.silent_failure import below_and_above, count_map, gap_trajectories, loss_and_rank
 from phantomlib.engine.recipe import Recipe
@@ -78,7 +78,7 @@ labels = {"adam": "Adam", "sgd": "SGD"}
 # %%
 def fine_tune(model, optimizer):
     recipe = Recipe(optimizer=optimizer, steps=steps)
-    fitting, critical = with_predicted_rate(nb.store, model, nb.fitting_contexts(model), recipe)
+    fitting, critical = contexts_with_rates(nb.store, model, nb.fitting_contexts(model), recipe)
     return nb.store.run(model, fitting, critical[:, None] * multiples, recipe).assign_coords(rate=multiples)
 
 
@@ -270,7 +270,7 @@ nb.answer(
 # %%
 model, recipe = loaded[0], Recipe(steps=steps)
 around = np.array([0.5, 0.6, 0.7, 0.8, 0.9, 0.98, 1.02, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0])
-fitting, critical = with_predicted_rate(nb.store, model, nb.fitting_contexts(model), recipe)  # as above, from the store
+fitting, critical = contexts_with_rates(nb.store, model, nb.fitting_contexts(model), recipe)  # as above, from the store
 edge = nb.store.run(model, fitting[:1], critical[0] * around, recipe).isel(context=0, seed=0)
 
 # %% tags=["remove-cell"]

@@ -41,7 +41,7 @@ import pandas as pd
 import xarray as xr
 
 from phantombook import notebook
-from phantomlib.critical.predictors import with_predicted_rate
+from phantomlib.critical.predictors import contexts_with_rates
 from phantombook.figures.order_parameter import decomposition_panels, spectra
 from phantombook.figures.palette import model_colours
 from phantomlib import order_parameter
@@ -102,7 +102,7 @@ def before_training(ref):
 
 def fine_tune(model, optimizer):
     recipe = Recipe(optimizer=optimizer, steps=steps)
-    fitting, critical = with_predicted_rate(nb.store, model, nb.fitting_contexts(model), recipe)
+    fitting, critical = contexts_with_rates(nb.store, model, nb.fitting_contexts(model), recipe)
     recipe = replace(recipe, snapshots=(0, steps // 2, steps))
     return nb.store.run(model, fitting, critical[:, None] * multiples, recipe).assign_coords(rate=multiples)
 

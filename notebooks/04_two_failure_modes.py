@@ -34,7 +34,7 @@ steps: int = 20  # optimiser steps of each run
 import xarray as xr
 
 from phantombook import notebook
-from phantomlib.critical.predictors import with_predicted_rate
+from phantomlib.critical.predictors import contexts_with_rates
 from phantombook.figures.silent_failure import MODES, drag_over_time, failure_modes
 from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.study import Study
@@ -62,7 +62,7 @@ labels = {"adam": "Adam", "sgd": "SGD"}
 # %%
 def fine_tune(model, optimizer):
     recipe = Recipe(optimizer=optimizer, steps=steps)
-    fitting, critical = with_predicted_rate(nb.store, model, nb.fitting_contexts(model), recipe)
+    fitting, critical = contexts_with_rates(nb.store, model, nb.fitting_contexts(model), recipe)
     return nb.store.run(model, fitting, critical[:, None] * multiples, recipe)
 
 

@@ -276,7 +276,7 @@ def edge_of_stability(model, optimizer):
     """A row for every run of a few contexts: its rate over the edge, and its largest step of the order parameter."""
     fitting, _ = with_critical_rate(nb.fitting_contexts(model), critical[optimizer, model.name])
     fitting = fitting[:sharpness_contexts]
-    eigenvalues = sharpness(model, fitting, Recipe(optimizer=optimizer)).value.tolist()
+    eigenvalues = sharpness(model, fitting, Recipe(optimizer=optimizer)).tolist()
     by_context = pd.Series(eigenvalues, [c.id for c in fitting])
     return onset(jumps[optimizer, model.name], runs[optimizer, model.name], multiples, by_context)
 

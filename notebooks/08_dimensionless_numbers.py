@@ -40,8 +40,8 @@ import numpy as np
 import pandas as pd
 
 from phantombook import notebook
-from phantomlib.critical import lora_classes, predictors, search, step_zero
-from phantomlib.critical.numbers import (
+from phantomlib.critical import predictors, scaling, search, step_zero
+from phantomlib.critical.scaling import (
     architecture_numbers,
     coefficient_of_variation,
     kinematic_number,
@@ -200,7 +200,7 @@ nb.caption(
 # %%
 def predict(model, optimizer):
     recipe = Recipe(optimizer=optimizer, steps=steps)
-    return predictors.results(nb.store, model, nb.fitting_contexts(model), recipe, tolerance=tolerance)
+    return predictors.measured_and_predicted(nb.store, model, nb.fitting_contexts(model), recipe, tolerance=tolerance)
 
 
 predicted = Study.of(predict, loaded)
@@ -271,7 +271,7 @@ nb.say(
 
 # %%
 described = pd.DataFrame({m.name: readout_geometry.readout_statistics(m.readout, seed=nb.seed) for m in loaded}).T
-classes = lora_classes.two_classes(described.coherence)
+classes = scaling.two_classes(described.coherence)
 described["class"] = [classes.of(value) for value in described.coherence]
 nb.table(described.rename_axis("model").reset_index().rename(columns=lambda c: c.replace("_", " ")))
 nb.say(
@@ -314,7 +314,7 @@ def lora(model, optimizer):
     rates = critical[optimizer, model.name].critical_rate
     recipe = Recipe(optimizer=optimizer, method="lora", steps=steps)
     fitting, seeds = nb.fitting_contexts(model), tuple(lora_seeds)
-    return lora_classes.lora_outcomes(nb.store, model, fitting, rates, recipe, multiple=lora_multiple, seeds=seeds)
+    return scaling.lora_outcomes(nb.store, model, fitting, rates, recipe, multiple=lora_multiple, seeds=seeds)
 
 
 outcomes = Study.of(lora, loaded)
@@ -322,8 +322,8 @@ sufficient = outcomes.map(lambda outcome: bool(outcome.sufficient.mean() > 0.5))
 balanced = {}
 for optimizer, label in optimizers.items():
     outcome = pd.Series(sufficient.sel(optimizer))
-    foretold = lora_classes.predict_from_class(described["class"], outcome)
-    balanced[optimizer] = lora_classes.balanced_accuracy(outcome, foretold)
+    foretold = scaling.predict_from_class(described["class"], outcome)
+    balanced[optimizer] = scaling.balanced_accuracy(outcome, foretold)
     nb.record(
         "C9",
         {"class_separation": classes.separation, "lora_balanced_accuracy": balanced[optimizer]},
@@ -372,7 +372,7 @@ rivals = rivals.rename(columns=lambda c: c.replace("_", " ")).assign(
         "parameters": [float(m.n_parameters) for m in loaded],
     }
 )
-nb.table(lora_classes.rival_classes(rivals, pd.Series(sufficient.sel("adam"))), digits=2, runs=outcomes.sel("adam"))
+nb.table(scaling.rival_classes(rivals, pd.Series(sufficient.sel("adam"))), digits=2, runs=outcomes.sel("adam"))
 
 # %% [markdown]
 # ## LoRA's own law
@@ -457,7 +457,7 @@ nb.table(
 
 # %%
 explanations = [c for c in law.columns if c not in ("model", "context", "ratio", "number")]
-explained = lora_classes.explain(law, "ratio", explanations)
+explained = scaling.explain(law, "ratio", explanations)
 nb.table(explained.rename(columns=lambda c: c.replace("_", " ")), runs=lora_critical)
 
 # %% tags=["hide-input"]

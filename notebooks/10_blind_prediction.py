@@ -45,7 +45,7 @@ import numpy as np
 import pandas as pd
 
 from phantombook import notebook
-from phantomlib.critical import blind, calibration, predictors
+from phantomlib.critical import blind, predictors, scaling
 from phantombook.figures.blind import blind_errors, left_out_errors
 from phantombook.figures.palette import model_colours
 from phantombook.inputs import chosen_held_out
@@ -92,7 +92,7 @@ reported = 0.021  # the error that the paper's abstract reports
 
 # %%
 def predict_and_measure(model, recipe):
-    return predictors.results(nb.store, model, nb.fitting_contexts(model), recipe, tolerance=tolerance)
+    return predictors.measured_and_predicted(nb.store, model, nb.fitting_contexts(model), recipe, tolerance=tolerance)
 
 
 def join(parts):
@@ -104,7 +104,7 @@ def join(parts):
 tables = {o: join([predict_and_measure(model, recipe) for model in loaded]) for o, recipe in recipes.items()}
 for optimizer, table in tables.items():
     nb.say(f"**{labels[optimizer]}**, leave-one-out errors in per cent, best first:")
-    nb.table(calibration.in_words(calibration.ranking(calibration.leave_one_out(table))), digits=2, top=5, runs=table)
+    nb.table(scaling.in_words(scaling.ranking(scaling.leave_one_out(table))), digits=2, top=5, runs=table)
 
 # %% [markdown]
 # ## Step 3: the prediction
@@ -257,7 +257,7 @@ nb.caption(
 def leave_one_out(optimizer):
     """Errors of every predictor and calibration, each architecture predicted from all others."""
     own = predict_and_measure(subject, recipes[optimizer])
-    return calibration.leave_one_out(pd.concat([tables[optimizer], own], ignore_index=True))
+    return scaling.leave_one_out(pd.concat([tables[optimizer], own], ignore_index=True))
 
 
 errors = pd.concat([leave_one_out(o).assign(optimizer=o) for o in recipes], ignore_index=True)
@@ -289,8 +289,8 @@ for optimizer, rows in chosen.groupby("optimizer", sort=False):
         single=np.expm1(rows.error.abs()).median(),
         n=len(rows),
     )
-    again = calibration.ranking(errors[errors.optimizer == optimizer])
-    nb.table(calibration.in_words(again), digits=2, top=5, runs=[tables[optimizer], measured[optimizer]])
+    again = scaling.ranking(errors[errors.optimizer == optimizer])
+    nb.table(scaling.in_words(again), digits=2, top=5, runs=[tables[optimizer], measured[optimizer]])
 
 # %% [markdown]
 # ## What it means

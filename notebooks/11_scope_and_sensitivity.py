@@ -40,7 +40,7 @@ import numpy as np
 import pandas as pd
 
 from phantombook import notebook
-from phantomlib.critical import numbers, search
+from phantomlib.critical import scaling, search
 from phantombook.figures.critical import control_panels
 from phantombook.figures.palette import model_colours
 from phantombook.ledger import claims, sensitivity
@@ -89,7 +89,7 @@ def measure(kind):
 
 # %%
 def number_of(ds):
-    number = numbers.kinematic_number(ds.critical_rate, steps, ds.velocity, ds.gap)
+    number = scaling.kinematic_number(ds.critical_rate, steps, ds.velocity, ds.gap)
     return pd.DataFrame({"context": ds.context.values, "N": number.values, "gap": ds.gap.values})
 
 

@@ -39,7 +39,7 @@ import pandas as pd
 
 from phantombook import notebook
 from phantomlib.critical import search
-from phantomlib.critical.numbers import kinematic_number
+from phantomlib.critical.scaling import kinematic_number
 from phantomlib.critical.step_zero import velocity
 from phantombook.figures.silent_failure import phase_diagram
 from phantomlib.models.language_model import short_name

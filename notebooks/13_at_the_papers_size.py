@@ -59,7 +59,7 @@ import pandas as pd
 from phantombook import markup, notebook
 from phantomlib.critical import blind, predictors
 from phantomlib.critical.rehearsal import TOLERANCE, estimate_critical_rate, expected_errors
-from phantomlib.critical.numbers import architecture_numbers, kinematic_number
+from phantomlib.critical.scaling import architecture_numbers, kinematic_number
 from phantomlib.critical.search import critical_rates
 from phantombook.figures.critical import numbers_by_model
 from phantombook.figures.examination import criteria_board
@@ -154,7 +154,7 @@ for model, _, left_out in found:
 # %%
 def zoo_results(optimizer, among):
     parts = [
-        predictors.results(nb.store, z, nb.fitting_contexts(z), recipes[optimizer], tolerance=tolerance) for z in among
+        predictors.measured_and_predicted(nb.store, z, nb.fitting_contexts(z), recipes[optimizer], tolerance=tolerance) for z in among
     ]
     table = pd.concat(parts, ignore_index=True)
     table.attrs["run_ids"] = [run for part in parts for run in part.attrs["run_ids"]]
@@ -170,7 +170,7 @@ def measure(model, optimizer):
 
 
 last = zoo[-1]
-if not (blind.runs_of(nb.store, last) or blind.searches_of(nb.store, last)):  # predicted before measured, as in 07
+if not blind.seen_of(nb.store, last):  # predicted before measured, as in 07
     for o, recipe in recipes.items():
         blind.predict_held_out(nb.store, last, nb.fitting_contexts(last), recipe, zoo_results(o, zoo[:-1]))
 here = {o: zoo_results(o, zoo) for o in labels}

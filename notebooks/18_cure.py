@@ -44,7 +44,7 @@ import pandas as pd
 from phantombook import notebook
 from phantomlib.critical.rehearsal import estimate_critical_rate
 from phantomlib.critical.collateral import collateral
-from phantomlib.critical.numbers import architecture_numbers, coefficient_of_variation, kinematic_number
+from phantomlib.critical.scaling import architecture_numbers, coefficient_of_variation, kinematic_number
 from phantomlib.critical.search import critical_rates
 from phantomlib.errors import ParameterError
 from phantombook.figures.cure import METHODS, numbers_by_loss, ratios_by_loss

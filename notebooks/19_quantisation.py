@@ -39,7 +39,7 @@ import numpy as np
 import pandas as pd
 
 from phantombook import notebook
-from phantomlib.critical.numbers import architecture_numbers, kinematic_number
+from phantomlib.critical.scaling import architecture_numbers, kinematic_number
 from phantomlib.critical.predictors import predict_critical_rates
 from phantomlib.critical.search import critical_rates
 from phantombook.figures.quantisation import changes_by_quantity, rates_by_context

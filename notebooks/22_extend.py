@@ -35,7 +35,7 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 
 from phantombook import notebook
-from phantomlib.critical.predictors import with_predicted_rate
+from phantomlib.critical.predictors import contexts_with_rates
 from phantomlib.engine.recipe import Recipe
 
 nb = notebook.start("22_extend")
@@ -56,7 +56,7 @@ def entropy(p, E, c, k):  # (R, V), (R, V, d), (R,), (R,) -> (R,)
 
 
 model = nb.load(nb.models[0])
-fitting, critical = with_predicted_rate(nb.store, model, nb.fitting_contexts(model), recipe)
+fitting, critical = contexts_with_rates(nb.store, model, nb.fitting_contexts(model), recipe)
 run = nb.store.run(model, fitting, critical[:, None] * multiples, recipe, extra={"entropy": entropy})
 run = run.assign_coords(rate=multiples)
 
@@ -134,7 +134,7 @@ for context in loaded:
 
 # %%
 if mine:
-    mine, critical = with_predicted_rate(nb.store, model, mine, recipe)
+    mine, critical = contexts_with_rates(nb.store, model, mine, recipe)
     own = nb.store.run(model, mine, critical[:, None] * multiples, recipe)
     enough = (own.logit_gap > 0).any("step").isel(seed=0)  # which multiples are enough?
     columns = [f"{multiple:g} × predicted" for multiple in multiples]

@@ -49,7 +49,7 @@ import seaborn as sns
 
 from benchmarks import report
 from phantombook import notebook
-from phantomlib.critical.rehearsal import COARSE
+from phantomlib.critical.rehearsal import REHEARSAL_STEPS
 from phantombook.figures.speed import growth_panels, speed_panels
 
 nb = notebook.start("23_speed")
@@ -284,14 +284,14 @@ if "size" in measured:
 if "diagnosis" in measured:
     rows = measured["diagnosis"]["rows"].set_index("model")
     nb.table(report.for_people(rows.reset_index()), runs=source)
-    least = rows["seconds"].map(report.median) / rows["backward passes"] * REHEARSALS * COARSE
+    least = rows["seconds"].map(report.median) / rows["backward passes"] * REHEARSALS * REHEARSAL_STEPS
     limit = report.TARGETS["diagnosis"][2]
     nb.say(
         "It rehearses {count} times at least: three searches, and two trainings that measure what else moves. Had "
         "every search been right at its first guess, these would be {passes} passes, at the pace measured {times}. "
         "{beyond} {limit:g} s are out of reach without rehearsing less.",
         count=REHEARSALS,
-        passes=REHEARSALS * COARSE,
+        passes=REHEARSALS * REHEARSAL_STEPS,
         times=", ".join(f"{s:.0f} s for {name}" for name, s in least.items()),
         beyond="For " + " and ".join(least.index[least > limit]) if (least > limit).any() else "For none of them",
         limit=limit,

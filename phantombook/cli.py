@@ -341,13 +341,17 @@ def constants(
 ):
     """Measure again how far predictions are off on the zoo and on the published models, for 'phantom diagnose'."""
     from phantombook.project import find_root
-    from phantomlib import Store, load, load_contexts, resolve
-    from phantomlib.critical import rehearsal
+    from phantomlib import Store, files, load, load_contexts, resolve
+    from phantomlib.critical.rehearsal import CONSTANTS
     from phantomlib.models import zoo_models
+
+    sys.path.insert(0, str(find_root()))  # as above
+    from zoo.constants import measure_errors
 
     loaded, root = [load(f"zoo:{name}") for name in zoo_models.NAMES], find_root()
     kept, own = Store(store or root / "runs"), lambda model: [resolve(c, model.tokenizer) for c in load_contexts()]
-    typer.echo(f"Written: {rehearsal.write_constants(rehearsal.measure_errors(loaded, own, kept, root / 'results'))}")
+    files.write_json(CONSTANTS, measure_errors(loaded, own, kept, root / "results"))
+    typer.echo(f"Written: {CONSTANTS}")
 
 
 @zoo_app.command("verify")

@@ -1,6 +1,6 @@
 """Before training: will this fine-tune ever come to prefer the right word, and from which learning rate on?
 
-Everything here comes from passes at step 0 and a rehearsal of four coarse steps (:mod:`phantomlib.critical.rehearsal`).
+Everything here comes from passes at step 0 and a rehearsal of four steps (:mod:`phantomlib.critical.rehearsal`).
 """
 
 import math
@@ -13,11 +13,10 @@ import torch
 
 from phantomlib import readout_geometry
 from phantomlib.contexts import Context, Resolved, check_spelling, resolve, single_tokens
-from phantomlib.critical.numbers import kinematic_number
 from phantomlib.critical.rehearsal import (
     CLOSE,
-    COARSE,
     OVERTAKES,
+    REHEARSAL_STEPS,
     SILENT,
     UNKNOWN,
     Estimate,
@@ -26,6 +25,7 @@ from phantomlib.critical.rehearsal import (
     load_constants,
     rehearsal,
 )
+from phantomlib.critical.scaling import kinematic_number
 from phantomlib.critical.search import critical_rates
 from phantomlib.critical.step_zero import PLAIN, velocity
 from phantomlib.cure import Remedy, enough, longer, remedies
@@ -205,13 +205,13 @@ def diagnose(
 
 def _outcome(model: LanguageModel, context: Resolved, recipe: Recipe, critical: Estimate, learning_rate: float) -> str:
     """By the interval; far above it, where a run may diverge, only if the rehearsal at this very learning rate overtakes."""
-    outcome, coarse = critical.outcome(learning_rate), rehearsal(recipe)
+    outcome, few = critical.outcome(learning_rate), rehearsal(recipe)
     if outcome != OVERTAKES or learning_rate <= JUMPS_ABOVE * critical.rate:
         return outcome
-    rehearsed = learning_rate * recipe.steps / coarse.steps
+    rehearsed = learning_rate * recipe.steps / few.steps
     if not math.isfinite(rehearsed):
         return UNKNOWN
-    gap = finetune(model, [context], [rehearsed], coarse, chunk=1).logit_gap
+    gap = finetune(model, [context], [rehearsed], few, chunk=1).logit_gap
     return OVERTAKES if bool((gap > 0).any()) else UNKNOWN
 
 
@@ -252,7 +252,7 @@ def _verdict(facts: dict) -> str:
     if facts["outcome"] == UNKNOWN:
         return (
             f"At {rate:.3g} it cannot be told whether {how} will come to prefer {right} to {wrong}: that is "
-            f"{_many(times)} times what is needed, and a rehearsal in {counted_steps(min(COARSE, steps))} diverges or never "
+            f"{_many(times)} times what is needed, and a rehearsal in {counted_steps(min(REHEARSAL_STEPS, steps))} diverges or never "
             f"gets there. Try {advised:.2g}."
         )
     text = f"At {rate:.3g}, {how} will come to prefer {right} to {wrong} after about {counted_steps(_first(steps, times))}."

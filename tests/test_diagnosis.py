@@ -32,6 +32,7 @@ from phantomlib.order_parameter import density_matrix, normalise, order_paramete
 from phantomlib.report import diagnosis_as_text
 from phantomlib.runs import published_runs
 from phantomlib.runs.store import Store
+from zoo import constants
 
 PUBLISHED = Path(__file__).parents[1] / "results"
 RECORDED = {
@@ -130,7 +131,7 @@ def test_constants_were_measured_on_the_shipped_weights():
 
 def test_errors_beyond_the_zoo_are_those_of_the_published_table():
     zoo = [language_model.load(f"zoo:{name}") for name in zoo_models.NAMES]
-    found = rehearsal.errors_beyond(PUBLISHED, zoo)
+    found = constants.errors_beyond(PUBLISHED, zoo)
     assert found == rehearsal.load_constants()["beyond"]
     assert found["parameters"] == max(one.n_parameters for one in zoo)
     table = files.read_json(PUBLISHED / "tables/rehearsals.json")["columns"]
@@ -183,12 +184,11 @@ def test_summary_of_errors():
 
 
 def test_constants_are_measured_and_written(tmp_path):
-    measured = rehearsal.measure_errors(
+    measured = constants.measure_errors(
         [model("GPT2"), model("GPTNeoX")], contexts, Store(tmp_path / "runs"), PUBLISHED, budgets=(6,)
     )
-    path = rehearsal.write_constants(measured, tmp_path / "constants.json")
-    rehearsal.load_constants.cache_clear()
-    again = files.read_json(path)
+    files.write_json(tmp_path / "constants.json", measured)
+    again = files.read_json(tmp_path / "constants.json")
     assert again == measured and set(again["errors"]) == {"adam-full", "adam-lora", "sgd-full", "sgd-lora"}
     exact = critical_rates(Store(tmp_path / "runs"), model("GPT2"), contexts(model("GPT2")), Recipe(steps=6))
     coarse = critical_rates(

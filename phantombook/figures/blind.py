@@ -52,7 +52,7 @@ def left_out_errors(errors, band: float, colours: dict, titles: dict[str, str]) 
     """Leave-one-out errors by architecture: contexts as dots, geometric means as squares.
 
     Args:
-        errors: rows of :func:`phantomlib.critical.calibration.leave_one_out` of one predictor and calibration, with a
+        errors: rows of :func:`phantomlib.critical.scaling.leave_one_out` of one predictor and calibration, with a
             column optimizer.
         band: in per cent, shaded around zero.
         colours: by model.

@@ -44,7 +44,7 @@ def numbers_by_model(numbers, summaries: dict, colours: dict, titles: dict[str, 
 
     Args:
         numbers: pandas table with columns optimizer, model and number.
-        summaries: for each optimiser the table of :func:`phantomlib.critical.numbers.architecture_numbers`.
+        summaries: for each optimiser the table of :func:`phantomlib.critical.scaling.architecture_numbers`.
         colours: by model.
         titles: of the panels, by optimiser.
     """
@@ -69,7 +69,7 @@ def predicted_rates(results, predictors: list[str], colours: dict, titles: dict[
 
     Args:
         results: pandas table with columns optimizer, model, measured and the predictors
-            (:func:`phantomlib.critical.predictors.results`).
+            (:func:`phantomlib.critical.predictors.measured_and_predicted`).
         predictors: names of columns.
         colours: by model.
         titles: of the panels, by optimiser.
@@ -115,7 +115,7 @@ def ladder(results, predictors: list[str], colours: dict, titles: dict[str, str]
 
     Args:
         results: pandas table with columns optimizer, model, measured and the predictors
-            (:func:`phantomlib.critical.predictors.results`).
+            (:func:`phantomlib.critical.predictors.measured_and_predicted`).
         predictors: names of columns, in order.
         colours: by model.
         titles: of the panels, by optimiser.
@@ -157,7 +157,7 @@ def lora_law(table, means, colours: dict) -> Figure:
 
     Args:
         table: pandas table with columns model, ratio, "width over alpha" and "ratio of first velocities".
-        means: table of :func:`phantomlib.critical.numbers.architecture_numbers` of the ratio.
+        means: table of :func:`phantomlib.critical.scaling.architecture_numbers` of the ratio.
         colours: by model.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.2), sharey=True, layout="constrained")

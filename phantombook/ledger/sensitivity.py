@@ -14,9 +14,8 @@ import xarray as xr
 from phantombook.ledger.claims import Claim
 from phantomlib.contexts import Resolved
 from phantomlib.critical import search
-from phantomlib.critical.lora_classes import lora_outcomes
-from phantomlib.critical.numbers import coefficient_of_variation, kinematic_number
-from phantomlib.critical.predictors import with_predicted_rate
+from phantomlib.critical.predictors import contexts_with_rates
+from phantomlib.critical.scaling import coefficient_of_variation, kinematic_number, lora_outcomes
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ParameterError, did_you_mean, shown
 from phantomlib.models.language_model import LanguageModel
@@ -118,7 +117,7 @@ def measure_setting(
     if {"C1", "C3"} & set(variant.claims):
         grid = []
         for m, contexts in pairs:
-            known, critical = with_predicted_rate(store, m, contexts, _dynamics(setting.recipe))
+            known, critical = contexts_with_rates(store, m, contexts, _dynamics(setting.recipe))
             grid.append(store.run(m, known, np.outer(critical, setting.multiples), setting.recipe))
         used += [ds.attrs["run_id"] for ds in grid]
         if "C1" in variant.claims:

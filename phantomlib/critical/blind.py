@@ -8,6 +8,9 @@
 When a book is built again, both take up what is there. Checked then, each time: the prediction is what follows from its
 evidence, computed anew; the runs name this very file; no run or search of the model is older than it.
 
+A model is known by the values of its weights: one that was measured in another precision, under another name or with
+another key in its configuration has been seen.
+
 What nobody can check is a convention. The store does not know what was seen in another store, or was deleted from this
 one. Times, and a file together with its checksum, can be written by hand. The list of predictors was drawn up by people.
 Whoever wants to be believed commits the prediction before the sweep: the commit that holds it is named on the page.
@@ -15,10 +18,9 @@ Whoever wants to be believed commits the prediction before the sweep: the commit
 
 import json
 import math
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import netCDF4
@@ -30,8 +32,8 @@ from scipy import stats
 
 from phantomlib import files
 from phantomlib.contexts import Resolved
-from phantomlib.critical.calibration import CALIBRATIONS, apply_calibration, fit_calibration, leave_one_out, ranking
 from phantomlib.critical.predictors import LADDER, STEP_0, predict_critical_rates
+from phantomlib.critical.scaling import CALIBRATIONS, apply_calibration, fit_calibration, leave_one_out, ranking
 from phantomlib.critical.search import critical_rates
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import PhantomError
@@ -106,7 +108,7 @@ def predict_held_out(
         model: the held-out model.
         contexts: its resolved contexts.
         recipe: optimiser and number of steps.
-        table: results of the other architectures (:func:`phantomlib.critical.predictors.results`, joined), at least three.
+        table: of at least three other architectures (:func:`phantomlib.critical.predictors.measured_and_predicted`, joined).
 
     Raises:
         PhantomError: the prediction would not be blind, or a file is there that says something else.
@@ -123,8 +125,7 @@ def predict_held_out(
                 _refuse_if_another(found, _predict(store, model, contexts, recipe, table))
                 _refuse_if_seen(store, model, recipe, found)
                 return found
-        seen = _seen(store, model)
-        if seen:
+        if seen := sorted(seen_of(store, model)):
             raise PhantomError(
                 f"A prediction for '{model.name}' would not be blind: the store '{store.root}' holds {len(seen)} of its "
                 f"runs and searches already (such as {seen[0].name}) and no matching prediction. Delete them, or use an "
@@ -138,22 +139,19 @@ def predict_held_out(
 def _predict(store: Store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe, table: pd.DataFrame) -> dict:
     """What the other architectures say of this one; all that is in the file but by whom, when and of what."""
     errors = leave_one_out(table, STEP_0)
-    best = ranking(errors).iloc[0]
-    predictor, calibration = str(best.predictor), str(best.calibration)
+    predictor, calibration = map(str, ranking(errors).loc[0, ["predictor", "calibration"]])
     coefficients = fit_calibration(table, predictor, calibration)
     step_0 = predict_critical_rates(store, model, contexts, recipe).to_dataframe().reset_index()
-    rates = apply_calibration(step_0, predictor, coefficients)
-    tried = {
-        f"{name}, {kind}": float(
-            np.exp(np.log(apply_calibration(step_0, name, fit_calibration(table, name, kind))).mean())
-        )
-        for name in LADDER
-        for kind in CALIBRATIONS
-    }
+
+    def calibrated(name: str, kind: str) -> pd.Series:
+        return apply_calibration(step_0, name, fit_calibration(table, name, kind))
+
+    rates = calibrated(predictor, calibration)
     if rates.isna().any():
         missing = ", ".join(step_0.context[rates.isna()])
         raise PhantomError(f"'{predictor}' predicts nothing for {missing} of '{model.name}'; leave these contexts out.")
-    value = float(np.exp(np.log(rates).mean()))
+    value = _mean(rates)
+    # the errors of whole architectures, as many as were left out: a t distribution with one less degree of freedom
     chosen = errors[(errors.predictor == predictor) & (errors.calibration == calibration)]
     spread = math.sqrt((chosen.groupby("model").error.mean() ** 2).mean())
     half = stats.t.ppf(0.975, table.model.nunique() - 1) * spread
@@ -166,9 +164,14 @@ def _predict(store: Store, model: LanguageModel, contexts: list[Resolved], recip
         "predictor": predictor,
         "calibration": calibration,
         "coefficients": list(coefficients),
-        "tried": tried,
+        "tried": {f"{n}, {kind}": _mean(calibrated(n, kind)) for n in LADDER for kind in CALIBRATIONS},
         "fitted_on": list(dict.fromkeys(table.model)),
     }
+
+
+def _mean(rates: pd.Series) -> float:
+    """Geometric, of those that there are."""
+    return float(np.exp(np.log(rates).mean()))
 
 
 def sweep_held_out(
@@ -209,33 +212,42 @@ def read_prediction(path: Path) -> Prediction:
         raise PhantomError(reason) from None
 
 
-def runs_of(store: Store, model: LanguageModel) -> list[Path]:
-    """Files of finished runs of exactly this model in the store."""
-    return [path for path, specification, _ in _runs(store) if specification["model"] == model.fingerprint]
+def seen_of(store: Store, model: LanguageModel) -> dict[Path, dict]:
+    """What the store holds of this model: who reads a run or a search of it has seen its critical rates.
+
+    Its weights' values tell; its fingerprint does of files that are older than their name.
+
+    Returns:
+        by file, ``recipe`` (settings) and ``prediction`` (checksum of the one it was made after) of a run, else empty.
+    """
+
+    def is_of_it(said: dict) -> bool:
+        keys = said["weights_key"], getattr(model, "weights_key", "")
+        return keys[0] == keys[1] if all(keys) else said["model"] == model.fingerprint
+
+    return {path: said for path, said in _looked_into(store).items() if is_of_it(said)}
 
 
-def searches_of(store: Store, model: LanguageModel) -> list[Path]:
-    """Files of remembered searches of exactly this model in the store: who reads one has seen its critical rates."""
-    found = []
-    for path in sorted(store.root.glob("searches/*.json")):
-        with suppress(OSError, ValueError):  # a damaged one is nobody's
-            if files.read_json(path).get("model") == model.fingerprint:
-                found.append(path)
-    return found
+def _looked_into(store: Store) -> dict[Path, dict]:
+    """What every run and search in the store says of itself; nothing else here opens them."""
+    states = ((path, path.stat()) for pattern in ("*.nc", "searches/*.json") for path in store.root.glob(pattern))
+    found = {path: _says(path, state.st_mtime_ns, state.st_size) for path, state in states}
+    return {path: said for path, said in found.items() if said}
 
 
-def _seen(store: Store, model: LanguageModel) -> list[Path]:
-    return [*runs_of(store, model), *searches_of(store, model)]
-
-
-def _runs(store: Store) -> Iterator[tuple[Path, dict, str]]:
-    """Every run with its specification and the checksum of the prediction it was made after, if any."""
-    for path in sorted(store.root.glob("*.nc")):
-        try:
-            with netCDF4.Dataset(path) as file:
-                yield path, json.loads(file.specification), getattr(file, "prediction", "")
-        except Exception:  # a damaged file is nobody's run; the store sets it aside when it is asked for
-            continue
+@cache  # each file once in a process, as long as it stays the same
+def _says(path: Path, changed: int, size: int) -> dict | None:
+    """What a file says of itself; nothing if it is damaged: the store sets it aside when it is asked for."""
+    try:
+        if path.suffix == ".json":
+            kept = files.read_json(path)
+            return {"model": kept["model"], "weights_key": kept.get("weights", ""), "recipe": {}, "prediction": ""}
+        with netCDF4.Dataset(path) as file:
+            made, said = json.loads(file.specification), file.__dict__  # its attributes
+        named = {name: said.get(name, "") for name in ("weights_key", "prediction")}
+        return {"model": made["model"], "recipe": made["recipe"], **named}
+    except Exception:  # readers raise many kinds for a damaged file
+        return None
 
 
 def _refuse_if_another(found: Prediction, computed: dict) -> None:
@@ -261,15 +273,16 @@ def _agree(one, other) -> bool:
 def _refuse_if_seen(store: Store, model: LanguageModel, recipe: Recipe, prediction: Prediction) -> None:
     """Refuse a prediction that is younger than a run or search of its model, or is not the one its runs were made after."""
     written = datetime.fromisoformat(prediction.time).timestamp()
-    older = [path for path in _seen(store, model) if path.stat().st_mtime < written]
+    seen = seen_of(store, model)
+    older = sorted(path for path in seen if path.stat().st_mtime < written)
     if older:
         raise PhantomError(
             f"The prediction for '{model.name}' is not blind: {len(older)} of its runs and searches in '{store.root}' "
             f"(such as {older[0].name}) are older than the prediction. Delete both, or use an empty store."
         )
     same = json.loads(json.dumps(recipe.settings()))
-    for path, made, after in _runs(store):
-        if made["model"] == model.fingerprint and made["recipe"] == same and after not in ("", prediction.checksum):
+    for path, said in seen.items():
+        if said["recipe"] == same and said["prediction"] not in ("", prediction.checksum):
             raise PhantomError(
                 f"The prediction '{prediction.path}' is not the one after which {path.name} was run: it was changed since. "
                 f"Delete it and the runs and searches of '{model.name}', or use an empty store."

@@ -102,14 +102,7 @@ def _optimizer(parameters: list[Tensor], rate: float, recipe: Recipe) -> torch.o
 
 
 def collateral(
-    store,
-    model: LanguageModel,
-    contexts: list[Resolved],
-    rates,
-    recipe: Recipe,
-    sentences: list[str],
-    *,
-    seed: int = 0,
+    store, model: LanguageModel, contexts: list[Resolved], rates, recipe: Recipe, sentences: list[str], *, seed: int = 0
 ) -> xr.Dataset:
     """What each context's fine-tune has changed elsewhere when its correct word overtakes.
 
@@ -127,23 +120,20 @@ def collateral(
         the other contexts, nats), ``on_sentences`` (over all places of all sentences), ``p_correct`` there; all nan where
         the correct word does not overtake.
     """
-    rates = np.asarray(rates, dtype=float)
+    rates = np.asarray(rates, dtype=float).tolist()
 
     def compute() -> dict:
         prompts = Probe(model, recipe, [c.prompt_ids for c in contexts], last=True, seed=seed)
-        language = Probe(
-            model, recipe, [tuple(ids) for ids in model.tokenizer(sentences)["input_ids"]], last=False, seed=seed
-        )
+        texts = [tuple(ids) for ids in model.tokenizer(sentences)["input_ids"]]
+        language = Probe(model, recipe, texts, last=False, seed=seed)
         rows = []
         with track(f"{model.name}, collateral", len(contexts)) as advance:
-            for number, context in enumerate(contexts):
-                rows.append(
-                    _one(Problem(model, context, recipe, seed), number, rates[number], recipe, prompts, language)
-                )
+            for number, (context, rate) in enumerate(zip(contexts, rates, strict=True)):
+                rows.append(_one(Problem(model, context, recipe, seed), number, rate, recipe, prompts, language))
                 advance(1)
         return {name: [row[name] for row in rows] for name in rows[0]}
 
-    key = [COLLATERAL_VERSION, rates.tolist(), list(sentences)]
+    key = [COLLATERAL_VERSION, rates, list(sentences)]
     found = store.remember("collateral", key, model, contexts, recipe, compute, seeds=(seed,))
     columns = {name: ("context", np.array(column, dtype=float)) for name, column in found.items()}
     return xr.Dataset(columns, {"context": [c.id for c in contexts]})
@@ -155,7 +145,7 @@ def _one(
     step, values = train_until_overtaking(problem, rate, recipe) if math.isfinite(rate) else (None, {})
     if step is None:
         return dict.fromkeys(("step", "on_contexts", "on_sentences", "p_correct"), math.nan)
-    on_prompts = prompts.divergence(values)
+    on_prompts = prompts.divergence(values)  # (C,), one of them of its own prompt
     others = torch.arange(len(on_prompts)) != number
     with torch.no_grad():
         p = problem.logits(values).softmax(-1)

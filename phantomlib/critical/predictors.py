@@ -27,6 +27,7 @@ Nothing in them is fitted. A calibration can be fitted on other architectures: a
 """
 
 import math
+from dataclasses import replace
 from itertools import chain, compress
 from typing import Any
 
@@ -91,7 +92,7 @@ def predict_critical_rates(store: Store, model: LanguageModel, contexts: list[Re
     return xr.Dataset(values, {"context": [c.id for c in contexts]}, {"model": model.name})
 
 
-def with_predicted_rate(
+def contexts_with_rates(
     store: Store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe
 ) -> tuple[list[Resolved], np.ndarray]:
     """The contexts whose critical rate can be predicted, and these rates (C,): the unit of a chapter's learning rates.
@@ -123,7 +124,7 @@ def first_steps(store: Store, model: LanguageModel, contexts: list[Resolved], re
     start = predict_critical_rates(store, model, contexts, recipe).velocity.values
     rates, known = np.full(len(contexts), np.nan), np.isfinite(start)
     if known.any():
-        few = Recipe(**{**recipe.__dict__, "steps": min(FIRST_STEPS, recipe.steps), "snapshots": ()})
+        few = replace(recipe, steps=min(FIRST_STEPS, recipe.steps), snapshots=())
         chosen, start = list(compress(contexts, known)), start[known]
         gap = store.run(model, chosen, start[:, None], few).logit_gap[:, 0, 0].values
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -133,16 +134,18 @@ def first_steps(store: Store, model: LanguageModel, contexts: list[Resolved], re
 
 def _ladder(problem: Problem, recipe: Recipe) -> dict[str, float]:
     leaves = problem.leaves()
-    logits = problem.logits(leaves)
-    z = problem.three(logits).detach()
+    logits = problem.logits(leaves)  # (V,)
+    z = problem.three(logits).detach()  # (3,)
     u = [first_update(g, recipe) for g in problem.gradient(problem.loss(logits), leaves)]
-    D = derivatives(problem, u, 2)
+    D = derivatives(problem, u, 2)  # of the three gradients along u: [order][logit], each a vector
     gap = float(z[0] - z[1])
-    v, curvature = (dot(c, u) - dot(k, u) for c, k, _ in D)  # of the gap along u
+    v, curvature = (
+        dot(c, u) - dot(k, u) for c, k, _ in D
+    )  # of the gap along u: Δ(η t) ≈ gap + v ηt + curvature (ηt)²/2
     velocity = -gap / (recipe.steps * v) if v > 0 else math.nan
     found = {"velocity": velocity, "straight_line": _quadratic(gap, v, curvature) / recipe.steps, "gap": gap}
     start = velocity
-    if not v > 0:
+    if not v > 0:  # as if u were the steepest way up for the gap: smaller than any solution
         steepest = sum((c.double() - k.double()).square().sum() for c, k in blocks(*D[0][:2]))
         start = abs(gap) / (recipe.steps * math.sqrt(steepest * dot(u, u)))
 
@@ -151,6 +154,7 @@ def _ladder(problem: Problem, recipe: Recipe) -> dict[str, float]:
     found["second_order"] = rate = path.critical_rate(start)
     found |= {"third_order": math.nan, "quadrature": math.nan}
     if math.isfinite(rate):
+        # from now on along the displacement that the second order predicts, at length one; its length is the reach
         direction = path.displacement(rate, D)
         del u, D, leaves, logits  # room for the next
         reach = math.sqrt(dot(direction, direction))
@@ -159,8 +163,8 @@ def _ladder(problem: Problem, recipe: Recipe) -> dict[str, float]:
         D = derivatives(problem, direction, 3, reach=reach)
         found["third_order"] = _Path(z, D, direction, direction, recipe).critical_rate(rate)
         del D
-        middle, end = (gradients(problem, direction, share * reach) for share in (0.5, 1.0))
-        D = [gradients(problem), middle, end]
+        # gradients at the beginning, the middle and the end of the way, as derivatives at its beginning
+        D = [gradients(problem), *(gradients(problem, direction, share * reach) for share in (0.5, 1.0))]
         for of_one in zip(*D, strict=True):
             for g, m, e in zip(*of_one, strict=True):  # in place: the parabola through the three
                 first = (4 * m - e).sub_(g, alpha=3).div_(reach)
@@ -171,10 +175,10 @@ def _ladder(problem: Problem, recipe: Recipe) -> dict[str, float]:
 
 
 def _quadratic(gap: float, v: float, curvature: float) -> float:
-    """Smallest positive x with ``gap + v x + curvature x²/2 = 0``, or nan."""
-    roots = np.roots([curvature / 2, v, gap]) if curvature else np.array([-gap / v if v else np.nan])
-    positive = [r.real for r in roots if abs(r.imag) < 1e-12 * max(abs(r), 1e-300) and r.real > 0]
-    return min(positive, default=math.nan)
+    """Smallest positive x with ``gap + v x + curvature x²/2 = 0``, for a negative gap; or nan."""
+    square = v**2 - 2 * curvature * gap
+    divisor = v + math.sqrt(square) if square >= 0 else 0.0
+    return -2 * gap / divisor if divisor > 0 else math.nan
 
 
 class _Path:
@@ -189,29 +193,29 @@ class _Path:
     """
 
     def __init__(self, z: Tensor, D: list[list[Vector]], direction: Vector, expected: Vector, recipe: Recipe):
-        self.z, self.order, self.recipe = z.double().cpu(), len(D), recipe
+        self.order, self.recipe = len(D), recipe
         self.factors: list = []
         rows = [*chain(*D), direction]  # 3n + 1 vectors
         if recipe.optimizer == "sgd":  # all gradients lie in the span of the rows, and SGD does not mind a rotation
             gram: Any = sum(block.double() @ block.double().T for block in blocks(*rows))
             size, axes = torch.linalg.eigh(gram.cpu())
-            self.rows = axes * size.clamp_min(0).sqrt()
-            self.weights = torch.ones(len(rows), dtype=torch.float64)
+            self.rows = axes * size.clamp_min(0).sqrt()  # (3n + 1, 3n + 1) with the same Gram matrix
+            weights = torch.ones(len(rows), dtype=torch.float64)
         else:  # Adam acts on every coordinate by itself
-            self.rows, self.weights = _sample(rows, expected, SAMPLE)
+            self.rows, weights = _sample(rows, expected, SAMPLE)  # (3n + 1, m) and (m,)
+        self.z = z.double().to(self.rows.device)  # (3,)
         self.rows[-1] /= dot(direction, direction)  # times a displacement: how far along
-        self.weighted = self.rows * self.weights
+        self.weighted = self.rows * weights
 
     def critical_rate(self, start: float, order: int | None = None) -> float:
         """The learning rate near ``start`` at which the gap is zero after T steps, by secants in log η; or nan.
 
         A smaller ``order`` than that of ``D`` leaves out its higher derivatives.
         """
-        order = order or self.order
-        x, y = math.log(start), self._final_gap(start, order)
+        x, y = math.log(start), self.final_gap(start, order)
         following = x + (0.05 if y < 0 else -0.05)
         for _ in range(12):
-            value = self._final_gap(math.exp(following), order)
+            value = self.final_gap(math.exp(following), order)
             slope = (value - y) / (following - x)
             x, y = following, value
             if not (math.isfinite(value) and slope > 0):
@@ -223,12 +227,12 @@ class _Path:
 
     def displacement(self, rate: float, D: list[list[Vector]]) -> Vector:
         """Where the path at ``rate`` ends, in all coordinates; ``D`` as given to the path."""
-        self._final_gap(rate, self.order)
+        self.follow(rate)
         like = D[0][0]
         sizes = [piece.numel() for piece in like]
         whole = like[0].new_empty(sum(sizes))
         steps, done = [factors.to(whole) for factors in self.factors], 0
-        for block in blocks(*chain(*D)):
+        for block in blocks(*chain(*D)):  # (3n, B): the same T steps again, B coordinates at a time
             optimizer = _Optimizer(block[0], rate, self.recipe)
             for factors in steps:
                 optimizer.step(factors @ block)
@@ -236,25 +240,32 @@ class _Path:
             done += block.shape[1]
         return [part.view_as(piece) for part, piece in zip(whole.split(sizes), like, strict=True)]
 
-    def _final_gap(self, rate: float, order: int) -> float:
-        inverse = [1 / math.factorial(o) for o in range(order + 1)]
-        rows, weighted = self.rows[: 3 * order], torch.cat([self.weighted[: 3 * order], self.weighted[-1:]])
-        optimizer, z, along = _Optimizer(self.rows[0], rate, self.recipe), self.z, 0.0
+    def final_gap(self, rate: float, order: int | None = None) -> float:
+        z = self.follow(rate, order)
+        return float(z[0] - z[1])
+
+    def follow(self, rate: float, order: int | None = None) -> Tensor:
+        """The three logits after T steps (3,); nothing on the way waits for the device."""
+        n = order or self.order
+        inverse = [1 / math.factorial(o) for o in range(n + 1)]
+        rows, weighted = self.rows[: 3 * n], torch.cat([self.weighted[: 3 * n], self.weighted[-1:]])
+        optimizer, z, along = _Optimizer(self.rows[0], rate, self.recipe), self.z, self.z.new_zeros(())
         self.factors = []
         for _ in range(self.recipe.steps):
-            residual = z.softmax(0)
+            residual = z.softmax(0)  # (3,): dL/dz = p - y
             residual[0] -= 1
-            self.factors.append(torch.cat([residual * along**o * inverse[o] for o in range(order)]))
-            optimizer.step(self.factors[-1].to(rows) @ rows)
-            moved = (weighted @ optimizer.position).double().cpu()
-            along = float(moved[-1])
-            change = moved[:-1].view(order, 3)
-            z = self.z + sum(change[o] * along**o * inverse[o + 1] for o in range(order))
-        return float(z[0] - z[1])
+            # gradient of the loss, so far along the direction: Σ_o along^o / o! (p - y)·D_o
+            self.factors.append(torch.cat([residual * along**o * inverse[o] for o in range(n)]))  # (3n,)
+            optimizer.step(self.factors[-1].to(rows) @ rows)  # (m,)
+            moved = (weighted @ optimizer.position).double()  # (3n + 1,): D_o·θ for each logit, and how far along
+            along = moved[-1]
+            # the integral of that gradient along the way: z_0 + Σ_o along^o / (o + 1)! D_o·θ
+            z = self.z + sum(moved[3 * o : 3 * o + 3] * along**o * inverse[o + 1] for o in range(n))
+        return z
 
 
 class _Optimizer:
-    """SGD or Adam on one vector, from zero."""
+    """SGD or Adam on one vector, from zero; ``torch.optim`` would load the compiler first, which takes seconds."""
 
     def __init__(self, like: Tensor, rate: float, recipe: Recipe):
         self.position, self.rate, self.recipe, self.steps = torch.zeros_like(like), rate, recipe, 0
@@ -299,27 +310,30 @@ def _sample(rows: list[Vector], expected: Vector, count: int) -> tuple[Tensor, T
     sampled, chances = rows[0][0].new_empty((len(rows) + 1, count)), total.new_empty(count)
     passed, n = total.new_zeros(1), 0
     target, squares = total.new_zeros((2, len(rows)))
-    for block, moving, share in contributions(*rows):
+    for block, moving, share in contributions(*rows):  # (n + 1, B), (B,), (B,)
         chance = ((share + least) * moving * scale).clamp_(max=1.0)
-        reached = torch.cat([passed, chance]).cumsum(0)
-        picked = torch.diff((reached + 0.5).floor()) > 0
+        reached = torch.cat([passed, chance]).cumsum(0)  # the chances add up; each time they pass a half number,
+        picked = torch.diff((reached + 0.5).floor()) > 0  # one coordinate is taken
         passed = reached[-1:]
         more = chance[picked]
         sampled[:, n : n + len(more)], chances[n : n + len(more)] = block[:, picked], more
         n += len(more)
         parts = (block[:-1] * block[-1]).double()
-        target += parts.sum(1)
+        target += parts.sum(1)  # (n,): the inner products that the sample has to give
         squares += parts.square().sum(1)
     sampled, displaced, weights = sampled[:-1, :n], sampled[-1, :n], 1 / chances[:n]
+    # the smallest correction of the weights that makes these exact, each product in units of its own scatter
     size = squares.sqrt().clamp_min(1e-300)
     seen = (sampled * displaced).double() / size[:, None]
-    missing = target / size - (seen * weights).sum(1)
-    correction = torch.linalg.lstsq((seen * weights) @ seen.T, missing[:, None], driver="gelsd").solution[:, 0]
-    weights = weights * (1 + correction @ seen)
+    system, missing = (seen * weights) @ seen.T, target / size - (seen * weights).sum(1)  # (n, n) and (n,)
+    solved = torch.linalg.lstsq(system.cpu(), missing.cpu()[:, None], driver="gelsd")  # of any rank: LAPACK only
+    weights = weights * (1 + solved.solution[:, 0].to(seen) @ seen)
     return sampled, weights.to(sampled.dtype)
 
 
-def results(store: Store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe, **options) -> pd.DataFrame:
+def measured_and_predicted(
+    store: Store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe, **options
+) -> pd.DataFrame:
     """Measured critical rates of one model beside everything predicted: one row per context, learning rates as they
     are.
 

@@ -43,6 +43,20 @@ def crossing_step(gap: np.ndarray) -> tuple[bool, float]:
     return False, len(finite) - 1 - finite[-1] / (finite[-1] - finite[-2])
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """One run: log rate, whether it crossed, ``log(t*/T)``, and the gap at step T (nan after divergence)."""
+
+    rate: float
+    crossed: bool
+    lateness: float
+    gap: float
+
+    @property
+    def diverged(self) -> bool:
+        return not math.isfinite(self.gap)
+
+
 @dataclass
 class _Search:
     """The bracket of one context and where to look next; all learning rates as natural logarithms."""
@@ -50,35 +64,23 @@ class _Search:
     start: float
     steps: int
     tolerance: float
-    lower: float = -math.inf  # largest rate below ``upper`` that does not cross
+    lower: float = -math.inf  # largest rate below ``top`` that does not cross
     upper: float = math.inf  # smallest rate that crosses
-    ceiling: float = math.inf  # smallest rate that diverged without crossing: look below it
-    seen: list = field(default_factory=list)  # of _Seen
+    top: float = math.inf  # the smaller of that and the smallest rate that diverged without crossing: look below it
+    seen: list[_Seen] = field(default_factory=list)
 
     def add(self, rate: float, gap: np.ndarray) -> None:
         """Take in one run: its learning rate and its logit gap at steps 0..T."""
         crossed, step = crossing_step(gap)
-        seen = _Seen(math.log(rate), crossed, math.log(max(step, 1e-3) / self.steps), float(gap[-1]))
-        self.seen.append(seen)
-        if crossed:
-            self.upper = min(self.upper, seen.rate)
-        elif seen.diverged:
-            self.ceiling = min(self.ceiling, seen.rate)
+        self.seen.append(_Seen(math.log(rate), crossed, math.log(max(step, 1e-3) / self.steps), float(gap[-1])))
+        self.upper = min((s.rate for s in self.seen if s.crossed), default=math.inf)
+        self.top = min((s.rate for s in self.seen if s.crossed or s.diverged), default=math.inf)
         below = [s.rate for s in self.seen if not s.crossed and not s.diverged and s.rate < self.top]
         self.lower = max(below, default=-math.inf)
 
-    @property
-    def top(self) -> float:
-        return min(self.upper, self.ceiling)
-
-    @property
-    def width(self) -> float:
-        """Relative width of the bracket."""
-        return _width(self.lower, self.upper)
-
-    @property
-    def done(self) -> bool:
-        return _width(self.lower, self.top) <= self.tolerance
+    def is_within(self, upper: float) -> bool:
+        """Whether the bracket from ``lower`` to there is narrow enough."""
+        return math.expm1(min(upper - self.lower, 100.0)) <= self.tolerance
 
     @property
     def reentries(self) -> int:
@@ -96,9 +98,9 @@ class _Search:
             known = any(abs(guess - s.rate) < 1e-6 for s in self.seen)  # the start was right: look just beside it
             return [guess + (half if self.lower == guess else -half) if known else guess]
         low, high = max(self.lower, guess - half), min(self.top, guess + half)
-        if low == self.lower and high == self.top:
+        if low == self.lower and high == self.top:  # the probes would lie outside: thirds of what is left
             return [low + (high - low) / 3, low + 2 * (high - low) / 3]
-        if low == self.lower:
+        if low == self.lower:  # an end that is known is not run again
             return [(low + high) / 2, high]
         if high == self.top:
             return [low, (low + high) / 2]
@@ -118,29 +120,14 @@ class _Search:
         usable = sorted((s for s in self.seen if math.isfinite(s.lateness)), key=lambda s: abs(s.lateness))
         if not usable:  # the gap never closed: go up, unless that diverged
             return max(s.rate for s in self.seen) + math.log(4)
-        nearest = usable[0]
-        # near its zero the gap at step T is smooth in log η; of two points too close together rounding errors remain
+        # near its zero the gap at step T is smooth in log η: a secant; of two points too close together rounding remains
         near = [s for s in usable if abs(s.lateness) < 0.3 and s.crossed == (s.gap > 0)]
         near = [s for s in near if s is near[0] or abs(s.rate - near[0].rate) > 1e-4]
         if len(near) > 1:
             slope = (near[1].gap - near[0].gap) / (near[1].rate - near[0].rate)
             if slope > 0:
                 return near[0].rate - near[0].gap / slope
-        return nearest.rate + min(max(nearest.lateness, -math.log(30)), math.log(30))  # η t* is nearly constant
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """One run: log rate, whether it crossed, ``log(t*/T)``, and the gap at step T (nan after divergence)."""
-
-    rate: float
-    crossed: bool
-    lateness: float
-    gap: float
-
-    @property
-    def diverged(self) -> bool:
-        return not math.isfinite(self.gap)
+        return usable[0].rate + min(max(usable[0].lateness, -math.log(30)), math.log(30))  # η t* is nearly constant
 
 
 def critical_rates(
@@ -200,13 +187,7 @@ def critical_rates(
 
 
 def look_for_reentries(
-    store,
-    model: LanguageModel,
-    contexts: list[Resolved],
-    recipe: Recipe,
-    centres,
-    *,
-    per_decade: int = 12,
+    store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe, centres, *, per_decade: int = 12
 ) -> xr.Dataset:
     """Look for a second boundary: which learning rates cross, from a tenth of the critical ones to a hundred times them.
 
@@ -248,30 +229,30 @@ def _known(store, model, contexts, recipe, tolerance, seed) -> xr.Dataset:
 
 def _search(store, model, contexts, recipe, tolerance, seed) -> xr.Dataset:
     first = velocity(model, contexts, recipe, seed=seed)
-    v, gap = first.velocity.numpy(), first.gap.numpy()
-    start = -gap / (recipe.steps * np.where(v > 0, v, np.nan))
+    v, gap = first.velocity.numpy(), first.gap.numpy()  # (C,)
+    start = -gap / (recipe.steps * np.where(v > 0, v, np.nan))  # where N = 1
     predicted = np.isfinite(start) & (start > 0)
     start = np.where(predicted, start, DEFAULT_START[recipe.optimizer])
     searches = [_Search(math.log(s), recipe.steps, tolerance) for s in start]
     run_ids = []
     for number in range(ROUNDS):
-        active = [c for c, search in enumerate(searches) if not search.done]
+        active = [c for c, search in enumerate(searches) if not search.is_within(search.top)]
         if not active:
             break
-        rates = np.array([[_rounded(x) for x in searches[c].next(number)] for c in active])
+        rates = np.array([[_rounded(x) for x in searches[c].next(number)] for c in active])  # (active, 1 or 2)
         runs = store.run(model, [contexts[c] for c in active], rates, recipe, seeds=(seed,))
         run_ids.append(runs.attrs["run_id"])
-        for c, gaps, used in zip(active, runs.logit_gap.values[:, :, 0], rates, strict=True):
+        for c, gaps, used in zip(active, runs.logit_gap.values[:, :, 0], rates, strict=True):  # gaps: (1 or 2, T + 1)
             for rate, trajectory in zip(used, gaps, strict=True):
                 searches[c].add(float(rate), trajectory)
-    crossed = np.array([math.isfinite(s.upper) for s in searches])
     lower, upper = (np.exp([getattr(s, side) for s in searches]) for side in ("lower", "upper"))
+    crossed = np.isfinite(upper)
     columns = {
         "critical_rate": np.where(crossed & (lower > 0), np.sqrt(lower * np.where(crossed, upper, 1.0)), np.nan),
         "lower": lower,
         "upper": upper,
         "crossed": crossed,
-        "converged": [s.width <= tolerance for s in searches],
+        "converged": [s.is_within(s.upper) for s in searches],
         "velocity": v,
         "gap": gap,
         "predicted_start": predicted,
@@ -285,10 +266,6 @@ def _search(store, model, contexts, recipe, tolerance, seed) -> xr.Dataset:
         {"context": [c.id for c in contexts]},
         {"run_ids": " ".join(run_ids)},
     )
-
-
-def _width(low: float, high: float) -> float:
-    return math.expm1(min(high - low, 100.0))
 
 
 def _rounded(log_rate: float) -> float:

@@ -21,9 +21,11 @@ parameters only what is asked for should exist, and what one vector gives back s
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
 from phantomlib.contexts import Resolved
@@ -31,14 +33,13 @@ from phantomlib.engine import memory
 from phantomlib.engine.finetune import trainable
 from phantomlib.engine.loss import training_loss
 from phantomlib.engine.recipe import Recipe
-from phantomlib.errors import ParameterError
 from phantomlib.models.language_model import LanguageModel, share_tensors
 
 Vector = list[Tensor]  # shaped like the trainable tensors of a problem, in their order
 PLAIN = Recipe()
 BLOCK = 65_536  # coordinates converted to float64 at a time
-KRYLOV = 5  # vectors of the Lanczos basis
-KEPT = 2  # of them after a restart
+KRYLOV = 4  # vectors of ARPACK's Lanczos basis
+LANCZOS = KRYLOV + 10  # vectors of parameter space that a sharpness takes: ARPACK's own, gradient, scale, a product
 
 
 @dataclass(frozen=True)
@@ -58,23 +59,6 @@ class Velocity:
     gradient_norm: Tensor
     readout_share: Tensor
     cross_entropy: Tensor
-
-
-@dataclass(frozen=True)
-class Sharpness:
-    """Largest Hessian eigenvalue of each context's loss; float64 tensors (C,).
-
-    Attributes:
-        value: λ_max, in nats per squared unit of the (rescaled) parameters; SGD is stable below η = 2/λ_max.
-        residual: ``|H v - λ v| / |λ|`` of the eigenvector found.
-        converged: whether the iteration reached its tolerance.
-        products: Hessian-vector products spent.
-    """
-
-    value: Tensor
-    residual: Tensor
-    converged: Tensor
-    products: Tensor
 
 
 class Problem:
@@ -125,9 +109,6 @@ class Problem:
         c, k = torch.tensor([[self.context.correct_id], [self.context.competitor_id]], device=logits.device)
         return training_loss(logits[None], c, k, self.recipe.loss, self.recipe.weight)[0]
 
-    def cross_entropy(self, logits: Tensor) -> Tensor:
-        return F.cross_entropy(logits, torch.tensor(self.context.correct_id, device=logits.device))
-
     def gradient(self, values, leaves: dict[str, Tensor], **options) -> Vector:
         """Gradient of a scalar (or of several, see ``grad_outputs``); zeros for tensors it does not depend on."""
         found = torch.autograd.grad(values, list(leaves.values()), allow_unused=True, **options)
@@ -172,14 +153,15 @@ def velocity(model: LanguageModel, contexts: list[Resolved], recipe: Recipe = PL
         recipe: optimiser, method, ε, and the loss whose gradient is followed.
         seed: of the LoRA initialisation.
     """
-    _refuse_if_too_large("The velocity", 2, model, recipe, seed)
+    needed = memory.of_vectors(2, trainable(model, recipe, seed)[1].values())
+    memory.refuse_if_too_large(f"The velocity of '{model.name}'", needed, model.device)
     rows = []
     for context in contexts:
         problem = Problem(model, context, recipe, seed)
         leaves = problem.leaves()
         logits = problem.logits(leaves)
         loss, gap = problem.loss(logits), problem.gap(logits)
-        cross_entropy = problem.cross_entropy(logits).detach()
+        cross_entropy = -logits.detach().log_softmax(0)[context.correct_id]
         of_loss = problem.gradient(loss, leaves, retain_graph=True)
         of_gap = problem.gradient(gap, leaves)
         along = {  # by tensor
@@ -202,7 +184,7 @@ def gradients(problem: Problem, offset: Vector | None = None, scale: float = 1.0
 def differential(problem: Problem, z: Tensor, leaves: dict[str, Tensor], direction: Vector) -> tuple[Vector, Vector]:
     """Gradient of one logit, and its derivative along a direction, exact; the graph of the gradient is gone after it."""
     slopes = problem.gradient(z, leaves, retain_graph=True, create_graph=True)
-    return _detached(slopes), _along(problem, slopes, leaves, direction)
+    return [s.detach() for s in slopes], _along(problem, slopes, leaves, direction)
 
 
 def derivatives(problem: Problem, direction: Vector, order: int, *, reach: float = 1.0) -> list[list[Vector]]:
@@ -238,18 +220,42 @@ def derivatives(problem: Problem, direction: Vector, order: int, *, reach: float
     return D
 
 
-def tangent_kernel(problem: Problem, recipe: Recipe = PLAIN) -> Tensor:
-    """K (3, 3), float64: how ``(z_c, z_k, z_r)`` move per unit learning rate when one of them is pushed.
+def velocity_growth(model: LanguageModel, contexts: list[Resolved], recipe: Recipe, *, seed: int = 0) -> Tensor:
+    r"""κ, by how much LoRA's velocity grows per unit learning rate as Adam moves A; relative, float64 (C,).
 
-    For SGD the Gram matrix of their gradients (the neural tangent kernel); for Adam weighted with 1/(\\|∇L\\| + ε).
+    Before training B is zero, so A has no gradient. After one small step of B along its first update :math:`u_B` it has
+    one, small as the step; but Adam does not mind the size, and moves A at full speed along
+    :math:`u_A = -\operatorname{sign}(\nabla_A L)`. With the velocity :math:`v(A) = \nabla_B \Delta \cdot u_B`,
+
+    .. math::
+
+        \kappa = \lim_{\varepsilon \to 0} \frac{v(A + \varepsilon u_A) - v(A)}{\varepsilon\, v(A)}
+        = \frac{u_A \cdot \nabla_A (\nabla_B \Delta \cdot u_B)}{\nabla_B \Delta \cdot u_B} .
+
+    Under SGD a small gradient is a small step, and full fine-tuning has no A: κ is 0 there. What follows from κ is told by
+    :func:`phantomlib.critical.scaling.lora_critical_rate`.
+
+    Args:
+        model: the checkpoint (eager attention, which can be differentiated twice).
+        contexts: C resolved contexts.
+        recipe: optimiser, method, rank, α, ε, and the loss whose gradient is followed.
+        seed: of the LoRA initialisation.
     """
-    leaves = problem.leaves()
-    of_loss = problem.gradient(problem.loss(problem.logits(leaves)), leaves)
-    kernel = torch.zeros((3, 3), dtype=torch.float64, device=problem.ids.device)
-    for block in blocks(*gradients(problem), of_loss):
-        G, slope = block[:3].double(), block[3].double()
-        kernel += (G if recipe.optimizer == "sgd" else G / (slope.abs() + recipe.epsilon)) @ G.T
-    return kernel
+    if recipe.optimizer == "sgd" or recipe.method == "full":
+        return torch.zeros(len(contexts), dtype=torch.float64)
+    found = []
+    for context in contexts:
+        problem = Problem(model, context, recipe, seed)
+        leaves = problem.leaves()
+        logits = problem.logits(leaves)
+        of_loss = problem.gradient(problem.loss(logits), leaves, create_graph=True)
+        of_gap = problem.gradient(problem.gap(logits), leaves, create_graph=True)
+        u_B = [first_update(g.detach(), recipe) * ("lora_B" in n) for n, g in zip(leaves, of_loss, strict=True)]
+        # the gradient of A after a step of B: a mixed derivative, since it is zero before
+        pushed = _along(problem, of_loss, leaves, u_B)
+        u_A = [-g.sign() * ("lora_A" in n) for n, g in zip(leaves, pushed, strict=True)]
+        found.append(dot(u_A, _along(problem, of_gap, leaves, u_B)) / dot(of_gap, u_B))
+    return torch.tensor(found, dtype=torch.float64)
 
 
 def sharpness(
@@ -257,11 +263,10 @@ def sharpness(
     contexts: list[Resolved],
     recipe: Recipe = PLAIN,
     *,
-    seed: int = 0,
     tolerance: float = 1e-2,
     iterations: int = 50,
-) -> Sharpness:
-    """Largest eigenvalue of the Hessian of each context's loss at step 0, by Lanczos iteration.
+) -> Tensor:
+    """λ_max, the largest eigenvalue of the Hessian of each context's loss at step 0; float64 (C,).
 
     For Adam the Hessian is rescaled by the first update: ``D^(-1/2) H D^(-1/2)`` with ``D = |∇L| + ε``, so that
     ``η λ_max / 2 = 1`` marks the edge of stability of either optimiser on the quadratic approximation.
@@ -270,114 +275,56 @@ def sharpness(
         model: the checkpoint (eager attention, which can be differentiated twice).
         contexts: C resolved contexts.
         recipe: optimiser, method, ε.
-        seed: of the LoRA initialisation.
         tolerance: relative accuracy of the eigenvalue.
         iterations: restarts allowed.
+
+    Returns:
+        in nats per squared unit of the (rescaled) parameters; nan where the iteration did not reach its tolerance.
     """
-    if not 0 < tolerance < 1:
-        raise ParameterError(f"tolerance is {tolerance!r}; give a relative accuracy between 0 and 1, such as 0.01.")
-    _refuse_if_too_large("The sharpness", KRYLOV + 6, model, recipe, seed)  # basis, gradient, scale, product, scaled
-    found = [_largest(Hessian(Problem(model, c, recipe, seed), recipe), tolerance, iterations) for c in contexts]
-    value, residual, converged, products = zip(*found, strict=True)
-    values, residuals = (torch.tensor(column, dtype=torch.float64) for column in (value, residual))
-    return Sharpness(values, residuals, torch.tensor(converged), torch.tensor(products))
+    needed = memory.of_vectors(LANCZOS, trainable(model, recipe, 0)[1].values())
+    memory.refuse_if_too_large(f"The sharpness of '{model.name}'", needed, model.device)
+    found = []
+    for context in contexts:
+        hessian = Hessian(Problem(model, context, recipe), recipe)
+        options: dict[str, Any] = {"ncv": KRYLOV, "tol": tolerance, "maxiter": iterations, "return_eigenvectors": False}
+        try:  # a fixed start makes repeated calls equal
+            found.extend(eigsh(hessian, k=1, which="LA", v0=hessian.first_update(), **options))
+        except ArpackError:  # not converged, or nothing finite to start from
+            found.append(math.nan)
+    return torch.tensor(found, dtype=torch.float64)
 
 
-def _refuse_if_too_large(what: str, vectors: int, model: LanguageModel, recipe: Recipe, seed: int) -> None:
-    needed = memory.of_vectors(vectors, trainable(model, recipe, seed)[1].values())
-    memory.refuse_if_too_large(f"{what} of '{model.name}'", needed, model.device)
-
-
-class Hessian:
-    """The Hessian of the loss, rescaled as in :func:`sharpness`, as a map of vectors.
-
-    Attributes:
-        gradient: of the loss, not rescaled.
-        update: the first update, rescaled too: it has a large part along the sharpest direction.
-        products: how many were asked for.
-    """
+class Hessian(LinearOperator):
+    """The Hessian of the loss (P, P), rescaled as in :func:`sharpness`, for scipy: vectors (P,) on the host."""
 
     def __init__(self, problem: Problem, recipe: Recipe):
-        self.problem, self.leaves, self.products = problem, problem.leaves(), 0
+        self.problem, self.recipe, self.leaves = problem, recipe, problem.leaves()
         loss = problem.loss(problem.logits(self.leaves))
-        self._slopes = problem.gradient(loss, self.leaves, create_graph=True)
-        self.gradient = _detached(self._slopes)
-        self._scale = None
+        self.gradient = problem.gradient(loss, self.leaves, create_graph=True)  # not rescaled; its graph gives products
+        self.scale = None
         if recipe.optimizer != "sgd":
-            self._scale = [g.abs().add_(recipe.epsilon).rsqrt_() for g in self.gradient]
-        self.update = [first_update(g, recipe) for g in self.gradient]
+            self.scale = [g.detach().abs().add_(recipe.epsilon).rsqrt_() for g in self.gradient]
+        dtype = str(self.gradient[0].dtype).removeprefix("torch.")
+        super().__init__(dtype, 2 * (sum(g.numel() for g in self.gradient),))
 
-    def __call__(self, vector: Vector) -> Vector:
-        self.products += 1
-        if self._scale is None:
-            return _along(self.problem, self._slopes, self.leaves, vector)
-        scaled = [v * s for v, s in zip(vector, self._scale, strict=True)]
-        product = _along(self.problem, self._slopes, self.leaves, scaled)
-        return [p.mul_(s) for p, s in zip(product, self._scale, strict=True)]
+    def first_update(self) -> np.ndarray:
+        """It has a large part along the sharpest direction."""
+        return _joined([first_update(g.detach(), self.recipe) for g in self.gradient])
 
-
-def _largest(hessian: Hessian, tolerance: float, iterations: int) -> tuple[float, float, bool, int]:
-    """Largest eigenvalue, relative residual, whether converged, products: Lanczos with full reorthogonalisation.
-
-    A restart keeps the ``KEPT`` best vectors of ``KRYLOV`` (Wu and Simon, SIAM J. Matrix Anal. Appl. 22, 602 (2000)),
-    so that a handful of vectors is enough. Vectors have the model's precision, their inner products float64.
-    """
-    most = min(KRYLOV, sum(g.numel() for g in hessian.gradient))
-    basis = [_normalised(hessian.update)]  # a fixed start makes repeated calls equal
-    projected = torch.zeros((most, most), dtype=torch.float64)
-    del hessian.update
-    for _ in range(iterations):
-        rest = 1.0
-        while len(basis) <= most and rest > 0:
-            n = len(basis)
-            following = hessian(basis[-1])
-            size = math.sqrt(dot(following, following))
-            for _again in range(2):
-                for i, vector in enumerate(basis):
-                    part = dot(vector, following)
-                    projected[i, n - 1] += part
-                    _add(following, vector, -part)
-            projected[n - 1, : n - 1] = projected[: n - 1, n - 1]
-            rest = math.sqrt(dot(following, following))
-            rest = rest if rest > 1e-12 * size else 0.0  # the basis spans an invariant space
-            basis.append(_normalised(following) if rest else following)
-        n = len(basis) - 1
-        values, vectors = torch.linalg.eigh(projected[:n, :n])
-        if not math.isfinite(float(values[-1])):
-            return math.nan, math.nan, False, hessian.products
-        converged = rest * abs(float(vectors[-1, -1])) <= tolerance * abs(float(values[-1]))
-        last = basis.pop()
-        _rotate(basis, vectors[:, -KEPT:].flip(1))
-        del basis[KEPT:]
-        if converged or not rest:
-            break
-        basis.append(last)
-        projected.zero_()
-        projected[range(KEPT), range(KEPT)] = values[-KEPT:].flip(0)
-    del last
-    value, off = float(values[-1]), hessian(basis[0])
-    _add(off, basis[0], -value)
-    return value, math.sqrt(dot(off, off)) / abs(value), bool(converged), hessian.products
+    def _matvec(self, x: np.ndarray) -> np.ndarray:
+        parts = torch.from_numpy(x.reshape(-1)).split([g.numel() for g in self.gradient])
+        vector = [part.view_as(g).to(g.device) for part, g in zip(parts, self.gradient, strict=True)]
+        if self.scale is None:
+            return _joined(_along(self.problem, self.gradient, self.leaves, vector))
+        vector = [v * s for v, s in zip(vector, self.scale, strict=True)]
+        product = _along(self.problem, self.gradient, self.leaves, vector)
+        del vector  # room for the joined one
+        return _joined([p.mul_(s) for p, s in zip(product, self.scale, strict=True)])
 
 
-def _rotate(basis: list[Vector], columns: Tensor) -> None:
-    """Replace the first k vectors by combinations of all n, with coefficients ``columns`` (n, k), block by block."""
-    for pieces in zip(*basis, strict=True):
-        for block in zip(*(piece.view(-1).split(BLOCK) for piece in pieces), strict=True):
-            combined = columns.T.to(block[0]) @ torch.stack(block)
-            for piece, value in zip(block, combined, strict=False):
-                piece.copy_(value)
-
-
-def _add(vector: Vector, other: Vector, factor: float) -> None:
-    for v, o in zip(vector, other, strict=True):
-        v.add_(o, alpha=factor)
-
-
-def _normalised(vector: Vector) -> Vector:
-    """The vector at length one, in memory that can be viewed as one row; a zero vector stays zero."""
-    length = math.sqrt(dot(vector, vector)) or 1.0
-    return [v.div_(length).contiguous() for v in vector]
+def _joined(vector: Vector) -> np.ndarray:
+    """One array (P,) on the host."""
+    return torch.cat([piece.reshape(-1) for piece in vector]).cpu().numpy()
 
 
 def _along(problem: Problem, slopes: Vector, leaves: dict[str, Tensor], direction: Vector) -> Vector:
@@ -385,7 +332,3 @@ def _along(problem: Problem, slopes: Vector, leaves: dict[str, Tensor], directio
     moving = [(s, d) for s, d in zip(slopes, direction, strict=True) if s.requires_grad]
     values, along = zip(*moving, strict=True)
     return problem.gradient(values, leaves, grad_outputs=along, retain_graph=True)
-
-
-def _detached(vector: Vector) -> Vector:
-    return [v.detach() for v in vector]

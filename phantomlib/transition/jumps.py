@@ -17,7 +17,7 @@ import pandas as pd
 import xarray as xr
 
 from phantomlib.contexts import Resolved
-from phantomlib.critical.numbers import interval
+from phantomlib.critical.scaling import interval
 
 JUMP_COLUMNS = [
     "context", "rate", "seed", "learning_rate", "step", "size", "share_of_bound", "readout_part",

@@ -1,13 +1,14 @@
 """The blind protocol cannot be broken: no sweep without a prediction, no prediction after a run."""
 
-import json
+import copy
+import dataclasses
 import os
 import random
 import subprocess
 from contextlib import suppress
 
+import netCDF4
 import numpy as np
-import pandas as pd
 import pytest
 import tiny
 from planted import planted
@@ -18,6 +19,7 @@ from phantomlib.critical.blind import predict_held_out, sweep_held_out
 from phantomlib.critical.search import critical_rates
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import PhantomError
+from phantomlib.models.language_model import LanguageModel, fingerprint
 from phantomlib.runs.store import Store
 
 RECIPE = Recipe(optimizer="sgd", steps=4)
@@ -29,36 +31,83 @@ def case(tmp_path):
     return Store(tmp_path), model, tiny.contexts(model, place=2)
 
 
+def files_of(case, suffix):
+    return [path for path in blind.seen_of(*case[:2]) if path.suffix == suffix]
+
+
+def forge(prediction, **changes):
+    """Change what the file says, and write it with a fitting checksum."""
+    files.write_json(prediction.path, files.read_json(prediction.path) | changes)
+
+
 def test_no_sweep_before_a_prediction(case):
     with pytest.raises(PhantomError, match="no prediction yet"):
         sweep_held_out(*case, RECIPE)
-    assert blind.runs_of(case[0], case[1]) == []
+    assert not blind.seen_of(*case[:2])
 
 
-def test_no_prediction_after_a_run(case):
-    store, model, contexts = case
-    store.run(model, contexts[:1], [1e-4], Recipe(steps=1))  # any run of the model tells something
-    with pytest.raises(PhantomError, match="would not be blind"):
-        predict_held_out(*case, RECIPE, planted())
-    assert not list((store.root / "predictions").glob("*.json"))
-
-
-def test_runs_of_other_models_do_not_matter(case):
-    store, *_ = case
+def test_runs_and_searches_of_other_models_do_not_matter(case):
     other = tiny.model("GPT2")
-    store.run(other, tiny.contexts(other, place=2), [1e-4], Recipe(steps=1))
+    critical_rates(case[0], other, tiny.contexts(other, place=2), RECIPE)
     assert predict_held_out(*case, RECIPE, planted()).model == "tiny-Llama"
 
 
+def the_same(module):
+    return module
+
+
+def another_precision(module):
+    return module.double()
+
+
+def another_configuration(module):
+    module.config.dropout_of_nothing = 0.5
+    return module
+
+
+@pytest.mark.parametrize("change", [the_same, another_precision, another_configuration])
+@pytest.mark.parametrize("kept", ["run", "search"])
+def test_who_ran_or_searched_the_weights_has_looked_whatever_the_disguise(tmp_path, change, kept):
+    """Whatever the recipe, too. The runs may be gone: what the search found of them is still there to be read."""
+    held_out, store = tiny.model("Llama", "float32"), Store(tmp_path)
+    contexts, module = tiny.contexts(held_out, place=2), change(copy.deepcopy(held_out.module))
+    disguised = LanguageModel("another name", "", module, None, fingerprint(module))
+    assert (disguised.fingerprint == held_out.fingerprint) == (change is the_same)
+    critical_rates(store, disguised, contexts, Recipe(steps=2))
+    for path in tmp_path.glob("searches/*.json" if kept == "run" else "*.nc"):
+        path.unlink()
+    with pytest.raises(PhantomError, match="would not be blind"):
+        predict_held_out(store, held_out, contexts, RECIPE, planted())
+    assert not list(tmp_path.glob("predictions/*.json"))
+
+
+def test_files_older_than_the_name_of_weights_are_known_by_the_fingerprint(case):
+    store, model, contexts = case
+    older = dataclasses.replace(model)
+    object.__setattr__(older, "weights_key", "")
+    critical_rates(store, older, contexts, RECIPE)
+    assert len(files_of(case, ".json")) == 1 and files_of(case, ".nc")
+    assert not blind.seen_of(store, tiny.model("GPT2"))
+
+
+def test_a_look_opens_each_file_once(case, monkeypatch):
+    critical_rates(*case, RECIPE)
+    opened, real = [], netCDF4.Dataset
+    monkeypatch.setattr(blind.netCDF4, "Dataset", lambda path: opened.append(path) or real(path))
+    for _ in range(2):
+        with pytest.raises(PhantomError, match="would not be blind"):
+            predict_held_out(*case, RECIPE, planted())
+    assert sorted(opened) == sorted(case[0].root.glob("*.nc"))
+
+
 def test_predict_then_sweep_and_again(case):
-    store = case[0]
     prediction = predict_held_out(*case, RECIPE, planted())
     assert prediction.predictor in blind.STEP_0 and prediction.fitted_on == tuple("abcde")
     assert prediction.interval[0] <= prediction.value <= prediction.interval[1]
     assert prediction.tried[f"{prediction.predictor}, {prediction.calibration}"] == pytest.approx(prediction.value)
     assert prediction.value == pytest.approx(np.exp(np.mean(np.log(list(prediction.rates.values())))))
     found = sweep_held_out(*case, RECIPE)
-    assert found.converged.all() and blind.runs_of(store, case[1])
+    assert found.converged.all() and files_of(case, ".nc")
     before = prediction.path.read_bytes()
     assert predict_held_out(*case, RECIPE, planted()) == prediction and prediction.path.read_bytes() == before
     assert sweep_held_out(*case, RECIPE).identical(found)
@@ -71,15 +120,15 @@ def test_a_prediction_cannot_be_improved_after_the_sweep(case):
         predict_held_out(*case, RECIPE, planted(seed=1))
 
 
-def test_a_prediction_younger_than_the_runs_is_not_blind(case):
+@pytest.mark.parametrize("suffix", [".nc", ".json"])
+def test_a_prediction_younger_than_runs_or_searches_is_not_blind(case, suffix):
     prediction = predict_held_out(*case, RECIPE, planted())
     sweep_held_out(*case, RECIPE)
-    for path in blind.runs_of(case[0], case[1]):
+    for path in files_of(case, suffix):
         os.utime(path, (0, 0))
-    with pytest.raises(PhantomError, match="not blind"):
-        sweep_held_out(*case, RECIPE)
-    with pytest.raises(PhantomError, match="not blind"):
-        predict_held_out(*case, RECIPE, planted())
+    for ask in (lambda: predict_held_out(*case, RECIPE, planted()), lambda: sweep_held_out(*case, RECIPE)):
+        with pytest.raises(PhantomError, match="not blind"):
+            ask()
     assert prediction.path.is_file()
 
 
@@ -105,23 +154,16 @@ def test_the_held_out_model_cannot_be_among_the_fitted_ones(case):
         predict_held_out(*case, RECIPE, planted().query("model in ['a', 'b']"))
 
 
-def forge(prediction, **changes):
-    """Change what the file says, and write it with a fitting checksum."""
-    files.write_json(prediction.path, files.read_json(prediction.path) | changes)
-
-
 @pytest.mark.parametrize(
     "changes",
     [
-        {"value": 0.123},
-        {"value": None},
-        {"interval": [0.0, 1.0]},
-        {"interval": "ab"},
-        {"rates": {"c0": 1.0, "c1": 1.0}},
-        {"rates": []},
-        {"predictor": "quadrature"},
-        {"fitted_on": ["a", "b", "c"]},
-        {"tried": {}},
+        *({"value": 0.123}, {"value": None}, {"interval": [0.0, 1.0]}, {"interval": "ab"}, {"tried": {}}),
+        *(
+            {"rates": {"c0": 1.0, "c1": 1.0}},
+            {"rates": []},
+            {"predictor": "quadrature"},
+            {"fitted_on": ["a", "b", "c"]},
+        ),
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -146,32 +188,6 @@ def test_a_prediction_that_is_not_the_one_before_the_runs_is_refused(case, name)
     for ask in (lambda: predict_held_out(*case, RECIPE, planted()), lambda: sweep_held_out(*case, RECIPE)):
         with pytest.raises(PhantomError, match="changed since"):
             ask()
-
-
-def test_who_searched_has_looked(case):
-    """The runs may be gone; what the search found of them is still there to be read."""
-    store, model, contexts = case
-    critical_rates(store, model, contexts, RECIPE)
-    for path in blind.runs_of(store, model):
-        path.unlink()
-    assert len(blind.searches_of(store, model)) == 1
-    with pytest.raises(PhantomError, match="would not be blind"):
-        predict_held_out(*case, RECIPE, planted())
-
-
-def test_a_search_that_is_older_than_the_prediction_has_been_seen(case):
-    predict_held_out(*case, RECIPE, planted())
-    sweep_held_out(*case, RECIPE)
-    for path in blind.searches_of(case[0], case[1]):
-        os.utime(path, (0, 0))
-    with pytest.raises(PhantomError, match="not blind"):
-        predict_held_out(*case, RECIPE, planted())
-
-
-def test_searches_of_other_models_do_not_matter(case):
-    other = tiny.model("GPT2")
-    critical_rates(case[0], other, tiny.contexts(other, place=2), RECIPE)
-    assert predict_held_out(*case, RECIPE, planted()).model == "tiny-Llama"
 
 
 def test_the_commit_that_holds_a_prediction_is_named(case):
@@ -208,29 +224,19 @@ def test_two_hundred_flipped_bits(case):
     assert accepted < 50
 
 
-@pytest.mark.parametrize("changes", [{"time": "soon"}, {"time": 3}, {"interval": 3}, {"more": 1}])
-def test_a_prediction_of_another_shape_is_named(case, changes):
+@pytest.mark.parametrize(
+    "wrong", [{"time": "soon"}, {"time": 3}, {"interval": 3}, {"more": 1}, "", "{}", "[1]", '{"model": "x"}'], ids=str
+)
+def test_a_damaged_prediction_or_one_of_another_shape_is_named(case, wrong):
     prediction = predict_held_out(*case, RECIPE, planted())
-    forge(prediction, **changes)
-    with pytest.raises(PhantomError, match="cannot be read"):
-        predict_held_out(*case, RECIPE, planted())
-
-
-@pytest.mark.parametrize("content", ["", "{}", "[1]", json.dumps({"model": "x"})])
-def test_a_damaged_prediction_is_named(case, content):
-    prediction = predict_held_out(*case, RECIPE, planted())
-    prediction.path.write_text(content)
-    with pytest.raises(PhantomError, match="cannot be read"):
-        sweep_held_out(*case, RECIPE)
+    prediction.path.write_text(wrong) if isinstance(wrong, str) else forge(prediction, **wrong)
+    for ask in (lambda: predict_held_out(*case, RECIPE, planted()), lambda: sweep_held_out(*case, RECIPE)):
+        with pytest.raises(PhantomError, match="cannot be read"):
+            ask()
 
 
 def test_a_predictor_without_a_value_is_no_prediction(case, monkeypatch):
-    table = planted()
     real = blind.predict_critical_rates
-
-    def without(*arguments):
-        return real(*arguments).map(lambda x: x * np.nan)
-
-    monkeypatch.setattr(blind, "predict_critical_rates", without)
+    monkeypatch.setattr(blind, "predict_critical_rates", lambda *given: real(*given).map(lambda x: x * np.nan))
     with pytest.raises(PhantomError, match="predicts nothing"):
-        predict_held_out(*case, RECIPE, pd.DataFrame(table))
+        predict_held_out(*case, RECIPE, planted())

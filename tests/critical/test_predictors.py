@@ -1,6 +1,5 @@
-"""The ladder against torch.optim, real runs and closed forms; calibrations against planted constants."""
+"""The ladder against torch.optim, real runs and closed forms."""
 
-import copy
 import dataclasses
 import math
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from plain import gap_of, trained_copy
 
 from phantomlib.critical import predictors
 from phantomlib.critical.predictors import (
@@ -15,9 +15,9 @@ from phantomlib.critical.predictors import (
     STEP_0,
     _Path,
     _sample,
+    contexts_with_rates,
     first_steps,
     predict_critical_rates,
-    with_predicted_rate,
 )
 from phantomlib.critical.search import critical_rates
 from phantomlib.critical.step_zero import velocity
@@ -52,7 +52,7 @@ def test_frozen_gradients_are_followed_as_torch_optim_does(optimizer):
         torch.nn.functional.cross_entropy(z + D[0] @ x, torch.tensor(0)).backward()
         oracle.step()
     final = (z + D[0] @ x).detach()
-    assert path._final_gap(rate, 1) == pytest.approx(float(final[0] - final[1]), rel=1e-9)
+    assert path.final_gap(rate, 1) == pytest.approx(float(final[0] - final[1]), rel=1e-9)
     torch.testing.assert_close(torch.cat(path.displacement(rate, pieces(D))), x.detach(), rtol=1e-8, atol=1e-12)
 
 
@@ -61,7 +61,7 @@ def test_the_rate_found_brings_the_gap_to_zero(optimizer):
     z, D = surrogate()
     path = _Path(z, pieces(D), pieces(D[0, 0]), pieces(D[0, 0]), Recipe(optimizer=optimizer, steps=12))
     rate = path.critical_rate(1e-3)
-    assert path._final_gap(rate, 1) == pytest.approx(0, abs=1e-3)
+    assert path.final_gap(rate, 1) == pytest.approx(0, abs=1e-3)
     backwards = pieces(D * torch.tensor([[[-1.0], [1.0], [1.0]]]))
     assert math.isnan(_Path(z, backwards, pieces(D[0, 0]), pieces(D[0, 0]), Recipe(steps=3)).critical_rate(1e-9))
 
@@ -78,7 +78,7 @@ def test_sgd_does_not_mind_the_rotation():
         position = position - 0.01 * residual @ (D[0] + along * D[1] + along**2 / 2 * D[2])
         along = float(d @ position)
         logits = z + (D[0] + along / 2 * D[1] + along**2 / 6 * D[2]) @ position
-    assert path._final_gap(0.01, 3) == pytest.approx(float(logits[0] - logits[1]), rel=1e-9)
+    assert path.final_gap(0.01, 3) == pytest.approx(float(logits[0] - logits[1]), rel=1e-9)
 
 
 def test_a_sample_is_exact_where_it_is_calibrated_and_close_elsewhere():
@@ -130,50 +130,32 @@ def test_predictions_are_kept_and_make_no_runs(tmp_path, monkeypatch):
         predict_critical_rates(store, model, contexts, Recipe(steps=5))
 
 
-def final_gap(model, context, rate, recipe):
-    """The logit gap after an ordinary torch.optim loop."""
-    module = copy.deepcopy(model.module).requires_grad_(True)
-    optimizer = OPTIMIZERS[recipe.optimizer](module.parameters(), lr=rate)
-
-    def logits():
-        return module(torch.tensor([context.prompt_ids])).logits[0, -1]
-
-    for _ in range(recipe.steps):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(logits(), torch.tensor(context.correct_id)).backward()
-        optimizer.step()
-    z = logits().detach()
-    return float(z[context.correct_id] - z[context.competitor_id])
-
-
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_gap_closes_between_multiples_on_both_sides_of_one(tmp_path, optimizer):
     model, recipe = tiny.model(), Recipe(optimizer=optimizer, steps=6)
-    contexts, rates = with_predicted_rate(Store(tmp_path), model, tiny.contexts(model, place=3), recipe)
+    contexts, rates = contexts_with_rates(Store(tmp_path), model, tiny.contexts(model, place=3), recipe)
     assert len(contexts) == len(rates) == 2
     for context, rate in zip(contexts, rates, strict=True):
-        assert final_gap(model, context, 0.9 * rate, recipe) < 0 < final_gap(model, context, 1.1 * rate, recipe)
+        below, above = (gap_of(trained_copy(model, context, x * rate, recipe, 6), context) for x in (0.9, 1.1))
+        assert below < 0 < above
 
 
 def test_the_highest_rung_with_a_value_gives_the_unit(tmp_path, monkeypatch):
     nan = math.nan
     columns = [
-        [1.0, 2.0, 3.0, 4.0, 5.0],
-        [nan] * 5,
-        [1.0, 2.0, 3.0, nan, nan],
-        [nan, nan, 7.0, nan, nan],
-        [9.0] + [nan] * 4,
+        *([1.0, 2.0, 3.0, 4.0, 5.0], [nan] * 5, [1.0, 2.0, 3.0, nan, nan]),
+        *([nan, nan, 7.0, nan, nan], [9.0] + [nan] * 4),
     ]
     ladders = iter(dict(zip(STEP_0, column, strict=True)) | {"quadrature": 100.0, "gap": -1.0} for column in columns)
     monkeypatch.setattr(predictors, "Problem", lambda *_: None)
     monkeypatch.setattr(predictors, "_ladder", lambda *_: next(ladders))
     model = tiny.model()
     contexts = tiny.contexts(model, lengths=(7, 4, 5, 6, 3))
-    chosen, rates = with_predicted_rate(Store(tmp_path), model, contexts, Recipe(steps=4))
+    chosen, rates = contexts_with_rates(Store(tmp_path), model, contexts, Recipe(steps=4))
     assert [c.id for c in chosen] == ["c0", "c2", "c3", "c4"] and rates.tolist() == [5.0, 3.0, 7.0, 9.0]
     monkeypatch.setattr(predictors, "_ladder", lambda *_: dict.fromkeys(LADDER, nan) | {"gap": -1.0})
     with pytest.raises(ParameterError, match="2 contexts.*no unit"):
-        with_predicted_rate(Store(tmp_path), model, contexts[:2], Recipe(steps=4))
+        contexts_with_rates(Store(tmp_path), model, contexts[:2], Recipe(steps=4))
 
 
 def test_a_gap_that_does_not_close_at_first_costs_the_other_contexts_nothing(tmp_path, monkeypatch):

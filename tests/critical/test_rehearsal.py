@@ -14,11 +14,9 @@ from phantomlib.runs.store import Store
 
 
 def test_a_rehearsal_covers_the_same_way_in_four_steps():
-    coarse = rehearsal.rehearsal(Recipe(optimizer="adam", steps=20, snapshots=(0, 20)))
-    assert coarse.steps == 4 and coarse.snapshots == ()
-    assert coarse.beta1 == pytest.approx(0.9**5) and coarse.beta2 == pytest.approx(
-        0.999**5
-    )  # memory in units of the run
+    few = rehearsal.rehearsal(Recipe(optimizer="adam", steps=20, snapshots=(0, 20)))
+    assert few.steps == 4 and few.snapshots == ()
+    assert (few.beta1, few.beta2) == pytest.approx((0.9**5, 0.999**5))  # memory in units of the run
     assert rehearsal.rehearsal(Recipe(steps=3)) == Recipe(steps=3)
 
 
@@ -26,20 +24,14 @@ def test_a_rehearsal_covers_the_same_way_in_four_steps():
     ("rate", "outcome"),
     [
         (0.9, SILENT),
-        (1.0, CLOSE),
-        (1.5, CLOSE),
-        (2.0, CLOSE),
+        *((x, CLOSE) for x in (1.0, 1.5, 2.0)),
         (2.1, OVERTAKES),
-        (math.nan, UNKNOWN),
-        (math.inf, UNKNOWN),
+        *((x, UNKNOWN) for x in (math.nan, math.inf)),
     ],
 )
 def test_an_outcome_is_told_outside_the_interval_only(rate, outcome):
     assert Estimate(1.4, 1.0, 2.0).outcome(rate) == outcome
-
-
-def test_without_an_estimate_nothing_is_told():
-    assert Estimate(math.nan, math.nan, math.nan).outcome(1.0) == UNKNOWN
+    assert Estimate(math.nan, math.nan, math.nan).outcome(rate) == UNKNOWN
 
 
 def test_errors_are_measured_from_the_centre_of_the_other_models():

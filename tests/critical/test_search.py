@@ -15,6 +15,7 @@ from phantomlib.errors import ParameterError
 from phantomlib.runs.store import Store
 
 INF, NAN = np.inf, np.nan
+T, CLOSED = 20, SimpleNamespace(name="closed")
 
 
 @pytest.mark.parametrize(
@@ -44,22 +45,20 @@ class ClosedForm:
         rates = np.broadcast_to(np.asarray(rates, dtype=float), (len(contexts), np.shape(rates)[-1]))
         steps = np.arange(recipe.steps + 1.0)
         self.requests.append(rates)
-        gaps = np.stack([[self.formulas[c.id](r, steps) for r in row] for c, row in zip(contexts, rates, strict=True)])[
-            :, :, None
-        ]
+        rows = zip(contexts, rates, strict=True)
+        gaps = np.stack([[self.formulas[c.id](r, steps) for r in row] for c, row in rows])[:, :, None]
         coordinates = {"context": [c.id for c in contexts], "learning_rate": (("context", "rate"), rates)}
         finite = np.isfinite(gaps)
-        return xr.Dataset(
-            {
-                "logit_gap": (("context", "rate", "seed", "step"), gaps),
-                "diverged_step": (("context", "rate", "seed"), np.where(finite.all(-1), -1, finite.argmin(-1))),
-            },
-            coordinates,
-            {"run_id": f"run{len(self.requests)}"},
-        )
+        diverged = np.where(finite.all(-1), -1, finite.argmin(-1))
+        over = ("context", "rate", "seed")
+        variables = {"logit_gap": ((*over, "step"), gaps), "diverged_step": (over, diverged)}
+        return xr.Dataset(variables, coordinates, {"run_id": f"run{len(self.requests)}"})
 
     def remember(self, kind, key, model, contexts, recipe, compute, **options):
         return compute()
+
+    def search(self):
+        return critical_rates(self, CLOSED, self.contexts, Recipe(steps=T))
 
     @property
     def contexts(self):
@@ -77,7 +76,6 @@ def starts(monkeypatch):
     return given
 
 
-T = 20
 # name -> (gap of rate and step, critical rate); the first velocity predicts 1 / T = 0.05 in all
 FORMULAS = {
     "straight": (lambda r, t: r * t - 1, 1 / T),
@@ -96,7 +94,7 @@ FORMULAS = {
 def test_the_search_encloses_known_boundaries(starts):
     starts(*[1.0] * len(FORMULAS))
     store = ClosedForm(**{name: formula for name, (formula, _) in FORMULAS.items()})
-    found = critical_rates(store, SimpleNamespace(name="closed"), store.contexts, Recipe(steps=T))
+    found = store.search()
     truth = np.array([rate for _, rate in FORMULAS.values()])
     assert found.converged.all() and found.crossed.all() and (found.reentries == 0).all()
     assert (found.lower.values <= truth * (1 + 1e-6)).all() and (truth * (1 - 1e-6) <= found.upper.values).all()
@@ -109,8 +107,7 @@ def test_the_search_encloses_known_boundaries(starts):
 def test_a_dense_grid_finds_the_same_boundary(starts):
     starts(1.0)
     formula, _ = FORMULAS["saturating"]
-    store = ClosedForm(saturating=formula)
-    found = critical_rates(store, SimpleNamespace(name="closed"), store.contexts, Recipe(steps=T))
+    found = ClosedForm(saturating=formula).search()
     grid = np.geomspace(0.01, 0.5, 4001)
     first = grid[[bool((formula(r, np.arange(T + 1.0)) > 0).any()) for r in grid]][0]
     assert found.critical_rate.item() == pytest.approx(first, rel=0.005)
@@ -119,8 +116,7 @@ def test_a_dense_grid_finds_the_same_boundary(starts):
 @pytest.mark.parametrize("velocity", [-1.0, 0.0, NAN])
 def test_without_a_usable_velocity_the_search_starts_elsewhere_and_says_so(starts, velocity):
     starts(velocity)
-    store = ClosedForm(straight=FORMULAS["straight"][0])
-    found = critical_rates(store, SimpleNamespace(name="closed"), store.contexts, Recipe(steps=T))
+    found = ClosedForm(straight=FORMULAS["straight"][0]).search()
     assert not found.predicted_start.item() and found.converged.item()
     assert found.critical_rate.item() == pytest.approx(1 / T, rel=0.005)
 
@@ -128,8 +124,7 @@ def test_without_a_usable_velocity_the_search_starts_elsewhere_and_says_so(start
 def test_what_never_crosses_is_reported_and_not_dropped(starts):
     starts(1.0, 1.0)
     never = lambda r, t: np.where(r * t > 50, NAN, -1 - 0.1 * t)  # noqa: E731
-    store = ClosedForm(never=never, straight=FORMULAS["straight"][0])
-    found = critical_rates(store, SimpleNamespace(name="closed"), store.contexts, Recipe(steps=T))
+    found = ClosedForm(never=never, straight=FORMULAS["straight"][0]).search()
     assert found.crossed.values.tolist() == [False, True] and found.converged.values.tolist() == [False, True]
     assert np.isnan(found.critical_rate[0]) and np.isinf(found.upper[0]) and found.diverged[0] > 0
 
@@ -141,22 +136,19 @@ def test_reentries_are_counted_and_the_bracket_is_still_a_bracket(starts):
         return np.where(t == 0, -1.0, np.where((r * T > 0.8) & (r * T < 0.9), 0.5, r * t - 2))
 
     store = ClosedForm(islands=islands)
-    found = critical_rates(store, SimpleNamespace(name="closed"), store.contexts, Recipe(steps=T))
+    found = store.search()
     assert found.converged.item()
     assert found.critical_rate.item() == pytest.approx(2 / T, rel=0.005)  # a search can miss an island,
-    seen = look_for_reentries(
-        store, SimpleNamespace(name="closed"), store.contexts, Recipe(steps=T), [1 / T], per_decade=60
-    )
+    seen = look_for_reentries(store, CLOSED, store.contexts, Recipe(steps=T), [1 / T], per_decade=60)
     assert seen.reentries.item() == 1  # which is why a scan looks for them
     assert seen.crossed.sel(multiple=0.85, method="nearest").item()
 
 
 def test_two_searches_ask_for_the_same_runs(starts):
     starts(*[1.0] * len(FORMULAS))
-    first, second = (ClosedForm(**{n: f for n, (f, _) in FORMULAS.items()}) for _ in range(2))
-    for store in (first, second):
-        critical_rates(store, SimpleNamespace(name="closed"), store.contexts, Recipe(steps=T))
-    for a, b in zip(first.requests, second.requests, strict=True):
+    stores = [ClosedForm(**{n: f for n, (f, _) in FORMULAS.items()}) for _ in range(2)]
+    assert stores[0].search().identical(stores[1].search())
+    for a, b in zip(*(store.requests for store in stores), strict=True):
         np.testing.assert_array_equal(a, b)
 
 

@@ -1,4 +1,4 @@
-"""Velocity, derivatives, tangent kernel and sharpness against finite differences and dense matrices in float64."""
+"""Velocity, derivatives, LoRA's growth and sharpness against finite differences and dense matrices in float64."""
 
 import copy
 import dataclasses
@@ -7,21 +7,11 @@ import pytest
 import tiny
 import torch
 import transformers
+from plain import gap_of, trained_copy
 
-from phantomlib.critical.step_zero import (
-    Hessian,
-    Problem,
-    derivatives,
-    first_update,
-    gradients,
-    sharpness,
-    tangent_kernel,
-    velocity,
-)
+from phantomlib.critical.step_zero import Hessian, Problem, derivatives, gradients, sharpness, velocity, velocity_growth
 from phantomlib.engine.finetune import finetune
-from phantomlib.engine.loss import LOSSES, training_loss
 from phantomlib.engine.recipe import Recipe
-from phantomlib.errors import ParameterError
 from phantomlib.models.language_model import LanguageModel, fingerprint
 
 
@@ -41,39 +31,27 @@ def split(problem, x):
 METHODS = [("sgd", "full"), ("adam", "full"), ("sgd", "lora"), ("adam", "lora")]
 
 
-@pytest.mark.parametrize("architecture", ["GPT2", "GPTNeoX", "Llama"])
+@pytest.mark.parametrize(
+    "architecture, loss, weight",
+    [(name, "cross-entropy", 1.0) for name in ("GPT2", "GPTNeoX", "Llama")]
+    + [("GPT2", *loss) for loss in (("margin", 2.0), ("unlikelihood", 5.0), ("gap", 1.0))],
+)
 @pytest.mark.parametrize("optimizer, method", METHODS)
-def test_velocity_is_the_slope_of_one_real_step(architecture, optimizer, method):
-    model = tiny.model(architecture)
-    contexts, recipe, h = tiny.contexts(model), Recipe(optimizer=optimizer, method=method, steps=1, rank=2), 5e-5
+def test_velocity_is_the_slope_of_one_real_step(architecture, loss, weight, optimizer, method):
+    model, h = tiny.model(architecture), 5e-5
+    recipe = Recipe(optimizer=optimizer, method=method, steps=1, rank=2, loss=loss, weight=weight)
+    contexts = tiny.contexts(model)
     first = velocity(model, contexts, recipe)
     run = finetune(model, contexts, [h, 2 * h], recipe).isel(seed=0)
     gap = torch.tensor(run.logit_gap.values)  # (C, rate, step)
     slope = (4 * gap[:, 0, 1] - gap[:, 1, 1] - 3 * gap[:, 0, 0]) / (2 * h)  # exact up to h²
     torch.testing.assert_close(slope, first.velocity, rtol=2e-3, atol=5e-3)  # norms and softmax compute in float32
-    run, gap = run.isel(rate=0), gap[:, 0]
-    torch.testing.assert_close(first.gap, gap[:, 0])
-    torch.testing.assert_close(first.gradient_norm, torch.tensor(run.gradient_norm.values[:, 0]))
-    torch.testing.assert_close(first.cross_entropy, torch.tensor(run.cross_entropy.values[:, 0]))
-
-
-@pytest.mark.parametrize("loss, weight", [("margin", 2.0), ("unlikelihood", 5.0), ("gap", 1.0)])
-@pytest.mark.parametrize("optimizer, method", METHODS)
-def test_velocity_is_that_of_the_loss_that_is_trained(optimizer, method, loss, weight):
-    model, h = tiny.model("GPT2"), 5e-5
-    recipe = Recipe(optimizer=optimizer, method=method, steps=1, rank=2, loss=loss, weight=weight)
-    contexts = tiny.contexts(model)
-    first, plain = (
-        velocity(model, contexts, recipe),
-        velocity(model, contexts, dataclasses.replace(recipe, loss="cross-entropy", weight=1.0)),
-    )
-    run = finetune(model, contexts, [h, 2 * h], recipe).isel(seed=0)
-    gap = torch.tensor(run.logit_gap.values)  # (C, rate, step)
-    slope = (4 * gap[:, 0, 1] - gap[:, 1, 1] - 3 * gap[:, 0, 0]) / (2 * h)  # exact up to h²
-    torch.testing.assert_close(slope, first.velocity, rtol=2e-3, atol=5e-3)
-    assert not torch.isclose(first.velocity, plain.velocity, rtol=5e-3).any()
-    torch.testing.assert_close(first.gradient_norm, torch.tensor(run.isel(rate=0).gradient_norm.values[:, 0]))
-    torch.testing.assert_close(first.cross_entropy, plain.cross_entropy)
+    recorded = run.isel(rate=0, step=0)
+    for name, field in {"gap": "logit_gap", "gradient_norm": "gradient_norm", "cross_entropy": "cross_entropy"}.items():
+        torch.testing.assert_close(getattr(first, name), torch.tensor(recorded[field].values))
+    if loss != "cross-entropy":
+        plain = velocity(model, contexts, dataclasses.replace(recipe, loss="cross-entropy", weight=1.0))
+        assert not torch.isclose(first.velocity, plain.velocity, rtol=5e-3).any()
 
 
 def test_readout_share_is_the_velocity_with_all_else_frozen():
@@ -86,10 +64,8 @@ def test_readout_share_is_the_velocity_with_all_else_frozen():
     of_loss, of_gap = (
         torch.autograd.grad(f, readout, retain_graph=True)[0] for f in (problem.loss(logits), problem.gap(logits))
     )
-    first = velocity(model, contexts, Recipe(optimizer="sgd"))
-    assert float(first.readout_share[0] * first.velocity[0]) == pytest.approx(
-        -float((of_loss * of_gap).sum()), rel=1e-9
-    )
+    first, through = velocity(model, contexts, Recipe(optimizer="sgd")), -float((of_loss * of_gap).sum())
+    assert float(first.readout_share[0] * first.velocity[0]) == pytest.approx(through, rel=1e-9)
     assert velocity(model, contexts, Recipe(method="lora")).readout_share.tolist() == [0.0, 0.0]
 
 
@@ -119,14 +95,11 @@ def test_derivatives_are_differences_of_logits(architecture, method):
     h = 0.02
     D = torch.stack([flat(rows) for rows in derivatives(problem, split(problem, direction), 3, reach=0.1)])
     z = {n: z(n * h) for n in range(-2, 3)}
-    close = {"rtol": 5e-3, "atol": 5e-3}
-    torch.testing.assert_close(D[0] @ direction, (8 * (z[1] - z[-1]) - (z[2] - z[-2])) / (12 * h), **close)
-    torch.testing.assert_close(
-        D[1] @ direction, (16 * (z[1] + z[-1]) - (z[2] + z[-2]) - 30 * z[0]) / (12 * h**2), **close
-    )
-    torch.testing.assert_close(
-        D[2] @ direction, (z[2] - 2 * z[1] + 2 * z[-1] - z[-2]) / (2 * h**3), rtol=0.05, atol=0.02
-    )
+    first = (8 * (z[1] - z[-1]) - (z[2] - z[-2])) / (12 * h)
+    second = (16 * (z[1] + z[-1]) - (z[2] + z[-2]) - 30 * z[0]) / (12 * h**2)
+    third = (z[2] - 2 * z[1] + 2 * z[-1] - z[-2]) / (2 * h**3)
+    torch.testing.assert_close(D[:2] @ direction, torch.stack([first, second]), rtol=5e-3, atol=5e-3)
+    torch.testing.assert_close(D[2] @ direction, third, rtol=0.05, atol=0.02)
 
 
 @pytest.mark.parametrize("order", [2, 3])
@@ -136,58 +109,64 @@ def test_higher_derivatives_are_differences_of_lower_ones(order):
     origin = flat(list(problem.values.values()))
     direction = torch.randn(len(origin), dtype=origin.dtype, generator=torch.Generator().manual_seed(0))
     direction /= direction.norm()
-    D, h = (
-        torch.stack([flat(rows) for rows in derivatives(problem, split(problem, direction), order, reach=0.01)]),
-        1e-3,
-    )
+    d, h = split(problem, direction), 1e-3
+    D = torch.stack([flat(rows) for rows in derivatives(problem, d, order, reach=0.01)])
 
     def lower(step):
         moved = Problem(model, problem.context)
-        moved.values = moved.leaves(split(problem, direction), step)
+        moved.values = moved.leaves(d, step)
         return flat(derivatives(moved, split(moved, direction), 2)[1] if order == 3 else gradients(moved))
 
     torch.testing.assert_close(D[-1], (lower(h) - lower(-h)) / (2 * h), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(flat(gradients(problem)), D[0])
-    torch.testing.assert_close(
-        (
-            flat(gradients(problem, split(problem, direction), h))
-            - flat(gradients(problem, split(problem, direction), -h))
-        )
-        / (2 * h),
-        D[1],
-        rtol=1e-3,
-        atol=1e-4,
-    )
+    change = (flat(gradients(problem, d, h)) - flat(gradients(problem, d, -h))) / (2 * h)
+    torch.testing.assert_close(change, D[1], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_tangent_kernel_moves_the_three_logits_as_one_step_does(optimizer, loss):
-    model, recipe, rate = tiny.model("GPT2"), Recipe(optimizer=optimizer, loss=loss), 1e-7
-    problem = Problem(model, tiny.contexts(model)[0], recipe)
-    z = problem.three(problem.logits(problem.values))
-    c, k = torch.tensor([0]), torch.tensor([1])  # the loss depends on three logits only
-    residual = torch.func.grad(lambda z: training_loss(z[None], c, k, loss)[0])(z)
-    gradient = residual @ flat(gradients(problem))
-    moved = flat(list(problem.values.values())) + rate * first_update(gradient, recipe)
-    after = problem.three(problem.logits(dict(zip(problem.values, split(problem, moved), strict=True))))
-    K = tangent_kernel(problem, recipe)
-    torch.testing.assert_close((after - z) / rate, -residual @ K, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(K, K.T)
-    assert torch.linalg.eigvalsh(K).min() > -1e-9 * K.norm()
+@pytest.mark.parametrize("architecture", ["GPT2", "Llama"])
+def test_velocity_growth_is_a_finite_difference_of_the_velocity(architecture):
+    """B takes one small step, and A moves by the sign of its gradient there; float64."""
+    model, recipe, h = tiny.model(architecture), Recipe(method="lora", rank=2), 1e-4
+    contexts = tiny.contexts(model)
+    for context, growth in zip(contexts, velocity_growth(model, contexts, recipe, seed=1), strict=True):
+        problem = Problem(model, context, recipe, seed=1)
+
+        def slopes(of, direction, step, problem=problem):
+            moved = {n: v + step * direction.get(n, 0 * v) for n, v in problem.values.items()}
+            leaves = {n: v.requires_grad_() for n, v in moved.items()}
+            of(problem.logits(leaves)).backward()
+            return {n: leaf.grad for n, leaf in leaves.items()}
+
+        u_B = {n: -g / (g.abs() + recipe.epsilon) for n, g in slopes(problem.loss, {}, 0).items() if "lora_B" in n}
+        u_A = {n: -g.sign() for n, g in slopes(problem.loss, u_B, 1e-6).items() if "lora_A" in n}
+        before, at, after = (slopes(problem.gap, u_A, step) for step in (-h, 0, h))
+        behind, v, ahead = (float(sum((of[n] * u_B[n]).sum() for n in u_B)) for of in (before, at, after))
+        assert float(growth) == pytest.approx((ahead - behind) / (2 * h) / v, rel=1e-4)
+        assert v == pytest.approx(float(velocity(model, [context], recipe, seed=1).velocity), rel=1e-9)
+    for still in (Recipe(method="lora", optimizer="sgd"), Recipe(method="full")):
+        assert velocity_growth(model, contexts, still).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("architecture", ["GPT2", "GPTNeoX", "Llama"])
+def test_a_gap_under_lora_closes_as_its_law_says(architecture):
+    """Against plain torch.optim at a rate so small that nothing else bends the path: with A frozen, and with both."""
+    model, recipe, steps = tiny.model(architecture), Recipe(method="lora", rank=2), 20
+    context = tiny.contexts(model)[0]
+    v, growth = velocity(model, [context], recipe).velocity.item(), velocity_growth(model, [context], recipe).item()
+    rate = 1e-3 / abs(growth) / steps  # by the end A has changed the velocity by a thousandth
+
+    def closed(only):
+        return gap_of(trained_copy(model, context, rate, recipe, steps, only), context) - gap_of(model.module, context)
+
+    frozen, both = closed("lora_B"), closed("")
+    assert frozen / (rate * steps * v) == pytest.approx(1, abs=0.01)  # N alone
+    assert (both / frozen - 1) / (rate * (steps - 1) * growth) == pytest.approx(1, abs=0.15)  # Adam starts A slowly
 
 
 def minute(tied: bool = True) -> LanguageModel:
     """A model of a few hundred parameters, whose Hessian can be written down."""
-    config = transformers.GPT2Config(
-        vocab_size=9,
-        n_embd=4,
-        n_layer=1,
-        n_head=2,
-        n_positions=8,
-        attn_implementation="eager",
-        tie_word_embeddings=tied,
-    )
+    sizes = {"vocab_size": 9, "n_embd": 4, "n_layer": 1, "n_head": 2, "n_positions": 8}
+    config = transformers.GPT2Config(**sizes, attn_implementation="eager", tie_word_embeddings=tied)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         module = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float64)
@@ -222,21 +201,20 @@ def test_sharpness_is_the_largest_eigenvalue_of_the_dense_hessian(optimizer, tie
         if optimizer == "adam":
             scale = (gradient.abs() + recipe.epsilon).rsqrt()
             dense = scale[:, None] * dense * scale
-        largest = torch.linalg.eigvalsh(dense)[-1]
-        assert float(found.value[number]) == pytest.approx(float(largest), rel=1e-8)
+        assert float(found[number]) == pytest.approx(float(torch.linalg.eigvalsh(dense)[-1]), rel=1e-8)
         operator = Hessian(problem, recipe)
         torch.testing.assert_close(flat(operator.gradient), gradient)
         probe = torch.randn(len(vector), dtype=vector.dtype)
-        torch.testing.assert_close(flat(operator(split(problem, probe))), dense @ probe)
-    assert found.converged.all() and (found.residual < 1e-6).all()
+        torch.testing.assert_close(torch.from_numpy(operator @ probe.numpy()), dense @ probe)
 
 
 def test_a_sharpness_that_did_not_converge_says_so():
     model = minute()
     contexts = few_contexts(model)[:1]
-    found = sharpness(model, contexts, tolerance=1e-12, iterations=1)
-    assert not found.converged[0] and found.residual[0] > 1e-12
-    assert found.value[0] <= sharpness(model, contexts, tolerance=1e-10, iterations=500).value[0]
+    assert sharpness(model, contexts, tolerance=1e-12, iterations=1).isnan().all()
+    broken = dataclasses.replace(model, module=copy.deepcopy(model.module))
+    broken.module.get_output_embeddings().weight.fill_(torch.nan)
+    assert sharpness(broken, contexts).isnan().all()
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -244,10 +222,4 @@ def test_sharpness_in_single_precision_is_that_in_double(optimizer):
     double, recipe = tiny.model("Llama"), Recipe(optimizer=optimizer, epsilon=1e-3)
     single = dataclasses.replace(double, module=copy.deepcopy(double.module).float())
     one, other = (sharpness(model, tiny.contexts(double), recipe, tolerance=1e-3) for model in (single, double))
-    assert one.converged.all()
-    torch.testing.assert_close(one.value, other.value, rtol=1e-3, atol=0)
-
-
-def test_an_impossible_tolerance_is_refused():
-    with pytest.raises(ParameterError, match="tolerance"):
-        sharpness(tiny.model(), tiny.contexts(tiny.model()), tolerance=0)
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=0)

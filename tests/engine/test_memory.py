@@ -36,7 +36,7 @@ BOUNDS = {
     "two runs together, LoRA": 1.5,
     "run with spectra, Adam": 4 + 2 * SHARE,
     "velocity": 2 + 2 * SHARE,
-    "sharpness, Adam": step_zero.KRYLOV + 6 + 2 * SHARE,
+    "sharpness, Adam": step_zero.LANCZOS + 2 * SHARE,
     "predictors, SGD": VECTORS + 2 * SHARE,
     "predictors, Adam": VECTORS + 2 * SHARE,
     "overlaps of all pairs": 2.0,

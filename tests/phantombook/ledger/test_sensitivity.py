@@ -9,8 +9,8 @@ import tiny
 
 from phantombook.ledger import sensitivity
 from phantombook.ledger.claims import load_claims
-from phantomlib.critical.numbers import coefficient_of_variation
 from phantomlib.critical.predictors import predict_critical_rates
+from phantomlib.critical.scaling import coefficient_of_variation
 from phantomlib.critical.search import critical_rates
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ParameterError

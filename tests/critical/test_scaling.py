@@ -1,0 +1,136 @@
+"""Numbers, calibrations, classes and LoRA's law against known answers and planted laws."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+from planted import planted
+
+from phantomlib.critical import scaling
+from phantomlib.engine.recipe import Recipe
+from phantomlib.runs.store import Store
+
+NAN = np.nan
+
+
+def test_the_kinematic_number_of_a_straight_gap_is_one():
+    np.testing.assert_allclose(scaling.kinematic_number(np.array([0.05]), 20, np.array([1.0]), np.array([-1.0])), [1.0])
+
+
+def test_the_critical_rate_of_lora_solves_its_law():
+    v, gap, growth = (np.array(x) for x in ([2.0, 300, 5, 5], [-1.0, -2, -0.3, -3], [0.0, 400, 1e-9, -0.05]))
+    rate = scaling.lora_critical_rate(0.9, 20, v, gap, growth)
+    number = scaling.kinematic_number(rate, 20, v, gap)
+    np.testing.assert_allclose(number * (1 + rate * 19 * growth), 0.9)
+    assert rate[0] == pytest.approx(0.9 / 20 / 2) and rate[3] > 0.9 * 3 / 20 / 5  # A frozen; A turning it back
+    larger_root = -1 / (19 * growth[3]) - rate[3]
+    assert rate[3] < larger_root
+    assert np.isnan(scaling.lora_critical_rate(0.9, 20, np.array([-1.0, 1.0, NAN]), -1.0, np.array([1, -9, 1]))).all()
+
+
+def table(numbers):
+    return pd.DataFrame(
+        [{"model": m, "context": c, "number": x} for m, row in numbers.items() for c, x in enumerate(row)]
+    )
+
+
+def test_architecture_numbers_are_geometric_means_of_what_is_defined():
+    summary = scaling.architecture_numbers(table({"a": [1, 4, -3, NAN], "b": [2, 2, 2, 2]})).set_index("model")
+    assert summary.loc["a", "mean"] == pytest.approx(2) and summary.loc["b", "mean"] == pytest.approx(2)
+    assert summary.loc["a", ["n", "undefined"]].tolist() == [2, 2]
+    assert summary.loc["b", ["log_sd", "low", "high"]].tolist() == pytest.approx([0, 2, 2])
+
+
+def test_variation_is_that_of_the_means_and_its_interval_shrinks_with_agreement():
+    assert scaling.coefficient_of_variation([1, 3]) == pytest.approx(np.sqrt(2) / 2)
+    contexts = np.exp(np.random.default_rng(0).normal(size=10))
+    shared = table({"a": 1.0 * contexts, "b": 1.1 * contexts})  # contexts scatter, the ratio of the models does not
+    low, high = scaling.variation_interval(shared)
+    assert low == pytest.approx(high) == pytest.approx(scaling.coefficient_of_variation([1.0, 1.1]))
+
+
+def test_the_bootstrap_interval_covers_the_mean_of_normal_numbers():
+    rng = np.random.default_rng(1)
+    covered = [low <= 0 <= high for low, high in (scaling.interval(rng.normal(size=30), np.mean) for _ in range(40))]
+    assert 33 <= sum(covered) <= 40
+
+
+def test_calibrations_recover_the_planted_law():
+    table = planted()
+    assert scaling.fit_calibration(table, "velocity", "none") == (0.0, 0.0)
+    assert scaling.fit_calibration(table, "velocity", "gap") == pytest.approx((0.1, 0.2))
+    constant, slope = scaling.fit_calibration(table, "velocity", "constant")
+    assert constant == pytest.approx(0.1 + 0.2 * table.gap.abs().mean()) and slope == 0
+    np.testing.assert_allclose(scaling.apply_calibration(table, "velocity", (0.1, 0.2)), table.measured)
+
+
+def test_leaving_one_out_never_fits_on_what_it_predicts():
+    table = planted()
+    table.loc[table.model == "e", "measured"] *= 10  # an outlier must not help itself
+    errors = scaling.leave_one_out(table, ["velocity"])
+    of_e = errors[(errors.model == "e") & (errors.calibration == "gap")].error
+    np.testing.assert_allclose(of_e, -np.log(10))
+
+
+def test_the_best_predictor_ranks_first_and_partial_ones_last():
+    predictors = ["first_steps", "velocity", "third_order"]  # the best is not the first
+    ranked = scaling.ranking(scaling.leave_one_out(planted(), predictors))
+    order = list(zip(ranked.predictor, ranked.calibration, strict=True))
+    assert order[0] == ("velocity", "gap") and ranked.rms[0] < 1e-12  # the planted law
+    assert [predictor for predictor, _ in order[1:4]] == ["third_order"] * 3 and ranked.rms[1] < 1e-3  # but for noise
+    assert order[4:6] == [("velocity", "constant"), ("velocity", "none")]
+    assert set(ranked.predictor.tail(3)) == {"first_steps"} and (ranked.missing.tail(3) == 50).all()
+    words = scaling.in_words(ranked)
+    np.testing.assert_allclose(words["rms (%)"], 100 * ranked.rms)
+    assert "third order" in set(words.predictor)
+
+
+def test_classes_are_split_at_the_largest_gap():
+    found = scaling.two_classes(pd.Series({"a": 9.0, "b": 3.0, "c": 10.0, "d": 2.8}))
+    assert (found.low, found.high) == (("d", "b"), ("a", "c"))
+    assert found.boundary == pytest.approx(np.sqrt(27)) and found.gap == pytest.approx(np.log(3))
+    assert found.separation == pytest.approx(np.log(3) / np.log(10 / 9))
+    assert [found.of(x) for x in (4, 8)] == ["low", "high"]
+    assert scaling.two_classes(pd.Series({"a": 1.0, "b": 2.0})).separation == float("inf")
+
+
+@pytest.mark.parametrize(
+    "outcome, predicted, score",
+    [
+        ([1, 1, 0, 0, 0], [1, 1, 0, 0, 0], 1.0),
+        ([1, 1, 0, 0, 0], [0, 0, 1, 1, 1], 0.0),
+        ([1, 0, 0, 0, 0], [0, 0, 0, 0, 0], 0.5),  # the commonest outcome is no skill
+        ([0, 0, 0, 0, 0], [0, 0, 0, 0, 0], 0.5),  # nothing to predict
+    ],
+)
+def test_balanced_accuracy(outcome, predicted, score):
+    assert scaling.balanced_accuracy(pd.Series(outcome, dtype=bool), pd.Series(predicted, dtype=bool)) == score
+
+
+def test_leaving_out_uses_the_others_of_the_class_only():
+    classes = pd.Series({"a": "low", "b": "low", "c": "low", "d": "high"})
+    outcome = pd.Series({"a": True, "b": True, "c": False, "d": False})
+    predicted = scaling.predict_from_class(classes, outcome)
+    assert predicted.to_dict() == {"a": False, "b": False, "c": True, "d": True}  # of two that disagree: False
+
+
+def test_explain_finds_a_planted_power_law():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"model": np.repeat(["a", "b", "c"], 5), "width": np.repeat([1.0, 2.0, 4.0], 5)})
+    table["noise"], table["same"] = rng.uniform(1, 2, 15), 1.0
+    table["ratio"] = 3 * table.width**1.5
+    found = scaling.explain(table, "ratio", ["noise", "same", "width"]).set_index("explanation")
+    assert found.index[0] == "width" and found.loc["width", "exponent"] == pytest.approx(1.5)
+    assert found.loc["width", "r_squared"] == pytest.approx(1)
+    assert found.loc["width", "left_out_error"] == pytest.approx(0, abs=1e-12)
+    assert np.isnan(found.loc["same", "r_squared"])
+
+
+def test_lora_succeeds_at_a_large_rate_and_not_at_a_tiny_one(tmp_path):
+    model, store = tiny.model("GPT2"), Store(tmp_path)
+    contexts, recipe = tiny.contexts(model, place=2), Recipe(method="lora", steps=10, rank=2)
+    rates = np.full(len(contexts), 1e-3)
+    weak = scaling.lora_outcomes(store, model, contexts, rates, recipe, multiple=1e-4, seeds=(0, 1))
+    strong = scaling.lora_outcomes(store, model, contexts, rates, recipe, multiple=50.0, seeds=(0, 1))
+    assert weak.success.dims == ("context", "seed") and not weak.success.any() and not weak.sufficient.any()
+    assert strong.success.all() and strong.sufficient.all() and store.has(strong.attrs["run_id"])

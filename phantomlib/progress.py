@@ -10,6 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from phantomlib.errors import ParameterError, StoreError, shown
+
 ENVIRONMENT = "PHANTOM_PROGRESS"  # set by the runner: the file in which a kernel says how far it is
 JOBS = "PHANTOM_JOBS"  # how many processes of a book share the machine; set by whoever starts them
 INTERVAL = 0.5  # seconds between two reports
@@ -43,9 +45,23 @@ def track(label: str, total: int) -> Iterator[Callable[..., object]]:
         yield lambda n=1: None
 
 
+def jobs() -> int:
+    """How many processes of a book share the machine; ParameterError if the environment says no number."""
+    text = os.environ.get(JOBS, "1")
+    if not text.isdecimal() or not int(text):
+        raise ParameterError(
+            f"The environment variable {JOBS} is {shown(text)}; give a number of processes, or remove it."
+        )
+    return int(text)
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file; says so if another process holds it for longer than a moment."""
+    """Hold a lock file; says so if another process holds it for longer than a moment.
+
+    Raises:
+        StoreError: the folder's file system has no locks, or does not let one be made.
+    """
     lock = FileLock(path)
     try:
         lock.acquire(timeout=PATIENCE)
@@ -58,6 +74,11 @@ def locked(path: Path) -> Iterator[None]:
         lock.acquire()
         if report:
             _write(report, None)
+    except (OSError, NotImplementedError) as error:
+        raise StoreError(
+            f"'{path.name}' cannot be locked in '{path.parent}' ({error}). Choose a folder that you may write to, on a file "
+            "system with locks, such as one of this machine."
+        ) from None
     try:
         yield
     finally:

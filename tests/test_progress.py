@@ -10,6 +10,7 @@ import pytest
 from filelock import FileLock
 
 from phantomlib import progress
+from phantomlib.errors import ParameterError, StoreError
 from phantomlib.progress import locked, read_report, track
 
 # ------------------------------------------------------------------------------------------- tracked work
@@ -124,3 +125,24 @@ def test_a_free_lock_is_taken_in_silence_and_given_back(tmp_path, capsys):
     with FileLock(tmp_path / "run.lock", timeout=0):
         pass
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_file_system_without_locks_is_named_with_a_way_out(tmp_path, monkeypatch):
+    def none(*_, **__):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(progress.FileLock, "acquire", none)
+    with (
+        pytest.raises(StoreError, match="run.lock.*No locks available.*Choose a folder"),
+        locked(tmp_path / "run.lock"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("text", ["abc", "", "0", "-1", "2.5"])
+def test_a_number_of_jobs_that_is_none_is_refused(monkeypatch, text):
+    monkeypatch.setenv(progress.JOBS, text)
+    with pytest.raises(ParameterError, match=f"PHANTOM_JOBS is '{text}'; give a number"):
+        progress.jobs()
+    monkeypatch.setenv(progress.JOBS, "3")
+    assert progress.jobs() == 3

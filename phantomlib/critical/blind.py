@@ -15,13 +15,11 @@ Whoever wants to be believed commits the prediction before the sweep: the commit
 
 import json
 import math
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import netCDF4
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -211,7 +209,7 @@ def read_prediction(path: Path) -> Prediction:
 
 def runs_of(store: Store, model: LanguageModel) -> list[Path]:
     """Files of finished runs of exactly this model in the store."""
-    return [path for path, specification, _ in _runs(store) if specification["model"] == model.fingerprint]
+    return [path for path, known in store.runs().items() if known["model"] == model.fingerprint]
 
 
 def searches_of(store: Store, model: LanguageModel) -> list[Path]:
@@ -226,16 +224,6 @@ def searches_of(store: Store, model: LanguageModel) -> list[Path]:
 
 def _seen(store: Store, model: LanguageModel) -> list[Path]:
     return [*runs_of(store, model), *searches_of(store, model)]
-
-
-def _runs(store: Store) -> Iterator[tuple[Path, dict, str]]:
-    """Every run with its specification and the checksum of the prediction it was made after, if any."""
-    for path in sorted(store.root.glob("*.nc")):
-        try:
-            with netCDF4.Dataset(path) as file:
-                yield path, json.loads(file.specification), getattr(file, "prediction", "")
-        except Exception:  # a damaged file is nobody's run; the store sets it aside when it is asked for
-            continue
 
 
 def _refuse_if_another(found: Prediction, computed: dict) -> None:
@@ -268,8 +256,9 @@ def _refuse_if_seen(store: Store, model: LanguageModel, recipe: Recipe, predicti
             f"(such as {older[0].name}) are older than the prediction. Delete both, or use an empty store."
         )
     same = json.loads(json.dumps(recipe.settings()))
-    for path, made, after in _runs(store):
-        if made["model"] == model.fingerprint and made["recipe"] == same and after not in ("", prediction.checksum):
+    for path, known in store.runs().items():
+        mine = known["model"] == model.fingerprint and known["recipe"] == same
+        if mine and known["prediction"] not in ("", prediction.checksum):
             raise PhantomError(
                 f"The prediction '{prediction.path}' is not the one after which {path.name} was run: it was changed since. "
                 f"Delete it and the runs and searches of '{model.name}', or use an empty store."

@@ -18,10 +18,11 @@ from typing import Any, NoReturn
 
 import pandas as pd
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from phantomlib import files
-from phantomlib.contexts import Context, Resolved, load_contexts
+from phantomlib.contexts import Resolved, load_contexts
 from phantomlib.engine.finetune import ENGINE_VERSION
 from phantomlib.engine.recipe import fitting_contexts
 from phantomlib.errors import ContextError, ModelError, StoreError, shown
@@ -120,17 +121,12 @@ def published_models(folder: Path) -> list[PublishedModel]:
     models = []
     for path in sorted((folder / MODELS).glob("*.json")):
         try:
-            found = files.read_json(path)
-            contexts = tuple(
-                Resolved(Context(**c["context"]), tuple(c["prompt_ids"]), c["correct_id"], c["competitor_id"])
-                for c in found["contexts"]
-            )
-            fields = {"contexts": contexts, "shape": tuple(found["shape"]), "left_out": tuple(found["left_out"])}
-            models.append(PublishedModel(**found | fields))
+            models.append(TypeAdapter(PublishedModel).validate_python(files.read_json(path)))
             if file_stem(models[-1].name) != path.stem:  # the name begins those of files
                 raise ValueError(f"it describes {shown(models[-1].name)}")
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise StoreError(f"The description '{path}' cannot be used ({error}). Restore '{folder}'.") from None
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise StoreError(f"The description '{path}' cannot be used ({reason}). Restore '{folder}'.") from None
     return models
 
 

@@ -27,28 +27,23 @@ class Comparison:
 
     Attributes:
         run: name of the published file.
-        context: which context of it.
-        learning_rate: of a schedule, the first.
-        steps: number of steps.
+        replica: its context, learning rate (of a schedule, the first) and number of steps.
         difference: largest difference of the logit gap over the steps at which both are finite, nats.
         differing: which of ``COMPARED`` are not within ``TOLERANCE`` at every step, or are finite at other steps.
         agrees: whether none differs, and the outcome is the same.
     """
 
     run: str
-    context: str
-    learning_rate: float
-    steps: int
+    replica: str
     difference: float
     differing: tuple[str, ...]
     agrees: bool
 
     def __str__(self) -> str:
-        verdict = "agrees" if self.agrees else "DIFFERS"
+        beyond = f"; beyond the tolerance: {', '.join(self.differing)}" if self.differing else ""
         return (
-            f"{verdict}: {self.run}, '{self.context}' at {self.learning_rate:.3g}, {self.steps} steps: the logit gap "
-            f"differs by at most {self.difference:.2g} nats"
-            + (f"; beyond the tolerance: {', '.join(self.differing)}" if self.differing else "")
+            f"{'agrees' if self.agrees else 'DIFFERS'}: {self.run}, {self.replica}: the logit gap differs by at most "
+            f"{self.difference:.2g} nats{beyond}"
         )
 
 
@@ -143,15 +138,14 @@ def compute_again(path: Path, context: int, rate: int, seed: int) -> Comparison:
     with track(f"{path.stem}, {name}", recipe.steps) as advance:
         again = finetune(model, [resolved], rates, recipe, seeds=(made["seeds"][seed],), progress=advance)
     again = again.isel(context=0, rate=0, seed=0)
-    difference = _difference(again.logit_gap.values, published.logit_gap.values)
-    differing = tuple(
-        x
-        for x in COMPARED
-        if x in published and not _near(again[x].values.astype(float), published[x].values.astype(float))
-    )
+    differing = tuple(x for x in COMPARED if x in published and not _near(again[x].values, published[x].values))
     same_end = bool((again.logit_gap[-1] > 0) == (published.logit_gap[-1] > 0))
     return Comparison(
-        path.name, name, float(rates.flat[0]), recipe.steps, difference, differing, same_end and not differing
+        path.name,
+        f"'{name}' at {rates.flat[0]:.3g}, {recipe.steps} steps",
+        _difference(again.logit_gap.values, published.logit_gap.values),
+        differing,
+        same_end and not differing,
     )
 
 
@@ -161,6 +155,7 @@ def _difference(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _near(again: np.ndarray, published: np.ndarray) -> bool:
+    again, published = again.astype(float), published.astype(float)
     same_places = np.array_equal(np.isfinite(again), np.isfinite(published))
     largest = float(np.abs(published[np.isfinite(published)]).max(initial=1))
     return same_places and _difference(again, published) <= TOLERANCE * largest

@@ -206,7 +206,7 @@ def test_no_link_leads_out_of_the_folder_or_out_of_the_store(folder, tmp_path):
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-@pytest.mark.parametrize("change", [{"name": "../../x"}, {"contexts": 3}, {"shape": None}, {"further": 1}], ids=str)
+@pytest.mark.parametrize("change", [{"name": "../../x"}, {"contexts": 3}, {"shape": None}, {"left_out": [1]}], ids=str)
 def test_a_description_of_others_names_no_file_elsewhere(folder, change):
     [path] = (folder / "models").glob("*.json")
     files.write_json(path, files.read_json(path) | change)

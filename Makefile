@@ -42,7 +42,7 @@ serve: $(STAMP)
 	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
 publish: $(STAMP)
-	$(BIN)/python -c "from phantomlib import Store; from phantomlib.runs.published_runs import publish; from pathlib import Path; print(len(publish(Store('runs/pretrained'), Path('results'))), 'files in results/')"
+	$(BIN)/python -m phantomlib.runs.published_runs runs/pretrained results
 
 clean:
 	rm -rf _build book/generated

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from phantombook.display import Display, duration
 from phantombook.inputs import chosen_held_out
 from phantombook.plan import Job, is_current, made_from, make_plan
 from phantombook.project import GENERATED, cores, find_notebook, find_root, load_profile, notebooks
 from phantombook.worker import Worker
 from phantomlib.errors import BookError, ParameterError, PhantomError
 from phantomlib.files import digest, write_text
-from phantomlib.progress import Display, duration
 
 TIMES = "run_times.json"
 MOST_JOBS = 8  # unless more are asked for: each takes memory

@@ -140,10 +140,10 @@ def run(
 ):
     """Run one notebook with your parameters: -p models '["my/model"]' -p contexts my_contexts.yaml."""
     from phantombook import worker
+    from phantombook.display import Display
     from phantombook.parameters import load_mapping, parse_value
     from phantombook.plan import make_job
     from phantombook.project import find_root, load_profile
-    from phantomlib.progress import Display
 
     root = find_root()
     given = load_mapping(file) if file else {}

@@ -1,11 +1,20 @@
 """Files that are whole or absent, and JSON that notices when it was damaged."""
 
+import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def check_regular(path: Path) -> None:
+    """Raise OSError for a pipe, a device, or a file of /proc or /sys: to read one may never end."""
+    system = path.resolve().parts[:2] in (("/", "proc"), ("/", "sys"))
+    if system or not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 @contextmanager
@@ -45,6 +54,7 @@ def digest(content) -> str:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, 64 hex digits; OSError if it cannot be read."""
+    check_regular(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -63,6 +73,7 @@ def read_json(path: Path) -> dict:
         OSError: it cannot be read.
         ValueError: the file is damaged: no JSON, of another shape, or not what its checksum was taken of.
     """
+    check_regular(path)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         content, checksum = found["content"], found["checksum"]

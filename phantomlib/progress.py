@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
+
+from phantomlib.errors import ParameterError, StoreError, shown
 
 ENVIRONMENT = "PHANTOM_PROGRESS"  # set by the runner: the file in which a kernel says how far it is
 JOBS = "PHANTOM_JOBS"  # how many processes of a book share the machine; set by whoever starts them
@@ -44,9 +45,23 @@ def track(label: str, total: int) -> Iterator[Callable[..., object]]:
         yield lambda n=1: None
 
 
+def jobs() -> int:
+    """How many processes of a book share the machine; ParameterError if the environment says no number."""
+    text = os.environ.get(JOBS, "1")
+    if not text.isdecimal() or not int(text):
+        raise ParameterError(
+            f"The environment variable {JOBS} is {shown(text)}; give a number of processes, or remove it."
+        )
+    return int(text)
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file; says so if another process holds it for longer than a moment."""
+    """Hold a lock file; says so if another process holds it for longer than a moment.
+
+    Raises:
+        StoreError: the folder's file system has no locks, or does not let one be made.
+    """
     lock = FileLock(path)
     try:
         lock.acquire(timeout=PATIENCE)
@@ -59,6 +74,11 @@ def locked(path: Path) -> Iterator[None]:
         lock.acquire()
         if report:
             _write(report, None)
+    except (OSError, NotImplementedError) as error:
+        raise StoreError(
+            f"'{path.name}' cannot be locked in '{path.parent}' ({error}). Choose a folder that you may write to, on a file "
+            "system with locks, such as one of this machine."
+        ) from None
     try:
         yield
     finally:
@@ -110,95 +130,3 @@ def _write(path: str, report: dict | None) -> None:
         os.replace(path + ".new", path)
     except OSError:
         pass  # a full disk must not end a run for the sake of its progress line
-
-
-class Display:
-    """What runs, how far it is and how long is left: bars on a terminal, plain lines elsewhere."""
-
-    PLAIN_INTERVAL = 30  # seconds between two plain lines about the same notebook
-
-    def __init__(self, expected: dict[str, float | None], jobs: int = 1):
-        """``expected``: the names of what is to run, and the seconds each took last time (None if unknown)."""
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self.expected, self.jobs = expected, min(jobs, len(expected))
-        self.begun: dict[str, float] = {}  # by name, as are the next three
-        self.share: dict[str, float] = {}
-        self.done: dict[str, float] = {}
-        self.spoken: dict[str, float] = {}
-        self.rows: dict[str, Any] = {}
-        self.bars = None
-        if Console(stderr=True).is_terminal:
-            name, note = TextColumn("{task.description:<28}"), TextColumn("{task.fields[note]}")
-            console = Console(stderr=True)
-            self.bars = Progress(name, BarColumn(24), TimeElapsedColumn(), note, console=console, transient=True)
-            self.total = self.bars.add_task("all notebooks", total=1.0, note="")
-
-    def __enter__(self):
-        if self.bars:
-            self.bars.start()
-        return self
-
-    def __exit__(self, *exception):
-        if self.bars:
-            self.bars.stop()
-
-    def say(self, text: str) -> None:
-        if self.bars:
-            self.bars.console.print(text, highlight=False, markup=False)
-        else:
-            sys.stderr.write(text + "\n")  # in one piece: several threads speak
-            sys.stderr.flush()
-
-    def started(self, name: str) -> None:
-        self.begun[name] = self.spoken[name] = time.monotonic()
-        if self.bars:
-            self.rows[name] = self.bars.add_task(name, total=1.0, note="starting")
-        else:
-            known = self.expected[name]
-            self.say(f"{name}: running" + (f", took {duration(known)} last time" if known else ""))
-
-    def update(self, name: str, report: dict) -> None:
-        inside = report["done"] / report["total"] if report.get("total") else 0.0
-        self.share[name] = (report["cell"] - 1 + min(inside, 1.0)) / report["of"]
-        note = " · ".join(filter(None, [report.get("heading"), report.get("label")]))
-        if self.bars:
-            self.bars.update(self.rows[name], completed=self.share[name], note=note)
-            share = sum(1.0 if name in self.done else self.share.get(name, 0.0) for name in self.expected)
-            self.bars.update(self.total, completed=share / len(self.expected), note=self.left().lstrip(", "))
-        elif time.monotonic() - self.spoken[name] > self.PLAIN_INTERVAL:
-            self.spoken[name] = time.monotonic()
-            self.say(f"{name}: {100 * self.share[name]:.0f} % ({note}){self.left()}")
-
-    def finished(self, name: str, error: BaseException | None) -> None:
-        self.done[name] = time.monotonic() - self.begun.get(name, time.monotonic())
-        if self.bars and name in self.rows:
-            self.bars.remove_task(self.rows[name])
-        outcome = f"{'failed after' if error else 'done in'} {duration(self.done[name])}"
-        self.say(f"{name}: {outcome} ({len(self.done)} of {len(self.expected)}){self.left()}")
-
-    def left(self) -> str:
-        """``, about 3 min left``; empty while nothing is known to judge from."""
-        seconds = 0.0
-        typical = sum(self.done.values()) / len(self.done) if self.done else None
-        for name in self.expected:
-            if name in self.done:
-                continue
-            elapsed = time.monotonic() - self.begun[name] if name in self.begun else 0.0
-            share = self.share.get(name, 0.0)
-            whole = self.expected[name] or (elapsed / share if share > 0.2 else typical)
-            if whole is None:
-                return ""
-            seconds += max(whole - elapsed, 1.0)
-        return f", about {duration(seconds / self.jobs)} left" if seconds else ""
-
-
-def duration(seconds: float) -> str:
-    """``8 s``, ``2 min 05 s``, ``1 h 10 min``."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"

@@ -1,7 +1,9 @@
 """Files are whole or absent, and JSON with a flipped bit is not read."""
 
 import json
+import os
 import random
+from pathlib import Path
 
 import pytest
 
@@ -95,3 +97,17 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_a_folder_that_is_not_there_is_an_error_of_the_system(tmp_path):
     with pytest.raises(OSError):
         files.write_json(tmp_path / "none" / "a.json", CONTENT)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "/proc", "link", "folder"])
+def test_what_may_never_end_is_not_read(tmp_path, kind):
+    path = tmp_path / "a.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to("/dev/zero")
+    else:
+        path = {"device": Path("/dev/zero"), "/proc": Path("/proc/self/maps"), "folder": tmp_path}[kind]
+    for read in (files.read_json, files.file_digest, files.check_regular):
+        with pytest.raises(OSError, match="not a regular file"):
+            read(path)

@@ -18,12 +18,11 @@ Whoever wants to be believed commits the prediction before the sweep: the commit
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 
-import netCDF4
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -229,25 +228,13 @@ def seen_of(store: Store, model: LanguageModel) -> dict[Path, dict]:
 
 
 def _looked_into(store: Store) -> dict[Path, dict]:
-    """What every run and search in the store says of itself; nothing else here opens them."""
-    states = ((path, path.stat()) for pattern in ("*.nc", "searches/*.json") for path in store.root.glob(pattern))
-    found = {path: _says(path, state.st_mtime_ns, state.st_size) for path, state in states}
-    return {path: said for path, said in found.items() if said}
-
-
-@cache  # each file once in a process, as long as it stays the same
-def _says(path: Path, changed: int, size: int) -> dict | None:
-    """What a file says of itself; nothing if it is damaged: the store sets it aside when it is asked for."""
-    try:
-        if path.suffix == ".json":
+    """What every run and every search in the store says of itself."""
+    found = dict(store.runs())
+    for path in store.root.glob("searches/*.json"):
+        with suppress(OSError, ValueError, KeyError):  # a damaged one is set aside by the store when it is asked for
             kept = files.read_json(path)
-            return {"model": kept["model"], "weights_key": kept.get("weights", ""), "recipe": {}, "prediction": ""}
-        with netCDF4.Dataset(path) as file:
-            made, said = json.loads(file.specification), file.__dict__  # its attributes
-        named = {name: said.get(name, "") for name in ("weights_key", "prediction")}
-        return {"model": made["model"], "recipe": made["recipe"], **named}
-    except Exception:  # readers raise many kinds for a damaged file
-        return None
+            found[path] = {"model": kept["model"], "weights_key": kept.get("weights", ""), "recipe": {}, "prediction": ""}
+    return found
 
 
 def _refuse_if_another(found: Prediction, computed: dict) -> None:

@@ -12,11 +12,13 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
-from phantomlib.engine.finetune import advance
-from phantomlib.errors import BookError, ModelError
+from phantomlib import files
+from phantomlib.engine.finetune import ENGINE_VERSION, advance
+from phantomlib.errors import BookError, ModelError, shown
 from phantomlib.models import language_model
 
 ENVIRONMENT = "PHANTOM_SCHEDULER"
@@ -81,9 +83,10 @@ def run_there(model, chunks, recipe, engine, extra, progress) -> list[dict[str, 
         "device": str(model.device),
         "revision": model.revision or None,
     }
+    asked = {**code_version(), "model": model.fingerprint}
     with connect(os.environ[ENVIRONMENT]) as client:
         futures = {
-            client.submit(_advance_there, which, model.fingerprint, chunk, recipe, engine, extra, pure=False, retries=RETRIES): i
+            client.submit(_advance_there, which, asked, chunk, recipe, engine, extra, pure=False, retries=RETRIES): i
             for i, chunk in enumerate(chunks)
         }  # fmt: skip
         parts: list = [None] * len(chunks)
@@ -103,9 +106,24 @@ def run_there(model, chunks, recipe, engine, extra, progress) -> list[dict[str, 
     return parts
 
 
-def _advance_there(which, fingerprint, chunk, recipe, engine, extra):
+@lru_cache(maxsize=1)  # what this process has loaded stays the same
+def code_version() -> dict[str, str]:
+    """The engine's version, and a hash over the text of all modules of this package: workers must have the same."""
+    package = Path(__file__).parents[1]
+    modules = {p.relative_to(package).as_posix(): files.file_digest(p) for p in sorted(package.rglob("*.py"))}
+    return {"engine": str(ENGINE_VERSION), "code": files.digest(modules)[:12]}
+
+
+def _advance_there(which, asked, chunk, recipe, engine, extra):
+    here = code_version()
+    # older code sends the fingerprint alone
+    if not isinstance(asked, dict) or not here.items() <= asked.items():
+        raise BookError(
+            f"A worker runs other code than the process that asked: {here} there, {shown(asked)} here. Give all machines the "
+            "same checkout, and start the workers again."
+        )
     model = _load(**which)
-    if model.fingerprint != fingerprint:
+    if model.fingerprint != asked["model"]:
         raise ModelError(
             f"'{which['ref']}' on a worker is not the model that was asked for (other weights, configuration or version "
             "of transformers). Give all machines the same folder and the same packages."

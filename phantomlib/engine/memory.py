@@ -19,7 +19,7 @@ from phantomlib.engine.recipe import Recipe
 from phantomlib.engine.recorder import RECORDED
 from phantomlib.errors import ParameterError
 from phantomlib.models.language_model import CausalLM
-from phantomlib.progress import JOBS
+from phantomlib.progress import jobs
 
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 CGROUP_FILES = {  # of version 2 and version 1: the limit, what is used, and what of this is cached files, to be dropped
@@ -32,7 +32,6 @@ USABLE = 0.9  # share of what is free that is counted on: allocators leave gaps
 
 def free(device: torch.device) -> int:
     """Bytes that this process may still take: what is unused, and no more than its share among the jobs of a book."""
-    jobs = max(1, int(os.environ.get(JOBS, "1")))
     if device.type == "cuda":
         unused, total = torch.cuda.mem_get_info(device)
         own = torch.cuda.memory_allocated(device)
@@ -41,7 +40,7 @@ def free(device: torch.device) -> int:
         machine, (unused, total) = psutil.virtual_memory(), _left_by_cgroups()
         unused, total = min(machine.available, unused), min(machine.total, total)
         own = psutil.Process().memory_info().rss
-    return max(0, int(USABLE * min(unused, total // jobs - own)))
+    return max(0, int(USABLE * min(unused, total // jobs() - own)))
 
 
 def _left_by_cgroups() -> tuple[int, int]:
@@ -133,9 +132,8 @@ def refuse_if_too_large(what: str, needed: int, device: torch.device, advice: st
     here = free(device)
     if needed <= here:
         return
-    jobs = int(os.environ.get(JOBS, "1"))
-    shared = f" for each of {jobs} processes" if jobs > 1 else ""
-    ways = ["--jobs 1"] * (jobs > 1) + [advice] * bool(advice) + ["a smaller model", "a machine with more memory"]
+    shared = f" for each of {jobs()} processes" if jobs() > 1 else ""
+    ways = ["--jobs 1"] * (jobs() > 1) + [advice] * bool(advice) + ["a smaller model", "a machine with more memory"]
     raise ParameterError(
         f"{what} needs about {_gib(needed)} GiB beside the model, {_gib(here)} are free{shared}: use "
         f"{', '.join(ways[:-1])} or {ways[-1]}."

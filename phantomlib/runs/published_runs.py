@@ -2,14 +2,15 @@
 
 A folder of published runs is laid out like a store: runs, what was remembered of them, predictions, and for each model a
 description that stands in for it. Beside them is a list of all files with their checksums. Nothing in it is ever changed
-by reading: a reader's store takes up copies, and from there on everything is as if it had been computed here, but for what
-needs the model itself.
+by reading: its files are copied into a reader's store, and from there on everything is as if it had been computed here,
+but for what needs the model itself.
 
 Checksums find damage. Whether a published run is what the code gives is found out by computing it again:
 :mod:`phantomlib.runs.verification`, or ``phantom verify``.
 """
 
-import json
+import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,21 +18,25 @@ from typing import Any, NoReturn
 
 import pandas as pd
 import torch
-import xarray as xr
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from phantomlib import files
-from phantomlib.contexts import Context, Resolved, load_contexts
+from phantomlib.contexts import Resolved, load_contexts
+from phantomlib.engine.finetune import ENGINE_VERSION
 from phantomlib.engine.recipe import fitting_contexts
-from phantomlib.errors import ContextError, ModelError, StoreError
+from phantomlib.errors import ContextError, ModelError, StoreError, shown
 from phantomlib.models.language_model import DTYPES, LanguageModel
 from phantomlib.progress import locked
-from phantomlib.runs.store import Store, commit_of
+from phantomlib.runs.store import Store, commit_of, file_stem
 
 LIST = "published.json"  # every file with its SHA-256
 MODELS = "models"  # descriptions that stand in for models
 TABLES = "tables"  # what predictions were fitted on
 REMEMBERED = ("predictors", "searches", "exactness")
+KINDS = "|".join((MODELS, TABLES, "predictions", *REMEMBERED))
+STEM = r"[\w+-][\w.+-]{0,199}"
+NAME = re.compile(rf"{STEM}\.nc|({KINDS})/{STEM}\.json")  # no other file is copied
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,14 @@ class PublishedModel:
 
     Attributes:
         name, ref, fingerprint, revision, tied, n_parameters, model_type: as in
-            :class:`phantomlib.models.language_model.LanguageModel`.
+            :class:`phantomlib.models.language_model.LanguageModel` when the runs were made.
         dtype: ``float32`` or ``float64``.
         device_type: where the runs were made, ``cpu`` or ``cuda``.
         shape: of the readout, (V, d).
         contexts: those that fit it.
         left_out: why others do not, one sentence each.
+        weights_key: SHA-256 of the weights' values; empty if the runs are older than this key.
+        engine_version: of the engine that made the runs. Together with the fingerprint it names them for good.
     """
 
     name: str
@@ -60,6 +67,8 @@ class PublishedModel:
     shape: tuple[int, int]
     contexts: tuple[Resolved, ...]
     left_out: tuple[str, ...]
+    weights_key: str = ""
+    engine_version: int = 6
 
     @property
     def readout(self) -> Tensor:
@@ -74,7 +83,7 @@ class PublishedModel:
     def module(self) -> NoReturn:
         """There is none: whatever was not published has to be computed with the model itself."""
         raise ModelError(
-            f"'{self.ref}' itself is needed, because what is asked for was not published. Fetch it ('phantom models fetch "
+            f"{shown(self.ref)} itself is needed, because what is asked for was not published. Fetch it ('phantom models fetch "
             "NAME') and run the notebook with -p published ''."
         )
 
@@ -90,47 +99,52 @@ def describe(store: Store, model: LanguageModel, contexts: Sequence[Resolved], l
         contexts: those that fit it.
         left_out: why others do not.
     """
-    description = {
-        "name": model.name,
-        "ref": model.ref,
-        "fingerprint": model.fingerprint,
-        "revision": model.revision,
-        "tied": model.tied,
-        "n_parameters": model.n_parameters,
-        "model_type": model.model_type,
+    same = ("name", "ref", "fingerprint", "revision", "tied", "n_parameters", "model_type")
+    description = {name: getattr(model, name) for name in same} | {
         "dtype": str(model.readout.dtype).removeprefix("torch."),
         "device_type": model.device.type,
         "shape": list(model.readout.shape),
         "contexts": [asdict(context) for context in contexts],
         "left_out": list(left_out),
+        "weights_key": getattr(model, "weights_key", ""),
+        "engine_version": ENGINE_VERSION,
     }
-    path = store.root / MODELS / f"{model.name}.json"
-    path.parent.mkdir(exist_ok=True)
-    with locked(path.with_suffix(".lock")):
-        files.write_json(path, description)
+    _write(store.root / MODELS / f"{file_stem(model.name)}.json", description)
 
 
-def stand_in(folder: Path, ref: str) -> PublishedModel:
+def published_models(folder: Path) -> list[PublishedModel]:
+    """All models whose runs are in a folder.
+
+    Raises:
+        StoreError: a description cannot be read.
+    """
+    models = []
+    for path in sorted((folder / MODELS).glob("*.json")):
+        try:
+            models.append(TypeAdapter(PublishedModel).validate_python(files.read_json(path)))
+            if file_stem(models[-1].name) != path.stem:  # the name begins those of files
+                raise ValueError(f"it describes {shown(models[-1].name)}")
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise StoreError(f"The description '{path}' cannot be used ({reason}). Restore '{folder}'.") from None
+    return models
+
+
+def published_model(folder: Path, ref: str) -> PublishedModel:
     """What stands in for the model of this reference.
 
     Raises:
         ModelError: it is not among the published ones.
+        StoreError: a description cannot be read.
     """
-    known = []
-    for path in sorted((folder / MODELS).glob("*.json")):
-        found = files.read_json(path)
-        known.append(found["ref"])
-        if found["ref"] == ref:
-            contexts = tuple(
-                Resolved(Context(**c["context"]), tuple(c["prompt_ids"]), c["correct_id"], c["competitor_id"])
-                for c in found["contexts"]
-            )
-            fields = {"contexts": contexts, "shape": tuple(found["shape"]), "left_out": tuple(found["left_out"])}
-            return PublishedModel(**found | fields)
-    raise ModelError(
-        f"'{ref}' is not among the models with published runs ({', '.join(known) or 'there are none'}). Give one of them, "
-        "or compute it here: -p published ''."
-    )
+    known = {model.ref: model for model in published_models(folder)}
+    if ref not in known:
+        among = ", ".join(map(shown, known)) or "there are none"
+        raise ModelError(
+            f"{shown(ref)} is not among the models with published runs ({among}). Give one of them, or compute it here: "
+            "-p published ''."
+        )
+    return known[ref]
 
 
 def models_with_contexts(
@@ -139,25 +153,25 @@ def models_with_contexts(
     """Models, the contexts that fit each, and why others do not, in one sentence each.
 
     Args:
-        store: where published runs are taken up, or where what stands in for the models is written.
+        store: where published runs are copied to, or where what stands in for the models is written.
         refs: the models.
         contexts: their file.
         folder: published runs, or "" to load the models.
         open_model: loads one.
 
     Raises:
-        ModelError, ContextError, StoreError: see :func:`stand_in`, :func:`take_up` and whatever ``open_model`` raises;
-            the published runs are of other contexts.
+        ModelError, ContextError, StoreError: see :func:`published_model`, :func:`copy_into` and whatever ``open_model``
+            raises; the published runs are of other contexts.
     """
     wanted = load_contexts(contexts)
     if folder:
-        take_up(Path(folder), store)
-        standing = [stand_in(Path(folder), ref) for ref in refs]  # the store may describe it with other contexts
+        copy_into(Path(folder), store)
+        standing = [published_model(Path(folder), ref) for ref in refs]  # the store may describe it with other contexts
         for one in standing:
             known = {context.context for context in one.contexts}
             if len(wanted) != len(one.contexts) + len(one.left_out) or not known <= set(wanted):
                 raise ContextError(
-                    f"The published runs of '{one.ref}' are of other contexts than '{contexts}'. Give those they were "
+                    f"The published runs of {shown(one.ref)} are of other contexts than {shown(contexts)}. Give those they were "
                     "made with, or compute everything here: -p published ''."
                 )
         return [(one, list(one.contexts), list(one.left_out)) for one in standing]
@@ -166,7 +180,7 @@ def models_with_contexts(
         model = open_model(ref)
         fitting, refused = fitting_contexts(model, wanted)
         if not fitting:
-            raise ContextError(f"None of the {len(wanted)} contexts in '{contexts}' fits '{model.name}'.")
+            raise ContextError(f"None of the {len(wanted)} contexts in {shown(contexts)} fits {shown(model.name)}.")
         describe(store, model, fitting, list(map(str, refused)))
         found.append((model, fitting, list(map(str, refused))))
     return found
@@ -180,9 +194,7 @@ def table(store: Store, name: str, live: pd.DataFrame, folder: str) -> pd.DataFr
     """
     path = (Path(folder) if folder else store.root) / TABLES / f"{name}.json"
     if not folder:
-        path.parent.mkdir(exist_ok=True)
-        with locked(path.with_suffix(".lock")):
-            files.write_json(path, {"columns": live.to_dict("list"), "attrs": live.attrs})
+        _write(path, {"columns": live.to_dict("list"), "attrs": live.attrs})
     try:
         found = files.read_json(path)
     except (OSError, ValueError) as error:
@@ -192,9 +204,22 @@ def table(store: Store, name: str, live: pd.DataFrame, folder: str) -> pd.DataFr
     return again
 
 
+def _write(path: Path, content: dict) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with locked(path.with_suffix(".lock")):
+        files.write_json(path, content)
+
+
 def held_by(folder: str, path: Path) -> str:
     """Hash and day of the commit that holds a published prediction; empty if none does, or without a folder."""
     return commit_of(Path(folder) / path.parent.name / path.name) if folder else ""
+
+
+def cost(store: Store, model: LanguageModel | PublishedModel) -> pd.Series:
+    """What all runs of a model in a store took: ``runs``, ``hours`` of computing and ``peak_gib``, the largest peak memory."""
+    runs = [known for known in store.runs().values() if known["model"] == model.fingerprint]
+    seconds, peak = sum(one["seconds"] for one in runs), max((one["peak_memory_bytes"] for one in runs), default=0)
+    return pd.Series({"runs": len(runs), "hours": seconds / 3600, "peak_gib": peak / 2**30})
 
 
 def publish(store: Store, folder: Path) -> list[Path]:
@@ -208,62 +233,57 @@ def publish(store: Store, folder: Path) -> list[Path]:
     Raises:
         StoreError: the store describes no model.
     """
-    described = {files.read_json(path)["fingerprint"] for path in sorted((store.root / MODELS).glob("*.json"))}
-    if not described:
+    models = published_models(store.root)
+    if not models:
         raise StoreError(f"'{store.root}' describes no model to publish. Run the chapter on real models there first.")
+    described = {model.fingerprint for model in models}
     found = [*store.root.glob(f"{MODELS}/*.json"), *store.root.glob(f"{TABLES}/*.json")]
+    found += [path for model in models for path in store.root.glob(f"predictions/{model.name}-*.json")]
+    found += [path for path, known in store.runs().items() if known["model"] in described]
     for kind in REMEMBERED:
         found += [p for p in store.root.glob(f"{kind}/*.json") if files.read_json(p)["model"] in described]
-    found += _runs_of(store, described)
-    names = [files.read_json(path)["name"] for path in store.root.glob(f"{MODELS}/*.json")]
-    found += [path for name in names for path in store.root.glob(f"predictions/{name}-*.json")]
     for path in found:
         target = folder / path.relative_to(store.root)
         target.parent.mkdir(parents=True, exist_ok=True)
         if not target.is_file() or target.read_bytes() != path.read_bytes():
             files.write_bytes(target, path.read_bytes())
-    kept = sorted(p.relative_to(folder) for pattern in ("*.nc", "*/*.json") for p in folder.glob(pattern))
-    files.write_json(folder / LIST, {p.as_posix(): files.file_digest(folder / p) for p in kept})
-    return kept
+    kept = sorted(_present(folder))
+    files.write_json(folder / LIST, {name: files.file_digest(folder / name) for name in kept})
+    return [Path(name) for name in kept]
 
 
-def _runs_of(store: Store, fingerprints: set[str]) -> dict[Path, dict]:
-    """The attributes of all runs of these models in a store, by file."""
-    found = {}
-    for path in sorted(store.root.glob("*.nc")):
-        with xr.open_dataset(path, engine="netcdf4") as run:
-            if json.loads(run.attrs["specification"])["model"] in fingerprints:
-                found[path] = dict(run.attrs)
-    return found
-
-
-def cost(store: Store, model: LanguageModel | PublishedModel) -> pd.Series:
-    """What all runs of a model in a store took: ``runs``, ``hours`` of computing and ``peak_gib``, the largest peak memory."""
-    runs = list(_runs_of(store, {model.fingerprint}).values())
-    seconds, peaks = [float(a["seconds"]) for a in runs], [float(a["peak_memory_bytes"]) for a in runs]
-    return pd.Series({"runs": len(runs), "hours": sum(seconds) / 3600, "peak_gib": max(peaks, default=0.0) / 2**30})
+def _present(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for pattern in ("*.nc", "*/*.json") for p in folder.glob(pattern)}
 
 
 def problems(folder: Path) -> list[str]:
-    """What is wrong with published files, one phrase each: missing, changed, not in the list."""
+    """What is wrong with published files, one phrase each: missing, changed, not in the list, no name of a published file."""
     try:
         listed = files.read_json(folder / LIST)
     except FileNotFoundError:
         return [f"{LIST} is missing"]
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         return [str(error)]
-    found = []
-    for name, digest in listed.items():
-        if not (folder / name).is_file():
-            found.append(f"{name} is missing")
-        elif files.file_digest(folder / name) != digest:
-            found.append(f"{name} was changed")
-    present = {p.relative_to(folder).as_posix() for pattern in ("*.nc", "*/*.json") for p in folder.glob(pattern)}
-    return found + [f"{name} is not in {LIST}" for name in sorted(present - set(listed))]
+    unlisted = [f"{name} is not in {LIST}" for name in sorted(_present(folder) - set(listed))]
+    return [*filter(None, (_problem(folder, name, digest) for name, digest in listed.items())), *unlisted]
 
 
-def take_up(folder: Path, store: Store) -> None:
-    """Copy published files into a store; what is there already stays.
+def _problem(folder: Path, name: str, digest: str) -> str:
+    path = folder / name
+    if not NAME.fullmatch(name):
+        return f"{shown(name)} is no name of a published file"
+    if not path.is_file():
+        return f"{name} is missing"
+    if path.resolve() != folder.resolve() / name:
+        return f"{name} is a link"
+    try:
+        return "" if files.file_digest(path) == digest else f"{name} was changed"
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})"
+
+
+def copy_into(folder: Path, store: Store) -> None:
+    """Copy published files into a store; what is there already stays. Nothing is written outside the store.
 
     Raises:
         StoreError: the folder is not a whole set of published runs, or a file cannot be saved.
@@ -280,8 +300,15 @@ def take_up(folder: Path, store: Store) -> None:
             if target.is_file():
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
+            if target.parent.resolve() != (store.root.resolve() / name).parent:
+                raise StoreError(f"'{target.parent}' is a link, and published runs are written into the store alone.")
             with locked(target.with_suffix(".lock")):  # as who computes it does
                 if not target.is_file():
                     files.write_bytes(target, (folder / name).read_bytes())
     except OSError as error:
         raise StoreError(f"The published runs could not be copied into '{store.root}' ({error}).") from error
+    store.runs()  # looked into all at once
+
+
+if __name__ == "__main__":  # python -m phantomlib.runs.published_runs STORE FOLDER
+    print(len(publish(Store(sys.argv[1]), Path(sys.argv[2]))), f"files in {sys.argv[2]}")

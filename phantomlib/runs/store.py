@@ -4,23 +4,19 @@ A run file is an ordinary netCDF-4 dataset (``xarray.open_dataset(path)``, or an
 temporary name, then renamed, so a file that has its name is complete. Several processes may share a store.
 """
 
-import hashlib
-import inspect
 import json
 import os
 import platform
-import re
 import subprocess
 import tempfile
-import textwrap
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from copy import copy
-from functools import cache, lru_cache
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,12 +27,22 @@ from phantomlib.contexts import Resolved
 from phantomlib.engine import memory
 from phantomlib.engine.finetune import ENGINE_VERSION, finetune
 from phantomlib.engine.recipe import Recipe, check_contexts, check_learning_rates, check_seeds
-from phantomlib.engine.recorder import check_extra
-from phantomlib.errors import ParameterError, StoreError, shown
+from phantomlib.engine.recorder import check_extra, recorded
+from phantomlib.errors import ContextError, StoreError, shown
 from phantomlib.models.language_model import LanguageModel
 from phantomlib.progress import locked, track
+from phantomlib.runs.function_key import function_key
+from phantomlib.runs.run_file import Index, checksum, decode, describe_run, run_id
 
 PACKAGES = ("torch", "transformers", "peft", "numpy", "xarray")
+
+
+class CanRun(Protocol):
+    """A store, or anything else with its ``run``, such as a control without a model."""
+
+    def run(self, model: Any, contexts: list[Resolved], learning_rates: Any, recipe: Recipe) -> xr.Dataset:
+        """Runs with dimensions (context, rate, seed, step) and at least the variables that the caller reads."""
+        ...
 
 
 class Store:
@@ -67,6 +73,7 @@ class Store:
         self.run_chunks = run_chunks
         self.root = Path(os.path.expanduser(root))
         self.notes: dict[str, str] = {}
+        self._index = Index(self.root)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
@@ -89,7 +96,8 @@ class Store:
     ) -> xr.Dataset:
         """The dataset of :func:`phantomlib.engine.finetune.finetune`, from disk if it was computed before.
 
-        Functions in ``extra`` are part of the run's key by their source text; what they use from outside is not.
+        Functions in ``extra`` are part of the run's key (:func:`phantomlib.runs.function_key.function_key`). A run that
+        lacks a quantity which is recorded today is computed again, unless the model is only known by its published runs.
 
         The attributes hold the ``run_id``, the model's fingerprint, all parameters, commit, package versions, device,
         seconds and peak memory (bytes).
@@ -97,13 +105,15 @@ class Store:
         rates = check_learning_rates(learning_rates, len(contexts), recipe.steps)
         check_seeds(seeds, recipe)
         spec = specification(model, contexts, rates, recipe, seeds, extra)
-        path = self.root / f"{model.name}-{recipe.method}-{recipe.optimizer}-{run_id(spec)}.nc"
+        path = self.root / f"{file_stem(model.name)}-{recipe.method}-{recipe.optimizer}-{run_id(spec)}.nc"
+        _check_labels(contexts)
         if not path.exists():
             check_contexts(model, contexts)  # before anything is left on the disk
         with locked(path.with_suffix(".lock")):
             dataset = self._read(path, "is computed again")
-            if dataset is None:
-                dataset = self._compute(path, spec, model, contexts, rates, recipe, seeds, extra)
+            if dataset is None or not (hasattr(model, "engine_version") or recorded(recipe).keys() <= dataset.keys()):
+                kept = {} if dataset is None else dataset.attrs  # such as the prediction after which it was made
+                dataset = self._compute(path, kept, spec, model, contexts, rates, recipe, seeds, extra)
         return dataset
 
     def noting(self, **notes: str) -> "Store":
@@ -116,26 +126,32 @@ class Store:
         """The finished run with this ``run_id``.
 
         Raises:
-            StoreError: there is none, or it was damaged.
-            OSError, MemoryError: it cannot be read at present.
+            StoreError: there is none, it was damaged, or it cannot be read at present.
         """
         for path in self._paths(identifier):
-            dataset = self._read(path, "has to be computed again")
+            with locked(path.with_suffix(".lock")):
+                dataset = self._read(path, "has to be computed again")
             if dataset is not None:
                 return dataset
-        raise StoreError(f"No run '{identifier}' in '{self.root}'. Run the notebook that makes it first.")
+        raise StoreError(
+            f"No run {shown(identifier)} in {shown(str(self.root), 300)}. Run the notebook that makes it first."
+        )
 
     def has(self, identifier: str) -> bool:
         """Whether a finished run with this ``run_id`` is there."""
-        return any(self._paths(identifier))
+        return bool(self._paths(identifier))
 
     def holds(self, identifier: str) -> bool:
-        """Whether a finished run with this ``run_id`` is there and is what was written; looks into each file once."""
-        return any(_is_intact(path, *_state(path)) for path in self._paths(identifier))
+        """Whether a finished run with this ``run_id`` is there and is what was written; reads each file once."""
+        return any(map(self._index.holds, self._paths(identifier)))
+
+    def runs(self) -> dict[Path, dict]:
+        """What the index knows of each finished run (:func:`phantomlib.runs.run_file.describe_run`), without opening any."""
+        return self._index.entries()
 
     def _paths(self, identifier: str) -> list[Path]:
-        named = isinstance(identifier, str) and re.fullmatch(r"[0-9a-f]{12}", identifier)
-        return [path for path in self.root.glob(f"*-{identifier}.nc") if path.is_file()] if named else []
+        found = self._index.listing().get(identifier, []) if isinstance(identifier, str) else []
+        return [path for path in found if path.is_file()]
 
     def remember(
         self, kind: str, key: list, model, contexts, recipe, compute: Callable[[], dict], *, seeds=(), holds=None
@@ -151,11 +167,11 @@ class Store:
             holds: whether something remembered still counts; all does if None.
 
         Raises:
-            StoreError: it cannot be saved.
+            StoreError: it cannot be read or saved.
         """
         spec = specification(model, contexts, np.zeros((len(contexts), 0)), recipe, seeds)
         whole_key = files.digest([*key, spec])
-        path = self.root / kind / f"{model.name}-{recipe.optimizer}-{whole_key[:12]}.json"
+        path = self.root / kind / f"{file_stem(model.name)}-{recipe.optimizer}-{whole_key[:12]}.json"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -174,7 +190,7 @@ class Store:
                     raise _not_saved(path, error) from error
         return kept["found"]
 
-    def _compute(self, path, spec, model, contexts, rates, recipe, seeds, extra) -> xr.Dataset:
+    def _compute(self, path, kept, spec, model, contexts, rates, recipe, seeds, extra) -> xr.Dataset:
         label = f"{model.name}, {recipe.method}, {recipe.optimizer}"
         if model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(model.device)
@@ -182,7 +198,8 @@ class Store:
         with track(label, rates.size * len(seeds) * recipe.steps) as advance:
             options = {"seeds": seeds, "extra": extra, "progress": advance, "run": self.run_chunks}
             dataset = finetune(model, contexts, rates, recipe, **options)
-        dataset.attrs |= self.notes | {
+        dataset.attrs = kept | dataset.attrs | self.notes
+        dataset.attrs |= {
             "run_id": run_id(spec),
             "specification": json.dumps(spec),
             "model": model.name,
@@ -198,50 +215,41 @@ class Store:
             "versions": json.dumps({name: version(name) for name in PACKAGES}),
         }
         dataset.attrs["checksum"] = checksum(dataset)
-        self._write(path, dataset)
-        return xr.load_dataset(path, engine="netcdf4")  # as it is found from now on, to the order of its variables
-
-    def _write(self, path: Path, dataset: xr.Dataset) -> None:
         try:
-            files.write_bytes(path, dataset.to_netcdf(engine="netcdf4"))  # HDF5 itself may crash on a full disk
+            content = bytes(dataset.to_netcdf(engine="netcdf4"))  # in memory: HDF5 itself may crash on a full disk
+            self._index.append([describe_run(path.name, content, dataset.attrs)])
+            files.write_bytes(path, content)
         except OSError as error:
             raise _not_saved(path, error) from error
+        return decode(content)  # as it is found from now on, to the order of its variables
 
     def _read(self, path: Path, fate: str) -> xr.Dataset | None:
         """The stored run, or None if there is none; a damaged file is set aside, and the warning tells its ``fate``."""
-        if not path.exists():
+        try:
+            content = self._index.read(path)
+        except FileNotFoundError:
             return None
-        dataset = _intact(path)
-        if dataset is None:
+        if content is None:
             _set_aside(path, fate)
-        return dataset
+            return None
+        return decode(content)
 
 
-def _intact(path: Path) -> xr.Dataset | None:
-    """The run in a file, or None if it is not what was written under this name.
-
-    Raises:
-        OSError, MemoryError: whether it is cannot be found out.
-    """
-    try:
-        dataset = xr.load_dataset(path, engine="netcdf4")
-        named = dataset.attrs["run_id"] == run_id(json.loads(dataset.attrs["specification"]))
-        whole = dataset.attrs["checksum"] == checksum(dataset)
-        return dataset if named and whole and path.stem.endswith(f"-{dataset.attrs['run_id']}") else None
-    except Exception as error:  # the reader raises many kinds for a damaged file
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and (error.errno or 0) > 0):
-            raise  # says nothing about the file; netCDF's own codes are negative
-        return None
+def file_stem(name: str) -> str:
+    """A model's name as file names begin with it: a file system takes 255 bytes for the whole."""
+    short = name.encode()[:100].decode(errors="ignore")
+    return name if len(name.encode()) <= 120 else f"{short}-{files.digest(name)[:12]}"
 
 
-@cache
-def _is_intact(path: Path, changed: int, size: int) -> bool:
-    return _intact(path) is not None
-
-
-def _state(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size
+def _check_labels(contexts: list[Resolved]) -> None:
+    """Refuse words that netCDF cuts short, so that no run would ever be what was written."""
+    for context in (c.context for c in contexts):
+        for word in (context.id, context.correct, context.competitor):
+            if "\0" in word:
+                raise ContextError(
+                    f"Context {shown(context.id)} has a NUL character in {shown(word)}, which ends a text in a run file. "
+                    "Choose another word."
+                )
 
 
 def _read_json(path: Path) -> dict | None:
@@ -253,6 +261,8 @@ def _read_json(path: Path) -> dict | None:
     except ValueError:
         _set_aside(path)
         return None
+    except OSError as error:
+        raise StoreError(f"'{path}' cannot be read at present ({error.strerror}). It is left as it is.") from None
 
 
 def _set_aside(path: Path, fate: str = "is computed again") -> None:
@@ -270,9 +280,9 @@ def _not_saved(path: Path, error: OSError) -> StoreError:
 
 def specification(model: LanguageModel, contexts: list[Resolved], rates, recipe: Recipe, seeds, extra=None) -> dict:
     """Everything that determines a run's numbers and labels, as plain JSON types."""
-    extras = {"extra": {name: _source(function) for name, function in check_extra(extra).items()}} if extra else {}
+    extras = {"extra": {name: function_key(function) for name, function in check_extra(extra).items()}} if extra else {}
     return extras | {
-        "engine": ENGINE_VERSION,
+        "engine": getattr(model, "engine_version", ENGINE_VERSION),  # published runs keep theirs
         "model": model.fingerprint,
         "name": model.name,
         "dtype": str(model.readout.dtype).removeprefix("torch."),
@@ -293,34 +303,6 @@ def specification(model: LanguageModel, contexts: list[Resolved], rates, recipe:
         "recipe": json.loads(json.dumps(recipe.settings())),
         "seeds": list(seeds),
     }
-
-
-def _source(function: Callable) -> str:
-    try:
-        return textwrap.dedent(inspect.getsource(function))
-    except (OSError, TypeError):
-        raise ParameterError(
-            f"{function!r} has no source text to name the run by; define it with def, in a file or a cell."
-        ) from None
-
-
-def run_id(specification: dict) -> str:
-    """Twelve hex digits of the SHA-256 of a specification."""
-    return files.digest(specification)[:12]
-
-
-def checksum(dataset: xr.Dataset) -> str:
-    """SHA-256 of all names, values and attributes but ``checksum``; the same for a dataset and for its file."""
-    digest = hashlib.sha256()
-    parts: list[tuple[Any, Any]] = [("", dataset), *sorted(dataset.variables.items())]
-    for name, variable in parts:
-        attributes = {key: value for key, value in variable.attrs.items() if key != "checksum"}
-        label = [name, *map(str, variable.dims), attributes]
-        digest.update(json.dumps(label, sort_keys=True, default=lambda number: number.item()).encode())
-        if name:
-            text = variable.dtype.kind not in "biuf"
-            digest.update(json.dumps(variable.values.tolist()).encode() if text else variable.values.tobytes())
-    return digest.hexdigest()
 
 
 @lru_cache(maxsize=1)  # what this process has loaded stays the same

@@ -1,7 +1,7 @@
 """One measurement for every optimiser and every model: what a chapter compares."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pandas as pd
 import xarray as xr
@@ -9,12 +9,8 @@ import xarray as xr
 from phantomlib.models.language_model import LanguageModel
 
 
-@dataclass(frozen=True)
-class Study(Mapping):
-    """Results by ``(optimizer, model name)``, in order.
-
-    Attributes:
-        results: datasets of the store, or whatever was made of them.
+class Study(dict[tuple[str, str], Any]):
+    """Results by ``(optimizer, model name)``, in order: datasets of the store, or whatever was made of them.
 
     Example::
 
@@ -27,34 +23,23 @@ class Study(Mapping):
         study.table(silent_failure.failure_table)  # one tidy table, with the columns optimizer and model
     """
 
-    results: dict[tuple[str, str], object]
-
     @classmethod
     def of(
         cls,
-        measure: Callable[[LanguageModel, str], object],
+        measure: Callable[[LanguageModel, str], Any],
         models: Sequence[LanguageModel],
         optimizers: Sequence[str] = ("adam", "sgd"),
     ) -> "Study":
         """Call ``measure(model, optimizer)`` for all of them, one optimiser after the other."""
         return cls({(o, m.name): measure(m, o) for o in optimizers for m in models})
 
-    def __getitem__(self, key: tuple[str, str]):
-        return self.results[key]
-
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        return iter(self.results)
-
-    def __len__(self) -> int:
-        return len(self.results)
-
-    def sel(self, optimizer: str) -> dict[str, object]:
+    def sel(self, optimizer: str) -> dict[str, Any]:
         """The results of one optimiser, by model."""
-        return {model: result for (o, model), result in self.results.items() if o == optimizer}
+        return {model: result for (o, model), result in self.items() if o == optimizer}
 
     def map(self, function: Callable, *arguments) -> "Study":
         """Apply ``function(result, *arguments)`` to every result."""
-        return Study({key: function(result, *arguments) for key, result in self.results.items()})
+        return Study({key: function(result, *arguments) for key, result in self.items()})
 
     def table(self, describe: Callable = lambda result: result, *arguments) -> pd.DataFrame:
         """One tidy table: what ``describe(result, *arguments)`` gives, with the columns ``optimizer`` and ``model`` before.
@@ -63,7 +48,7 @@ class Study(Mapping):
             describe: returns a table, or a mapping from columns to single values.
         """
         parts = []
-        for (optimizer, model), result in self.results.items():
+        for (optimizer, model), result in self.items():
             found = describe(result, *arguments)
             frame = found if isinstance(found, pd.DataFrame) else pd.DataFrame([dict(found)])
             frame = frame.drop(columns=["optimizer", "model"], errors="ignore")

@@ -9,12 +9,12 @@ import xarray as xr
 from phantomlib.contexts import Resolved
 from phantomlib.engine.recipe import Recipe
 from phantomlib.models.language_model import LanguageModel
-from phantomlib.runs.run_source import RunSource
+from phantomlib.runs.store import CanRun
 from phantomlib.transition.jumps import bound
 
 
 def follow_branches(
-    store: RunSource,
+    store: CanRun,
     model: LanguageModel | None,
     contexts: list[Resolved],
     first: pd.DataFrame,
@@ -56,7 +56,7 @@ def follow_branches(
 
 
 def run_ramps(
-    store: RunSource,
+    store: CanRun,
     model: LanguageModel | None,
     contexts: list[Resolved],
     critical_rates: np.ndarray,

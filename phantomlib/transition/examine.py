@@ -5,7 +5,7 @@ time that diverges at the critical rate, a double well, and a discontinuity that
 Each has a file of this folder that measures it. The thresholds are in ``claims.yaml`` under C5, and
 :func:`phantombook.ledger.scoreboard.passed_tests` compares.
 
-All experiments are fine-tuning runs from a :class:`phantomlib.runs.run_source.RunSource`. A replica is put "just
+All experiments are fine-tuning runs from a :class:`phantomlib.runs.store.CanRun`. A replica is put "just
 before the jump" by a schedule that repeats the run up to there and then changes the learning rate, so the optimiser
 keeps its state.
 """
@@ -22,7 +22,7 @@ from phantomlib.contexts import Resolved
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ParameterError, shown
 from phantomlib.models.language_model import LanguageModel
-from phantomlib.runs.run_source import RunSource
+from phantomlib.runs.store import CanRun
 from phantomlib.transition.branches import follow_branches, run_ramps
 from phantomlib.transition.jumps import find_jumps, first_jumps, geometry_at_jumps, step_sizes
 from phantomlib.transition.potential import force, potential_profile
@@ -68,7 +68,7 @@ class Examination:
 
 
 def examine(
-    store: RunSource,
+    store: CanRun,
     model: LanguageModel | None,
     contexts: list[Resolved],
     critical_rates: np.ndarray,

@@ -9,13 +9,13 @@ import xarray as xr
 from phantomlib.contexts import Resolved
 from phantomlib.engine.recipe import Recipe
 from phantomlib.models.language_model import LanguageModel
-from phantomlib.runs.run_source import RunSource
+from phantomlib.runs.store import CanRun
 
 FLAT = 1e-3  # nats; what rises and falls by less counts as flat
 
 
 def potential_profile(
-    store: RunSource,
+    store: CanRun,
     model: LanguageModel | None,
     contexts: list[Resolved],
     first: pd.DataFrame,

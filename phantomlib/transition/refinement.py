@@ -11,13 +11,13 @@ from phantomlib.contexts import Resolved
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ParameterError
 from phantomlib.models.language_model import LanguageModel
-from phantomlib.runs.run_source import RunSource
+from phantomlib.runs.store import CanRun
 from phantomlib.transition.jumps import step_sizes
 from phantomlib.transition.slowing import log_slopes
 
 
 def refine_jumps(
-    store: RunSource,
+    store: CanRun,
     model: LanguageModel | None,
     contexts: list[Resolved],
     learning_rates: np.ndarray,

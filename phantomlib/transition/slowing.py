@@ -11,13 +11,13 @@ from phantomlib.contexts import Resolved
 from phantomlib.critical.search import crossing_step
 from phantomlib.engine.recipe import Recipe
 from phantomlib.models.language_model import LanguageModel
-from phantomlib.runs.run_source import RunSource
+from phantomlib.runs.store import CanRun
 
 NEAR = 1.5  # learning rates up to here, in units of the critical one, tell how the crossing time approaches criticality
 
 
 def crossing_times(
-    store: RunSource,
+    store: CanRun,
     model: LanguageModel | None,
     contexts: list[Resolved],
     critical_rates: np.ndarray,

@@ -1,8 +1,10 @@
 """Sweeps through a real scheduler and separate worker processes: same numbers, whatever happens to the workers."""
 
+import shutil
 import socket
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -13,7 +15,7 @@ from typer.testing import CliRunner
 from phantombook.cli import app, use_scheduler
 from phantomlib.contexts import load_contexts, resolve
 from phantomlib.engine import cluster
-from phantomlib.engine.finetune import finetune, run_here
+from phantomlib.engine.finetune import ENGINE_VERSION, finetune, run_here
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import BookError, ModelError
 from phantomlib.models.language_model import LanguageModel, load
@@ -92,7 +94,7 @@ def test_workers_killed_in_the_middle(there, problem, tmp_path):
     assert finetune(model, contexts, rates, recipe).drop_attrs().identical(done["run"].drop_attrs())
     [file] = tmp_path.glob("*.nc")  # one file, at its place, and nothing else
     assert xr.load_dataset(file).identical(done["run"])
-    assert {path.suffix for path in tmp_path.iterdir()} == {".nc", ".lock"}
+    assert {path.suffix for path in tmp_path.iterdir()} == {".nc", ".lock", ".index"}
 
 
 def test_one_process_may_ask_for_the_scheduler_again_and_again(there, problem, tmp_path):
@@ -100,6 +102,35 @@ def test_one_process_may_ask_for_the_scheduler_again_and_again(there, problem, t
     for rate in (1e-4, 2e-4):
         use_scheduler(there.scheduler_address)
         Store(tmp_path, cluster.runner()).run(model, contexts[:1], [rate], Recipe(steps=1))
+
+
+@pytest.mark.parametrize("other", [{"engine": "5"}, {"code": "0123456789ab"}, "the fingerprint that older code sends"])
+def test_a_worker_with_other_code_refuses_and_names_both(there, problem, tmp_path, monkeypatch, other):
+    model, contexts = problem
+    here = cluster.code_version()
+    assert here["engine"] == str(ENGINE_VERSION) and len(here["code"]) == 12
+    if isinstance(other, str):
+        with pytest.raises(BookError, match=f"other code.*{here['code']}'}} there, '{other}' here"):
+            cluster._advance_there({}, other, [], None, None, None)
+        return
+    monkeypatch.setattr(cluster, "code_version", lambda: here | other)
+    [value] = other.values()
+    with pytest.raises(BookError, match=f"other code.*{here['code']}.* there, .*'{value}'.* here"):
+        Store(tmp_path, cluster.runner()).run(model, contexts, [1e-4], Recipe(steps=1))
+    assert not list(tmp_path.glob("*.nc"))
+
+
+def test_the_key_of_the_code_is_of_every_module(tmp_path, monkeypatch):
+    package = shutil.copytree(
+        Path(cluster.__file__).parents[1], tmp_path / "phantomlib", ignore=shutil.ignore_patterns("zoo*")
+    )
+    monkeypatch.setattr(cluster, "__file__", str(package / "engine" / "cluster.py"))
+    key, keys = cluster.code_version.__wrapped__, set()
+    for module in (None, "contexts.py", "engine/loss.py", "new.py"):
+        if module:
+            (package / module).open("a").write("# changed\n")
+        keys.add(key()["code"])
+    assert len(keys) == 4
 
 
 def test_another_model_under_the_same_name_is_refused(there, problem, tmp_path):

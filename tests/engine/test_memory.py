@@ -15,6 +15,7 @@ import pytest
 import tiny
 import torch
 
+from phantomlib import progress
 from phantomlib.critical import step_zero
 from phantomlib.critical.predictors import VECTORS, predict_critical_rates
 from phantomlib.engine import memory
@@ -62,9 +63,9 @@ def with_memory(monkeypatch, available, total=24 * GIB, own=GIB, jobs=None):
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=available, total=total))
     monkeypatch.setattr(memory.psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=own)))
     monkeypatch.setattr(memory, "OWN_CGROUPS", Path("/no/such/file"))
-    monkeypatch.delenv(memory.JOBS, raising=False)
+    monkeypatch.delenv(progress.JOBS, raising=False)
     if jobs:
-        monkeypatch.setenv(memory.JOBS, str(jobs))
+        monkeypatch.setenv(progress.JOBS, str(jobs))
 
 
 @pytest.mark.parametrize(

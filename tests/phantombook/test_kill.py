@@ -51,7 +51,7 @@ def test_a_store_filled_by_killed_processes(tmp_path):
             kills, patience = kills + 1, patience * 1.2  # a busy machine must get through in the end
         found = numbers(root)
         assert list(found) == list(expected) and all(found[name].identical(expected[name]) for name in found)
-        assert {path.suffix for path in root.iterdir()} <= {".nc", ".lock"}  # nothing half written is left
+        assert {path.suffix for path in root.iterdir()} <= {".nc", ".lock", ".index"}  # nothing half written is left
 
 
 @pytest.mark.parametrize("place", ["before the rename", "after the rename"])

@@ -1,10 +1,12 @@
 """Published runs: taken up without the model, damage is found, and computing one again tells whether it is true."""
 
+import dataclasses
 import json
 import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,13 +15,17 @@ import torch
 import xarray as xr
 
 from phantomlib import files
+from phantomlib.critical.blind import predict_held_out, sweep_held_out
 from phantomlib.critical.predictors import predict_critical_rates
 from phantomlib.critical.search import critical_rates
+from phantomlib.engine import recorder
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ContextError, ModelError, ParameterError, StoreError
 from phantomlib.models.language_model import load
 from phantomlib.runs import published_runs, verification
-from phantomlib.runs.store import Store, checksum
+from phantomlib.runs import store as store_module
+from phantomlib.runs.run_file import checksum, run_id
+from phantomlib.runs.store import Store, specification
 
 REF, CONTEXTS = "zoo:gpt2-s", "tests/two_contexts.yaml"
 RECIPE = Recipe(steps=3)
@@ -55,7 +61,7 @@ def folder(made, tmp_path):
     return shutil.copytree(made["folder"], tmp_path / "results")
 
 
-def stand_in(made, folder, store):
+def reader_s_model(made, folder, store):
     [(model, fitting, left_out)] = published_runs.models_with_contexts(store, [REF], CONTEXTS, str(folder), None)
     assert (fitting, left_out) == (made["fitting"], made["left_out"])
     return model
@@ -63,7 +69,7 @@ def stand_in(made, folder, store):
 
 def test_everything_published_is_had_without_the_model(made, folder, tmp_path):
     store = Store(tmp_path / "reader")
-    model = stand_in(made, folder, store)
+    model = reader_s_model(made, folder, store)
     assert made["runs"].identical(store.run(model, made["fitting"], [1e-4, 3e-3], RECIPE))
     assert made["found"].identical(critical_rates(store, model, made["fitting"], RECIPE, tolerance=0.1))
     assert made["predicted"].identical(predict_critical_rates(store, model, made["fitting"], RECIPE))
@@ -75,11 +81,11 @@ def test_everything_published_is_had_without_the_model(made, folder, tmp_path):
 
 def test_what_was_not_published_asks_for_the_model(made, folder, tmp_path):
     store = Store(tmp_path / "reader")
-    model = stand_in(made, folder, store)
+    model = reader_s_model(made, folder, store)
     with pytest.raises(ModelError, match="was not published"):
         store.run(model, made["fitting"], [2e-4], RECIPE)
     with pytest.raises(ModelError, match="not among the models with published runs"):
-        published_runs.stand_in(store.root, "zoo:neox-s")
+        published_runs.published_model(store.root, "zoo:neox-s")
 
 
 def test_only_described_models_are_published(made):
@@ -89,7 +95,7 @@ def test_only_described_models_are_published(made):
 
 def test_the_cost_counts_all_runs_of_the_model_and_no_other(made, folder, tmp_path):
     store = Store(tmp_path / "reader")
-    model = stand_in(made, folder, store)
+    model = reader_s_model(made, folder, store)
     attributes = [xr.load_dataset(path, engine="netcdf4").attrs for path in folder.glob("gpt2-s-*.nc")]
     store.run(load("zoo:neox-s"), made["fitting"], [1e-4], RECIPE)
     cost = published_runs.cost(store, model)
@@ -116,7 +122,7 @@ def test_a_reader_s_own_file_stays(made, folder, tmp_path):
     store = Store(tmp_path / "reader")
     name = next(made["folder"].glob("*.nc")).name
     (store.root / name).write_bytes(b"mine")
-    published_runs.take_up(folder, store)
+    published_runs.copy_into(folder, store)
     assert (store.root / name).read_bytes() == b"mine"
 
 
@@ -134,7 +140,7 @@ def test_a_changed_missing_or_added_file_is_named(folder, tmp_path, kind, damage
         victim = victim.with_name(f"other-{victim.name}")
         victim.write_bytes(b"{}")
     for check in (
-        lambda: published_runs.take_up(folder, Store(tmp_path / "reader")),
+        lambda: published_runs.copy_into(folder, Store(tmp_path / "reader")),
         lambda: verification.check_published(folder, 0),
     ):
         with pytest.raises(StoreError, match=damage) as raised:
@@ -144,8 +150,8 @@ def test_a_changed_missing_or_added_file_is_named(folder, tmp_path, kind, damage
 
 def test_without_a_list_nothing_is_taken_up(folder, tmp_path):
     (folder / published_runs.LIST).unlink()
-    with pytest.raises(StoreError, match="published_runs.json is missing"):
-        published_runs.take_up(folder, Store(tmp_path / "reader"))
+    with pytest.raises(StoreError, match="published.json is missing"):
+        published_runs.copy_into(folder, Store(tmp_path / "reader"))
 
 
 def test_runs_of_other_contexts_are_refused(folder, tmp_path):
@@ -157,10 +163,85 @@ def test_a_description_from_contexts_of_one_s_own_does_not_hide_the_published_on
     store = Store(tmp_path / "reader")
     [(_, mine, _)] = published_runs.models_with_contexts(store, [REF], "default", "", lambda _: made["model"])
     assert mine != made["fitting"]
-    stand_in(made, folder, store)
+    reader_s_model(made, folder, store)
 
 
-@pytest.mark.parametrize("write", ["take_up", "describe", "table"])
+def list_anew(folder, **further):
+    """The list of a folder whose owner means it so."""
+    listed = files.read_json(folder / published_runs.LIST) | further
+    files.write_json(folder / published_runs.LIST, listed)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../planted.py", "../x.nc", "planted.py", "searches/../../x.json", "measurements/x.json", "a/b/x.json", "models/.x.json",
+     "/tmp/x.nc", "..nc", ".x.nc", "x.nc\n", "a\\x.nc", "searches/x.nc", "sitecustomize.py", "published.json"],
+)  # fmt: skip
+def test_a_folder_of_others_plants_nothing(folder, tmp_path, name):
+    planted = (folder / name).resolve()
+    planted.parent.mkdir(parents=True, exist_ok=True)
+    if not planted.exists():
+        planted.write_bytes(b"planted")
+    list_anew(folder, **{name: files.file_digest(planted)})
+    store = Store(tmp_path / "deep" / "reader")
+    with pytest.raises(StoreError, match="no name of a published file"):
+        published_runs.copy_into(folder, store)
+    assert list(tmp_path.joinpath("deep").rglob("*")) == [store.root]
+
+
+def test_no_link_leads_out_of_the_folder_or_out_of_the_store(folder, tmp_path):
+    secret = tmp_path / "secret.json"
+    files.write_json(secret, {"columns": {}, "attrs": {}})
+    link = folder / "tables" / "link.json"
+    link.symlink_to(secret)
+    list_anew(folder, **{"tables/link.json": files.file_digest(secret)})
+    with pytest.raises(StoreError, match="tables/link.json is a link"):
+        published_runs.copy_into(folder, Store(tmp_path / "reader"))
+    link.unlink()
+    link.write_bytes(secret.read_bytes())
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "reader" / "searches").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match="searches' is a link"):
+        published_runs.copy_into(folder, Store(tmp_path / "reader"))
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("change", [{"name": "../../x"}, {"contexts": 3}, {"shape": None}, {"left_out": [1]}], ids=str)
+def test_a_description_of_others_names_no_file_elsewhere(folder, change):
+    [path] = (folder / "models").glob("*.json")
+    files.write_json(path, files.read_json(path) | change)
+    with pytest.raises(StoreError, match="cannot be used"):
+        published_runs.published_model(folder, REF)
+
+
+def test_a_new_engine_and_a_new_column_undo_no_published_run(made, folder, tmp_path, monkeypatch):
+    """The reader's code numbers its engine 99, records one quantity more, and takes fingerprints in another way."""
+    monkeypatch.setattr(store_module, "ENGINE_VERSION", 99)
+    monkeypatch.setitem(recorder.RECORDED, "new", ("1", "recorded from now on"))
+    monkeypatch.setattr(store_module, "finetune", None)
+    store = Store(tmp_path / "reader")
+    model = reader_s_model(made, folder, store)
+    assert made["runs"].identical(store.run(model, made["fitting"], [1e-4, 3e-3], RECIPE))
+    assert made["found"].identical(critical_rates(store, model, made["fitting"], RECIPE, tolerance=0.1))
+    live = dataclasses.replace(made["model"], fingerprint="another")
+    assert not store.has(run_id(specification(live, made["fitting"], np.zeros((2, 0)), RECIPE, (0,))))
+
+
+def test_the_book_s_published_predictions_stay_blind_under_a_new_engine(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "ENGINE_VERSION", 99)
+    monkeypatch.setitem(recorder.RECORDED, "new", ("1", "recorded from now on"))
+    results, store = Path(__file__).parents[2] / "results", Store(tmp_path)
+    published_runs.copy_into(results, store)
+    for model in published_runs.published_models(results):
+        for optimizer in ("adam", "sgd"):
+            recipe = Recipe(optimizer=optimizer, steps=20)
+            table = published_runs.table(store, f"zoo-{optimizer}-20-steps", pd.DataFrame(), str(results))
+            predicted = predict_held_out(store, model, list(model.contexts), recipe, table)
+            measured = sweep_held_out(store, model, list(model.contexts), recipe, tolerance=0.005)
+            assert predicted.value / np.exp(np.log(measured.critical_rate).mean()) == pytest.approx(1, abs=0.3)
+
+
+@pytest.mark.parametrize("write", ["copy_into", "describe", "table"])
 def test_several_processes_may_share_a_store(made, folder, tmp_path, monkeypatch, write):
     replace, store = os.replace, Store(tmp_path / "reader")
 
@@ -170,7 +251,7 @@ def test_several_processes_may_share_a_store(made, folder, tmp_path, monkeypatch
 
     monkeypatch.setattr(os, "replace", slowly)
     work = {
-        "take_up": lambda: published_runs.take_up(folder, store),
+        "copy_into": lambda: published_runs.copy_into(folder, store),
         "describe": lambda: published_runs.describe(store, made["model"], made["fitting"], made["left_out"]),
         "table": lambda: published_runs.table(store, "zoo", made["table"], ""),
     }[write]
@@ -178,14 +259,14 @@ def test_several_processes_may_share_a_store(made, folder, tmp_path, monkeypatch
         for done in [pool.submit(work) for _ in range(3)]:
             done.result()
     written = {p.relative_to(store.root).as_posix() for p in store.root.rglob("*") if p.suffix in (".nc", ".json")}
-    folders = {"take_up": "", "describe": published_runs.MODELS, "table": published_runs.TABLES}[write]
+    folders = {"copy_into": "", "describe": published_runs.MODELS, "table": published_runs.TABLES}[write]
     listed = files.read_json(folder / published_runs.LIST)
     assert written == {name for name in listed if name.startswith(folders)}
 
 
 def test_a_sample_computed_again_agrees(folder):
     said = []
-    every = len(verification.draw(folder, 10**6))
+    every = len(verification.draw(folder, 10**6, None))
     found = verification.check_published(folder, 4, seed=1, say=said.append)
     assert len(found) == 4 and all(one.agrees and one.difference < 1e-4 for one in found)
     assert len(said) == 5 and "are what was published" in said[0]
@@ -218,14 +299,23 @@ def test_every_recorded_quantity_is_compared(made, folder, name):
     assert not found.agrees and found.differing == (name,) and f"beyond the tolerance: {name}" in str(found)
 
 
-def test_a_model_that_is_not_here_is_missed_before_anything_is_computed(folder, monkeypatch):
+def test_nothing_is_drawn_of_a_model_that_is_not_here(made, folder, tmp_path, monkeypatch):
     def lacking(ref):
-        raise ModelError(f"'{ref}' is not here")
+        if ref == REF:
+            raise ModelError(f"'{ref}' is not here")
 
     monkeypatch.setattr(verification, "find", lacking)
-    monkeypatch.setattr(verification, "compute_again", None)
     with pytest.raises(ModelError, match=f"'{REF}' is not here"):
-        verification.check_published(folder, 1)
+        verification.check_published(folder, 1, say=lambda text: None)
+    store = Store(tmp_path / "both")
+    published_runs.copy_into(folder, store)
+    [(other, fitting, _)] = published_runs.models_with_contexts(store, ["zoo:neox-s"], CONTEXTS, "", load)
+    store.run(other, fitting, [1e-4], Recipe(steps=1))
+    published_runs.publish(store, folder)
+    said = []
+    [found] = verification.check_published(folder, 1, say=said.append)
+    assert found.run.startswith("neox-s-") and found.agrees
+    assert any(f"'{REF}' is not here" in text for text in said)
 
 
 def test_other_weights_are_refused(folder):
@@ -236,6 +326,19 @@ def test_other_weights_are_refused(folder):
     run.to_netcdf(path, engine="netcdf4")
     with pytest.raises(ModelError, match="other weights"):
         verification.compute_again(path, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "known, agree", [("weights", True), ("other weights", False), ("revision", True), ("another", False)]
+)
+def test_weights_are_compared_although_fingerprints_are_taken_anew(made, folder, monkeypatch, known, agree):
+    """By the hash of their values if the description has it; by the revision of the wheel or commit if not."""
+    [path] = (folder / "models").glob("*.json")
+    files.write_json(path, files.read_json(path) | {"weights_key": "0a" * 32 if "weights" in known else ""})
+    loaded = dataclasses.replace(made["model"], fingerprint="anew", revision="1.0")
+    object.__setattr__(loaded, "weights_key", "0a" * 32 if known == "weights" else "0b" * 32)
+    run = made["runs"].assign_attrs(model_revision="1.0" if known == "revision" else "")
+    assert verification._is_same_model(loaded, run, made["model"].fingerprint, folder) == agree
 
 
 @pytest.mark.parametrize("revision, asked", [("0123abcd", "0123abcd"), ("", None)])

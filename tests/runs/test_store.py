@@ -6,8 +6,8 @@ import json
 import multiprocessing
 import random
 import resource
+import shutil
 import subprocess
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,8 @@ from phantomlib.contexts import Context
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ContextError, ParameterError, StoreError
 from phantomlib.runs import store as store_module
-from phantomlib.runs.store import Store, checksum, run_id, specification
+from phantomlib.runs.run_file import checksum, run_id
+from phantomlib.runs.store import Store, specification
 
 RATES, RECIPE = [0.01, 0.03], Recipe(steps=3, snapshots=(0, 3))
 
@@ -39,9 +40,8 @@ def finished(tmp_path_factory):
 @pytest.fixture
 def stored(finished, tmp_path):
     """(path, run) of a finished run in a store of one's own."""
-    (original,) = finished[0].glob("*.nc")
-    path = tmp_path / original.name
-    path.write_bytes(original.read_bytes())
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    [path] = tmp_path.glob("*.nc")
     return path, finished[1]
 
 
@@ -51,7 +51,7 @@ def no_training(monkeypatch):
 
 
 def files(folder):
-    return sorted(path.name for path in Path(folder).iterdir() if path.suffix != ".lock")
+    return sorted(path.name for path in Path(folder).iterdir() if path.suffix not in (".lock", ".index"))
 
 
 def numbers(run):
@@ -178,21 +178,6 @@ def test_interrupted_writing_leaves_nothing(interruption, tmp_path, monkeypatch)
     assert files(tmp_path) == []
 
 
-def flip(*places):
-    def damage(data):
-        damaged = bytearray(data)
-        for place in places:
-            damaged[int(place * len(data))] ^= 0x10
-        return bytes(damaged)
-
-    return damage
-
-
-def value_bytes(run, name):
-    """The bytes of a variable as they stand in its file, which is not compressed."""
-    return np.ascontiguousarray(run[name].values).tobytes()
-
-
 DAMAGES = {
     "empty": lambda data: b"",
     "one byte": lambda data: data[:1],
@@ -200,38 +185,24 @@ DAMAGES = {
     "last byte missing": lambda data: data[:-1],
     "garbage": lambda data: b"not a netCDF file " * 999,
     "zeros": lambda data: bytes(len(data)),
-    "first byte": flip(0),
-} | {f"one bit at {place:.0%}": flip(place) for place in np.linspace(0.03, 0.98, 20)}
+    "first byte": lambda data: bytes([data[0] ^ 0x10]) + data[1:],
+}  # flipped bits: tests/runs/test_run_file.py
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_file_is_set_aside_and_computed_again(damage, stored, monkeypatch):
     path, run = stored
-    damaged = damage(path.read_bytes())
+    damaged, identifier = damage(path.read_bytes()), run.attrs["run_id"]
     path.write_bytes(damaged)
+    assert Store(path.parent).has(identifier) and not Store(path.parent).holds(identifier)
     monkeypatch.setattr(store_module, "finetune", lambda *_, **__: numbers(run).copy(deep=True))
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
+    with pytest.warns(UserWarning, match="damaged"):
         again = compute(path.parent)
+    [aside] = [p for p in path.parent.iterdir() if ".damaged-" in p.name]
+    assert aside.read_bytes() == damaged and len(files(path.parent)) == 2
     xr.testing.assert_identical(numbers(again), numbers(run))
-    aside = [p for p in path.parent.iterdir() if ".damaged-" in p.name]
-    if aside:  # else the bit was one that carries nothing
-        assert aside[0].read_bytes() == damaged and any("damaged" in str(w.message) for w in seen)
-        assert again.attrs["run_id"] == run.attrs["run_id"] and checksum(again) == again.attrs["checksum"]
-    else:
-        assert again.identical(run)
-    assert len(files(path.parent)) == 1 + len(aside)
-
-
-@pytest.mark.parametrize("name", ["phi", "rank_correct", "spectrum", "learning_rate", "step", "diverged_step"])
-def test_one_flipped_bit_in_any_variable_is_noticed(name, stored, no_training):
-    path, run = stored
-    data, values = path.read_bytes(), value_bytes(run, name)
-    start = data.index(values)
-    path.write_bytes(data[:start] + bytes([values[0] ^ 1]) + data[start + 1 :])
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(pytest.fail.Exception):
-        compute(path.parent)
-    assert not path.exists()
+    assert again.attrs["run_id"] == identifier and checksum(again) == again.attrs["checksum"]
+    assert Store(path.parent).holds(identifier)
 
 
 def test_a_damaged_file_gives_the_same_numbers_again(stored):
@@ -283,8 +254,8 @@ def test_what_is_remembered(tmp_path, monkeypatch):
 KEPT = {"answer": 0.1234567, "runs": "0123456789ab", "list": [1, 2.5, float("nan")]}
 
 
-def keep(store, compute=lambda: KEPT, key=1):
-    model = tiny.model("GPT2", "float32")
+def keep(store, compute=lambda: KEPT, key=1, model=None):
+    model = model or tiny.model("GPT2", "float32")
     return store.remember("kind", [key], model, tiny.contexts(model), RECIPE, compute)
 
 
@@ -320,6 +291,17 @@ def test_a_file_of_another_shape_is_computed_again(tmp_path, text):
         assert keep(store)["answer"] == KEPT["answer"]
 
 
+def test_what_cannot_be_read_for_now_stays(tmp_path):
+    store = Store(tmp_path)
+    keep(store)
+    [path] = (tmp_path / "kind").glob("*.json")
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(StoreError, match="not a regular file.*left as it is"):
+        keep(store)
+    assert path.is_symlink()
+
+
 def test_a_copy_of_another_file_is_computed_again(tmp_path):
     store = Store(tmp_path)
     keep(store)
@@ -342,57 +324,6 @@ def test_only_whole_ids_name_runs(finished):
             store.open(name)
 
 
-def test_a_damaged_run_is_there_but_not_held(finished, tmp_path):
-    (original,) = finished[0].glob("*.nc")
-    path, identifier = tmp_path / original.name, finished[1].attrs["run_id"]
-    for content in (b"", original.read_bytes()[:1000], bytes(original.stat().st_size)):
-        path.write_bytes(content)
-        assert Store(tmp_path).has(identifier) and not Store(tmp_path).holds(identifier)
-    path.write_bytes(original.read_bytes())
-    assert Store(tmp_path).holds(identifier)
-
-
-@pytest.mark.parametrize(
-    "trouble", [OSError(errno.EMFILE, "Too many open files"), PermissionError(13, "no"), MemoryError()]
-)
-def test_trouble_that_is_not_the_file_s_leaves_a_good_run(stored, no_training, monkeypatch, trouble):
-    path, run = stored
-
-    def fail(*_, **__):
-        raise trouble
-
-    store = Store(path.parent)
-    with monkeypatch.context() as patch:
-        patch.setattr(xr, "load_dataset", fail)
-        for read in (store.open, store.holds, lambda _: compute(path.parent)):
-            with pytest.raises(type(trouble)):
-                read(run.attrs["run_id"])
-    assert files(path.parent) == [path.name] and compute(path.parent).identical(run)
-
-
-def test_without_file_descriptors_no_run_is_called_damaged(stored):
-    path, run = stored
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))  # the kernel itself refuses to open anything
-    try:
-        with pytest.raises(OSError) as raised:
-            store_module._intact(path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert raised.value.errno == errno.EMFILE
-    assert store_module._intact(path).identical(run)
-
-
-def test_who_only_opens_a_damaged_run_is_not_told_that_it_is_computed(stored):
-    path, run = stored
-    path.write_bytes(b"")
-    with (
-        pytest.warns(UserWarning, match="damaged.* and has to be computed again"),
-        pytest.raises(StoreError, match="No run"),
-    ):
-        Store(path.parent).open(run.attrs["run_id"])
-
-
 def test_runs_carry_the_notes_of_their_store(tmp_path):
     model = tiny.model("GPT2", "float32")
     noted = Store(tmp_path).noting(prediction="abc")
@@ -400,11 +331,6 @@ def test_runs_carry_the_notes_of_their_store(tmp_path):
     assert run.attrs["prediction"] == "abc" and "prediction" not in Store(tmp_path).notes
     again = Store(tmp_path).run(model, tiny.contexts(model), [0.01], RECIPE)
     assert again.identical(run)  # the numbers do not depend on it, so neither does the name
-
-
-def test_an_unknown_run_is_refused(tmp_path):
-    with pytest.raises(StoreError, match="No run 'abc'"):
-        Store(tmp_path).open("abc")
 
 
 def one_of_two(folder, log, barrier):
@@ -471,6 +397,39 @@ def test_a_disk_that_fills_while_writing_leaves_nothing(limit, tmp_path, finishe
     assert len(files(tmp_path)) == 1
 
 
+def test_a_quantity_that_is_recorded_from_now_on_is_added_to_runs_of_one_s_own(stored, monkeypatch):
+    path, run = stored
+    older = run.drop_vars("signal").assign_attrs(prediction="abc")
+    older.attrs["checksum"] = checksum(older)
+    path.write_bytes(older.to_netcdf(engine="netcdf4"))
+    (path.parent / "runs.index").unlink()
+    again = compute(path.parent)
+    assert numbers(again).identical(numbers(run)) and again.attrs["prediction"] == "abc"
+    assert again.attrs["run_id"] == run.attrs["run_id"] and files(path.parent) == [path.name]
+    monkeypatch.setattr(store_module, "finetune", None)
+    assert compute(path.parent).identical(again)
+
+
+@pytest.mark.parametrize("word", ["id", "correct", "competitor"])
+def test_words_that_end_in_a_file_are_refused_before_anything_is_computed(word, tmp_path, no_training):
+    model = tiny.model("GPT2", "float32")
+    [first, _] = tiny.contexts(model)
+    context = dataclasses.replace(first.context, **{word: "a\0b"})
+    with pytest.raises(ContextError, match="has a NUL character in 'a.x00b'"):
+        Store(tmp_path).run(model, [dataclasses.replace(first, context=context)], RATES, RECIPE)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("letter", ["n", "ü", "語"])
+def test_a_name_of_250_characters_is_shortened_in_names_of_files(tmp_path, letter):
+    models = [dataclasses.replace(tiny.model("GPT2", "float32"), name=250 * letter + end) for end in "ab"]
+    runs = [compute(tmp_path, model=model) for model in models]
+    assert [compute(tmp_path, model=model).attrs["model"] for model in models] == [model.name for model in models]
+    stems = {Path(name).name.split("-full")[0] for name in files(tmp_path)}
+    assert len(stems) == 2 and all(Store(tmp_path).holds(run.attrs["run_id"]) for run in runs)
+    keep(Store(tmp_path), model=models[0])
+
+
 def refused(folder, **changes):
     model = tiny.model("GPT2", "float32")
     first, second = tiny.contexts(model)
@@ -498,7 +457,7 @@ def test_refused_runs_leave_no_file(changes, kind, tmp_path):
 
 def test_a_commit_says_whether_the_source_is_as_it_was(tmp_path, monkeypatch):
     package = tmp_path / "package"
-    (package / "measure").mkdir(parents=True)
+    (package / "runs").mkdir(parents=True)
     (package / "runs" / "store.py").write_text("")
 
     def git(*arguments):

@@ -248,10 +248,10 @@ def test_two_hundred_flipped_bits(case):
 
 
 def test_each_run_is_looked_into_once(case, monkeypatch):
-    from phantomlib.runs import store as store_module
+    from phantomlib.runs import run_file
 
-    looked, real = [], store_module._intact
-    monkeypatch.setattr(store_module, "_intact", lambda path: looked.append(path) or real(path))
+    looked, real = [], run_file.read_patiently
+    monkeypatch.setattr(run_file, "read_patiently", lambda path: looked.append(path) or real(path))
     for path in case.store.root.glob("*.nc"):
         path.touch()
     assert [case.verdict().status for _ in range(3)] == [claims.REPRODUCED] * 3

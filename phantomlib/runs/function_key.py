@@ -1,0 +1,100 @@
+"""What names a function in a run's key: its source text, and what it uses from outside."""
+
+import ast
+import dis
+import hashlib
+import inspect
+import sys
+import sysconfig
+import textwrap
+from collections.abc import Callable, Iterator
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType, NoneType
+from typing import Any
+
+import numpy as np
+import torch
+
+from phantomlib.errors import ParameterError, shown
+
+INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+NAMED = ModuleType | type | FunctionType | BuiltinFunctionType | np.ufunc  # told by module and name, or by their text
+
+
+def function_key(function: Callable, above: tuple = ()) -> str | dict:
+    """The source text; and, if the function uses anything from outside but imported packages, what that is, by name.
+
+    Used from outside are global names, names of enclosing functions, and defaults that are not literal. Functions among
+    them are described in the same way; numbers, texts, collections and arrays by their values.
+
+    Args:
+        function: defined with def, or a lambda.
+        above: the functions in whose description it stands.
+
+    Raises:
+        ParameterError: there is no text; or something used cannot be described.
+    """
+    try:
+        text = textwrap.dedent(inspect.getsource(function.__code__))
+        used = {**_globals(function), **inspect.getclosurevars(function).nonlocals, **_defaults(function, text)}
+    except (AttributeError, OSError, TypeError):
+        raise ParameterError(
+            f"{shown(function)} has no source text to name the run by; define it with def, in a file or a cell."
+        ) from None
+    outside = {name: _describe(name, value, (*above, function)) for name, value in used.items()}
+    outside = {name: told for name, told in outside.items() if told != name}  # "import torch" says it all
+    return {"text": text, "outside": outside} if outside else text
+
+
+def _globals(function) -> dict[str, object]:
+    """The global names that a function, or one inside it, reads; builtins are not among them."""
+
+    def names(code: CodeType) -> Iterator[str]:
+        yield from (i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+        for inner in code.co_consts:
+            if isinstance(inner, CodeType):
+                yield from names(inner)
+
+    return {n: function.__globals__[n] for n in names(function.__code__) if n in function.__globals__}
+
+
+def _defaults(function: Callable, text: str) -> dict[str, object]:
+    """Defaults of arguments, unless the text itself says them; that of a lambda inside a line is not looked into."""
+    try:
+        definition: Any = ast.parse(text).body[0]
+        for default in [*definition.args.defaults, *filter(None, definition.args.kw_defaults)]:
+            ast.literal_eval(default)
+        return {}
+    except (SyntaxError, ValueError, AttributeError):
+        return {p.name: p.default for p in inspect.signature(function).parameters.values() if p.default is not p.empty}
+
+
+def _describe(name: str, value, above: tuple):
+    """Plain JSON types that change with a value."""
+    if isinstance(value, NAMED) and isinstance(getattr(value, "__self__", None), NoneType | type | ModuleType):
+        home = value.__name__ if isinstance(value, ModuleType) else value.__module__ or "builtins"
+        if _installed(home):
+            return home if isinstance(value, ModuleType) else f"{home}.{value.__name__}"
+        if isinstance(value, FunctionType):
+            return "itself" if value in above else function_key(value, above)
+        return inspect.getsource(value)
+    if isinstance(value, NoneType | bool | int | float | complex | str | bytes | torch.dtype | torch.device):
+        return [repr(value)]
+    if isinstance(value, np.ndarray | np.generic | torch.Tensor) and value.dtype != object:
+        array = np.ascontiguousarray(value.detach().cpu().double() if isinstance(value, torch.Tensor) else value)
+        return [str(value.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
+    if isinstance(value, list | tuple | dict):
+        parts = value.items() if isinstance(value, dict) else value
+        return [type(value).__name__, *(_describe(name, part, above) for part in parts)]
+    raise ParameterError(
+        f"The function '{above[-1].__name__}' uses {name!r} from outside, {shown(value)}, which cannot be part of the name of "
+        "its runs. Put it into the function, or use numbers, texts, arrays, or functions written with def."
+    )
+
+
+def _installed(module: str) -> bool:
+    """Whether a module is Python's own or of an installed package; not this one, which changes with its commits."""
+    top = module.partition(".")[0]
+    if top in sys.builtin_module_names or top in sys.stdlib_module_names:
+        return True
+    place = getattr(sys.modules.get(top), "__file__", None) or ""
+    return top != "phantomlib" and place.startswith(INSTALLED)

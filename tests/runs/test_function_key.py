@@ -1,0 +1,139 @@
+"""What names a function: a change of anything that it uses from outside, and of nothing else, changes its key."""
+
+import functools
+import inspect
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from phantomlib import order_parameter
+from phantomlib.errors import ParameterError
+from phantomlib.runs.function_key import function_key
+
+scale, shift, p_max, log = 2.0, torch.zeros(3), None, torch.log
+
+
+def alone(p, E, c, k, power=2, *, eps=1e-9):
+    return torch.sum(p**power, 1) + len(p) + eps
+
+
+def with_global(p, E, c, k):
+    return scale * p[:, 0]
+
+
+def with_global_inside(p, E, c, k):
+    return torch.stack([(lambda x: x * scale)(row) for row in p])
+
+
+def with_array(p, E, c, k):
+    return p[:, 0] + shift.sum()
+
+
+def with_function(p, E, c, k):
+    return with_global(p, E, c, k)
+
+
+def with_imported(p, E, c, k):
+    return log(p)[:, 0]
+
+
+def with_module(p, E, c, k):
+    return helpers.scaled(p)
+
+
+def with_attribute(p, E, c, k):
+    return p.scale
+
+
+def recursive(p, E, c, k):
+    return p[:, 0] if scale else recursive(p, E, c, k)
+
+
+helpers = types.ModuleType("helpers")
+
+
+def enclosed(value):
+    def inner(p, E, c, k):
+        return value * p[:, 0]
+
+    return inner
+
+
+def with_default(value):
+    def inner(p, E, c, k, factor=value):
+        return factor * p[:, 0]
+
+    return inner
+
+
+@pytest.mark.parametrize("function", [alone, with_attribute])
+def test_a_function_that_uses_nothing_from_outside_is_named_by_its_text(function):
+    assert function_key(function) == inspect.getsource(function)
+
+
+@pytest.mark.parametrize("function", [with_global, with_global_inside, with_function, recursive])
+def test_a_changed_global_changes_the_key_however_deep_it_is_used(function, monkeypatch):
+    before = function_key(function)
+    assert before == function_key(function) == json.loads(json.dumps(before))
+    monkeypatch.setitem(globals(), "scale", 3.0)
+    assert function_key(function) != before
+
+
+@pytest.mark.parametrize(
+    "name, function, values",
+    [
+        ("shift", with_array, [torch.zeros(3), torch.ones(3), torch.zeros(3, dtype=torch.float64), np.zeros(3), [0, 0], (0, 0), {}]),
+        ("with_global", with_function, [alone, with_array, enclosed(1), enclosed(2)]),
+        ("log", with_imported, [torch.log, torch.exp, np.log, torch.log2]),
+        ("scale", with_global, [1, 1.0, True, "1", None, 1j, torch.float64, {"a": 1}, {"a": 2}, [[1]], [torch.sum], [len]]),
+    ],
+)  # fmt: skip
+def test_every_value_has_its_key(name, function, values, monkeypatch):
+    keys = []
+    for value in values:
+        monkeypatch.setitem(globals(), name, value)
+        keys.append(json.dumps(function_key(function)))
+    assert len(set(keys)) == len(keys)
+
+
+def test_enclosed_values_and_defaults_count():
+    for make in (enclosed, with_default):
+        assert function_key(make(2)) == function_key(make(2)) != function_key(make(3))
+
+
+def test_a_module_of_one_s_own_counts_by_its_text(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "helpers", helpers)
+    helpers.__file__, keys = str(tmp_path / "helpers.py"), []
+    for text in ("def scaled(p): return p", "def scaled(p): return 2 * p"):
+        (tmp_path / "helpers.py").write_text(text)
+        keys.append(function_key(with_module))
+    assert keys[0] != keys[1]
+
+
+def test_functions_of_this_package_count_by_their_text():
+    def phi(p, E, c, k):
+        return order_parameter.density_matrix(p, E)[:, 0, 0]
+
+    assert inspect.getsource(order_parameter) == function_key(phi)["outside"]["order_parameter"]
+
+
+@pytest.mark.parametrize(
+    "value", [object(), {1, 2}, functools.partial(alone), [].append, torch.nn.Linear(1, 1), iter([])]
+)
+def test_what_cannot_be_described_is_refused(value, monkeypatch):
+    monkeypatch.setitem(globals(), "scale", value)
+    with pytest.raises(
+        ParameterError, match="'with_global' uses 'scale' from outside.*Put it into the function"
+    ) as raised:
+        function_key(with_global)
+    assert len(str(raised.value)) < 700
+
+
+@pytest.mark.parametrize("value", [len, functools.partial(alone), [].append, eval("lambda p, E, c, k: p")])
+def test_what_has_no_text_is_refused(value):
+    with pytest.raises(ParameterError, match="no source text"):
+        function_key(value)

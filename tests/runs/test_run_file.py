@@ -1,0 +1,248 @@
+"""Run files and their index: what damages, strangers' files, locks and numbers do to whoever reads."""
+
+import fcntl
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from phantomlib.engine.recipe import Recipe
+from phantomlib.errors import StoreError
+from phantomlib.runs import run_file
+from phantomlib.runs.run_file import INDEX, Index
+from phantomlib.runs.store import Store
+
+PUBLISHED = Path(__file__).parents[2] / "results"
+LOOPING = "smollm2-135m-lora-adam-24c94c989469.nc", 4594, 5  # file, byte, bit
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A store with one finished run, and that run; copy before use."""
+    folder, model = tmp_path_factory.mktemp("store"), tiny.model("GPT2", "float32")
+    return folder, Store(folder).run(model, tiny.contexts(model), [0.01], Recipe(steps=3))
+
+
+@pytest.fixture
+def stored(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    [path] = tmp_path.glob("*.nc")
+    return path, finished[1]
+
+
+def flipped(whole, byte, bit):
+    return whole[:byte] + bytes([whole[byte] ^ 1 << bit]) + whole[byte + 1 :]
+
+
+def damages(whole, flips, truncations, zeroed, seed=0):
+    draw = random.Random(seed)
+    for _ in range(flips):
+        yield flipped(whole, draw.randrange(len(whole)), draw.randrange(8))
+    for _ in range(truncations):
+        yield whole[: draw.randrange(len(whole))]
+    for _ in range(zeroed):
+        start = draw.choice([n for n in range(0, len(whole), 512) if any(whole[n : n + 512])])
+        yield whole[:start] + bytes(512) + whole[start + 512 :]
+
+
+def tell(folder, identifier, told):
+    store = Store(folder)
+    if not store.holds(identifier):
+        with (
+            pytest.raises(StoreError, match="No run"),
+            pytest.warns(UserWarning, match="damaged.* and has to be computed again"),
+        ):
+            store.open(identifier)
+        told.set()
+
+
+@pytest.mark.parametrize(
+    "counts", [(20, 6, 6), pytest.param((500, 200, 200), marks=pytest.mark.slow)], ids=["sample", "all"]
+)
+def test_every_damage_is_told_by_a_fresh_process_in_time(stored, counts):
+    path, run = stored
+    fork = multiprocessing.get_context("fork")
+    for damaged in damages(path.read_bytes(), *counts):
+        path.write_bytes(damaged)
+        told = fork.Event()
+        process = fork.Process(target=tell, args=(path.parent, run.attrs["run_id"], told))
+        process.start()
+        process.join(5)
+        process.kill()
+        assert told.is_set() and not path.exists()
+
+
+def forget(folder):
+    (folder / INDEX).unlink()
+
+
+def test_a_file_that_makes_the_reader_loop_is_damaged_although_nothing_is_known_of_it(tmp_path, monkeypatch):
+    """This bit of this published run makes HDF5 loop for ever when the file is opened."""
+    monkeypatch.setattr(run_file, "CPU_LIMIT", 2)
+    name, byte, bit = LOOPING
+    (tmp_path / name).write_bytes(flipped((PUBLISHED / name).read_bytes(), byte, bit))
+    whole = tmp_path / next(p.name for p in sorted(PUBLISHED.glob("*.nc")) if p.name != name)
+    shutil.copy(PUBLISHED / whole.name, whole)
+    store = Store(tmp_path)
+    assert list(store.runs()) == [whole]
+    assert not store.holds(name[-15:-3]) and store.holds(whole.stem[-12:])
+
+
+def test_one_flipped_bit_in_any_variable_of_an_unknown_file_is_noticed(stored):
+    path, run = stored
+    data = path.read_bytes()
+    for n, name in enumerate(names := ["phi", "rank_correct", "learning_rate", "step", "diverged_step"]):
+        values = np.ascontiguousarray(run[name].values).tobytes()  # as they stand in the file, which is not compressed
+        (folder := path.parent / str(n)).mkdir()
+        (folder / path.name).write_bytes(flipped(data, data.index(values), 0))
+    paths = [path.parent / str(n) / path.name for n in range(len(names))]
+    assert run_file.look_into([*paths, path]) == dict.fromkeys(paths) | {path: Store(path.parent).runs()[path]}
+
+
+def test_a_run_of_an_earlier_store_is_known_from_the_first_look_on(stored, monkeypatch):
+    path, run = stored
+    known = Store(path.parent).runs()
+    forget(path.parent)
+    assert Store(path.parent).runs() == known
+    monkeypatch.setattr(run_file, "look_into", None)
+    assert Store(path.parent).open(run.attrs["run_id"]).identical(run)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "one bit", "another line between", "gone"])
+def test_a_damaged_index_costs_another_look_and_nothing_else(stored, damage):
+    path, run = stored
+    index = path.parent / INDEX
+    text = index.read_bytes()
+    index.write_bytes(
+        {
+            "cut short": text[: len(text) // 2],
+            "one bit": flipped(text, text.index(b"sha256") + 12, 0),
+            "another line between": text[:200] + b"\n[1, 2]\n" + text[200:],
+            "gone": b"",
+        }[damage]
+    )
+    assert Store(path.parent).open(run.attrs["run_id"]).identical(run)
+    assert Index(path.parent).entries().keys() == {path}
+
+
+def test_a_second_store_sees_what_the_first_one_adds(tmp_path):
+    model = tiny.model("GPT2", "float32")
+    one, other = Store(tmp_path), Store(tmp_path)
+    assert other.runs() == {}
+    for rate in (0.01, 0.02):
+        run = one.run(model, tiny.contexts(model), [rate], Recipe(steps=1))
+        assert other.has(run.attrs["run_id"]) and other.holds(run.attrs["run_id"])
+    assert len(other.runs()) == 2 and {known["model"] for known in other.runs().values()} == {model.fingerprint}
+    next(tmp_path.glob("*.nc")).unlink()
+    assert len(other.runs()) == 1
+
+
+# ------------------------------------------------------------------------------------------- for now
+
+
+@contextmanager
+def written_by_another(path):
+    with open(path, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as HDF5 does while it writes
+        yield
+
+
+@contextmanager
+def without_descriptors(path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))  # the kernel itself refuses to open anything
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@contextmanager
+def without_permission(path):
+    with pytest.MonkeyPatch.context() as patch:  # root may read everything
+        patch.setattr(
+            run_file, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")), raising=False
+        )
+        yield
+
+
+@contextmanager
+def as_a_pipe(path):
+    whole = path.read_bytes()
+    path.unlink()
+    os.mkfifo(path)
+    yield
+    path.unlink()
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "trouble, reason",
+    [
+        (written_by_another, "temporarily unavailable"),
+        (without_descriptors, "Too many open files"),
+        (without_permission, "Permission denied"),
+        (as_a_pipe, "not a regular file"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_what_cannot_be_read_for_now_is_not_damaged(stored, monkeypatch, trouble, reason):
+    path, run = stored
+    monkeypatch.setattr(run_file, "PATIENCE", 0.2)
+    with trouble(path):
+        began = time.monotonic()
+        with pytest.raises(StoreError, match=f"{reason}.*left as it is"):
+            run_file.read_patiently(path)
+        assert time.monotonic() - began < 2
+    assert Store(path.parent).open(run.attrs["run_id"]).identical(run)
+
+
+def test_a_lock_that_is_given_back_soon_is_waited_for(stored, monkeypatch):
+    path, run = stored
+    waited = []
+    monkeypatch.setattr(
+        run_file.time, "sleep", lambda seconds: waited.append(seconds) or other.__exit__(None, None, None)
+    )
+    other = written_by_another(path)
+    other.__enter__()
+    assert Store(path.parent).open(run.attrs["run_id"]).identical(run) and len(waited) == 1
+
+
+def test_a_file_system_without_locks_is_read_all_the_same(stored, monkeypatch):
+    def none(*_):
+        raise OSError(run_file.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run_file.fcntl, "flock", none)
+    assert Index(stored[0].parent).read(stored[0]) == stored[0].read_bytes()
+
+
+# ------------------------------------------------------------------------------------------- many
+
+
+def test_twenty_thousand_runs_are_looked_through_in_seconds(stored):
+    path, run = stored
+    content, attributes = path.read_bytes(), run.attrs
+    forget(path.parent)
+    identifiers = [f"{n:012x}" for n in range(20_000)]
+    index = Index(path.parent)
+    for identifier in identifiers:
+        other = path.with_name(f"tiny-full-adam-{identifier}.nc")
+        os.link(path, other)
+    index.append([run_file.describe_run(f"tiny-full-adam-{i}.nc", content, attributes) for i in identifiers])
+    path.unlink()
+    began, store = time.process_time(), Store(path.parent)
+    assert all(map(store.has, identifiers)) and all(map(store.holds, identifiers[::10]))
+    assert (
+        sum(known["model"] == json.loads(attributes["specification"])["model"] for known in store.runs().values())
+        == 20_000
+    )
+    assert time.process_time() - began < 10

@@ -1,18 +1,16 @@
 """A real Trainer with a loss that looks at the competitor: it trains what the engine trains, and nothing else changes."""
 
-import copy
 import textwrap
 
 import pytest
 import torch
 from tiny import contexts, leading, model
-from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from toys import a_trainer, only_the_word, still
 
-from phantomlib import competitor_loss
-from phantomlib.competitor_loss import CompetitorLoss
+from phantomlib import cure
 from phantomlib.contexts import Context
 from phantomlib.critical.step_zero import velocity
+from phantomlib.cure import CompetitorLoss
 from phantomlib.engine.finetune import finetune
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ContextError, ParameterError, PhantomError
@@ -21,48 +19,12 @@ from phantomlib.trainer import PhantomCallback
 STEPS = 6
 
 
-class Rows(Dataset):
-    """Rows of (token ids, labels)."""
-
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, index):
-        ids, labels = self.rows[index]
-        return {"input_ids": ids, "labels": labels, "attention_mask": [1] * len(ids)}
-
-
-def only_the_word(context):
-    ids = [*context.prompt_ids, context.correct_id]
-    return ids, [-100] * (len(ids) - 1) + ids[-1:]
-
-
-def copied(module):
-    module = copy.deepcopy(module).requires_grad_(True)
-    for layer in module.modules():
-        if isinstance(layer, torch.nn.Dropout):
-            layer.p = 0.0
-    return module
-
-
-def trainer(plain, rows, folder, rate, optimizer="sgd", batch=1, accumulate=1, **options):
-    arguments = TrainingArguments(
-        str(folder), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate, num_train_epochs=1,
-        learning_rate=rate, lr_scheduler_type="constant", optim={"sgd": "sgd", "adam": "adamw_torch"}[optimizer],
-        max_grad_norm=0.0, logging_steps=1, report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True,
-    )  # fmt: skip
-    return Trainer(copied(plain.module), arguments, train_dataset=Rows(rows), **options)
-
-
 @pytest.mark.parametrize("optimizer, rate", [("sgd", 0.05), ("adam", 1e-3)])
 @pytest.mark.parametrize("loss, weight", [("margin", 2.0), ("unlikelihood", 5.0), ("gap", 1.0)])
 def test_the_trainer_follows_the_engine(loss, weight, optimizer, rate, tmp_path):
     plain = model("GPT2", "float32")
     context = contexts(plain)[0]
-    one = trainer(plain, [only_the_word(context)] * STEPS, tmp_path, rate, optimizer)
+    one = a_trainer(still(plain.module), [only_the_word(context)] * STEPS, tmp_path, rate, optimizer, logging_steps=1)
     watch = PhantomCallback([context], every=1, loss=loss, weight=weight).attach(one)
     one.train()
     recipe = Recipe(optimizer=optimizer, steps=STEPS, loss=loss, weight=weight)
@@ -74,22 +36,23 @@ def test_the_trainer_follows_the_engine(loss, weight, optimizer, rate, tmp_path)
     assert logged == pytest.approx(run.loss.values[:-1], rel=1e-3, abs=1e-4)
     first = velocity(plain, [context], recipe)
     unit = float(first.velocity[0] / first.gap[0].abs())
-    assert seen.kinematic_number.tolist() == pytest.approx([unit * rate * t for t in range(STEPS + 1)], rel=1e-4)
+    assert seen.kinematic_number_alone.tolist() == pytest.approx([unit * rate * t for t in range(STEPS + 1)], rel=1e-4)
 
 
 def full_text(plain, n=8, length=9):
     ids = torch.randint(1, 41, (n, length), generator=torch.Generator().manual_seed(5)).tolist()
-    return [(row, row) for row in ids]
+    return [{"input_ids": row, "labels": row} for row in ids]
 
 
 @pytest.mark.parametrize("batch, accumulate", [(1, 1), (4, 1), (2, 2)])
 def test_text_without_the_word_is_trained_as_before(batch, accumulate, tmp_path):
     plain = model("GPTNeoX", "float32")
     pair = contexts(plain)[0]
-    rows = [(ids, [-100 if i == pair.correct_id else i for i in ids]) for ids, _ in full_text(plain)]
+    rows = [row | {"labels": [-100 if i == pair.correct_id else i for i in row["labels"]]} for row in full_text(plain)]
     ends = []
     for loss in (None, CompetitorLoss([pair], weight=100.0)):
-        one = trainer(plain, rows, tmp_path, 1e-3, "adam", batch, accumulate, compute_loss_func=loss)
+        options = {"batch": batch, "gradient_accumulation_steps": accumulate, "given": {"compute_loss_func": loss}}
+        one = a_trainer(still(plain.module), rows, tmp_path, 1e-3, "adam", **options)
         one.train()
         ends.append([p.detach() for p in one.model.parameters()])
     for a, b in zip(*ends, strict=True):
@@ -123,21 +86,20 @@ def test_the_term_counts_wherever_the_word_comes_next():
 def test_words_are_found_with_the_tokenizer():
     tokenizer = leading()
     pair = Context("x", "she felt deep", "shame", "guilt")
-    assert CompetitorLoss([pair], tokenizer).pairs == [
-        tuple(tokenizer(f" {word}")["input_ids"][0] for word in ("shame", "guilt"))
-    ]
+    correct, competitor = (tokenizer(f" {word}")["input_ids"][0] for word in ("shame", "guilt"))
+    assert CompetitorLoss([pair], tokenizer).competitors == {correct: [competitor]}
     with pytest.raises(ContextError):
         CompetitorLoss([Context("x", "she felt deep", "zyzzyva", "guilt")], tokenizer)
 
 
 def test_the_example_of_the_module_works(tmp_path, monkeypatch):
-    example = textwrap.dedent(competitor_loss.__doc__.split("::\n")[1].split("\nOr let")[0])
+    example = textwrap.dedent(cure.__doc__.split("::\n")[1].split("\nOr let")[0])
     pair = "- {id: x, prompt: she felt deep, correct: shame, competitor: guilt}\n"
     (tmp_path / "my_contexts.yaml").write_text(pair)
     monkeypatch.chdir(tmp_path)
     names = {"tokenizer": leading(), "Trainer": lambda *given, **options: options}
     exec(example, names)
-    assert len(names["trainer"]["compute_loss_func"].pairs) == 1
+    assert len(names["trainer"]["compute_loss_func"].competitors) == 1
 
 
 @pytest.mark.parametrize("given", [{"loss": "cross-entropy"}, {"loss": "hinge"}, {"weight": 0.0}, {"weight": -1.0}])
@@ -154,10 +116,19 @@ def test_no_context_is_refused():
 def test_a_loss_that_would_be_lost_is_refused(tmp_path):
     plain = model("GPT2", "float32")
     context = contexts(plain)[0]
-    own = trainer(plain, [only_the_word(context)], tmp_path, 1e-3, compute_loss_func=lambda *given, **more: None)
+    rows, given = [only_the_word(context)], {"compute_loss_func": lambda *given, **more: None}
+    own = a_trainer(still(plain.module), rows, tmp_path, 1e-3, given=given)
     with pytest.raises(PhantomError, match="compute_loss_func already"):
         PhantomCallback([context], loss="margin").attach(own)
-    unattached = trainer(plain, [only_the_word(context)], tmp_path, 1e-3)
+    unattached = a_trainer(still(plain.module), rows, tmp_path, 1e-3)
     unattached.add_callback(PhantomCallback([context], loss="margin"))
     with pytest.raises(PhantomError, match="attach"):
         unattached.train()
+
+
+@pytest.mark.parametrize("loss", ["margin", "unlikelihood", "gap"])
+def test_no_step_waits_for_the_device(loss):
+    """On the device meta everything that would need a number on the host raises."""
+    made = CompetitorLoss(contexts(model("GPT2", "float32")), loss=loss)
+    logits, labels = torch.empty(2, 5, 41, device="meta"), torch.empty(2, 5, dtype=torch.long, device="meta")
+    assert made({"logits": logits}, labels).shape == made({"logits": logits}, labels, 7).shape == ()

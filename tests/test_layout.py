@@ -20,7 +20,7 @@ FLOORS = [
     {"phantomlib.runs"},
     {"phantomlib.critical"},
     {"phantomlib.transition"},
-    {"phantomlib.cure", "phantomlib.competitor_loss"},
+    {"phantomlib.cure"},
     {"phantomlib.diagnosis", "phantomlib.trainer"},
     {"phantomlib.report", "phantomlib.consultation"},
     {"zoo"},

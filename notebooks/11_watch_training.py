@@ -117,10 +117,10 @@ for message in said or ["(nothing)"]:
 
 # %%
 log = pd.DataFrame(failing.state.log_history).rename(columns=lambda c: c.removeprefix(f"phantom/{context.id}/"))
-watched = ["phi", "signal", "drag", "rank", "gap", "overlap", "kinematic_number"]
+watched = ["phi", "signal", "drag", "rank", "gap", "overlap", "kinematic_number_alone"]
 table = log.dropna(subset=["gap"])[["step", *watched]].merge(log.dropna(subset=["loss"])[["step", "loss"]], how="left")
 table["rank"] = table["rank"].astype(int)
-words = {"phi": r"$\Phi$", "kinematic_number": "kinematic number"}
+words = {"phi": r"$\Phi$", "kinematic_number_alone": "kinematic number, this sentence alone"}
 nb.table(table.rename(columns=words), top=6)
 
 # %%

@@ -1,14 +1,20 @@
 """Watching a real Trainer: what is logged equals what the engine records, and a silent failure is seen."""
 
 import copy
+import json
+import math
 import warnings
 from dataclasses import replace
 
+import pandas as pd
+import peft
 import pytest
 import torch
+import transformers
 from made import Largest
-from tiny import contexts, leading, model
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from tiny import ARCHITECTURES, contexts, leading, model
+from toys import a_trainer, only_the_word, still
+from transformers import AutoModelForCausalLM, Phi3Config, TrainerCallback, TrainerState, TrainingArguments
 
 from phantomlib.contexts import Context
 from phantomlib.critical import step_zero
@@ -22,37 +28,8 @@ from phantomlib.trainer import PhantomCallback, SilentFailureWarning, _velocity
 STEPS = 6
 
 
-class Sentences(torch.utils.data.Dataset):
-    """The prompt and its correct token; only the latter is to be predicted."""
-
-    def __init__(self, context, repeats=STEPS):
-        self.context, self.repeats = context, repeats
-
-    def __len__(self):
-        return self.repeats
-
-    def __getitem__(self, index):
-        ids = [*self.context.prompt_ids, self.context.correct_id]
-        return {"input_ids": ids, "labels": [-100] * (len(ids) - 1) + ids[-1:], "attention_mask": [1] * len(ids)}
-
-
-def still(module):
-    """A copy that trains without dropout, like the engine."""
-    module = copy.deepcopy(module).requires_grad_(True)
-    for layer in module.modules():
-        if isinstance(layer, torch.nn.Dropout):
-            layer.p = 0.0
-    return module
-
-
 def trainer(module, context, folder, rate, optimizer="sgd", **options):
-    options = {"lr_scheduler_type": "constant", "logging_steps": 2} | options
-    arguments = TrainingArguments(
-        str(folder), per_device_train_batch_size=1, num_train_epochs=1, learning_rate=rate, report_to=[],
-        optim={"sgd": "sgd", "adam": "adamw_torch"}[optimizer], max_grad_norm=0.0, save_strategy="no",
-        disable_tqdm=True, use_cpu=True, **options,
-    )  # fmt: skip
-    return Trainer(module, arguments, train_dataset=Sentences(context))
+    return a_trainer(module, [only_the_word(context)] * STEPS, folder, rate, optimizer, **options)
 
 
 NAMES = {
@@ -85,18 +62,134 @@ def test_the_kinematic_number_is_the_budget_in_units_of_the_first_velocity(tmp_p
     first = velocity(plain, [context], Recipe(optimizer="adam"))
     unit = float(first.velocity[0] / first.gap[0].abs())
     spent = [0, 1e-3 * (6 + 5 + 4) / 6, 1e-3 * (6 + 5 + 4 + 3 + 2 + 1) / 6]  # a linear decay over six steps
-    assert watch.frame().kinematic_number.tolist() == pytest.approx([unit * s for s in spent], rel=1e-4)
+    assert watch.frame().kinematic_number_alone.tolist() == pytest.approx([unit * s for s in spent], rel=1e-4)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_the_first_velocity_is_summed_in_blocks(optimizer, monkeypatch):
+def test_the_first_velocity_is_summed_in_blocks(optimizer, tmp_path, monkeypatch):
     monkeypatch.setattr(step_zero, "BLOCK", 16)
-    plain, recipe = model("GPT2", "float32"), Recipe(optimizer=optimizer)
+    plain = model("GPT2", "float32")
     context, module = contexts(plain)[0], still(plain.module)
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer](module.parameters(), lr=1.0)
     with Largest(*module.parameters()) as made:
-        found = _velocity(module, context, recipe)
+        [found] = _velocity(module, context, kind, Recipe(), TrainingArguments(str(tmp_path), max_grad_norm=0.0))
+    recipe = Recipe(optimizer=optimizer)
     assert found == pytest.approx(float(velocity(plain, [context], recipe).velocity[0]), rel=1e-5)
-    assert 0 < made.bytes[torch.float64] <= 2 * 32 * 8  # two vectors, blocks of up to twice the size
+    assert 0 < made.bytes[torch.float64] <= 3 * 32 * 8  # three vectors, blocks of up to twice the size
+
+
+def adamw(scale, **options):
+    """AdamW on two groups: the attention and the rest, whose rate is ``scale`` times as large."""
+
+    def of(module):
+        names = dict(module.named_parameters())
+        parts = [[p for n, p in names.items() if ("attn" in n) == where] for where in (True, False)]
+        groups = [
+            {"params": p, "lr": rate}
+            for p, rate in zip(parts, (1e-6 if scale else 0.0, 1e-6 * (scale or 1)), strict=True)
+        ]
+        return torch.optim.AdamW(groups, **options)
+
+    return of
+
+
+OPTIMIZERS = {
+    "a rate of its own for each group": (adamw(16.0, weight_decay=0.0), {}),
+    "a first group at rest": (adamw(0.0, weight_decay=0.0), {}),
+    "weight decay": (adamw(2.0, weight_decay=300.0), {}),
+    "weight decay through the gradient": (lambda m: torch.optim.SGD(m.parameters(), lr=1e-6, weight_decay=0.5), {}),
+    "a clipped gradient": (lambda m: torch.optim.SGD(m.parameters(), lr=1e-6), {"max_grad_norm": 0.1}),
+    "smoothed labels": (lambda m: torch.optim.SGD(m.parameters(), lr=1e-6), {"label_smoothing_factor": 0.4}),
+    "momentum, which later steps gather": (lambda m: torch.optim.SGD(m.parameters(), lr=1e-6, momentum=0.9), {}),
+    "another optimiser": (lambda m: torch.optim.Adagrad(m.parameters(), lr=1e-6), {}),
+}
+
+
+@pytest.mark.parametrize("case", OPTIMIZERS)
+def test_the_kinematic_number_is_the_first_step_of_the_trainers_own_optimiser(case, tmp_path):
+    plain, (make, options) = model("GPT2"), OPTIMIZERS[case]
+    context, module = contexts(plain)[0], still(plain.module)
+
+    def gap():
+        z = module(torch.tensor([context.prompt_ids])).logits[0, -1].detach()
+        return float(z[context.correct_id] - z[context.competitor_id])
+
+    optimizer, before = make(module), gap()
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    one = trainer(module, context, tmp_path, 1e-6, max_steps=1, given={"optimizers": (optimizer, schedule)}, **options)
+    watch = PhantomCallback([context], every=1).attach(one)
+    one.train()
+    number = watch.frame().kinematic_number_alone.iloc[-1]
+    if "optimiser" in case or "momentum" in case:
+        assert math.isnan(number)
+    else:
+        assert number == pytest.approx((gap() - before) / abs(before), rel=1e-3)
+
+
+def test_a_first_group_at_rest_does_not_silence_the_warning(tmp_path):
+    said, _ = warnings_of(0.7, tmp_path, at_rest=True)
+    assert len(said) == 2 and "at this pace" in said[0]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_run_that_goes_on_from_a_checkpoint_is_one_run(known, tmp_path):
+    plain = model("GPT2", "float32")
+    context, frames = contexts(plain)[0], []
+    for checkpoint in (None, tmp_path / "checkpoint-3"):
+        options = {"lr_scheduler_type": "linear", "save_strategy": "steps", "save_steps": 3}
+        one = trainer(still(plain.module), context, tmp_path, 0.05, **options)
+        watch = PhantomCallback([context], every=2).attach(one)
+        one.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        frames.append(watch.frame())
+        if not known:  # a checkpoint of a run that was not watched
+            kept = tmp_path / "checkpoint-3/trainer_state.json"
+            state = json.loads(kept.read_text())
+            state["stateful_callbacks"].pop("PhantomCallback", None)
+            kept.write_text(json.dumps(state))
+    if known:
+        pd.testing.assert_frame_equal(*frames, rtol=1e-4, check_like=True)
+    else:
+        assert frames[1].step.tolist() == [3, 4, 6] and frames[1].budget.iloc[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PromptEncoderConfig", "PrefixTuningConfig"])
+@pytest.mark.parametrize("loss", ["cross-entropy", "margin"])
+def test_virtual_tokens_stand_in_front(kind, loss, tmp_path):
+    plain = model("GPT2", "float32")
+    context = contexts(plain)[0]
+    config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    module = peft.get_peft_model(still(plain.module), config)
+    with torch.no_grad():
+        z = module.eval()(input_ids=torch.tensor([context.prompt_ids])).logits[0, -1]
+    one = trainer(module, context, tmp_path, 1e-9, logging_steps=1)
+    watch = PhantomCallback([context], every=1, loss=loss).attach(one)
+    one.train()
+    gap = float(z[context.correct_id] - z[context.competitor_id])
+    assert watch.frame().gap.iloc[0] == pytest.approx(gap, abs=1e-5)
+    assert watch.frame()["rank"].iloc[0] == 1 + int((z > z[context.correct_id]).sum())
+    expected = float(z.logsumexp(0) - z[context.correct_id]) + (math.log1p(math.exp(-gap)) if loss == "margin" else 0)
+    assert [row["loss"] for row in one.state.log_history if "loss" in row][0] == pytest.approx(expected, rel=1e-3)
+    long = replace(context, prompt_ids=context.prompt_ids * 9)  # 63 of 64 positions
+    with pytest.raises(ContextError, match="no more than 61"):
+        PhantomCallback([long]).attach(one)
+
+
+def test_what_is_measured_does_not_depend_on_the_other_prompts(tmp_path):
+    """Phi-3's longrope takes other frequencies for all positions of a text beyond its original length."""
+    scaling = {"rope_type": "longrope", "short_factor": [1.0] * 2, "long_factor": [9.0, 30.0], "rope_theta": 1e4}
+    settings = ARCHITECTURES["Phi3"][1] | {"original_max_position_embeddings": 6, "rope_parameters": scaling}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = Phi3Config(**settings, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+        module = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    watched = contexts(model("GPT2", "float32"), lengths=(4, 12))
+    one = trainer(module, watched[0], tmp_path, 1e-9)
+    watch = PhantomCallback(watched, every=STEPS).attach(one)
+    with torch.no_grad():
+        logits = [module.eval()(torch.tensor([c.prompt_ids])).logits[0, -1] for c in watched]
+    one.train()
+    expected = [float(z[c.correct_id] - z[c.competitor_id]) for z, c in zip(logits, watched, strict=True)]
+    assert watch.frame().query("step == 0").gap.tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_lora_is_watched_and_its_geometry_stays(tmp_path):
@@ -164,12 +257,14 @@ def test_reporters_get_the_values(tmp_path):
     assert all(isinstance(v, int | float) for row in reporter.seen for v in row.values())
 
 
-def test_without_attach_the_history_still_has_them(tmp_path):
+def test_without_attach_the_history_still_has_them_and_a_reporter_is_told_of(tmp_path):
     plain = model("GPT2", "float32")
     context = contexts(plain)[0]
     one = trainer(still(plain.module), context, tmp_path, 1e-3)
     one.add_callback(PhantomCallback([context], every=2))
-    one.train()
+    one.args.report_to = ["tensorboard"]
+    with pytest.warns(UserWarning, match="cannot log to tensorboard by itself.*attach"):
+        one.train()
     assert sum(f"phantom/{context.id}/gap" in row for row in one.state.log_history) == 4
 
 
@@ -213,13 +308,18 @@ def test_weights_of_the_best_checkpoint_are_not_taken_for_those_of_the_last_step
     assert watch.frame().step.tolist() == [0, 3]
 
 
-def warnings_of(number, folder):
+def warnings_of(number, folder, at_rest=False):
     """What is said of a context far behind its competitor, trained with SGD at a kinematic number."""
     plain = model("GPT2", "float32")
     context = contexts(plain, place=20)[0]
     first = velocity(plain, [context], Recipe(optimizer="sgd"))
     rate = number * float(first.gap[0].abs() / first.velocity[0]) / STEPS
-    one = trainer(still(plain.module), context, folder, rate)
+    module, given = still(plain.module), {}
+    if at_rest:  # a group that trains nothing comes first
+        idle = {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.0}
+        optimizer = torch.optim.SGD([idle, {"params": list(module.parameters()), "lr": rate}])
+        given = {"optimizers": (optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0))}
+    one = trainer(module, context, folder, rate, given=given)
     watch = PhantomCallback([context], every=1).attach(one)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -281,6 +381,35 @@ def test_a_prompt_that_is_too_long_is_refused_at_construction(tmp_path):
         PhantomCallback([replace(context, prompt_ids=context.prompt_ids * 10)]).attach(one)
     with pytest.raises(ContextError, match="vocabulary"):
         PhantomCallback([replace(context, correct_id=41)]).attach(one)
+
+
+TINY = {"vocab_size": 41, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
+
+
+@pytest.mark.parametrize(
+    "name, settings, reason",
+    [
+        ("GPT2ForSequenceClassification", {"n_embd": 16, "n_layer": 2, "n_head": 4, "vocab_size": 41}, "has no readout"),
+        ("LlamaForTokenClassification", TINY, "has no readout"),
+        ("T5ForConditionalGeneration", {"vocab_size": 41, "d_model": 16, "d_ff": 24, "num_layers": 2}, "reads one text"),
+        ("BertForMaskedLM", TINY, "lets a token see"),
+        ("RobertaForMaskedLM", TINY, "lets a token see"),
+    ],
+)  # fmt: skip
+def test_what_has_no_next_token_is_refused(name, settings, reason, tmp_path):
+    kind = getattr(transformers, name)
+    module, context = kind(kind.config_class(**settings)), contexts(model("GPT2", "float32"))[0]
+    with pytest.raises(PhantomError, match=f"{name} {reason}.*causal language model"):
+        PhantomCallback([context]).attach(trainer(module, context, tmp_path, 1e-3))
+
+
+def test_a_trainer_that_would_restore_the_callback_itself_is_refused(tmp_path):
+    context = contexts(model("GPT2", "float32"))[0]
+    module = still(model("GPT2", "float32").module)
+    one = trainer(module, context, tmp_path, 1e-3, restore_callback_states_from_checkpoint=True)
+    PhantomCallback([context]).attach(one)
+    with pytest.raises(PhantomError, match="reads its own state"):
+        one.train()
 
 
 class Counted:

@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 import tiny
 
+from phantombook.diagnosis_text import diagnosis_as_dict, diagnosis_as_text
 from phantomlib.contexts import load_contexts, resolve
 from phantomlib.critical.collateral import collateral
 from phantomlib.critical.rehearsal import OVERTAKES, SILENT, Estimate
-from phantomlib.cure import BARELY, remedies, remedies_as_text
+from phantomlib.cure import BARELY, remedies
 from phantomlib.diagnosis import diagnose
 from phantomlib.engine.finetune import finetune
 from phantomlib.engine.recipe import Recipe
 from phantomlib.models.language_model import load
-from phantomlib.report import diagnosis_as_dict, diagnosis_as_text
 from phantomlib.runs.store import Store
 
 
@@ -64,7 +64,6 @@ def test_no_remedy_where_none_is_needed_or_known():
     assert diagnose(plain, one, Recipe(steps=4), 0.05).outcome == OVERTAKES
     assert diagnose(plain, one, Recipe(steps=4), 0.05).remedies == ()
     assert remedies(plain, one, Recipe(steps=4), Estimate(math.nan, math.nan, math.nan), 1e-4) == ()
-    assert remedies_as_text(()) == []
 
 
 def test_a_model_without_words_still_gets_advice():

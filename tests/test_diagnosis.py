@@ -3,37 +3,30 @@
 import copy
 import json
 import math
-import random
 import re
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 import torch
+import transformers
 from tiny import ARCHITECTURES, contexts, model
 from typer.testing import CliRunner
 
 from phantombook.cli import app
+from phantombook.diagnosis_text import check_diagnosis, diagnosis_as_text, resolve_words
 from phantombook.figures.diagnosis import diagnosis_figure, write_plot
-from phantomlib import files
-from phantomlib.contexts import load_contexts, resolve
-from phantomlib.critical import rehearsal
-from phantomlib.critical.rehearsal import CLOSE, OVERTAKES, SILENT, UNKNOWN, Estimate, estimate_critical_rate
-from phantomlib.critical.search import critical_rates
-from phantomlib.diagnosis import check_diagnosis, diagnose, propose
+from phantomlib.contexts import Context, load_contexts, resolve
+from phantomlib.critical.rehearsal import CLOSE, OVERTAKES, SILENT, UNKNOWN, Estimate
+from phantomlib.diagnosis import diagnose, propose
 from phantomlib.engine.finetune import finetune
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ContextError, ParameterError, PhantomError
-from phantomlib.models import language_model, zoo_models
+from phantomlib.models import language_model
 from phantomlib.order_parameter import density_matrix, normalise, order_parameter_by_trace
-from phantomlib.report import diagnosis_as_text
-from phantomlib.runs import published_runs
 from phantomlib.runs.store import Store
 
-PUBLISHED = Path(__file__).parents[1] / "results"
 RECORDED = {
     "rank": "rank_correct", "p_correct": "p_correct", "p_competitor": "p_competitor", "gap": "logit_gap",
     "overlap": "overlap", "phi": "phi", "signal": "signal", "drag": "drag",
@@ -105,128 +98,6 @@ def test_what_the_verdict_advises_works():
         assert float(finetune(plain, [context], [used[0]], used[1]).logit_gap.max()) > 0
 
 
-@pytest.mark.parametrize(
-    "name, optimizer, method",
-    [("gpt2-s", "adam", "full"), ("neox-s", "sgd", "full"), ("neox-s", "adam", "lora"), ("gpt2-s", "sgd", "lora")],
-)
-def test_stated_uncertainty_holds_on_the_zoo(name, optimizer, method, tmp_path):
-    """At least nine of ten contexts; T = 12 lies between the budgets at which the errors were measured."""
-    loaded = language_model.load(f"zoo:{name}")
-    ten = [resolve(context, loaded.tokenizer) for context in load_contexts()]
-    recipe = Recipe(optimizer=optimizer, method=method, steps=12)
-    measured = critical_rates(Store(tmp_path), loaded, ten, recipe).critical_rate.values
-    inside = [
-        e.low <= rate <= e.high for e, rate in zip(estimate_critical_rate(loaded, ten, recipe), measured, strict=True)
-    ]
-    assert sum(inside) >= 9
-
-
-def test_constants_were_measured_on_the_shipped_weights():
-    """After retraining the zoo: phantom zoo constants."""
-    found = rehearsal.load_constants()["made_by"]["models"]
-    assert list(found) == list(zoo_models.NAMES) and zoo_models.HELD_OUT not in json.dumps(rehearsal.load_constants())
-    assert {name: language_model.load(f"zoo:{name}").fingerprint for name in zoo_models.NAMES} == found
-
-
-def test_errors_beyond_the_zoo_are_those_of_the_published_table():
-    zoo = [language_model.load(f"zoo:{name}") for name in zoo_models.NAMES]
-    found = rehearsal.errors_beyond(PUBLISHED, zoo)
-    assert found == rehearsal.load_constants()["beyond"]
-    assert found["parameters"] == max(one.n_parameters for one in zoo)
-    table = files.read_json(PUBLISHED / "tables/rehearsals.json")["columns"]
-    for how, rate, measured in zip(
-        map("-".join, zip(table["optimizer"], table["method"], strict=True)),
-        table["rate"],
-        table["measured"],
-        strict=True,
-    ):
-        assert abs(math.log(measured / rate)) <= found["largest"][how] < 0.2
-
-
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_the_published_table_is_what_the_published_searches_say(optimizer, tmp_path):
-    store = Store(tmp_path)
-    published_runs.take_up(PUBLISHED, store)
-    table = pd.DataFrame(files.read_json(PUBLISHED / "tables/rehearsals.json")["columns"])
-    for ref in ("pretrained:smollm2-135m", "pretrained:gemma3-270m"):
-        real, recipe = published_runs.stand_in(PUBLISHED, ref), Recipe(optimizer=optimizer, steps=20)
-        rows = table[(table.model == real.name) & (table.optimizer == optimizer) & (table.method == "full")]
-        assert rows.context.tolist() == [context.id for context in real.contexts]
-        estimates = estimate_critical_rate(real, list(real.contexts), recipe, store)
-        assert rows.rate.tolist() == pytest.approx([e.rate for e in estimates])
-        measured = critical_rates(store, real, list(real.contexts), recipe).critical_rate.values
-        assert rows.measured.tolist() == pytest.approx(measured.tolist())
-        assert all(e.low <= rate <= e.high for e, rate in zip(estimates, measured, strict=True))  # it stems from these
-
-
-def test_a_model_larger_than_the_zoo_has_a_wider_interval(monkeypatch):
-    plain, known = model("GPT2"), rehearsal.load_constants()
-    recipe, [context] = Recipe(steps=8), contexts(plain, place=8)[:1]
-
-    def half(method, parameters):
-        beyond = {"parameters": parameters, "largest": {"adam-full": 0.5, "sgd-full": 0.6}}
-        monkeypatch.setattr(rehearsal, "load_constants", lambda: known | {"beyond": beyond})
-        [found] = estimate_critical_rate(plain, [context], replace(recipe, method=method))
-        assert found.rate**2 == pytest.approx(found.low * found.high)
-        return math.log(found.high / found.low) / 2
-
-    assert half("full", plain.n_parameters) < 0.2  # no larger than the largest there
-    assert half("full", plain.n_parameters - 1) == pytest.approx(0.5)
-    assert half("lora", plain.n_parameters - 1) == pytest.approx(0.6)  # never seen: the largest of all
-
-
-def test_summary_of_errors():
-    found = rehearsal.summarise_errors({"a": [0.1, 0.3], "b": [-0.2, 0.2], "c": [0.4]})
-    assert found.centre == pytest.approx((0.2 + 0.0 + 0.4) / 3)
-    assert found.largest == pytest.approx(0.5)  # b's -0.2 against the mean 0.3 of a and c
-    assert found.range == pytest.approx((math.exp(-0.2), math.exp(0.4)))
-
-
-def test_constants_are_measured_and_written(tmp_path):
-    measured = rehearsal.measure_errors(
-        [model("GPT2"), model("GPTNeoX")], contexts, Store(tmp_path / "runs"), PUBLISHED, budgets=(6,)
-    )
-    path = rehearsal.write_constants(measured, tmp_path / "constants.json")
-    rehearsal.load_constants.cache_clear()
-    again = files.read_json(path)
-    assert again == measured and set(again["errors"]) == {"adam-full", "adam-lora", "sgd-full", "sgd-lora"}
-    exact = critical_rates(Store(tmp_path / "runs"), model("GPT2"), contexts(model("GPT2")), Recipe(steps=6))
-    coarse = critical_rates(
-        Store(tmp_path / "runs"), model("GPT2"), contexts(model("GPT2")), rehearsal.rehearsal(Recipe(steps=6))
-    )
-    ratio = (exact.critical_rate * 6 / (coarse.critical_rate * 4)).values
-    written = again["errors"]["adam-full"]["6"]["rehearsal"]["tiny-GPT2"]
-    assert [math.exp(x) for x in written] == pytest.approx(ratio.tolist(), rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    "text", [None, "", "{", "[]", "null", "{}", '{"errors": {}}', '{"checksum": "", "content": {}}']
-)
-def test_a_missing_or_damaged_table_says_how_to_make_it(tmp_path, monkeypatch, text):
-    monkeypatch.setattr(rehearsal, "CONSTANTS", tmp_path / "constants.json")
-    if text is not None:
-        rehearsal.CONSTANTS.write_text(text)
-    rehearsal.load_constants.cache_clear()
-    with pytest.raises(PhantomError, match="phantom zoo constants"):
-        rehearsal.load_constants()
-    rehearsal.load_constants.cache_clear()
-
-
-def test_two_hundred_flipped_bits_in_the_table(tmp_path, monkeypatch):
-    whole, known, accepted = rehearsal.CONSTANTS.read_bytes(), rehearsal.load_constants(), 0
-    monkeypatch.setattr(rehearsal, "CONSTANTS", tmp_path / "constants.json")
-    for bit in random.Random(0).sample(range(8 * len(whole)), 200):
-        damaged = bytearray(whole)
-        damaged[bit // 8] ^= 1 << bit % 8
-        rehearsal.CONSTANTS.write_bytes(damaged)
-        rehearsal.load_constants.cache_clear()
-        with suppress(PhantomError):
-            assert rehearsal.load_constants() == known
-            accepted += 1
-    rehearsal.load_constants.cache_clear()
-    assert accepted < 150  # much of the file is blanks
-
-
 def test_proposals_outrank_the_word_and_come_by_overlap():
     loaded = language_model.load("zoo:gpt2-s")
     for context in load_contexts():
@@ -242,14 +113,119 @@ def diagnose_rank(loaded, context):
     return float(loaded.module(torch.tensor([found.prompt_ids])).logits[0, -1].softmax(-1)[found.correct_id])
 
 
+@pytest.mark.parametrize("context", load_contexts()[:5], ids=lambda c: c.id)
+def test_proposals_are_words_to_go_on_with_and_the_strongest_rival_is_one(context):
+    loaded = language_model.load("zoo:gpt2-s")
+    ids = loaded.tokenizer(context.prompt)["input_ids"]
+    p = loaded.module(torch.tensor([ids])).logits[0, -1].softmax(-1).tolist()
+    words = {i: loaded.tokenizer.decode([i]).strip() for i in range(len(p))}
+    ranked = sorted((i for i in words if words[i].isalpha()), key=lambda i: -p[i])
+    for correct in (context.correct, words[ranked[-1]]):  # the least likely word is outranked by all others
+        found = propose(loaded, context.prompt, correct, count=2)
+        assert words[ranked[0]] in [one.word for one in found]
+        for one in found:  # the words above it hold less than nine tenths
+            assert sum(x for x in p if x > one.probability + 1e-9) < 0.9
+
+
 def test_no_proposal_for_the_favourite_or_for_an_unknown_word():
     loaded = language_model.load("zoo:gpt2-s")
     first = propose(loaded, "After the lie, Anna felt a deep sense of", "shame")
     favourite = max(first, key=lambda p: p.probability).word
-    with pytest.raises(ContextError, match="prefers no other word"):
+    with pytest.raises(ContextError, match="rather go on with no other word"):
         propose(loaded, "After the lie, Anna felt a deep sense of", favourite)
     with pytest.raises(ContextError, match="zyzzyva"):
         propose(loaded, "After the lie, Anna felt a deep sense of", "zyzzyva")
+
+
+def test_a_diagnosis_says_what_it_assumes():
+    plain = model("GPT2")
+    context = contexts(plain)[0]
+    for recipe, words in (
+        (Recipe(steps=4), "dropout."),
+        (Recipe(method="lora", rank=2, alpha=3.0, steps=4), "LoRA (rank 2, alpha 3)"),
+    ):
+        found = diagnose(plain, context, recipe, 1.0)
+        text = " ".join(diagnosis_as_text(found).split())
+        assert "Assumed: this sentence alone" in text and "loss is that of “right0” only" in text and words in text
+        assert "constant" in text and "on this sentence alone" in found.verdict
+        assert (found.lora_rank, found.lora_alpha) == (recipe.rank, recipe.alpha)
+
+
+@pytest.mark.parametrize("optimizer, name", [("adam", "Adam"), ("adamw", "AdamW"), ("sgd", "SGD")])
+def test_a_question_about_lora_is_answered_about_lora(optimizer, name):
+    plain = model("GPT2")
+    recipe = Recipe(method="lora", optimizer=optimizer, rank=4, steps=4)
+    found = diagnose(plain, contexts(plain)[0], recipe, 1e-2)
+    rows = dict(line.split("  ", 1) for line in diagnosis_as_text(found).splitlines() if "  " in line)
+    assert "LoRA" not in rows and f"{found.critical_full.rate:.3g}" in rows["full"]
+    assert f"LoRA with {name} on" in found.verdict
+    again = diagnose(plain, contexts(plain)[0], replace(recipe, method="full"))
+    assert again.critical == again.critical_full == found.critical_full and again.critical_lora == found.critical
+
+
+MIXTURE = {
+    "vocab_size": 41,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+MIXTURE |= {"intermediate_size": 24, "num_local_experts": 2, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize("name", ["Mamba", "Phimoe", "Llama4Text"])
+def test_an_architecture_without_lora_gets_the_rest(name):
+    settings = MIXTURE | (
+        {"head_dim": 4, "intermediate_size_mlp": 24, "moe_layers": [1]} if name == "Llama4Text" else {}
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        module = transformers.AutoModelForCausalLM.from_config(getattr(transformers, f"{name}Config")(**settings))
+    module = module.eval().requires_grad_(False)
+    odd = language_model.LanguageModel(f"tiny-{name}", name, module, None, language_model.fingerprint(module))
+    context = contexts(odd)[0]
+    found = diagnose(odd, context, Recipe(steps=2))
+    run = finetune(odd, [context], [found.critical.low, found.critical.high], Recipe(steps=2), chunk=1)
+    assert (run.logit_gap > 0).any("step").values.ravel().tolist() == [False, True]
+    assert f"LoRA on all linear layers cannot be applied to 'tiny-{name}'" in diagnosis_as_text(found)
+    with pytest.raises(PhantomError, match="cannot be applied.*Ask about full"):
+        diagnose(odd, context, Recipe(method="lora", steps=2))
+
+
+def test_a_positive_order_parameter_behind_the_competitor_is_explained():
+    plain = model("GPT2")
+    found = diagnose(plain, contexts(plain)[0], Recipe(steps=4))
+    behind = replace(found, phi=0.05, signal=-0.01, drag=0.06, gap=-1.0)
+    assert "why positive" in diagnosis_as_text(behind)
+    assert "why positive" not in diagnosis_as_text(replace(behind, phi=-0.05)) + diagnosis_as_text(
+        replace(behind, gap=1.0)
+    )
+
+
+def test_a_diagnosis_says_how_far_it_is(monkeypatch):
+    plain, seen = model("GPT2"), []
+
+    @contextmanager
+    def track(label, total):
+        seen.append([label, total, 0])
+        yield lambda n: seen[-1].__setitem__(2, seen[-1][2] + n)
+
+    monkeypatch.setattr("phantomlib.diagnosis.track", track)
+    diagnose(plain, contexts(plain)[0], Recipe(steps=4))
+    assert seen == [["tiny-GPT2, diagnosis", 4, 4]]
+
+
+def test_a_chat_prompt_goes_through_the_template():
+    loaded = replace(
+        language_model.load("zoo:gpt2-s"), tokenizer=copy.deepcopy(language_model.load("zoo:gpt2-s").tokenizer)
+    )
+    asked = Context("given", "Anna was very", "glad", "happy")
+    with pytest.raises(ParameterError, match="no chat template"):
+        resolve_words(loaded, asked, chat=True)
+    loaded.tokenizer.chat_template = "When the news came, {{ messages[0].content }}"
+    found, proposals = resolve_words(loaded, asked, chat=True)
+    assert loaded.tokenizer.decode(found.prompt_ids) == "When the news came, Anna was very" and not proposals
+    assert resolve_words(loaded, replace(asked, competitor=""), chat=True)[1][0].word == found.context.competitor
 
 
 def test_figure_and_text_survive_what_is_undefined():
@@ -348,7 +324,7 @@ def test_far_above_the_interval_the_rehearsal_at_this_very_rate_decides():
 def test_a_check_that_would_never_end_is_refused_before_it_starts(tmp_path, monkeypatch):
     plain = model("GPT2")
     context = contexts(plain)[0]
-    monkeypatch.setattr("phantomlib.diagnosis.critical_rates", lambda *_, **__: pytest.fail("it started"))
+    monkeypatch.setattr("phantombook.diagnosis_text.critical_rates", lambda *_, **__: pytest.fail("it started"))
     for steps, words in (
         (10**9, "Recording 2 runs of 1,000,000,000 steps needs"),
         (2 * 10**7, "would take .* days at"),

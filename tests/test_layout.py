@@ -22,7 +22,6 @@ FLOORS = [
     {"phantomlib.transition"},
     {"phantomlib.cure"},
     {"phantomlib.diagnosis", "phantomlib.trainer"},
-    {"phantomlib.report", "phantomlib.consultation"},
     {"zoo"},
     {"phantombook.figures"},
     {"phantombook.stale"},

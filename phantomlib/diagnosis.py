@@ -13,19 +13,8 @@ import torch
 
 from phantomlib import readout_geometry
 from phantomlib.contexts import Context, Resolved, check_spelling, resolve, single_tokens
+from phantomlib.critical import rehearsal
 from phantomlib.critical.numbers import kinematic_number
-from phantomlib.critical.rehearsal import (
-    CLOSE,
-    COARSE,
-    OVERTAKES,
-    SILENT,
-    UNKNOWN,
-    Estimate,
-    estimate_critical_rate,
-    expected_errors,
-    load_constants,
-    rehearsal,
-)
 from phantomlib.critical.step_zero import PLAIN, velocity
 from phantomlib.cure import Remedy, enough, longer, remedies
 from phantomlib.engine.finetune import finetune
@@ -102,9 +91,9 @@ class Diagnosis:
     velocity: float
     kinematic_number: float | None
     kinematic_range: tuple[float, float]
-    critical: Estimate
-    critical_full: Estimate
-    critical_lora: Estimate
+    critical: rehearsal.Estimate
+    critical_full: rehearsal.Estimate
+    critical_lora: rehearsal.Estimate
     outcome: str | None
     coherence: float
     bulk_class: str
@@ -152,12 +141,12 @@ def diagnose(
         if learning_rate is not None:
             number = kinematic_number(learning_rate, recipe.steps, v, gap) if v > 0 else math.nan
         advance(1)
-        [full] = estimate_critical_rate(model, [context], replace(recipe, method="full"))
+        [full] = rehearsal.estimate_critical_rate(model, [context], replace(recipe, method="full"))
         advance(1)
         critical = full if recipe.method == "full" else lora
         coherence = readout_geometry.coherence(model.readout)
         outcome = None if learning_rate is None else _outcome(model, context, recipe, critical, learning_rate)
-        ways = () if outcome == OVERTAKES else remedies(model, context, recipe, critical, learning_rate)
+        ways = () if outcome == rehearsal.OVERTAKES else remedies(model, context, recipe, critical, learning_rate)
         advance(1)
     facts: dict[str, Any] = {
         "model": model.name,
@@ -182,7 +171,7 @@ def diagnose(
         "drag": parts.drag,
         "velocity": v,
         "kinematic_number": number,
-        "kinematic_range": expected_errors("kinematic", recipe).range,
+        "kinematic_range": rehearsal.expected_errors("kinematic", recipe).range,
         "critical": critical,
         "critical_full": full,
         "critical_lora": lora,
@@ -206,33 +195,35 @@ def _assumptions(context: Resolved, recipe: Recipe) -> tuple[str, ...]:
     )
 
 
-def _lora(model: LanguageModel, context: Resolved, recipe: Recipe) -> tuple[Estimate, str]:
+def _lora(model: LanguageModel, context: Resolved, recipe: Recipe) -> tuple[rehearsal.Estimate, str]:
     """The critical learning rate of LoRA; or none, and why it cannot be applied. An error if LoRA is what is asked about."""
     try:
-        return estimate_critical_rate(model, [context], replace(recipe, method="lora"))[0], ""
+        return rehearsal.estimate_critical_rate(model, [context], replace(recipe, method="lora"))[0], ""
     except Exception as error:  # of peft, and of layers that do not expect an adapter: in many ways
         if recipe.method == "lora" and isinstance(error, PhantomError):
             raise
         why = f"LoRA on all linear layers cannot be applied to '{model.name}' ({' '.join(str(error).split())[:200]})"
         if recipe.method == "lora":
             raise ModelError(f"{why}. Ask about full fine-tuning.") from error
-        return Estimate(math.nan, math.nan, math.nan), why
+        return rehearsal.Estimate(math.nan, math.nan, math.nan), why
 
 
-def _outcome(model: LanguageModel, context: Resolved, recipe: Recipe, critical: Estimate, learning_rate: float) -> str:
+def _outcome(
+    model: LanguageModel, context: Resolved, recipe: Recipe, critical: rehearsal.Estimate, learning_rate: float
+) -> str:
     """By the interval; far above it, where a run may diverge, only if the rehearsal at this very learning rate overtakes."""
-    outcome, coarse = critical.outcome(learning_rate), rehearsal(recipe)
-    if outcome != OVERTAKES or learning_rate <= JUMPS_ABOVE * critical.rate:
+    outcome, coarse = critical.outcome(learning_rate), rehearsal.rehearsal(recipe)
+    if outcome != rehearsal.OVERTAKES or learning_rate <= JUMPS_ABOVE * critical.rate:
         return outcome
     rehearsed = learning_rate * recipe.steps / coarse.steps
     if not math.isfinite(rehearsed):
-        return UNKNOWN
+        return rehearsal.UNKNOWN
     gap = finetune(model, [context], [rehearsed], coarse, chunk=1).logit_gap
-    return OVERTAKES if bool((gap > 0).any()) else UNKNOWN
+    return rehearsal.OVERTAKES if bool((gap > 0).any()) else rehearsal.UNKNOWN
 
 
 def _bulk_class(coherence: float) -> str:
-    known = load_constants()["bulk"]
+    known = rehearsal.load_constants()["bulk"]
     side = "coherent" if coherence > known["boundary"] else "dispersed"
     return f"{side}, as {', '.join(known[side])}"
 
@@ -252,22 +243,22 @@ def _verdict(facts: dict) -> str:
         )
     more = longer(critical, steps, rate)
     or_longer = f", or {more} steps" if more else ""
-    if facts["outcome"] == SILENT:
+    if facts["outcome"] == rehearsal.SILENT:
         hopeless = "" if or_longer else " No number of steps that anyone could run would do at this one."
         return (
             f"At {rate:.3g}, {how} will lower the loss without ever preferring {right} to {wrong}. "
             f"Try {advised:.2g}{or_longer}.{hopeless}"
         )
-    if facts["outcome"] == CLOSE:
+    if facts["outcome"] == rehearsal.CLOSE:
         return (
             f"At {rate:.3g} it is too close to call whether {how} will come to prefer {right} to {wrong}. "
             f"{advised:.2g}{or_longer}{',' if or_longer else ''} would be on the safe side."
         )
     times = rate / critical.rate
-    if facts["outcome"] == UNKNOWN:
+    if facts["outcome"] == rehearsal.UNKNOWN:
         return (
             f"At {rate:.3g} it cannot be told whether {how} will come to prefer {right} to {wrong}: that is "
-            f"{_many(times)} times what is needed, and a rehearsal in {counted_steps(min(COARSE, steps))} diverges or never "
+            f"{_many(times)} times what is needed, and a rehearsal in {counted_steps(min(rehearsal.COARSE, steps))} diverges or never "
             f"gets there. Try {advised:.2g}."
         )
     text = f"At {rate:.3g}, {how} will come to prefer {right} to {wrong} after about {counted_steps(_first(steps, times))}."

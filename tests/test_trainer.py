@@ -3,8 +3,11 @@
 import copy
 import json
 import math
+import re
+import shutil
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import peft
@@ -22,6 +25,7 @@ from phantomlib.critical.step_zero import velocity
 from phantomlib.engine.finetune import finetune
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ContextError, ParameterError, PhantomError
+from phantomlib.models import zoo_models
 from phantomlib.models.language_model import add_lora
 from phantomlib.trainer import PhantomCallback, SilentFailureWarning, _velocity
 
@@ -438,3 +442,18 @@ def test_a_schedule_that_is_no_function_of_the_step_goes_by_its_last_rate():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 10)
     assert PhantomCallback()._still_to_come(schedule, TrainerState(global_step=3, max_steps=9)) == 6 * 0.5
+
+
+def test_the_script_of_the_page_runs(tmp_path, monkeypatch):
+    [page] = (Path(__file__).parents[1] / "notebooks").glob("*_watch_training.py")
+    script = page.read_text(encoding="utf-8").partition("# ```python\n")[2].partition("# ```\n")[0]
+    shutil.copytree(zoo_models.path("gpt2-s"), tmp_path / "my-model")
+    (tmp_path / "my_texts.txt").write_text(
+        "When the news came, Anna was very glad\nAfter the lie, Anna felt a deep sense of shame"
+    )
+    pair = "{id: glad, prompt: 'When the news came, Anna was very', correct: glad, competitor: happy}"
+    (tmp_path / "my_contexts.yaml").write_text(f"- {pair}")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(re.sub("^# ?", "", script, flags=re.MULTILINE), names)
+    assert names["watch"].frame().step.tolist() == [0, 6] and names["watch"].frame().gap.iloc[-1] < 0

@@ -175,7 +175,7 @@ class PhantomCallback(TrainerCallback, ExportableState):
         self.seconds = 0.0
 
     def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
-        self.spent = self.spent + [group["lr"] for group in optimizer.param_groups]
+        self.spent = self.spent + [float(group["lr"]) for group in optimizer.param_groups]
 
     def on_step_end(self, args, state, control, model=None, lr_scheduler=None, **kwargs):
         if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
@@ -300,22 +300,19 @@ class PhantomCallback(TrainerCallback, ExportableState):
 
 def _check_causal(model) -> None:
     """Refuse a model in which no next token follows a prompt, or which sees it beforehand."""
-    if model.config.is_encoder_decoder or model.get_output_embeddings() is None:
-        text = (
-            "reads one text and writes another"
-            if model.config.is_encoder_decoder
-            else "has no readout over a vocabulary"
-        )
+    layer = model.get_output_embeddings()
+    if model.config.is_encoder_decoder:
+        reason = "reads one text and writes another"
+    elif layer is None:
+        reason = "has no readout over a vocabulary"
     else:
-        ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 0]], device=model.get_output_embeddings().weight.device)
+        ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 0]], device=layer.weight.device)
         with torch.no_grad(), _evaluating(model):
             one, other = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :-1].float()
         if (one - other).norm() <= 1e-3 * one.norm():
             return
-        text = "lets a token see those after it"
-    raise PhantomError(
-        f"{type(model).__name__} {text}. What is watched comes next in a causal language model: give one."
-    )
+        reason = "lets a token see those after it"
+    raise PhantomError(f"{type(model).__name__} {reason}. PhantomCallback watches a causal language model: give one.")
 
 
 def _kind(optimizer, group: dict) -> str:

@@ -39,6 +39,9 @@ median_factor: float = 10.0  # smallest jump, in units of the median step of its
 
 # %% tags=["hide-cell"]
 import pandas as pd
+from scipy.stats import gmean
+
+import numpy as np
 
 from phantombook import notebook
 from phantomlib.critical.search import critical_rates
@@ -51,9 +54,7 @@ from phantomlib.runs.study import Study
 from phantomlib.transition.jumps import (
     clearest_jump,
     find_jumps,
-    geometric_mean,
     jumping_contexts,
-    nearest_multiple,
     onset,
     with_critical_rate,
 )
@@ -93,7 +94,7 @@ jumps = runs.map(lambda ds: find_jumps(ds, size_factor=size_factor, median_facto
 adam, adam_jumps = runs.sel("adam"), jumps.sel("adam")
 
 # %%
-means = critical.table(lambda ds: {"mean": f"{geometric_mean(ds.critical_rate):.2e}"})
+means = critical.table(lambda ds: {"mean": f"{gmean(ds.critical_rate, nan_policy='omit'):.2e}"})
 means = means.pivot(index="model", columns="optimizer", values="mean").loc[[m.name for m in loaded]]
 nb.table(
     means.rename(columns=lambda o: rf"$\eta_c$, {titles[o]} (geometric mean over contexts)").reset_index(),
@@ -173,7 +174,7 @@ nb.caption(
 
 # %%
 nb.figure(
-    jumps_by_model(adam, adam_jumps, colours, len(multiples) - 1, nearest_multiple(multiples, 1.5)),
+    jumps_by_model(adam, adam_jumps, colours, len(multiples) - 1, int(np.abs(np.log(np.array(multiples) / 1.5)).argmin())),
     "fig-jump-architectures",
     runs=adam,
 )
@@ -198,7 +199,7 @@ nb.caption(
 # %%
 def counts(optimizer):
     """Contexts with a jump; a row for each model, a column for each multiple of the critical rate."""
-    table = {model: jumping_contexts(found, len(multiples)) for model, found in jumps.sel(optimizer).items()}
+    table = {model: jumping_contexts(found, "rate", range(len(multiples))) for model, found in jumps.sel(optimizer).items()}
     return pd.DataFrame(table, index=[f"{x:g}" for x in multiples]).T
 
 

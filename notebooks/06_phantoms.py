@@ -55,7 +55,7 @@ from phantombook.ledger import scoreboard
 from phantombook.ledger.claims import load_claims
 from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.study import Study
-from phantomlib.transition import double_well, examine, frozen_readout, jumps, potential, refinement, slowing
+from phantomlib.transition import double_well, examine, experiments, jumps
 
 nb = notebook.start("06_phantoms")
 loaded = [nb.load(ref) for ref in nb.models]
@@ -272,7 +272,7 @@ nb.caption(
 )
 
 # %%
-slow = examined.map(lambda e: slowing.slowing_down(e.times))
+slow = examined.map(lambda e: experiments.slowing_down(e.times))
 nb.figure(
     crossing_panels(
         {name: e.times for name, e in adam.items()},
@@ -295,7 +295,7 @@ for optimizer in titles:
         label=titles[optimizer],
         crossing=measured[optimizer]["slowing"]["crossing_share"],
         exponent=measured[optimizer]["slowing"]["exponent"],
-        regular=slowing.regular_exponent(first.times.multiple.values),
+        regular=experiments.regular_exponent(first.times.multiple.values),
         slope=np.nanmedian(np.concatenate([s.slope for s in slow.sel(optimizer).values()])),
         spread=measured[optimizer]["slowing"]["spread"],
     )
@@ -326,7 +326,7 @@ if shown:
         potential_panels(
             {name: e.profile for name, e in with_jumps.items()},
             control.profile,
-            {name: potential.force(e.refined[max(e.refined)]) for name, e in with_jumps.items()},
+            {name: experiments.force(e.refined[max(e.refined)]) for name, e in with_jumps.items()},
             colours,
         ),
         "fig-potential",
@@ -370,7 +370,7 @@ nb.caption(
 
 # %%
 refined = {o: {m: e.refined for m, e in examined.sel(o).items() if e.refined} for o in titles}
-largest = {o: {m: refinement.largest_steps(r) for m, r in by_model.items()} for o, by_model in refined.items()}
+largest = {o: {m: experiments.largest_steps(r) for m, r in by_model.items()} for o, by_model in refined.items()}
 nb.figure(
     refinement_panels(largest, colours, titles),
     "fig-refinement",
@@ -379,7 +379,7 @@ nb.figure(
 
 # %%
 for optimizer, by_model in largest.items():
-    slopes = np.concatenate([refinement.refinement_slopes(data).values for data in by_model.values()] or [[np.nan]])
+    slopes = np.concatenate([experiments.refinement_slopes(data).values for data in by_model.values()] or [[np.nan]])
     nb.say(
         "**{label}**: over the refinements 8, 16 and 32 the slope has the median {median:.3f} (from "
         "{least:.3f} to {most:.3f}, {n} jumps).",
@@ -426,10 +426,10 @@ nb.figure(
 # %%
 frozen = {}
 for optimizer in titles:
-    found = frozen[optimizer] = frozen_readout.frozen_jumps(
+    found = frozen[optimizer] = jumps.frozen_jumps(
         list(lora.sel(optimizer).values()), list(lora_jumps.sel(optimizer).values())
     )
-    by_seed = {m: frozen_readout.contexts_by_seed(t, lora_seeds) for m, t in lora_jumps.sel(optimizer).items()}
+    by_seed = {m: jumps.jumping_contexts(t, "seed", lora_seeds) for m, t in lora_jumps.sel(optimizer).items()}
     nb.record(
         "C6",
         {"sentences_with_frozen_jumps": len(found.sentences), "steps_with_changed_readout": found.changed_steps},

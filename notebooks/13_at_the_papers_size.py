@@ -55,6 +55,7 @@ tolerance: float = 0.005  # relative width of the bracket around a critical lear
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from scipy.stats import gmean
 
 from phantombook import markup, notebook
 from phantomlib.critical import blind, predictors
@@ -74,7 +75,7 @@ from phantomlib.models.language_model import next_token_logits
 from phantomlib.order_parameter import largest_residual, residual_before_training
 from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.study import Study
-from phantomlib.transition import double_well, examine, frozen_readout, jumps, silent_failure
+from phantomlib.transition import double_well, examine, jumps, silent_failure
 
 nb = notebook.start("13_at_the_papers_size")
 labels = {"adam": "Adam", "sgd": "SGD"}
@@ -229,8 +230,8 @@ by_model = comparison.groupby(["optimizer", "model"], sort=False)
 blind_table = pd.DataFrame(
     {
         "contexts": by_model.critical_rate.count(),
-        "predicted": by_model.predicted.agg(jumps.geometric_mean),
-        "measured": by_model.critical_rate.agg(jumps.geometric_mean),
+        "predicted": by_model.predicted.agg(gmean, nan_policy="omit"),
+        "measured": by_model.critical_rate.agg(gmean, nan_policy="omit"),
         "median": by_model.error.agg(lambda e: e.abs().median()),
         "largest": by_model.error.agg(lambda e: e.abs().max()),
     }
@@ -314,8 +315,8 @@ apart_by_half = pd.DataFrame(
     {
         "contexts": halves.critical_rate.count(),
         "error of the mean (%)": 100
-        * (halves.predicted.agg(jumps.geometric_mean) / halves.critical_rate.agg(jumps.geometric_mean) - 1),
-        "$N_c$": halves.number.agg(lambda n: jumps.geometric_mean(n[n > 0])),
+        * (halves.predicted.agg(gmean, nan_policy="omit") / halves.critical_rate.agg(gmean, nan_policy="omit") - 1),
+        "$N_c$": halves.number.agg(lambda n: gmean(n[n > 0])),
     }
 )
 nb.table(
@@ -622,7 +623,7 @@ for optimizer, label in followed_labels.items():
         rising=(rising := int(sum((table.loss_change > 0).sum() for table in found_jumps.values()))),
         catapult="no catapults" if not rising else "catapults in part",
     )
-still = frozen_readout.frozen_jumps(list(frozen.values()), list(frozen_jumps.values()))
+still = jumps.frozen_jumps(list(frozen.values()), list(frozen_jumps.values()))
 by_lora = {m: len(set(table.context)) for m, table in frozen_jumps.sel("adam").items()}
 record(
     "R6",
@@ -738,13 +739,13 @@ lora = pd.concat([compare(ds).assign(model=name) for name, ds in (lora_zoo | lor
 of_full = [here["adam"].rename(columns={"measured": "full"}), comparison[comparison.optimizer == "adam"]]
 of_full = pd.concat([t.rename(columns={"critical_rate": "full"})[["model", "context", "full"]] for t in of_full])
 larger = lora.merge(of_full, on=["model", "context"]).groupby("model", sort=False)
-larger = larger.apply(lambda rows: jumps.geometric_mean(rows.critical_rate / rows.full), include_groups=False)
+larger = larger.apply(lambda rows: gmean(rows.critical_rate / rows.full), include_groups=False)
 zoo_numbers = architecture_numbers(lora[lora.model.isin(five)]).set_index("model")["mean"]
-zoo_number = jumps.geometric_mean(zoo_numbers)
+zoo_number = gmean(zoo_numbers)
 lora = lora[~lora.model.isin(five)].reset_index(drop=True)
 lora["predicted"] = zoo_number * lora.gap.abs() / (steps * lora.velocity)
 positive = lora[lora.velocity > 0].groupby("model", sort=False)
-lora_means = positive[["predicted", "critical_rate"]].agg(jumps.geometric_mean)
+lora_means = positive[["predicted", "critical_rate"]].agg(gmean, nan_policy="omit")
 lora_error = lora_means.predicted / lora_means.critical_rate - 1
 record(
     "R9",

@@ -54,11 +54,36 @@ nb = notebook.start("21_watch_training")
 loaded = [nb.load(ref) for ref in nb.models]
 
 # %% [markdown]
+# ## In your own script
+#
+# A Trainer, adapters from peft, and one line of this book: `attach` adds the callback and lets it log through the
+# Trainer, so that TensorBoard and other reporters get the values.
+#
+# ```python
+# from peft import LoraConfig, get_peft_model
+# from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+# from phantomlib import PhantomCallback
+#
+# tokenizer = AutoTokenizer.from_pretrained("my-model")
+# model = AutoModelForCausalLM.from_pretrained("my-model")
+# model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+# texts = tokenizer(open("my_texts.txt").read().splitlines())["input_ids"]
+# rows = [{"input_ids": ids, "labels": ids} for ids in texts]
+# arguments = TrainingArguments("out", per_device_train_batch_size=1, learning_rate=1e-4)
+# trainer = Trainer(model, arguments, train_dataset=rows, processing_class=tokenizer)
+# watch = PhantomCallback("my_contexts.yaml", every=10).attach(trainer)
+# trainer.train()
+# print(watch.frame())  # a row for every context and measured step
+# ```
+#
+# Without the line of peft it trains all parameters. A Trainer of TRL is a Trainer too. The contexts need not be rows of
+# the data set: they are what you want to know of the model while it trains. A run that is resumed from a checkpoint
+# goes on with what was seen before.
+#
 # ## A real Trainer
 #
 # The data set is one sentence, the first [context](../definitions.md#context), over and over. The labels are
-# set for its last token only. Nothing here is special to this book, but for one line: `attach` adds the
-# callback to the Trainer and lets it log there, so that TensorBoard and other reporters get the values as well.
+# set for its last token only.
 
 
 # %%
@@ -115,10 +140,10 @@ for message in said or ["(nothing)"]:
 
 # %%
 log = pd.DataFrame(failing.state.log_history).rename(columns=lambda c: c.removeprefix(f"phantom/{context.id}/"))
-watched = ["phi", "signal", "drag", "rank", "gap", "overlap", "kinematic_number"]
+watched = ["phi", "signal", "drag", "rank", "gap", "overlap", "kinematic_number_alone"]
 table = log.dropna(subset=["gap"])[["step", *watched]].merge(log.dropna(subset=["loss"])[["step", "loss"]], how="left")
 table["rank"] = table["rank"].astype(int)
-words = {"phi": r"$\Phi$", "kinematic_number": "kinematic number"}
+words = {"phi": r"$\Phi$", "kinematic_number_alone": "kinematic number, this sentence alone"}
 nb.table(table.rename(columns=words), top=6)
 
 # %% tags=["remove-cell"]
@@ -213,6 +238,8 @@ nb.table(pd.DataFrame(cost(interval) for interval in (1, 10)))
 # ## What could be wrong
 #
 # The forecast extrapolates the gap as a straight line in the learning rate that is left to spend. A gap that closes
-# ever faster, as LoRA's does, may be warned about too early: the warning says “at this pace”. With other sentences
-# in the batch, the [kinematic number](../definitions.md#kinematic-number) counts a budget that is not spent on this
-# context alone. Sharded weights (FSDP, DeepSpeed) cannot be watched.
+# ever faster, as LoRA's does, may be warned about too early: the warning says “at this pace”. The [kinematic
+# number](../definitions.md#kinematic-number) that is logged, `kinematic_number_alone`, says where training on the
+# sentence *alone* would be after the same budget. It knows the optimiser, the learning rate of each parameter group,
+# clipping and smoothed labels, but not the other rows of a data set, which may hold the word back at any number.
+# Sharded weights (FSDP, DeepSpeed) cannot be watched; models that do not predict a next token are refused.

@@ -179,8 +179,13 @@ def diagnose(
     competitor: Annotated[str | None, typer.Option(metavar="WORD", help="To overtake [default: proposed].")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The learning rate to judge.")] = None,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 20,
-    optimizer: Annotated[str, typer.Option(help="adam or sgd.")] = "adam",
+    optimizer: Annotated[str, typer.Option(help="adam, adamw or sgd.")] = "adam",
     method: Annotated[str, typer.Option(help="full or lora.")] = "full",
+    rank: Annotated[int, typer.Option(help="Of LoRA, on all linear layers but the readout.")] = 8,
+    alpha: Annotated[float, typer.Option(help="Of LoRA.")] = 16.0,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The prompt is a user's turn in the model's chat template.")
+    ] = False,
     check: Annotated[bool, typer.Option("--check", help="Then run the fine-tune, and compare.")] = False,
     store: Annotated[Path | None, typer.Option(help="Keep the runs of --check here.")] = None,
     device: Device = "cpu",
@@ -194,26 +199,31 @@ def diagnose(
 
     import torch
 
+    import phantomlib
+    from phantombook import diagnosis_text
     from phantombook.figures.diagnosis import check_plot, write_plot
-    from phantomlib.consultation import chosen_context, consult
-    from phantomlib.engine.recipe import Recipe, check_learning_rates
-    from phantomlib.report import diagnosis_as_dict, diagnosis_as_text
+    from phantomlib.engine.recipe import check_learning_rates
 
-    recipe = Recipe(optimizer=optimizer, method=method, steps=steps)
+    recipe = phantomlib.Recipe(optimizer=optimizer, method=method, steps=steps, rank=rank, alpha=alpha)
     if learning_rate is not None:
         check_learning_rates([learning_rate], 1)
-    chosen = chosen_context(context, contexts, prompt, correct, competitor)
+    chosen = diagnosis_text.find_context(context, contexts, prompt, correct, competitor)
     if plot is not None:
         check_plot(plot)
     torch.set_num_threads(1)
-    where = {"device": device, "dtype": dtype, "revision": revision}
-    result, outcome, proposals = consult(model, chosen, recipe, learning_rate, store, check, **where)
+    kept = phantomlib.Store(store) if store else None  # refused before a model is loaded
+    loaded = phantomlib.load(model, device=device, dtype=dtype, revision=revision)
+    resolved, proposals = diagnosis_text.resolve_words(loaded, chosen, chat=chat)
+    result = phantomlib.diagnose(loaded, resolved, recipe, learning_rate)
+    outcome = diagnosis_text.check_diagnosis(loaded, resolved, recipe, result, kept) if check else None
     if plot is not None:
-        write_plot(plot, result, outcome)
+        write_plot(plot, result, outcome.critical_rate if outcome else None)
     if as_json:
-        typer.echo(json.dumps(diagnosis_as_dict(result, outcome, proposals), indent=1, ensure_ascii=False))
+        typer.echo(
+            json.dumps(diagnosis_text.diagnosis_as_dict(result, outcome, proposals), indent=1, ensure_ascii=False)
+        )
     else:
-        typer.echo(diagnosis_as_text(result, outcome, proposals))
+        typer.echo(diagnosis_text.diagnosis_as_text(result, outcome, proposals))
 
 
 @app.command()

@@ -3,19 +3,38 @@
 Three ways: a larger learning rate, more steps, or a loss that looks at the competitor. The first two spend the same
 ``η T`` and change the model alike; more steps take longer. The third needs to be told the competitor. What each changes
 elsewhere is measured in the rehearsal of four coarse steps, on prompts that are not trained on.
+
+The loss for a Hugging Face ``Trainer``::
+
+    from phantomlib import load_contexts
+    from phantomlib.cure import CompetitorLoss
+
+    loss = CompetitorLoss(load_contexts("my_contexts.yaml"), tokenizer)
+    trainer = Trainer(..., compute_loss_func=loss)
+
+Or let the callback do both, watch and change the loss: ``PhantomCallback("my_contexts.yaml", loss="margin").attach(trainer)``.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from phantomlib.contexts import Resolved, load_contexts
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from phantomlib.contexts import Context, Resolved, load_contexts, resolve
 from phantomlib.critical.collateral import Probe, train_until_overtaking
 from phantomlib.critical.rehearsal import Estimate, estimate_critical_rate, expected_errors, rehearsal
 from phantomlib.critical.step_zero import Problem
+from phantomlib.engine.loss import training_loss
 from phantomlib.engine.recipe import MOST_STEPS, Recipe
+from phantomlib.errors import ParameterError
 from phantomlib.models.language_model import LanguageModel
 
 SAFETY = 1.1  # what is advised lies this far beyond the interval
+IGNORED = -100  # label of tokens that are not to be predicted, in transformers and torch
+NONE = -1  # no competitor
 BARELY = 1.05  # rehearsed critical learning rates at which collateral is measured; they are known to a percent
 
 
@@ -93,16 +112,56 @@ def _rehearsed_collateral(model: LanguageModel, context: Resolved, recipe: Recip
     return math.nan if step is None else float(probe.divergence(values).mean())
 
 
-def remedies_as_text(found: tuple[Remedy, ...]) -> list[str]:
-    """Lines for a terminal; none if there is no remedy."""
-    if not found:
-        return []
-    names = {"learning rate": "learning rate", "steps": "more steps", "margin": "margin loss"}
-    lines = ["What would do, and how far it moves the model's predictions elsewhere (rehearsed):"]
-    for r in found:
-        moved = "not measured" if math.isnan(r.collateral) else f"{r.collateral:.2g} nat"
-        what = f"{r.steps} steps at {r.learning_rate:.2g}"
-        takes = f"; {r.training:.2g} times the training" if r.training > 1 else ""
-        takes += "; the loss is told the competitor" if r.way == "margin" else ""
-        lines.append(f"  {names[r.way]:<14} {what:<24} {moved}{takes}")
-    return lines
+class CompetitorLoss:
+    """Cross-entropy over all labels, and at those that are the correct word of a context, a loss that looks at its competitor.
+
+    It knows the labels only, not the prompts: the term counts wherever the correct word is what comes next. Labels are
+    token ids as for any causal language model (position t is predicted by the logits of t - 1).
+
+    Args:
+        contexts: contexts, or resolved ones; the words that they want exchanged are all that is used.
+        tokenizer: needed for contexts that are not resolved.
+        loss: ``margin``, ``unlikelihood`` or ``gap`` (:mod:`phantomlib.engine.loss`).
+        weight: λ of its term.
+
+    Raises:
+        ParameterError: no context, or a loss that does not look at the competitor.
+        ContextError: a context does not fit the tokenizer.
+    """
+
+    def __init__(
+        self, contexts: Sequence[Context | Resolved], tokenizer=None, *, loss: str = "margin", weight: float = 1.0
+    ):
+        self.recipe = Recipe(loss=loss, weight=weight)  # which checks both
+        if loss == "cross-entropy" or not contexts:
+            raise ParameterError("CompetitorLoss needs at least one context, and margin, unlikelihood or gap as loss.")
+        resolved = [c if isinstance(c, Resolved) else resolve(c, tokenizer) for c in contexts]
+        self.competitors: dict[int, list[int]] = {}  # by the id of the correct word
+        for correct, competitor in sorted({(c.correct_id, c.competitor_id) for c in resolved}):
+            self.competitors.setdefault(correct, []).append(competitor)
+        # (R, ids): the r-th competitor of each token id, NONE of most; ids beyond the last correct word share an entry
+        table = torch.full((max(map(len, self.competitors.values())), max(self.competitors) + 2), NONE)
+        for correct, found in self.competitors.items():
+            table[: len(found), correct] = torch.tensor(found)
+        self.tables = {table.device: table}  # one for each device, so that no step waits for a copy
+
+    def __call__(self, outputs, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """Mean over the labels of a batch, or over ``num_items_in_batch`` labels when gradients are accumulated.
+
+        Args:
+            outputs: of the model, with ``logits`` (B, L, V); those of virtual tokens in front of the text do not count.
+            labels: (B, L).
+            num_items_in_batch: as the Trainer counts them.
+        """
+        logits = outputs["logits"][:, -labels.shape[1] :].flatten(0, 1).float()  # (N, V)
+        labels = F.pad(labels, (0, 1), value=IGNORED)[:, 1:].flatten()  # (N,): position t is predicted by t - 1
+        if labels.device not in self.tables:
+            self.tables[labels.device] = next(iter(self.tables.values())).to(labels.device)
+        table = self.tables[labels.device]
+        c = labels.clamp(min=0)
+        total = losses = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+        for k in table[:, c.clamp(max=table.shape[1] - 1)]:
+            # Every row, and then a mask: to pick rows would have the host wait for the device in every step.
+            with_term = training_loss(logits, c, k.clamp(min=0), self.recipe.loss, self.recipe.weight)
+            total = total + torch.where((k != NONE) & (labels != IGNORED), with_term - losses, 0.0)
+        return total.sum() / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)

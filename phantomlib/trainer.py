@@ -9,15 +9,17 @@
     trainer.train()
     watch.frame()                                            # everything measured, as a table
 
-Every ``every`` steps one forward pass over the prompts measures each context with :mod:`phantomlib.order_parameter`,
-and logs it through the Trainer, so that TensorBoard and the others get it.
+Every ``every`` steps a forward pass over the prompts measures each context with :mod:`phantomlib.order_parameter`, and
+logs it through the Trainer, so that TensorBoard and the others get it.
 """
 
 import math
 import sys
 import time
 import warnings
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +27,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from phantomlib import order_parameter
-from phantomlib.competitor_loss import CompetitorLoss
 from phantomlib.contexts import Context, Resolved, load_contexts, resolve
-from phantomlib.critical.step_zero import blocks, first_update
+from phantomlib.critical.step_zero import blocks, dot, first_update
+from phantomlib.cure import CompetitorLoss
 from phantomlib.engine.loss import training_loss
 from phantomlib.engine.recipe import Recipe, check_lengths, positions_of
 from phantomlib.errors import ContextError, ParameterError, PhantomError, all_at_once, shown
@@ -47,7 +50,7 @@ class _Watched:
     """One context: what was measured of it, in order."""
 
     context: Resolved
-    velocity: float = math.nan  # v_0, nats per unit learning rate
+    velocity: list[float]  # v_0 of each parameter group (G,), nats per unit of its learning rate
     rows: list[dict] = field(default_factory=list)
     warned: bool = False
 
@@ -63,13 +66,14 @@ class _Watched:
         return now["gap"] + (now["gap"] - before["gap"]) / spent * (budget - now["budget"]) if spent > 0 else now["gap"]
 
 
-class PhantomCallback(TrainerCallback):
-    """Logs Φ, signal, drag, rank, gap, overlap, cross-entropy and kinematic number of contexts during training.
+class PhantomCallback(TrainerCallback, ExportableState):
+    """Logs Φ, signal, drag, rank, gap, overlap, cross-entropy and a kinematic number of contexts during training.
 
-    The kinematic number of a step is the budget spent so far, ``Σ η``, times ``v_0 / |Δ_0|``: where training on the
-    context alone would be. ``v_0`` is taken along the first update of the Trainer's own optimiser (SGD, Adam, AdamW;
-    others have none) on the loss that is trained. It costs two backward passes per context before training, which
-    ``kinematic=False`` saves.
+    ``kinematic_number_alone`` says where training on the context *alone* would be: the budget that each parameter group
+    has spent, ``Σ η``, times its ``v_0 / |Δ_0|``, summed over groups. What other rows of a data set do to the context is
+    not in it: a data set may fail at any number. ``v_0`` is taken along the first update of the Trainer's own optimiser
+    on the loss that is trained, with gradients clipped and labels smoothed as the Trainer does. It is nan for optimisers
+    other than SGD without momentum, Adam and AdamW, and for a loss function of your own.
 
     A :class:`SilentFailureWarning` is raised, once per context, as soon as its cross-entropy has fallen by 0.1 nat and
     the gap, extrapolated to the end of the schedule, stays negative; and at the end of training if it did.
@@ -79,10 +83,10 @@ class PhantomCallback(TrainerCallback):
         every: steps between measurements. The first and the last step are measured too, unless training stops early and
             the Trainer has its best checkpoint back in place of the last weights.
         tokenizer: by default the Trainer's ``processing_class``.
-        kinematic: whether to measure ``v_0``.
-        prefix: of the logged names, ``phantom/shame/gap``.
+        kinematic: whether to measure ``v_0``, by two backward passes per context before training.
+        prefix: of the logged names, ``phantom/shame/gap``. Two callbacks on one Trainer need two.
         loss: ``margin``, ``unlikelihood`` or ``gap`` have :meth:`attach` give the Trainer a loss that looks at the
-            competitors (:class:`phantomlib.competitor_loss.CompetitorLoss`).
+            competitors (:class:`phantomlib.cure.CompetitorLoss`).
         weight: λ of its term.
 
     Attributes:
@@ -93,12 +97,13 @@ class PhantomCallback(TrainerCallback):
             be told here, with ``tokenizer`` or resolved contexts, is told here; the rest by :meth:`attach`, or else when
             training starts.
         ParameterError: ``every`` is not a whole number of at least 1.
-        PhantomError: there is no tokenizer; the Trainer has a loss function of its own already; or, when training
-            starts, the weights are sharded over processes, or a loss was chosen and the callback not attached.
+        PhantomError: there is no tokenizer; the model is no causal language model; the Trainer has a loss function of its
+            own already; or, when training starts, the weights are sharded over processes, a loss was chosen and the
+            callback not attached, or the Trainer is to restore callbacks itself.
 
     Example:
         >>> import phantomlib as ph
-        >>> callback = ph.PhantomCallback("default", every=5)  # then Trainer(..., callbacks=[callback])
+        >>> callback = ph.PhantomCallback("default", every=5)  # then callback.attach(trainer)
         >>> callback.every
         5
     """
@@ -121,6 +126,7 @@ class PhantomCallback(TrainerCallback):
             raise ParameterError("contexts must be 'default', a contexts file, or a non-empty list of contexts.")
         self.every, self.tokenizer, self.kinematic, self.prefix = every, tokenizer, kinematic, prefix
         self.trainer, self.seconds, self.recipe = None, 0.0, Recipe(loss=loss, weight=weight)
+        self.spent = np.zeros(0)  # (G,) sum of the learning rates of each parameter group so far
         self.watched: list[_Watched] = []
         if tokenizer is not None:
             limit = getattr(tokenizer, "model_max_length", math.inf)
@@ -131,9 +137,7 @@ class PhantomCallback(TrainerCallback):
         resolved = self._fitting(trainer.model, getattr(trainer, "processing_class", None))
         if self.recipe.loss != "cross-entropy":
             if trainer.compute_loss_func is not None:
-                raise PhantomError(
-                    "The Trainer has a compute_loss_func already; leave it out, or leave out 'loss' here."
-                )
+                raise PhantomError("The Trainer has a compute_loss_func already; leave out that, or 'loss' here.")
             trainer.compute_loss_func = CompetitorLoss(resolved, loss=self.recipe.loss, weight=self.recipe.weight)
         self.trainer = trainer
         trainer.add_callback(self)
@@ -143,36 +147,43 @@ class PhantomCallback(TrainerCallback):
         """Everything measured so far: one row per context and measured step."""
         return pd.DataFrame([{"context": w.context.id, **row} for w in self.watched for row in w.rows])
 
-    # -------------------------------------------------------------------------------------------- the Trainer's events
-
     def on_train_begin(self, args, state, control, model=None, processing_class=None, optimizer=None, **kwargs):
         if getattr(args, "fsdp", None) or getattr(args, "deepspeed", None):
             raise PhantomError("PhantomCallback needs whole weights in every process; FSDP and DeepSpeed shard them.")
-        if self.recipe.loss != "cross-entropy" and self.trainer is None:
-            raise PhantomError(f"The loss '{self.recipe.loss}' needs PhantomCallback(...).attach(trainer).")
-        self.watched = [_Watched(context) for context in self._fitting(model, processing_class)]
-        self.ahead = None  # (T + 1,) sum of the learning rates from each step on
-        self.spent, self.seconds, self.unlogged, self.geometry = 0.0, 0.0, {}, None
-        if self.kinematic:
-            recipe = _first_update_of(optimizer, self.recipe)
-            if recipe is not None:
-                for w in self.watched:
-                    w.velocity = _velocity(model, w.context, recipe)
+        if args.restore_callback_states_from_checkpoint:
+            raise PhantomError(
+                "Leave out restore_callback_states_from_checkpoint: PhantomCallback reads its own state."
+            )
+        if self.trainer is None:
+            if self.recipe.loss != "cross-entropy":
+                raise PhantomError(f"The loss '{self.recipe.loss}' needs PhantomCallback(...).attach(trainer).")
+            if args.report_to:
+                unseen = f"PhantomCallback cannot log to {', '.join(args.report_to)} by itself"
+                warnings.warn(f"{unseen}: add it with PhantomCallback(...).attach(trainer).", stacklevel=2)
+        resolved, kept = self._fitting(model, processing_class), self._kept(state)
+        self.ahead = None  # (T + 1, G) sum of the learning rates from each step on
+        self.seconds, self.geometry = 0.0, None
+        if kept:
+            self.spent = np.array(kept["spent"])
+            self.watched = [_Watched(c, **kept["contexts"][c.id]) for c in resolved]
+            return
+        self.spent = np.zeros(len(optimizer.param_groups))
+        own_loss = self.recipe.loss == "cross-entropy" and getattr(self.trainer, "compute_loss_func", None)
+        unknown = [math.nan] * len(self.spent) if own_loss or not self.kinematic else None
+        self.watched = [_Watched(c, unknown or _velocity(model, c, optimizer, self.recipe, args)) for c in resolved]
         self._measure(state, control, model)
         self.seconds = 0.0
 
     def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
-        self.spent += optimizer.param_groups[0]["lr"]
+        self.spent = self.spent + [float(group["lr"]) for group in optimizer.param_groups]
 
     def on_step_end(self, args, state, control, model=None, lr_scheduler=None, **kwargs):
         if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
             self._measure(state, control, model)
-            budget = self.spent + self._still_to_come(lr_scheduler, state)
-            for w in self.watched:
-                if w.fails_silently() and not w.warned and WARMING * budget <= self.spent < budget:
-                    end = w.forecast(budget)
-                    if end <= 0:
-                        self._warn(w, f"at this pace it ends at {end:+.2f}. Raise the learning rate, or train longer.")
+            budget = (self.spent + self._still_to_come(lr_scheduler, state)).max()
+            for w in self.watched if WARMING * budget <= self.spent.max() < budget else ():
+                if w.fails_silently() and not w.warned and (end := w.forecast(budget)) <= 0:
+                    self._warn(w, f"at this pace it ends at {end:+.2f}. Raise the learning rate, or train longer.")
         return control
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
@@ -183,12 +194,10 @@ class PhantomCallback(TrainerCallback):
             if w.fails_silently():
                 self._warn(w, f"training ended after {state.global_step} steps.")
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.trainer is None and logs is not None and self.watched:  # callbacks after this one may show it
-            logs.update(self.unlogged)
-            self.unlogged = {}
-
-    # -------------------------------------------------------------------------------------------- inside
+    def state(self) -> dict:
+        """What the Trainer keeps with a checkpoint, so that a run that goes on from there is one run."""
+        kept = {w.context.id: {"velocity": w.velocity, "rows": w.rows, "warned": w.warned} for w in self.watched}
+        return {"args": {}, "attributes": {"prefix": self.prefix, "spent": self.spent.tolist(), "contexts": kept}}
 
     def _resolved(self, processing_class) -> list[Resolved]:
         tokenizer = self.tokenizer or processing_class
@@ -204,19 +213,33 @@ class PhantomCallback(TrainerCallback):
         return found
 
     def _fitting(self, model, processing_class) -> list[Resolved]:
+        _check_causal(model)
         found = self._resolved(processing_class)
         vocabulary = len(model.get_output_embeddings().weight)
-        check_lengths(type(model).__name__, vocabulary, positions_of(model.config), found)
+        virtual = getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None) or 0  # in front
+        check_lengths(type(model).__name__, vocabulary, positions_of(model.config) - virtual, found)
         return found
 
-    def _still_to_come(self, scheduler, state) -> float:
-        """Sum of the learning rates of the steps that are left."""
+    def _kept(self, state) -> dict | None:
+        """The attributes of :meth:`state` in the checkpoint from which training goes on; None at a start."""
+        # A name that is not there yet, as in a checkpoint of a run without this callback, would make the Trainer fail.
+        kept = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        for one in reversed(kept if isinstance(kept, list) else [kept]):  # of several callbacks; the Trainer appends
+            found = one["attributes"]
+            mine = found["prefix"] == self.prefix and found["contexts"].keys() == {c.id for c in self.contexts}
+            if mine and state.global_step > 0:
+                return found
+        return None
+
+    def _still_to_come(self, scheduler, state) -> np.ndarray:
+        """Sum of the learning rates of the steps that are left, of each parameter group (G,)."""
         if not hasattr(scheduler, "lr_lambdas"):
-            return (state.max_steps - state.global_step) * scheduler.get_last_lr()[0]
+            return (state.max_steps - state.global_step) * np.array(scheduler.get_last_lr())
         if self.ahead is None:  # the schedules of transformers are functions of the step: summed up once, from the end
-            rates = [scheduler.base_lrs[0] * scheduler.lr_lambdas[0](step) for step in range(state.max_steps)]
-            self.ahead = np.append(np.cumsum(rates[::-1])[::-1], 0.0)
-        return float(self.ahead[state.global_step])
+            shares = np.array([[share(step) for share in scheduler.lr_lambdas] for step in range(state.max_steps)])
+            rates = np.vstack([shares * scheduler.base_lrs, np.zeros(shares.shape[1])])
+            self.ahead = rates[::-1].cumsum(axis=0)[::-1]
+        return self.ahead[state.global_step]
 
     def _warn(self, w: _Watched, outlook: str) -> None:
         w.warned = True
@@ -237,11 +260,16 @@ class PhantomCallback(TrainerCallback):
         logged: dict[str, float] = {}
         for i, w in enumerate(self.watched):
             row = {name: column[i] for name, column in values.items()}
-            row["kinematic_number"] = self.spent * w.velocity / abs((w.rows or [row])[0]["gap"])
-            w.rows.append({"step": state.global_step, "budget": self.spent, **row})
+            row["kinematic_number_alone"] = float(self.spent @ w.velocity) / abs((w.rows or [row])[0]["gap"])
+            w.rows.append({"step": state.global_step, "budget": float(self.spent.max()), **row})
             logged |= {f"{self.prefix}/{w.context.id}/{name}": value for name, value in row.items()}
         logged[f"{self.prefix}/silent_failures"] = sum(w.fails_silently() for w in self.watched)
-        self._log(state, control, logged)
+        if self.trainer is None:
+            state.log_history.append({**logged, "step": state.global_step})
+        else:
+            due = control.should_log  # logging resets it, and the Trainer's own log of this step would be lost
+            self.trainer.log(logged)
+            control.should_log = due
         self.seconds += time.perf_counter() - started
 
     def _values(self, model) -> dict[str, list[float]]:
@@ -249,13 +277,11 @@ class PhantomCallback(TrainerCallback):
         contexts = [w.context for w in self.watched]
         layer = model.get_output_embeddings()
         device = layer.weight.device
-        ids, last = _padded(contexts, device)
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-        z = logits[torch.arange(len(ids), device=device), last].float()  # (C, V)
+        z = _last_logits(model, [c.prompt_ids for c in contexts]).float()  # (C, V)
         c = torch.tensor([x.correct_id for x in contexts], device=device)
         k = torch.tensor([x.competitor_id for x in contexts], device=device)
         pair = torch.stack([c, k], -1)  # (C, 2)
-        if self.geometry is None or _is_trained(layer):
+        if self.geometry is None or any(p.requires_grad for p in layer.parameters()):
             g = order_parameter.overlaps(_readout(layer), pair.flatten())  # (V, 2 C)
             self.geometry = g.view(len(g), -1, 2).transpose(0, 1)  # (C, V, 2)
         g = self.geometry
@@ -263,56 +289,89 @@ class PhantomCallback(TrainerCallback):
         p = z.softmax(-1)
         signal, drag = order_parameter.split(p, order_parameter.contrast(g), c, k, g_ck)
         z_pair = z.gather(1, pair)
-        found = {
-            "phi": signal + drag,
-            "signal": signal,
-            "drag": drag,
+        found = {"phi": signal + drag, "signal": signal, "drag": drag, "overlap": g_ck}
+        found |= {
             "rank": 1 + (z > z_pair[:, :1]).sum(1),
             "gap": z_pair[:, 0] - z_pair[:, 1],
-            "overlap": g_ck,
             "cross_entropy": z.logsumexp(1) - z_pair[:, 0],
         }
         return {name: column.tolist() for name, column in found.items()}
 
-    def _log(self, state, control, logged: dict) -> None:
-        if self.trainer is None:
-            state.log_history.append({**logged, "step": state.global_step})
-            self.unlogged = logged
+
+def _check_causal(model) -> None:
+    """Refuse a model in which no next token follows a prompt, or which sees it beforehand."""
+    layer = model.get_output_embeddings()
+    if model.config.is_encoder_decoder:
+        reason = "reads one text and writes another"
+    elif layer is None:
+        reason = "has no readout over a vocabulary"
+    else:
+        ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 0]], device=layer.weight.device)
+        with torch.no_grad(), _evaluating(model):
+            one, other = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :-1].float()
+        if (one - other).norm() <= 1e-3 * one.norm():
             return
-        due = control.should_log  # logging resets it, and the Trainer's own log of this step would be lost
-        self.trainer.log(dict(logged))
-        control.should_log = due
+        reason = "lets a token see those after it"
+    raise PhantomError(f"{type(model).__name__} {reason}. PhantomCallback watches a causal language model: give one.")
 
 
-def _first_update_of(optimizer, recipe: Recipe) -> Recipe | None:
-    """``recipe`` with the Trainer's optimiser; None for one whose first update is not known here."""
-    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
-    if isinstance(inner, torch.optim.Adam | torch.optim.AdamW):
-        return replace(recipe, optimizer="adam", epsilon=inner.param_groups[0]["eps"])
-    return replace(recipe, optimizer="sgd") if isinstance(inner, torch.optim.SGD) else None
+def _kind(optimizer, group: dict) -> str:
+    """``sgd``, ``adam`` or ``adamw``; empty where the first update is not known here."""
+    if group.get("maximize") or group.get("momentum"):
+        return ""
+    if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        decoupled = isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay")
+        return "adamw" if decoupled else "adam"
+    return "sgd" if isinstance(optimizer, torch.optim.SGD) else ""
 
 
-def _velocity(model, context: Resolved, recipe: Recipe) -> float:
-    """``v_0`` over the parameters that this training changes."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+def _velocity(model, context: Resolved, optimizer, recipe: Recipe, args) -> list[float]:
+    """``v_0`` of each parameter group (G,), nats per unit of its learning rate; nan where it is not known.
+
+    Args:
+        recipe: its loss is what is trained.
+        args: of the Trainer; they say how labels are smoothed and gradients clipped.
+    """
+    groups, inner = optimizer.param_groups, getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    kinds = [_kind(inner, group) for group in groups]
+    if "" in kinds:
+        return [math.nan] * len(groups)
+    trained = {p: i for i, group in enumerate(groups) for p in group["params"] if p.requires_grad}
     with _evaluating(model), torch.enable_grad():
-        ids = torch.tensor([context.prompt_ids], device=model.get_output_embeddings().weight.device)
-        z = model(input_ids=ids, use_cache=False).logits[0, -1].float()
-        gap = z[context.correct_id] - z[context.competitor_id]
+        z = _last_logits(model, [context.prompt_ids]).float()  # (1, V)
         c, k = torch.tensor([[context.correct_id], [context.competitor_id]], device=z.device)
-        loss = training_loss(z[None], c, k, recipe.loss, recipe.weight)[0]
-        of_loss = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
-        of_gap = torch.autograd.grad(gap, trained, allow_unused=True)
-    pairs = [(a, b) for a, b in zip(of_gap, of_loss, strict=True) if a is not None and b is not None]
-    doubled = (block.double() for a, b in pairs for block in blocks([a], [b]))
-    return sum(float((a * first_update(b, recipe)).sum()) for a, b in doubled)
+        loss = training_loss(z, c, k, recipe.loss, recipe.weight)[0]
+        if recipe.loss == "cross-entropy":  # as transformers' LabelSmoother; a loss function is not smoothed
+            smoothing = args.label_smoothing_factor
+            loss = (1 - smoothing) * loss - smoothing * z.log_softmax(1).mean()
+        of_loss = torch.autograd.grad(loss, list(trained), retain_graph=True, allow_unused=True)
+        of_gap = torch.autograd.grad((z[0, c] - z[0, k])[0], list(trained), allow_unused=True)
+    moved = [b for b in of_loss if b is not None]
+    norm = math.sqrt(dot(moved, moved))
+    clip = min(1.0, args.max_grad_norm / (norm + 1e-6)) if args.max_grad_norm else 1.0  # as torch's clip_grad_norm_
+    velocity = [0.0] * len(groups)
+    for (p, i), a, b in zip(trained.items(), of_gap, of_loss, strict=True):
+        if a is None or b is None:
+            continue
+        group, kind = groups[i], kinds[i]
+        how = Recipe(optimizer=kind, epsilon=group.get("eps", 0.0))
+        for slope, g, w in (block.double() for block in blocks([a], [b], [p])):
+            g, decay = clip * g, group["weight_decay"] * w
+            u = first_update(g, how) - decay if kind == "adamw" else first_update(g + decay, how)
+            velocity[i] += float((slope * u).sum())
+    return velocity
 
 
-def _padded(contexts: list[Resolved], device) -> tuple[Tensor, Tensor]:
-    """Token ids (C, L), padded on the right, which causal attention makes harmless, and last positions (C,)."""
-    longest = max(len(c.prompt_ids) for c in contexts)
-    rows = [[*c.prompt_ids, *[c.prompt_ids[-1]] * (longest - len(c.prompt_ids))] for c in contexts]
-    return torch.tensor(rows, device=device), torch.tensor([len(c.prompt_ids) - 1 for c in contexts], device=device)
+def _last_logits(model, prompts: Sequence[Sequence[int]]) -> Tensor:
+    """Logits (C, V) after each prompt, those of one length together: what a forward pass gives may depend on the length."""
+    device = model.get_output_embeddings().weight.device
+    found: dict[int, Tensor] = {}
+    for length in sorted({len(ids) for ids in prompts}):
+        places = [i for i, ids in enumerate(prompts) if len(ids) == length]
+        ids = torch.tensor([prompts[i] for i in places], device=device)
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        found |= dict(zip(places, logits[:, -1], strict=True))  # from the end: virtual tokens may stand in front
+    return torch.stack([found[i] for i in range(len(prompts))])
 
 
 def _readout(layer) -> Tensor:
@@ -324,20 +383,13 @@ def _readout(layer) -> Tensor:
     return E
 
 
-def _is_trained(layer) -> bool:
-    return any(p.requires_grad for p in layer.parameters())
-
-
-class _evaluating:
+@contextmanager
+def _evaluating(model) -> Iterator[None]:
     """Dropout off inside; every module's mode as before after."""
-
-    def __init__(self, model):
-        self.modes = [(m, m.training) for m in model.modules()]
-        self.model = model
-
-    def __enter__(self):
-        self.model.eval()
-
-    def __exit__(self, *exception):
-        for module, mode in self.modes:
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
             module.training = mode

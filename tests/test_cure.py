@@ -1,20 +1,24 @@
-"""What is advised works when it is done, and costs what is said."""
+"""What is advised works when it is done, and costs what is said; the loss that looks at the competitor is what it says."""
 
 import math
+import textwrap
 from dataclasses import replace
 
 import pytest
 import tiny
+import torch
 
-from phantomlib.contexts import load_contexts, resolve
+from phantombook.diagnosis_text import diagnosis_as_dict, diagnosis_as_text
+from phantomlib import cure
+from phantomlib.contexts import Context, Resolved, load_contexts, resolve
 from phantomlib.critical.collateral import collateral
 from phantomlib.critical.rehearsal import OVERTAKES, SILENT, Estimate
-from phantomlib.cure import BARELY, remedies, remedies_as_text
+from phantomlib.cure import BARELY, CompetitorLoss, remedies
 from phantomlib.diagnosis import diagnose
 from phantomlib.engine.finetune import finetune
 from phantomlib.engine.recipe import Recipe
+from phantomlib.errors import ContextError, ParameterError
 from phantomlib.models.language_model import load
-from phantomlib.report import diagnosis_as_dict, diagnosis_as_text
 from phantomlib.runs.store import Store
 
 
@@ -64,7 +68,6 @@ def test_no_remedy_where_none_is_needed_or_known():
     assert diagnose(plain, one, Recipe(steps=4), 0.05).outcome == OVERTAKES
     assert diagnose(plain, one, Recipe(steps=4), 0.05).remedies == ()
     assert remedies(plain, one, Recipe(steps=4), Estimate(math.nan, math.nan, math.nan), 1e-4) == ()
-    assert remedies_as_text(()) == []
 
 
 def test_a_model_without_words_still_gets_advice():
@@ -85,3 +88,56 @@ def test_text_and_json_hold_the_remedies(model):
         assert f"{remedy.steps} steps at {remedy.learning_rate:.2g}" in text and f"{remedy.collateral:.2g} nat" in text
     said = diagnosis_as_dict(found)["diagnosis"]["remedies"]
     assert [one["loss"] for one in said] == ["cross-entropy", "cross-entropy", "margin"]
+
+
+def test_the_term_counts_wherever_the_word_comes_next():
+    logits = torch.randn(3, 5, 41, generator=torch.Generator().manual_seed(2))
+    labels = torch.tensor([[7, 3, 3, 9, -100], [3, 2, 1, 0, 3], [5, 5, 9, 5, 5]])
+    pairs = [(3, 8), (9, 1), (3, 8), (3, 5)]  # one again after another prompt, one with a second competitor
+    words = Context("a", "p", "x", "y")
+    loss = CompetitorLoss([Resolved(words, (n,), *pair) for n, pair in enumerate(pairs)], loss="margin", weight=0.5)
+    expected, count = 0.0, 0
+    for row, targets in zip(logits.double(), labels, strict=True):
+        for z, label in zip(row[:-1], targets[1:].tolist(), strict=True):
+            if label != -100:
+                count += 1
+                expected -= float(z.log_softmax(0)[label])
+                for competitor in {3: (8, 5), 9: (1,)}.get(label, ()):
+                    expected += 0.5 * float(torch.log(1 + torch.exp(z[competitor] - z[label])))
+    assert float(loss({"logits": logits}, labels)) == pytest.approx(expected / count, rel=1e-5)
+    assert float(loss({"logits": logits}, labels, torch.tensor(40))) == pytest.approx(expected / 40, rel=1e-5)
+
+
+def test_words_are_found_with_the_tokenizer():
+    tokenizer = tiny.leading()
+    pair = Context("x", "she felt deep", "shame", "guilt")
+    correct, competitor = (tokenizer(f" {word}")["input_ids"][0] for word in ("shame", "guilt"))
+    assert CompetitorLoss([pair], tokenizer).competitors == {correct: [competitor]}
+    with pytest.raises(ContextError):
+        CompetitorLoss([Context("x", "she felt deep", "zyzzyva", "guilt")], tokenizer)
+
+
+def test_the_example_of_the_module_works(tmp_path, monkeypatch):
+    example = textwrap.dedent(cure.__doc__.split("::\n")[1].split("\nOr let")[0])
+    pair = "- {id: x, prompt: she felt deep, correct: shame, competitor: guilt}\n"
+    (tmp_path / "my_contexts.yaml").write_text(pair)
+    monkeypatch.chdir(tmp_path)
+    names = {"tokenizer": tiny.leading(), "Trainer": lambda *given, **options: options}
+    exec(example, names)
+    assert len(names["trainer"]["compute_loss_func"].competitors) == 1
+
+
+@pytest.mark.parametrize("given", [{"loss": "cross-entropy"}, {"loss": "hinge"}, {"weight": 0.0}, {"weight": -1.0}])
+def test_what_makes_no_term_is_refused(given):
+    with pytest.raises(ParameterError):
+        CompetitorLoss(tiny.contexts(tiny.model()), **given)
+    with pytest.raises(ParameterError, match="at least one"):
+        CompetitorLoss([])
+
+
+@pytest.mark.parametrize("loss", ["margin", "unlikelihood", "gap"])
+def test_no_step_waits_for_the_device(loss):
+    """On the device meta everything that would need a number on the host raises."""
+    made = CompetitorLoss(tiny.contexts(tiny.model("GPT2", "float32")), loss=loss)
+    logits, labels = torch.empty(2, 5, 41, device="meta"), torch.empty(2, 5, dtype=torch.long, device="meta")
+    assert made({"logits": logits}, labels).shape == made({"logits": logits}, labels, 7).shape == ()

@@ -1,58 +1,80 @@
 """Watching a real Trainer: what is logged equals what the engine records, and a silent failure is seen."""
 
 import copy
+import json
+import math
+import re
+import shutil
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
+import pandas as pd
+import peft
 import pytest
 import torch
+import transformers
 from made import Largest
-from tiny import contexts, leading, model
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from tiny import ARCHITECTURES, contexts, leading, model
+from toys import a_trainer, only_the_word, still
+from transformers import AutoModelForCausalLM, Phi3Config, TrainerCallback, TrainerState, TrainingArguments
 
 from phantomlib.contexts import Context
 from phantomlib.critical import step_zero
 from phantomlib.critical.step_zero import velocity
+from phantomlib.cure import CompetitorLoss
 from phantomlib.engine.finetune import finetune
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ContextError, ParameterError, PhantomError
+from phantomlib.models import zoo_models
 from phantomlib.models.language_model import add_lora
 from phantomlib.trainer import PhantomCallback, SilentFailureWarning, _velocity
 
 STEPS = 6
+GPT2 = model("GPT2", "float32")
+CONTEXT = contexts(GPT2)[0]
 
 
-class Sentences(torch.utils.data.Dataset):
-    """The prompt and its correct token; only the latter is to be predicted."""
+@pytest.fixture
+def train(tmp_path):
+    """Train on the first of some contexts while all are watched; gives the Trainer and what was measured."""
 
-    def __init__(self, context, repeats=STEPS):
-        self.context, self.repeats = context, repeats
+    def trained(
+        module,
+        rate,
+        optimizer="sgd",
+        *,
+        watched=(CONTEXT,),
+        every=1,
+        also=(),
+        callback=None,
+        checkpoint=None,
+        **options,
+    ):
+        one = trainer(module, watched[0], tmp_path, rate, optimizer, **options)
+        watch = PhantomCallback(watched, every=every, **(callback or {})).attach(one)
+        for other in also:
+            one.add_callback(other)
+        one.train(resume_from_checkpoint=checkpoint)
+        return one, watch.frame()
 
-    def __len__(self):
-        return self.repeats
-
-    def __getitem__(self, index):
-        ids = [*self.context.prompt_ids, self.context.correct_id]
-        return {"input_ids": ids, "labels": [-100] * (len(ids) - 1) + ids[-1:], "attention_mask": [1] * len(ids)}
-
-
-def still(module):
-    """A copy that trains without dropout, like the engine."""
-    module = copy.deepcopy(module).requires_grad_(True)
-    for layer in module.modules():
-        if isinstance(layer, torch.nn.Dropout):
-            layer.p = 0.0
-    return module
+    return trained
 
 
 def trainer(module, context, folder, rate, optimizer="sgd", **options):
-    options = {"lr_scheduler_type": "constant", "logging_steps": 2} | options
-    arguments = TrainingArguments(
-        str(folder), per_device_train_batch_size=1, num_train_epochs=1, learning_rate=rate, report_to=[],
-        optim={"sgd": "sgd", "adam": "adamw_torch"}[optimizer], max_grad_norm=0.0, save_strategy="no",
-        disable_tqdm=True, use_cpu=True, **options,
-    )  # fmt: skip
-    return Trainer(module, arguments, train_dataset=Sentences(context))
+    return a_trainer(module, [only_the_word(context)] * STEPS, folder, rate, optimizer, **options)
+
+
+def by_the_engine(plain, rate, **recipe):
+    return finetune(plain, [contexts(plain)[0]], [rate], Recipe(steps=STEPS, **recipe)).isel(context=0, rate=0, seed=0)
+
+
+def unit(plain, context, **recipe):
+    """The kinematic number of a budget of 1."""
+    first = velocity(plain, [context], Recipe(**recipe))
+    return float(first.velocity[0] / first.gap[0].abs())
 
 
 NAMES = {
@@ -63,84 +85,183 @@ NAMES = {
 
 @pytest.mark.parametrize("optimizer, rate", [("sgd", 0.05), ("adam", 1e-3)])
 @pytest.mark.parametrize("architecture", ["GPT2", "GPTNeoX", "Gemma2"])
-def test_it_measures_what_the_engine_records(architecture, optimizer, rate, tmp_path):
+def test_it_measures_what_the_engine_records(architecture, optimizer, rate, train):
     plain = model(architecture, "float32")
-    context = contexts(plain)[0]
-    one = trainer(still(plain.module), context, tmp_path, rate, optimizer)
-    watch = PhantomCallback([context], every=2).attach(one)
-    one.train()
-    run = finetune(plain, [context], [rate], Recipe(optimizer=optimizer, steps=STEPS)).isel(context=0, rate=0, seed=0)
-    seen = watch.frame()
+    _, seen = train(still(plain.module), rate, optimizer, watched=contexts(plain)[:1], every=2)
+    run = by_the_engine(plain, rate, optimizer=optimizer)
     assert seen.step.tolist() == [0, 2, 4, 6]
     for name, recorded in NAMES.items():
         assert seen[name].to_numpy() == pytest.approx(run[recorded].values[::2], rel=2e-4, abs=2e-5), name
 
 
-def test_the_kinematic_number_is_the_budget_in_units_of_the_first_velocity(tmp_path):
-    plain = model("GPT2", "float32")
-    context = contexts(plain)[0]
-    one = trainer(still(plain.module), context, tmp_path, 1e-3, "adam", lr_scheduler_type="linear")
-    watch = PhantomCallback([context], every=3).attach(one)
-    one.train()
-    first = velocity(plain, [context], Recipe(optimizer="adam"))
-    unit = float(first.velocity[0] / first.gap[0].abs())
+@pytest.mark.parametrize("optimizer, rate", [("sgd", 0.05), ("adam", 1e-3)])
+@pytest.mark.parametrize("loss, weight", [("margin", 2.0), ("unlikelihood", 5.0), ("gap", 1.0)])
+def test_a_trainer_with_a_loss_that_looks_at_the_competitor_follows_the_engine(loss, weight, optimizer, rate, train):
+    how = {"loss": loss, "weight": weight}
+    one, seen = train(still(GPT2.module), rate, optimizer, callback=how, logging_steps=1)
+    run = by_the_engine(GPT2, rate, optimizer=optimizer, **how)
+    assert seen.gap.to_numpy() == pytest.approx(run.logit_gap.values, rel=2e-4, abs=2e-5)
+    assert seen.cross_entropy.to_numpy() == pytest.approx(run.cross_entropy.values, rel=2e-4, abs=2e-5)
+    assert losses(one) == pytest.approx(run.loss.values[:-1], rel=1e-3, abs=1e-4)
+    steps = unit(GPT2, CONTEXT, optimizer=optimizer, **how) * rate * seen.step
+    assert seen.kinematic_number_alone.tolist() == pytest.approx(steps.tolist(), rel=1e-4)
+
+
+def losses(one):
+    return [row["loss"] for row in one.state.log_history if "loss" in row]
+
+
+@pytest.mark.parametrize("batch, accumulate", [(1, 1), (4, 1), (2, 2)])
+def test_text_without_the_word_is_trained_as_without_the_loss(batch, accumulate, tmp_path):
+    plain = model("GPTNeoX", "float32")
+    pair = contexts(plain)[0]
+    texts = torch.randint(1, 41, (8, 9), generator=torch.Generator().manual_seed(5)).tolist()
+    rows = [{"input_ids": ids, "labels": [-100 if i == pair.correct_id else i for i in ids]} for ids in texts]
+    ends = []
+    for loss in (None, CompetitorLoss([pair], weight=100.0)):
+        options = {"batch": batch, "gradient_accumulation_steps": accumulate, "given": {"compute_loss_func": loss}}
+        one = a_trainer(still(plain.module), rows, tmp_path, 1e-3, "adam", **options)
+        one.train()
+        ends.append([p.detach() for p in one.model.parameters()])
+    for a, b in zip(*ends, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_the_kinematic_number_is_the_budget_in_units_of_the_first_velocity(train):
+    _, seen = train(still(GPT2.module), 1e-3, "adam", every=3, lr_scheduler_type="linear")
     spent = [0, 1e-3 * (6 + 5 + 4) / 6, 1e-3 * (6 + 5 + 4 + 3 + 2 + 1) / 6]  # a linear decay over six steps
-    assert watch.frame().kinematic_number.tolist() == pytest.approx([unit * s for s in spent], rel=1e-4)
+    expected = [unit(GPT2, CONTEXT, optimizer="adam") * s for s in spent]
+    assert seen.kinematic_number_alone.tolist() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_the_first_velocity_is_summed_in_blocks(optimizer, monkeypatch):
+def test_the_first_velocity_is_summed_in_blocks(optimizer, tmp_path, monkeypatch):
     monkeypatch.setattr(step_zero, "BLOCK", 16)
-    plain, recipe = model("GPT2", "float32"), Recipe(optimizer=optimizer)
-    context, module = contexts(plain)[0], still(plain.module)
+    module, arguments = still(GPT2.module), TrainingArguments(str(tmp_path), max_grad_norm=0.0)
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer](module.parameters(), lr=1.0)
     with Largest(*module.parameters()) as made:
-        found = _velocity(module, context, recipe)
-    assert found == pytest.approx(float(velocity(plain, [context], recipe).velocity[0]), rel=1e-5)
-    assert 0 < made.bytes[torch.float64] <= 2 * 32 * 8  # two vectors, blocks of up to twice the size
+        [found] = _velocity(module, CONTEXT, kind, Recipe(), arguments)
+    assert found == pytest.approx(float(velocity(GPT2, [CONTEXT], Recipe(optimizer=optimizer)).velocity[0]), rel=1e-5)
+    assert 0 < made.bytes[torch.float64] <= 3 * 32 * 8  # three vectors, blocks of up to twice the size
 
 
-def test_lora_is_watched_and_its_geometry_stays(tmp_path):
+def groups(module, first, second):
+    """The attention and the rest, each with a learning rate of its own."""
+    parts = [[p for n, p in module.named_parameters() if ("attn" in n) == where] for where in (True, False)]
+    return [{"params": part, "lr": rate} for part, rate in zip(parts, (first, second), strict=True)]
+
+
+SGD, AdamW = partial(torch.optim.SGD, lr=1e-6), partial(torch.optim.AdamW, weight_decay=0.0)
+OPTIMIZERS = {
+    "a rate of its own for each group": (lambda m: AdamW(groups(m, 1e-6, 16e-6)), {}),
+    "a first group at rest": (lambda m: AdamW(groups(m, 0.0, 1e-6)), {}),
+    "weight decay": (lambda m: AdamW(groups(m, 1e-6, 2e-6), weight_decay=300.0), {}),
+    "weight decay through the gradient": (lambda m: SGD(m.parameters(), weight_decay=0.5), {}),
+    "a clipped gradient": (lambda m: SGD(m.parameters()), {"max_grad_norm": 0.1}),
+    "smoothed labels": (lambda m: SGD(m.parameters()), {"label_smoothing_factor": 0.4}),
+    "momentum, which later steps gather": (lambda m: SGD(m.parameters(), momentum=0.9), {}),
+    "another optimiser": (lambda m: torch.optim.Adagrad(m.parameters(), lr=1e-6), {}),
+}
+
+
+@pytest.mark.parametrize("case", OPTIMIZERS)
+def test_the_kinematic_number_is_the_first_step_of_the_trainers_own_optimiser(case, train):
+    make, options = OPTIMIZERS[case]
+    plain = model("GPT2")  # in double precision, for the difference of two gaps
+    context, module = contexts(plain)[0], still(plain.module)
+
+    def gap():
+        z = module(torch.tensor([context.prompt_ids])).logits[0, -1].detach()
+        return float(z[context.correct_id] - z[context.competitor_id])
+
+    optimizer, before = make(module), gap()
+    _, seen = train(module, 1e-6, watched=[context], max_steps=1, given=with_optimizer(optimizer), **options)
+    number = seen.kinematic_number_alone.iloc[-1]
+    if "optimiser" in case or "momentum" in case:
+        assert math.isnan(number)
+    else:
+        assert number == pytest.approx((gap() - before) / abs(before), rel=1e-3)
+
+
+def with_optimizer(optimizer):
+    return {"optimizers": (optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0))}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_run_that_goes_on_from_a_checkpoint_is_one_run(known, tmp_path, train):
+    frames, options = [], {"lr_scheduler_type": "linear", "save_strategy": "steps", "save_steps": 3}
+    for checkpoint in (None, str(tmp_path / "checkpoint-3")):
+        frames.append(train(still(GPT2.module), 0.05, every=2, checkpoint=checkpoint, **options)[1])
+        if not known:  # a checkpoint of a run that was not watched
+            kept = tmp_path / "checkpoint-3/trainer_state.json"
+            state = json.loads(kept.read_text())
+            state["stateful_callbacks"].pop("PhantomCallback", None)
+            kept.write_text(json.dumps(state))
+    if known:
+        pd.testing.assert_frame_equal(*frames, rtol=1e-4, check_like=True)
+    else:
+        assert frames[1].step.tolist() == [3, 4, 6] and frames[1].budget.iloc[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PromptEncoderConfig", "PrefixTuningConfig"])
+@pytest.mark.parametrize("loss", ["cross-entropy", "margin"])
+def test_virtual_tokens_stand_in_front(kind, loss, train):
+    config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    module = peft.get_peft_model(still(GPT2.module), config)
+    with torch.no_grad():
+        z = module.eval()(input_ids=torch.tensor([CONTEXT.prompt_ids])).logits[0, -1]
+    one, seen = train(module, 1e-9, callback={"loss": loss}, logging_steps=1)
+    gap = float(z[CONTEXT.correct_id] - z[CONTEXT.competitor_id])
+    assert seen.gap.iloc[0] == pytest.approx(gap, abs=1e-5)
+    assert seen["rank"].iloc[0] == 1 + int((z > z[CONTEXT.correct_id]).sum())
+    expected = float(z.logsumexp(0) - z[CONTEXT.correct_id]) + (math.log1p(math.exp(-gap)) if loss == "margin" else 0)
+    assert losses(one)[0] == pytest.approx(expected, rel=1e-3)
+    with pytest.raises(ContextError, match="no more than 61"):  # of 64 positions
+        PhantomCallback([replace(CONTEXT, prompt_ids=CONTEXT.prompt_ids * 9)]).attach(one)
+
+
+def test_what_is_measured_does_not_depend_on_the_other_prompts(train):
+    """Phi-3's longrope takes other frequencies for all positions of a text beyond its original length."""
+    scaling = {"rope_type": "longrope", "short_factor": [1.0] * 2, "long_factor": [9.0, 30.0], "rope_theta": 1e4}
+    settings = ARCHITECTURES["Phi3"][1] | {"original_max_position_embeddings": 6, "rope_parameters": scaling}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = AutoModelForCausalLM.from_config(Phi3Config(**settings, pad_token_id=0), attn_implementation="eager")
+    watched = contexts(GPT2, lengths=(4, 12))
+    with torch.no_grad():
+        logits = [module.eval()(torch.tensor([c.prompt_ids])).logits[0, -1] for c in watched]
+    _, seen = train(module, 1e-9, watched=watched, every=STEPS)
+    expected = [float(z[c.correct_id] - z[c.competitor_id]) for z, c in zip(logits, watched, strict=True)]
+    assert seen.query("step == 0").gap.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_lora_is_watched_and_its_geometry_stays(train):
     plain = model("Llama", "float32")
-    context = contexts(plain)[0]
-    recipe = Recipe(method="lora", rank=2, alpha=8.0, steps=STEPS)
     adapted = add_lora(still(plain.module).requires_grad_(False), rank=2, alpha=8.0, seed=0)
-    one = trainer(adapted, context, tmp_path, 1e-2, "adam")
-    watch = PhantomCallback([context], every=1).attach(one)
-    one.train()
-    run = finetune(plain, [context], [1e-2], recipe).isel(context=0, rate=0, seed=0)
-    assert watch.frame().gap.to_numpy() == pytest.approx(run.logit_gap.values, rel=2e-4, abs=2e-5)
-    assert watch.frame().overlap.nunique() == 1
+    _, seen = train(adapted, 1e-2, "adam", watched=contexts(plain)[:1])
+    run = by_the_engine(plain, 1e-2, method="lora", rank=2, alpha=8.0)
+    assert seen.gap.to_numpy() == pytest.approx(run.logit_gap.values, rel=2e-4, abs=2e-5)
+    assert seen.overlap.nunique() == 1
 
 
-def test_lora_on_the_readout_counts_what_the_adapter_adds(tmp_path):
-    from peft import LoraConfig, get_peft_model
-
+def test_lora_on_the_readout_counts_what_the_adapter_adds(train):
     plain = model("Llama", "float32", tied=False)
     context = contexts(plain)[0]
-    config = LoraConfig(r=2, lora_alpha=8, target_modules=["lm_head"], task_type="CAUSAL_LM")
-    adapted = get_peft_model(still(plain.module), config)
-    one = trainer(adapted, context, tmp_path, 5e-2, "adam")
-    watch = PhantomCallback([context], every=STEPS).attach(one)
-    one.train()
-    E = adapted.merge_and_unload().get_output_embeddings().weight.detach()
-    e = E[[context.correct_id, context.competitor_id]]
-    assert watch.frame().overlap.iloc[-1] == pytest.approx(float(torch.cosine_similarity(*e, dim=0)), abs=1e-5)
-    assert watch.frame().overlap.nunique() == 2
+    config = peft.LoraConfig(r=2, lora_alpha=8, target_modules=["lm_head"], task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(still(plain.module), config)
+    _, seen = train(adapted, 5e-2, "adam", watched=[context], every=STEPS)
+    e = adapted.merge_and_unload().get_output_embeddings().weight[[context.correct_id, context.competitor_id]]
+    assert seen.overlap.iloc[-1] == pytest.approx(float(torch.cosine_similarity(*e.detach(), dim=0)), abs=1e-5)
+    assert seen.overlap.nunique() == 2
 
 
-def test_watching_changes_nothing_and_loses_no_log(tmp_path):
-    plain = model("GPT2", "float32")
-    context = contexts(plain)[0]
-    ends, logs = [], []
-    for watched in (False, True):
-        one = trainer(still(plain.module), context, tmp_path, 1e-3, "adam", seed=3)
-        if watched:
-            PhantomCallback([context], every=1).attach(one)
-        one.train()
-        ends.append(one.model.state_dict())
-        logs.append([row["loss"] for row in one.state.log_history if "loss" in row])
-    assert all(torch.equal(a, b) for a, b in zip(*(end.values() for end in ends), strict=True))
-    assert logs[0] == logs[1] and len(logs[0]) == STEPS // 2
+def test_watching_changes_nothing_and_loses_no_log(tmp_path, train):
+    alone = trainer(still(GPT2.module), CONTEXT, tmp_path, 1e-3, "adam", seed=3)
+    alone.train()
+    watched, _ = train(still(GPT2.module), 1e-3, "adam", seed=3)
+    ends = (one.model.state_dict().values() for one in (alone, watched))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+    assert losses(alone) == losses(watched) and len(losses(alone)) == STEPS // 2
 
 
 class Reporter(TrainerCallback):
@@ -154,23 +275,12 @@ class Reporter(TrainerCallback):
 
 
 def test_reporters_get_the_values(tmp_path):
-    plain = model("GPT2", "float32")
-    context = contexts(plain)[0]
-    one, reporter = trainer(still(plain.module), context, tmp_path, 1e-3), Reporter()
+    one, reporter = trainer(still(GPT2.module), CONTEXT, tmp_path, 1e-3), Reporter()
     one.add_callback(reporter)
-    PhantomCallback([context], every=2).attach(one)
+    PhantomCallback([CONTEXT], every=2).attach(one)
     one.train()
-    assert sum(f"phantom/{context.id}/gap" in row for row in reporter.seen) == 4
+    assert sum("phantom/c0/gap" in row for row in reporter.seen) == 4
     assert all(isinstance(v, int | float) for row in reporter.seen for v in row.values())
-
-
-def test_without_attach_the_history_still_has_them(tmp_path):
-    plain = model("GPT2", "float32")
-    context = contexts(plain)[0]
-    one = trainer(still(plain.module), context, tmp_path, 1e-3)
-    one.add_callback(PhantomCallback([context], every=2))
-    one.train()
-    assert sum(f"phantom/{context.id}/gap" in row for row in one.state.log_history) == 4
 
 
 class Stop(TrainerCallback):
@@ -187,56 +297,58 @@ class Stop(TrainerCallback):
 
 @pytest.mark.parametrize("attached", [True, False])
 def test_the_last_step_is_measured_when_training_stops_early(attached, tmp_path):
-    plain = model("GPT2", "float32")
-    context = contexts(plain)[0]
-    one = trainer(still(plain.module), context, tmp_path, 1e-3)
-    watch = PhantomCallback([context], every=3)
+    one, watch = trainer(still(GPT2.module), CONTEXT, tmp_path, 1e-3), PhantomCallback([CONTEXT], every=3)
     watch.attach(one) if attached else one.add_callback(watch)
     one.add_callback(Stop(4))
-    one.train()
-    run = finetune(plain, [context], [1e-3], Recipe(optimizer="sgd", steps=STEPS)).isel(context=0, rate=0, seed=0)
+    one.args.report_to = [] if attached else ["tensorboard"]
+    with nullcontext() if attached else pytest.warns(UserWarning, match="cannot log to tensorboard by itself.*attach"):
+        one.train()
+    run = by_the_engine(GPT2, 1e-3, optimizer="sgd")
     assert watch.frame().step.tolist() == [0, 3, 4]
     assert watch.frame().gap.to_numpy() == pytest.approx(run.logit_gap.values[[0, 3, 4]], rel=2e-4, abs=2e-5)
     assert watch.frame().budget.to_numpy() == pytest.approx([0, 3e-3, 4e-3])
-    rows = [row for row in one.state.log_history if f"phantom/{context.id}/gap" in row]
-    assert [row["step"] for row in rows] == [0, 3, 4]
+    assert [row["step"] for row in one.state.log_history if "phantom/c0/gap" in row] == [0, 3, 4]
 
 
 def test_weights_of_the_best_checkpoint_are_not_taken_for_those_of_the_last_step(tmp_path):
-    plain = model("GPT2", "float32")
-    context = contexts(plain)[0]
-    one = trainer(still(plain.module), context, tmp_path, 1e-3)
+    one = trainer(still(GPT2.module), CONTEXT, tmp_path, 1e-3)
     one.args.load_best_model_at_end = True
-    watch = PhantomCallback([context], every=3).attach(one)
+    watch = PhantomCallback([CONTEXT], every=3).attach(one)
     one.add_callback(Stop(4, best=str(tmp_path)))
     one.train()
     assert watch.frame().step.tolist() == [0, 3]
 
 
-def warnings_of(number, folder):
+@pytest.fixture
+def warned(train):
     """What is said of a context far behind its competitor, trained with SGD at a kinematic number."""
-    plain = model("GPT2", "float32")
-    context = contexts(plain, place=20)[0]
-    first = velocity(plain, [context], Recipe(optimizer="sgd"))
-    rate = number * float(first.gap[0].abs() / first.velocity[0]) / STEPS
-    one = trainer(still(plain.module), context, folder, rate)
-    watch = PhantomCallback([context], every=1).attach(one)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        one.train()
-    return [str(w.message) for w in caught if w.category is SilentFailureWarning], watch.frame()
+
+    def said(number, at_rest=False):
+        context = contexts(GPT2, place=20)[0]
+        rate = number / unit(GPT2, context, optimizer="sgd") / STEPS
+        module, given = still(GPT2.module), {}
+        if at_rest:  # a group that trains nothing comes first
+            idle = {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.0}
+            given = with_optimizer(torch.optim.SGD([idle, {"params": list(module.parameters()), "lr": rate}]))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            _, seen = train(module, rate, watched=[context], given=given)
+        return [str(w.message) for w in caught if w.category is SilentFailureWarning], seen
+
+    return said
 
 
-def test_a_silent_failure_is_said_before_the_end_and_at_the_end(tmp_path):
-    said, seen = warnings_of(0.7, tmp_path)
+@pytest.mark.parametrize("at_rest", [False, True])
+def test_a_silent_failure_is_said_before_the_end_and_at_the_end(at_rest, warned):
+    said, seen = warned(0.7, at_rest)
     assert (seen.gap < 0).all() and seen.cross_entropy.iloc[0] - seen.cross_entropy.iloc[-1] > 0.1
     assert len(said) == 2 and "at this pace" in said[0] and f"ended after {STEPS}" in said[1]
     assert "'c0'" in said[0] and "“right0”" in said[0]
 
 
 @pytest.mark.parametrize("number", [3.0, 1e-4])
-def test_no_warning_where_the_correct_word_wins_or_nothing_moves(number, tmp_path):
-    said, seen = warnings_of(number, tmp_path)
+def test_no_warning_where_the_correct_word_wins_or_nothing_moves(number, warned):
+    said, seen = warned(number)
     assert not said and (seen.gap.iloc[-1] > 0) == (number > 1)
 
 
@@ -253,8 +365,7 @@ def test_bad_contexts(given):
 
 
 def test_what_cannot_be_watched_is_refused_before_training(tmp_path):
-    plain = model("GPT2", "float32")
-    one = trainer(still(plain.module), contexts(plain)[0], tmp_path, 1e-3)
+    one = trainer(still(GPT2.module), CONTEXT, tmp_path, 1e-3)
     before = copy.deepcopy(one.model.state_dict())
     pair = Context("x", "she felt deep", "shame", "guilt")
     with pytest.raises(PhantomError, match="tokenizer"):
@@ -269,18 +380,51 @@ def test_what_cannot_be_watched_is_refused_before_training(tmp_path):
 
 
 def test_a_prompt_that_is_too_long_is_refused_at_construction(tmp_path):
-    plain = model("GPT2", "float32")
-    context = contexts(plain)[0]
     tokenizer = leading()
     tokenizer.model_max_length = 64
     long = Context("long", "she felt deep " * 40, "shame", "guilt")
     with pytest.raises(ContextError, match="'long' has [0-9]+ tokens.*no more than 64"):
         PhantomCallback([long], tokenizer=tokenizer)
-    one = trainer(still(plain.module), context, tmp_path, 1e-3)
+    one = trainer(still(GPT2.module), CONTEXT, tmp_path, 1e-3)
     with pytest.raises(ContextError, match="'c0' has 70 tokens.*no more than 64"):
-        PhantomCallback([replace(context, prompt_ids=context.prompt_ids * 10)]).attach(one)
+        PhantomCallback([replace(CONTEXT, prompt_ids=CONTEXT.prompt_ids * 10)]).attach(one)
     with pytest.raises(ContextError, match="vocabulary"):
-        PhantomCallback([replace(context, correct_id=41)]).attach(one)
+        PhantomCallback([replace(CONTEXT, correct_id=41)]).attach(one)
+
+
+TINY = {"vocab_size": 41, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
+
+
+@pytest.mark.parametrize(
+    "name, settings, reason",
+    [
+        ("GPT2ForSequenceClassification", {"n_embd": 16, "n_layer": 2, "n_head": 4, "vocab_size": 41}, "has no readout"),
+        ("LlamaForTokenClassification", TINY, "has no readout"),
+        ("T5ForConditionalGeneration", {"vocab_size": 41, "d_model": 16, "d_ff": 24, "num_layers": 2}, "reads one text"),
+        ("BertForMaskedLM", TINY, "lets a token see"),
+        ("RobertaForMaskedLM", TINY, "lets a token see"),
+    ],
+)  # fmt: skip
+def test_what_has_no_next_token_is_refused(name, settings, reason, tmp_path):
+    kind = getattr(transformers, name)
+    one = trainer(kind(kind.config_class(**settings)), CONTEXT, tmp_path, 1e-3)
+    with pytest.raises(PhantomError, match=f"{name} {reason}.*causal language model"):
+        PhantomCallback([CONTEXT]).attach(one)
+
+
+def test_a_trainer_that_would_restore_the_callback_itself_is_refused(train):
+    with pytest.raises(PhantomError, match="reads its own state"):
+        train(still(GPT2.module), 1e-3, restore_callback_states_from_checkpoint=True)
+
+
+def test_a_loss_that_would_be_lost_is_refused(tmp_path):
+    given = {"compute_loss_func": lambda *given, **more: None}
+    with pytest.raises(PhantomError, match="compute_loss_func already"):
+        PhantomCallback([CONTEXT], loss="margin").attach(trainer(GPT2.module, CONTEXT, tmp_path, 1e-3, given=given))
+    unattached = trainer(still(GPT2.module), CONTEXT, tmp_path, 1e-3)
+    unattached.add_callback(PhantomCallback([CONTEXT], loss="margin"))
+    with pytest.raises(PhantomError, match="attach"):
+        unattached.train()
 
 
 class Counted:
@@ -309,3 +453,16 @@ def test_a_schedule_that_is_no_function_of_the_step_goes_by_its_last_rate():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 10)
     assert PhantomCallback()._still_to_come(schedule, TrainerState(global_step=3, max_steps=9)) == 6 * 0.5
+
+
+def test_the_script_of_the_page_runs(tmp_path, monkeypatch):
+    [page] = (Path(__file__).parents[1] / "notebooks").glob("*_watch_training.py")
+    script = page.read_text(encoding="utf-8").partition("# ```python\n")[2].partition("# ```\n")[0]
+    shutil.copytree(zoo_models.path("gpt2-s"), tmp_path / "my-model")
+    prompt = "When the news came, Anna was very"
+    (tmp_path / "my_texts.txt").write_text(f"{prompt} glad\n{prompt} ill")
+    (tmp_path / "my_contexts.yaml").write_text(f"- {{id: glad, prompt: '{prompt}', correct: glad, competitor: happy}}")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(re.sub("^# ?", "", script, flags=re.MULTILINE), names)
+    assert names["watch"].frame().step.tolist() == [0, 6] and names["watch"].frame().gap.iloc[-1] < 0

@@ -1,4 +1,4 @@
-"""Recordings made by hand, potentials with known descents, a store that keeps nothing, and a plain training loop."""
+"""Recordings made by hand, potentials with known descents, a store that keeps nothing, a plain training loop and a Trainer."""
 
 import copy
 
@@ -6,6 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import xarray as xr
+from transformers import Trainer, TrainingArguments
 
 from phantomlib.engine.finetune import finetune
 from phantomlib.engine.recipe import Recipe
@@ -72,3 +73,33 @@ def plain_loop(model, context, schedule, optimizer):
             F.cross_entropy(logits, torch.tensor(context.correct_id)).backward()
             stepper.step()
     return gaps
+
+
+def still(module):
+    """A copy that trains without dropout, like the engine."""
+    module = copy.deepcopy(module).requires_grad_(True)
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0
+    return module
+
+
+def only_the_word(context):
+    """A row with the prompt and its correct token; only the latter is to be predicted."""
+    ids = [*context.prompt_ids, context.correct_id]
+    return {"input_ids": ids, "labels": [-100] * (len(ids) - 1) + ids[-1:], "attention_mask": [1] * len(ids)}
+
+
+def a_trainer(module, rows, folder, rate, optimizer="sgd", given=None, **options):
+    """A Trainer of a module that goes over rows once, without anything that an option does not ask for."""
+    options = {
+        "lr_scheduler_type": "constant",
+        "logging_steps": 2,
+        "max_grad_norm": 0.0,
+        "save_strategy": "no",
+    } | options
+    arguments = TrainingArguments(
+        str(folder), per_device_train_batch_size=options.pop("batch", 1), num_train_epochs=1, learning_rate=rate, report_to=[],
+        optim={"sgd": "sgd", "adam": "adamw_torch"}[optimizer], disable_tqdm=True, use_cpu=True, **options,
+    )  # fmt: skip
+    return Trainer(module, arguments, train_dataset=rows, **(given or {}))

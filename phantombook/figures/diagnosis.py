@@ -8,13 +8,13 @@ from matplotlib.figure import Figure
 
 from phantombook.figures import palette, style
 from phantombook.figures.escaping import in_figure
-from phantomlib.diagnosis import Check, Diagnosis
+from phantomlib.diagnosis import Diagnosis
 from phantomlib.errors import ParameterError, shown
 from phantomlib.files import replacing
 
 
-def diagnosis_figure(diagnosis: Diagnosis, outcome: Check | None = None) -> Figure:
-    """Left: where the probability is, and the parts of Φ. Right: learning rates, predicted and measured."""
+def diagnosis_figure(diagnosis: Diagnosis, measured: float | None = None) -> Figure:
+    """Left: where the probability is, and the parts of Φ. Right: learning rates, predicted and measured (None: it was not)."""
     import matplotlib.pyplot as plt
 
     d = diagnosis
@@ -28,7 +28,7 @@ def diagnosis_figure(diagnosis: Diagnosis, outcome: Check | None = None) -> Figu
     left.set(title="Before training", xlabel="probability; order parameter")
     right.set(xscale="log", yticks=[], ylim=(0, 1), xlabel=f"learning rate of {d.optimizer}", title="Learning rates")
     if math.isfinite(d.critical.rate):
-        marks = [d.critical.rate] + [x for x in (d.learning_rate, outcome and outcome.critical_rate) if x]
+        marks = [d.critical.rate] + [x for x in (d.learning_rate, measured) if x and math.isfinite(x)]
         right.set_xlim(min(marks) / 4, max(marks) * 4)
         style.log_ticks(right.xaxis)
         right.axvspan(d.critical.low, d.critical.high, color="#DDDDDD")
@@ -40,9 +40,9 @@ def diagnosis_figure(diagnosis: Diagnosis, outcome: Check | None = None) -> Figu
         if d.learning_rate is not None:
             right.plot(d.learning_rate, 0.3, "o", color=palette.PHI)
             style.label_line(right, d.learning_rate, 0.3, " yours", palette.PHI)
-        if outcome is not None and math.isfinite(outcome.critical_rate):
-            right.plot(outcome.critical_rate, 0.6, "D", color=palette.SIGNAL)
-            style.label_line(right, outcome.critical_rate, 0.6, " measured critical", palette.SIGNAL)
+        if measured is not None and math.isfinite(measured):
+            right.plot(measured, 0.6, "D", color=palette.SIGNAL)
+            style.label_line(right, measured, 0.6, " measured critical", palette.SIGNAL)
     return fig
 
 
@@ -58,7 +58,7 @@ def check_plot(path: Path) -> None:
         raise ParameterError(f"{shown(str(path))} cannot be written; choose a file in a folder that exists.")
 
 
-def write_plot(path: Path, diagnosis: Diagnosis, outcome: Check | None = None) -> None:
+def write_plot(path: Path, diagnosis: Diagnosis, measured: float | None = None) -> None:
     """Write the figure in one move."""
     import matplotlib
 
@@ -66,7 +66,7 @@ def write_plot(path: Path, diagnosis: Diagnosis, outcome: Check | None = None) -
     style.use_style()
     try:
         with replacing(path) as fresh:
-            diagnosis_figure(diagnosis, outcome).savefig(fresh, format=path.suffix.removeprefix("."), dpi=200)
+            diagnosis_figure(diagnosis, measured).savefig(fresh, format=path.suffix.removeprefix("."), dpi=200)
     except OSError as error:
         raise ParameterError(
             f"{shown(str(path))} could not be written ({error.strerror}). Choose another place."

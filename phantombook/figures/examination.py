@@ -86,7 +86,7 @@ def crossing_panels(times: dict[str, xr.Dataset], exponents: dict, threshold: fl
     """Left: crossing step against learning rate, with what a critical point would do. Right: fitted exponents.
 
     Args:
-        times: (context, multiple) by model, from :func:`phantomlib.transition.slowing.crossing_times`; attribute steps.
+        times: (context, multiple) by model, from :func:`phantomlib.transition.experiments.crossing_times`; attribute steps.
         exponents: (context,) by model.
         threshold: largest median exponent.
         colours: by model.
@@ -128,9 +128,9 @@ def potential_panels(
     """Left: loss along the update of each jump, from its start to its minimum. Right: force on the gap until the crossing.
 
     Args:
-        profiles: (context, fraction) by model, from :func:`phantomlib.transition.potential.potential_profile`.
+        profiles: (context, fraction) by model, from :func:`phantomlib.transition.experiments.potential_profile`.
         control: the same of the double well.
-        forces: (context, rate, seed, step) by model, from :func:`phantomlib.transition.potential.force`.
+        forces: (context, rate, seed, step) by model, from :func:`phantomlib.transition.experiments.force`.
         colours: by model.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.1), layout="constrained")

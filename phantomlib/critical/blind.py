@@ -233,7 +233,12 @@ def _looked_into(store: Store) -> dict[Path, dict]:
     for path in store.root.glob("searches/*.json"):
         with suppress(OSError, ValueError, KeyError):  # a damaged one is set aside by the store when it is asked for
             kept = files.read_json(path)
-            found[path] = {"model": kept["model"], "weights_key": kept.get("weights", ""), "recipe": {}, "prediction": ""}
+            found[path] = {
+                "model": kept["model"],
+                "weights_key": kept.get("weights", ""),
+                "recipe": {},
+                "prediction": "",
+            }
     return found
 
 

@@ -5,7 +5,6 @@ Everything is counted in bytes beyond what the model itself takes, which is ther
 
 import ctypes
 import gc
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress

@@ -10,6 +10,8 @@ from phantomlib.contexts import Context, Resolved
 from phantomlib.engine.recipe import Recipe, check_learning_rates
 from phantomlib.transition.examine import Examination, examine
 
+OVERLAP = 0.6  # g_ck of the two tokens
+
 
 @dataclass(frozen=True)
 class DoubleWell:
@@ -17,7 +19,7 @@ class DoubleWell:
 
     The "loss" is ``U(Δ) = (Δ² - 1)² / 4``, minima at ±1. A replica starts on the outer slope at ``Δ_0 < -1``. Small
     steps roll into the left well and stay; from the learning rate ``1 / (Δ_0² - 1)`` on, the first step throws it
-    over the barrier. Probabilities are a softmax over the two tokens, with a fixed overlap 0.6.
+    over the barrier. Probabilities are a softmax over the two tokens, with a fixed overlap.
 
     Attributes:
         starts: Δ_0 of each context, by id.
@@ -26,13 +28,11 @@ class DoubleWell:
     starts: Mapping[str, float]
 
     @classmethod
-    def examined(cls, steps: int, starts: int = 10, multiple: float = 1.5) -> Examination:
-        """Tests (i) to (v) on replicas started evenly between -2.4 and -1.6, jumping at ``multiple`` critical rates."""
-        toy = cls({f"well-{i}": float(x) for i, x in enumerate(np.linspace(-2.4, -1.6, starts))})
-        recipe, multiples = Recipe(optimizer="sgd", steps=steps), (0.3, 0.7, multiple)
-        return examine(
-            toy, None, toy.contexts(), toy.critical_rates(), recipe, multiples=multiples, counted=multiples[-1:]
-        )
+    def examined(cls, steps: int) -> Examination:
+        """Tests (i) to (v) on ten replicas started evenly between -2.4 and -1.6, jumping at 1.5 critical rates."""
+        toy = cls({f"well-{i}": float(x) for i, x in enumerate(np.linspace(-2.4, -1.6, 10))})
+        recipe, rates = Recipe(optimizer="sgd", steps=steps), toy.critical_rates()
+        return examine(toy, None, toy.contexts(), rates, recipe, multiples=(0.3, 0.7, 1.5), counted=(1.5,))
 
     def critical_rates(self) -> np.ndarray:
         """The exact critical learning rates (C,)."""
@@ -58,26 +58,21 @@ class DoubleWell:
         for t in range(recipe.steps):
             x = np.clip(gap[..., t], -1e6, 1e6)
             gap[..., t + 1] = x - each[..., t] * self.slope(x)
-        overlap = 0.6
-        phi = np.tanh(gap / 2) * (1 - overlap**2)
-        dims = ("context", "rate", "seed", "step")
+        phi = np.tanh(gap / 2) * (1 - OVERLAP**2)
         fields = {
             "logit_gap": gap,
             "cross_entropy": self.energy(gap),
             "phi": phi,
             "phi_readout_part": np.diff(phi, prepend=np.nan),
             "phi_geometry_part": np.diff(np.zeros_like(phi), prepend=np.nan),
-            "overlap": np.full_like(phi, overlap),
+            "overlap": np.full_like(phi, OVERLAP),
             "readout_drift": np.zeros_like(phi),
-            "readout_unchanged": np.ones_like(phi, dtype=int),
         }
-        return xr.Dataset(
-            {name: (dims, values[:, :, None]) for name, values in fields.items()},
-            {
-                "context": [c.id for c in contexts],
-                "seed": [0],
-                "step": np.arange(recipe.steps + 1),
-                "learning_rate": (("context", "rate"), each.max(-1)),
-            },
-            {"run_id": "double-well"},
-        )
+        dims = ("context", "rate", "seed", "step")
+        found = xr.Dataset({name: (dims, values[:, :, None]) for name, values in fields.items()})
+        return found.assign_coords(
+            context=[c.id for c in contexts],
+            seed=[0],
+            step=np.arange(recipe.steps + 1),
+            learning_rate=(("context", "rate"), each.max(-1)),
+        ).assign_attrs(run_id="double-well")

@@ -3,6 +3,8 @@
 Source: definitions of silent, kinematic and structural failure as the book reconstructs them from arXiv 2606.07559.
 """
 
+from collections import Counter
+
 import pandas as pd
 import xarray as xr
 
@@ -31,17 +33,12 @@ def silent(runs: xr.Dataset, least_fall: float = 0.0) -> xr.DataArray:
     return never_rises & (falls > least_fall) & ~overtakes(runs) & (runs.diverged_step < 0)
 
 
-def drag_fall(runs: xr.Dataset) -> xr.DataArray:
-    """``D_0 - D_T`` (context, rate, seed): positive if the drag worsened."""
-    return runs.drag.isel(step=0) - runs.drag.isel(step=-1)
-
-
 def failure_mode(runs: xr.Dataset, drag_worsens: float = DRAG_WORSENS) -> xr.DataArray:
     """``kinematic``, ``structural``, ``overtakes``, ``diverged`` or ``other`` for each run; strings (context, rate, seed).
 
     Kinematic: silent, and the drag does not fall by more than ``drag_worsens``. Structural: silent, and it does.
     """
-    structural = drag_fall(runs) > drag_worsens
+    structural = runs.drag.isel(step=0) - runs.drag.isel(step=-1) > drag_worsens
     silently = xr.where(structural, "structural", "kinematic")
     rest = xr.where(overtakes(runs), "overtakes", "other")
     return xr.where(runs.diverged_step >= 0, "diverged", xr.where(silent(runs), silently, rest))
@@ -49,28 +46,20 @@ def failure_mode(runs: xr.Dataset, drag_worsens: float = DRAG_WORSENS) -> xr.Dat
 
 def clearest_failure(runs: xr.Dataset, failed: xr.DataArray) -> xr.Dataset:
     """The failed run whose cross-entropy falls most (over all runs if none failed); variables over step."""
-    fall = runs.cross_entropy.isel(step=0) - runs.cross_entropy.isel(step=-1)
-    fall = fall.where(runs.diverged_step < 0, -1.0)
-    chosen = (fall.where(failed, -1.0) if bool(failed.any()) else fall).argmax(...)
-    return runs.isel(chosen)
-
-
-def fewest_silent_contexts(grids: list[xr.Dataset], least_fall: float) -> int:
-    """Over the models' grids of runs: the smallest number of contexts that fail silently at one or more rates."""
-    return min(int(silent(runs, least_fall).any(["rate", "seed"]).sum()) for runs in grids)
+    fall = (runs.cross_entropy.isel(step=0) - runs.cross_entropy.isel(step=-1)).where(runs.diverged_step < 0, -1.0)
+    return runs.isel((fall.where(failed, -1.0) if failed.any() else fall).argmax(...))
 
 
 def tally(grids: list[xr.Dataset], least_fall: float) -> dict[str, int]:
     """Over the models' grids of runs: how many failed silently, overtook, fell by too little to count, or did anything else."""
-    counts = dict.fromkeys(
-        ("failed silently", "overtook", "fell by too little to count", "rose at some step or diverged"), 0
-    )
+    counts: Counter[str] = Counter()
     for runs in grids:
         failed, quiet, won = silent(runs, least_fall), silent(runs), overtakes(runs)
-        kinds = (failed, won, quiet & ~failed, ~won & ~quiet)
-        for name, kind in zip(counts, kinds, strict=True):
-            counts[name] += int(kind.sum())
-    return counts
+        counts["failed silently"] += int(failed.sum())
+        counts["overtook"] += int(won.sum())
+        counts["fell by too little to count"] += int((quiet & ~failed).sum())
+        counts["rose at some step or diverged"] += int((~won & ~quiet).sum())
+    return dict(counts)
 
 
 def failure_table(runs: xr.Dataset, drag_worsens: float = DRAG_WORSENS) -> pd.DataFrame:
@@ -83,7 +72,7 @@ def failure_table(runs: xr.Dataset, drag_worsens: float = DRAG_WORSENS) -> pd.Da
     columns = {
         "mode": failure_mode(runs, drag_worsens),
         "signal": runs.signal.isel(step=-1, drop=True),
-        "drag_fall": drag_fall(runs),
+        "drag_fall": runs.drag.isel(step=0) - runs.drag.isel(step=-1),
         "overlap": runs.overlap.isel(step=0, drop=True),
         "bulk_mass_start": bulk.isel(step=0, drop=True),
         "bulk_mass_end": bulk.isel(step=-1, drop=True),

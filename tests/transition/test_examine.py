@@ -1,13 +1,15 @@
 """All tests together: on a double well they fail, on a convex loss they pass."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from toys import STARTS, Logistic, examined
+from toys import STARTS, Logistic, examined, recorded
 
 from phantombook.ledger import scoreboard
 from phantombook.ledger.claims import load_claims
 from phantomlib.errors import ParameterError
-from phantomlib.transition import double_well, examine
+from phantomlib.transition import double_well, examine, jumps
 
 C5 = next(claim for claim in load_claims() if claim.id == "C5")
 
@@ -32,9 +34,19 @@ def test_a_convex_loss_passes_all_tests(monkeypatch):
     assert crossing.values == pytest.approx(1, rel=0.02)
 
 
+def test_the_share_of_geometry_is_that_of_the_jumps():
+    phi = np.zeros((2, 1, 12))
+    phi[0, 0, 3:], phi[0, 0, 8:], phi[1, 0, 5:] = 0.2, 0.5, -0.3
+    by_hand = jumps.find_jumps(recorded(phi, contexts=("a", "b")))
+    geometry = examine.summarise_tests([replace(examined(Logistic(STARTS), 0.02), jumps=by_hand)])["geometry"]
+    assert geometry == {"median_geometry_share": pytest.approx(0.1), "high_overlap_change": 0, "high_drift": 0}
+
+
 def test_without_jumps_quantities_of_jumps_are_nan_and_fail():
     toy = double_well.DoubleWell(STARTS)
-    measured = examine.summarise_tests([examined(toy, 0.02)])
+    without = examined(toy, 0.02)
+    assert without.branches is None and without.profile is None and without.refined == {}
+    measured = examine.summarise_tests([without])
     assert np.isnan(measured["geometry"]["median_geometry_share"]) and np.isnan(measured["refinement"]["median_slope"])
     verdicts = scoreboard.passed_tests(C5, measured)
     assert not verdicts["geometry"] and not verdicts["refinement"]

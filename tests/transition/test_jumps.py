@@ -1,11 +1,14 @@
-"""Jumps against recordings made by hand."""
+"""Jumps against recordings made by hand, and what counts as one with an unchanged readout."""
 
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
 import xarray as xr
 from toys import recorded
 
+from phantomlib.engine.finetune import finetune
+from phantomlib.engine.recipe import Recipe
 from phantomlib.transition import jumps
 
 
@@ -47,11 +50,10 @@ def test_first_jumps_and_counts():
     phi = np.zeros((2, 2, 12))
     phi[0, 1, 3:], phi[0, 1, 8:], phi[1, 1, 5:] = 0.2, 0.5, -0.3
     table = jumps.find_jumps(recorded(phi, contexts=("a", "b")))
-    assert jumps.jumping_contexts(table, 2) == [0, 2]
-    assert jumps.first_jumps(table, 1)["step"].to_dict() == {"a": 3, "b": 5}
-    assert jumps.first_jumps(table, 0).empty
-    found = jumps.geometry_at_jumps(table)
-    assert found.n == 3 and found.median_share == pytest.approx(0.1) and found.high_drift == 0
+    assert jumps.jumping_contexts(table, "rate", range(2)) == [0, 2]
+    assert jumps.first_jumps(table, 1, 0)["step"].to_dict() == {"a": 3, "b": 5}
+    assert jumps.first_jumps(table, 0, 0).empty
+    assert jumps.first_jumps(table.assign(seed=1), 1, 0).empty  # another seed's jumps are not those of this one
 
 
 def test_sizes_are_measured_against_the_bound_before_the_step():
@@ -73,11 +75,9 @@ def test_contexts_without_critical_rate_are_left_out():
     found = xr.Dataset({"critical_rate": ("context", [0.1, np.nan, 0.4])})
     contexts, rates = jumps.with_critical_rate(["a", "b", "c"], found)
     assert contexts == ["a", "c"] and rates.tolist() == [0.1, 0.4]
-    assert jumps.geometric_mean(found.critical_rate) == pytest.approx(0.2)
 
 
-def test_nearest_multiple_and_clearest_context():
-    assert jumps.nearest_multiple([0.7, 3, 30], 1.5) == 1
+def test_the_context_of_the_largest_jump():
     phi = np.zeros((2, 1, 12))
     phi[0, 0, 3:], phi[1, 0, 3:] = 0.2, -0.4
     assert jumps.clearest_jump(jumps.find_jumps(recorded(phi, contexts=("a", "b")))) == "b"
@@ -90,3 +90,26 @@ def test_interval_of_a_median_covers_it():
     assert low < np.median(values) < high and high - low == pytest.approx(2 * 1.96 * np.sqrt(np.pi / 2 / 200), rel=0.4)
     assert jumps.median_interval([0.5]) == (0.5, 0.5)
     assert np.isnan(jumps.median_interval([])).all()
+
+
+def test_jumps_count_as_frozen_only_if_every_step_is_unchanged():
+    phi = np.zeros((2, 1, 12))
+    phi[:, 0, 3:] = 0.2
+    run = recorded(phi, contexts=("a", "b"), readout_unchanged=np.ones((2, 1, 12)))
+    run["diverged_step"] = run.phi.isel(step=0, drop=True) - 1
+    run["readout_unchanged"][1, 0, 0, 9] = 0
+    table = jumps.find_jumps(run)
+    found = jumps.frozen_jumps([run], [table])
+    assert found.sentences == ["a"] and found.changed_steps == 1 and found.runs == 2
+    assert jumps.jumping_contexts(table, "seed", [0, 1]) == [2, 0]
+
+
+def test_lora_leaves_the_readout_alone_and_full_training_does_not():
+    model = tiny.model("GPT2")
+    contexts = tiny.contexts(model)
+    lora = finetune(model, contexts, [0.1], Recipe(method="lora", steps=4, rank=2))
+    full = finetune(model, contexts, [0.01], Recipe(steps=4))
+    none = pd.DataFrame()
+    assert jumps.frozen_jumps([lora], [none]).changed_steps == 0
+    assert jumps.frozen_jumps([full], [none]).changed_steps == 8
+    assert (lora.phi_geometry_part.isel(step=slice(1, None)) == 0).all()

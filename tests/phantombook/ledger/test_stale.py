@@ -30,7 +30,7 @@ def reached(code):
 )
 def test_every_way_to_import_is_seen(code):
     assert "phantomlib.transition.jumps" in reached(code)
-    assert "phantomlib.transition.branches" not in reached(code)
+    assert "phantomlib.transition.double_well" not in reached(code)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_colour_makes_stale_what_draws_with_it(package):
         ("phantombook/cli.py", "def ", "def _", False),
         ("phantombook/build.py", "def ", "def _", False),
         ("phantombook/notebook.py", "return ", "return 1 + ", True),
-        ("phantomlib/transition/branches.py", "def ", "def _", False),
+        ("phantomlib/transition/double_well.py", "def ", "def _", False),
     ],
 )
 def test_what_changes_a_key(package, name, old, new, changes):
@@ -153,12 +153,12 @@ def test_commands_of_ipython_are_no_obstacle():
 
 def test_modules_of_the_project_count(tmp_path):
     (tmp_path / "notebooks").mkdir()
-    (tmp_path / "mine.py").write_text("from phantomlib.transition import branches")
+    (tmp_path / "mine.py").write_text("from phantomlib.transition import double_well")
     notebook = tmp_path / "notebooks/01_x.py"
     notebook.write_text("import mine, numpy")
-    assert {"mine", "phantomlib.transition.branches"} <= set(stale.reached(notebook))
+    assert {"mine", "phantomlib.transition.double_well"} <= set(stale.reached(notebook))
     before = stale.key(notebook)
-    (tmp_path / "mine.py").write_text("from phantomlib.transition import branches\nx = 1")
+    (tmp_path / "mine.py").write_text("from phantomlib.transition import double_well\nx = 1")
     assert stale.key(notebook) != before
 
 

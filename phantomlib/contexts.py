@@ -176,7 +176,7 @@ def check_spelling(context: Context, tokenizer) -> None:
             name for name, letter in (("half a character", "[\ud800-\udfff]"), ("NUL", "\0")) if re.search(letter, text)
         ]:
             raise ContextError(f"{known_as}: {shown(text)} holds {odd[0]}. Write it again in UTF-8, without it.")
-    ids = list(tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])
+    ids = _encode(prompt, tokenizer, False)
     added = _ids(prompt, tokenizer)[: -len(ids)] if ids else []
     if added and ids[: len(added)] == added:
         raise ContextError(
@@ -234,11 +234,18 @@ def _joined(prompt: str, words: Sequence[str], tokenizer):
 
 def _ids(text: str, tokenizer) -> list[int]:
     """Ids of a text with what the tokenizer puts before it (BOS), without what it puts behind it (EOS, [SEP])."""
-    whole, inner = (
-        list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]) for special in (True, False)
-    )
+    whole, inner = _encode(text, tokenizer, True), _encode(text, tokenizer, False)
     starts = (start for start in range(len(whole) - len(inner) + 1) if whole[start : start + len(inner)] == inner)
     return whole[: next(starts, len(whole)) + len(inner)]
+
+
+def _encode(text: str, tokenizer, special: bool) -> list[int]:
+    try:
+        return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # how Rust gives up, for instance on an expression without end
+            raise
+        raise ContextError(f"The tokenizer fails on {shown(text)} ({shown(str(error), 150)}). Reword it.") from None
 
 
 def _why_not(context: Context, tokenizer) -> str:

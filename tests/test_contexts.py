@@ -283,6 +283,13 @@ def test_a_text_with_nul_is_refused(place):
         resolve(Context("a", *typed), words_of("she felt shame guilt", "\0"))
 
 
+def test_a_prompt_on_which_the_tokenizer_gives_up_is_told():
+    tokenizer = words_of("she felt shame guilt")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(q+q+)+z"), "isolated")
+    with pytest.raises(ContextError, match="The tokenizer fails on 'she qqqq.*retry-limit"):
+        resolve(Context("a", "she " + "q" * 60, "shame", "guilt"), tokenizer)
+
+
 @pytest.mark.parametrize("given", [{"prompt": "she felt"}, "she felt", None, SHAME.__dict__], ids=str)
 def test_what_is_no_context_is_told(given):
     with pytest.raises(ContextError, match=r"is no context; give a ph.Context\("):

@@ -39,7 +39,8 @@ def _parts(axes: Axes):
             np.nan,
         )
     for collection in axes.collections:
-        series, values = _series(collection, ""), collection.get_array()
+        values, faces = collection.get_array(), np.asarray(collection.get_facecolor())
+        series = _series(collection, to_hex(faces[0]) if values is None and len(faces) else "")
         if isinstance(collection, PathCollection):
             x, y = np.ma.getdata(collection.get_offsets()).T
             yield "points", series, x, y, np.nan if values is None else np.ma.getdata(values)

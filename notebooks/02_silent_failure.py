@@ -222,13 +222,8 @@ failing = at_some_rate.map(lambda failed: int(failed.sum()))  # contexts
 
 # %% tags=["hide-input"]
 for optimizer, name in {"adam": "fig-silent-counts", "sgd": "fig-silent-counts-sgd"}.items():
-    heat = count_map(
-        counts(optimizer),
-        labels[optimizer],
-        "contexts",
-        largest=len(nb.contexts),
-        across="learning rate / predicted critical rate",
-    )
+    across = "learning rate / predicted critical rate"
+    heat = count_map(counts(optimizer), labels[optimizer], across, len(nb.contexts))
     nb.figure(heat, name, runs=runs.sel(optimizer))
 
 # %% tags=["hide-input"]

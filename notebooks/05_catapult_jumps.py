@@ -242,13 +242,8 @@ jumping = jumps.map(lambda table: int(table.query("rate in @at").context.nunique
 
 # %% tags=["hide-input"]
 for optimizer, name in {"adam": "fig-jump-counts", "sgd": "fig-jump-counts-sgd"}.items():
-    heat = count_map(
-        counts(optimizer),
-        titles[optimizer],
-        "contexts",
-        largest=len(nb.contexts),
-        across=r"learning rate, $\eta/\eta_c$",
-    )
+    across = r"learning rate, $\eta/\eta_c$"
+    heat = count_map(counts(optimizer), titles[optimizer], across, len(nb.contexts))
     nb.figure(heat, name, runs=runs.sel(optimizer))
 
 # %% tags=["hide-input"]
@@ -357,7 +352,8 @@ for optimizer in titles:
         "(from {min:.3g} to {max:.3g}, {count:.0f} contexts). "
         + (
             "At the smallest tried rate with a jump it has the median {start[median]:.3g} (from {start[min]:.3g} to "
-            "{start[max]:.3g}, {start[count]:.0f} contexts); in {below} of them the jump comes below the edge of stability."
+            "{start[max]:.3g}, {start[count]:.0f} contexts); in {below} of them the jump comes below the edge of "
+            "stability."
             if len(start)
             else "None of these runs has a jump."
         ),
@@ -373,7 +369,7 @@ nb.answer(
     "{contexts} contexts jump: the order parameter climbs smoothly. At {rates} times, {far} of them do, "
     "by a median of {median:.0%} of the largest possible value in a single step. Of the jumps whose "
     "sharpness was measured, {below} begin below the edge of stability.",
-    largest=multiples[near[-1]],
+    largest=multiples[near[-1]] if near else np.nan,
     near=sum(table.query("rate in @near").context.nunique() for table in adam_jumps.values()),
     contexts=sum(ds.sizes["context"] for ds in adam.values()),
     rates=" or ".join(f"{x:g}" for x in counted),

@@ -3,40 +3,27 @@
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from phantombook.figures.palette import COMPETITOR, CORRECT, REFERENCE
-from phantombook.figures.style import WIDTH, log_ticks, small_multiples
+from phantombook.figures.style import WIDTH, legend_above, log_ticks, small_multiples
 
 
-def count_map(counts, title: str, unit: str, largest: int, across: str) -> Axes:
-    """Heat map of counts with the numbers written in; rows are models, columns learning rates.
+def count_map(counts, title: str, across: str, contexts: int) -> Figure:
+    """Heat map of how many contexts did something, with the numbers written in.
 
     Args:
-        counts: pandas table of whole numbers.
+        counts: pandas table of whole numbers; rows are models, columns learning rates.
         title: of the panel.
-        unit: what is counted, for the colour bar.
-        largest: upper end of the colour scale, so that panels compare.
         across: label of the columns.
+        contexts: how many there are, the upper end of the colour scale.
     """
     figure, axes = plt.subplots(figsize=(WIDTH, 0.42 * len(counts) + 1.2), layout="constrained")
-    sns.heatmap(
-        counts,
-        annot=True,
-        fmt="d",
-        cmap="cividis",
-        vmin=0,
-        vmax=largest,
-        cbar_kws={"label": unit},
-        ax=axes,
-        linewidths=0.5,
-    )
-    axes.set_title(title)
+    style = {"cmap": "cividis", "vmin": 0, "vmax": contexts, "linewidths": 0.5, "cbar_kws": {"label": "contexts"}}
+    sns.heatmap(counts, ax=axes, annot=True, fmt="d", **style)
     axes.tick_params(axis="y", rotation=0)
-    axes.set(xlabel=across, ylabel="")
-    return axes
+    axes.set(title=title, xlabel=across, ylabel="")
+    return figure
 
 
 MODES = {
@@ -60,15 +47,11 @@ def failure_modes(table, threshold: float) -> Figure:
     for axes, name in zip(panels, names, strict=True):
         rows = table[table.model == name]
         axes.axvline(threshold, color=REFERENCE, linewidth=1)
-        for mode, colour in MODES.items():
-            chosen = rows[rows["mode"] == mode]
-            axes.plot(chosen.drag_fall, chosen.signal, "o", markersize=3, color=colour, alpha=0.8, label=mode)
+        axes.scatter(rows.drag_fall, rows.signal, c=list(rows["mode"].map(MODES)), s=9, linewidths=0, alpha=0.8)
         axes.set_title(name)
         axes.set_xscale("symlog", linthresh=1e-3)
         axes.set_xticks([-1e-1, -1e-3, 1e-3, 1e-1], ["−0.1", "−.001", ".001", "0.1"])
-    present = [m for m in MODES if (table["mode"] == m).any()]
-    handles = [mpl.lines.Line2D([], [], marker="o", linestyle="", color=MODES[m], label=m) for m in present]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(present), fontsize="small")
+    legend_above(figure, {mode: colour for mode, colour in MODES.items() if mode in set(table["mode"])})
     figure.supxlabel("fall of the drag, $D_0 - D_T$", fontsize="medium")
     figure.supylabel("final signal $S_T$", fontsize="medium")
     return figure

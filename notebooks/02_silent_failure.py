@@ -370,10 +370,10 @@ def below_and_above(run, *, narrow=False):
     reach = 1.5 * abs(last.logit_gap).max().item()
     place = {"va": "top", "transform": losses.get_xaxis_transform()}
     losses.text(1.05, 0.96, "predicted\nbefore step 1", color=REFERENCE, **place)
-    losses.set(title="The loss after the last step")
+    losses.set(title="The loss after the last step", ylabel="cross-entropy (nat)")
     gaps.text(0.95, -0.72 * reach, f"“{run.competitor.item()}”\nstill leads", color=COMPETITOR, ha="right", va="center")
     gaps.text(1.05, 0.8 * reach, f"“{run.correct.item()}”\nleads", color=CORRECT, va="center")
-    gaps.set(title="The gap after the last step", ylim=(-reach, reach))
+    gaps.set(title="The gap after the last step", ylim=(-reach, reach), ylabel="logit gap $\\Delta$ (nat)")
     gaps.set_xlabel("learning rate / predicted critical rate")
     return figure
 

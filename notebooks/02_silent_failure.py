@@ -41,6 +41,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from phantombook import notebook
+from phantombook.markup import in_words
 from phantomlib.critical.predictors import with_predicted_rate
 from phantombook.figures.escaping import in_figure
 from phantombook.figures.palette import COMPETITOR, CORRECT, LOSS, REFERENCE, model_colours
@@ -265,20 +266,14 @@ for model in loaded:
                 missing=", ".join(sorted(missing)),
             )
 
-WORDS = ["none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-
-
-def word(number):
-    return WORDS[number] if number < len(WORDS) else str(number)
-
 
 def how_many(optimizer):
     """How many of the sentences fail silently, from the model with the fewest to the one with the most."""
     of_models, all_of_them = failing.sel(optimizer).values(), len(nb.contexts)
     if min(of_models) == all_of_them:
-        return f"all {word(all_of_them)}"
-    few, many = word(min(of_models)), word(max(of_models))
-    return f"{few} of {word(all_of_them)}" if few == many else f"{few} to {many} of {word(all_of_them)}"
+        return f"all {in_words(all_of_them)}"
+    few, many = in_words(min(of_models)), in_words(max(of_models))
+    return f"{few} of {in_words(all_of_them)}" if few == many else f"{few} to {many} of {in_words(all_of_them)}"
 
 
 nb.answer(
@@ -290,7 +285,7 @@ nb.answer(
     yes="Yes." if any(failing.values()) else "Not in these runs.",
     adam=how_many("adam").capitalize(),
     sgd=how_many("sgd"),
-    rates=word(len(multiples)),
+    rates=in_words(len(multiples)),
     low=min(multiples),
     high=max(multiples),
     fall=start.cross_entropy - end.cross_entropy,

@@ -44,10 +44,12 @@ def test_the_short_list_marks_both():
     assert "(#fig-real-numbers)" in line and "(under SGD: not tested)" in line
 
 
-def test_the_first_page_takes_the_range_of_rates_from_its_chapter():
+def test_the_first_page_says_how_many_fail_and_takes_the_range_of_rates_from_its_chapter():
     told = ledger_page.headline([pair("C1", REPRODUCED, 10)], 10)
     glued = re.findall(r"\{glue:text\}`generated/(\w+)\.ipynb::(\w+):g`", told)
     assert glued == [("02_silent_failure", "least_multiple"), ("02_silent_failure", "largest_multiple")]
+    assert told.startswith("On every architecture, all ten sentences fail silently at one or more learning rates from ")
+    assert "at least five of ten sentences" in ledger_page.headline([pair("C1", REPRODUCED, 5)], 10)
     chapter = (find_root() / "notebooks/02_silent_failure.py").read_text(encoding="utf-8")
     assert all(f'nb.glue("{name}", ' in chapter for _, name in glued) and "1.5" not in told
 

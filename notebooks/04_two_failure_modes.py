@@ -235,8 +235,8 @@ nb.answer(
 # ## What could be wrong
 #
 # The grid of learning rates was changed after runs on an older one had been seen, as [chapter
-# 02](02_silent_failure.ipynb) says; on that one nothing could fail under SGD. It decides how many runs fail. Of which
-# kind they are is for the drag to say, but at the smallest multiples nothing moves far, the drag included. The
+# 02](02_silent_failure.ipynb) says; on that one nothing could fail under SGD. The grid decides how many runs fail. The
+# drag decides of which kind they are, but at the smallest multiples nothing moves far, not even the drag. The
 # threshold $10^{-3}$ is ours. It lies above the noise seen in prototypes, and it was fixed before these runs. A drag
 # can worsen because probability flows into the bulk's $k$-like tokens for a few steps only; the classification looks
 # at the ends of a run, not at its path, which is why the paths are shown.

@@ -1,4 +1,4 @@
-"""Figures of silent failures: losses, ranks, gaps, their two kinds, the phase diagram."""
+"""Figures of silent failures: how many there are, and of which kind."""
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt

@@ -38,19 +38,19 @@ dtype: str = "float32"  # float32 or float64
 store: str = "runs"  # folder of finished runs
 seed: int = 0  # base seed
 
-# %%
+# %% tags=["hide-cell"]
 from IPython.display import Markdown
 
 from phantombook import evidence, ledger_page, markup, notebook
 from phantombook.ledger import claims
 
 nb = notebook.start("00_ledger")
+
+# %%
 sources = evidence.expected_beside(nb)
 pairs = claims.verdicts(nb.store, sources)  # under Adam, which decides, and under SGD
-decisive = [verdict for verdict, _ in pairs]
-real = claims.verdicts(nb.store, sources, group="real")  # the same claims on real models
+real = claims.verdicts(nb.store, sources, group="real")  # the same on real models
 ours = claims.verdicts(nb.store, sources, group="ours")
-runs = [list(verdict.measurement.runs) for verdict in decisive if verdict.measurement]
 
 # %% [markdown]
 # ## Value, threshold, verdict
@@ -58,18 +58,21 @@ runs = [list(verdict.measurement.runs) for verdict in decisive if verdict.measur
 # The number of a claim leads to its chapter, the figure to what was measured. Where a claim has several criteria,
 # each has a row.
 
-# %%
-nb.table(ledger_page.verdict_table(pairs, real), runs=runs)
+# %% tags=["hide-input"]
+def runs_behind(pairs):
+    return [list(verdict.measurement.runs) for verdict, _ in pairs if verdict.measurement]
+
+
+nb.table(ledger_page.verdict_table(pairs, real), runs=runs_behind(pairs))
 
 # %% [markdown]
 # The first page shows one line for each claim, and says in a few sentences what matters most, with the numbers of
 # this ledger.
 
-# %%
+# %% tags=["hide-input"]
 nb.glue("ledger", Markdown(ledger_page.miniature(pairs, real)))
 nb.glue("headline", Markdown(ledger_page.headline(pairs, len(nb.contexts), real)))
-
-# %% tags=["hide-input"]
+decisive = [verdict for verdict, _ in pairs]
 count = {status: sum(verdict.status == status for verdict in decisive) for status in claims.STATUSES}
 small = sum(bool(verdict.outlook) for verdict in decisive)
 nb.answer(
@@ -90,10 +93,9 @@ nb.answer(
 # and C10, and R9 stands beside C9 but asks something else: not whether LoRA suffices, but whether its critical rate
 # follows from step 0.
 
-# %%
-on_real = [list(verdict.measurement.runs) for verdict, _ in real if verdict.measurement]
-if on_real:
-    nb.table(ledger_page.verdict_table(real), runs=on_real)
+# %% tags=["hide-input"]
+if runs_behind(real):
+    nb.table(ledger_page.verdict_table(real), runs=runs_behind(real))
 else:
     nb.say("None of them was measured in this book.")
 
@@ -103,17 +105,14 @@ else:
 # These are not the paper's. They say what we expected of [a loss that looks at the competitor](18_cure.ipynb), and
 # were written down before its runs like the others. Here “reproduced” means that the expectation was met.
 
-# %%
-nb.table(
-    ledger_page.verdict_table(ours),
-    runs=[list(verdict.measurement.runs) for verdict, _ in ours if verdict.measurement],
-)
+# %% tags=["hide-input"]
+nb.table(ledger_page.verdict_table(ours), runs=runs_behind(ours))
 
 # %% [markdown]
 # ## The wording of the quantities, and what lies behind each
 
-# %%
-for verdict in [*decisive, *(verdict for verdict, _ in [*real, *ours])]:
+# %% tags=["hide-input"]
+for verdict, _ in [*pairs, *real, *ours]:
     claim, found = verdict.claim, claims.verdict_as_dict(verdict)
     sample = ", ".join(f"{count} {kind}" for kind, count in found["n"].items()) or "none"
     lines = [f"**{claim.id}. {claim.statement}** Verdict: {verdict.shown}.", ""]

@@ -34,29 +34,32 @@ store: str = "runs"  # folder of finished runs
 seed: int = 0  # base seed
 
 # %% tags=["hide-cell"]
+import numpy as np
 import pandas as pd
 
 from phantombook import notebook
-from phantombook.figures.order_parameter import overlap_histograms
-from phantombook.figures.palette import model_colours
-from phantomlib import readout_geometry
+from phantombook.figures.palette import COMPETITOR, REFERENCE, model_colours
+from phantombook.figures.style import small_multiples
 from phantomlib.models.language_model import next_token_logits
 from phantomlib.order_parameter import decompose
 from phantomlib.models import zoo_models
+from phantomlib.readout_geometry import sample_overlaps
 
 nb = notebook.start("01_models_and_contexts")
-loaded = [nb.load(ref) for ref in nb.models]
 
 # %% [markdown]
 # ## The models
 #
-# The two families differ in honest ways. The GPT-2 style models tie the readout to the token embedding, learn their
-# positions, and start from random weights of a fixed size (standard deviation 0.02). The GPT-NeoX style models have
-# a readout of their own, rotary positions, parallel residual branches, and GPT-NeoX's width-dependent
+# The two families differ in how they are built. The GPT-2 style models tie the readout to the token embedding, learn
+# their positions, and start from random weights of a fixed size (standard deviation 0.02). The GPT-NeoX style models
+# have a readout of their own, rotary positions, parallel residual branches, and GPT-NeoX's width-dependent
 # initialisation. The Llama style model belongs to neither family and is held out: no fine-tuning of it is looked at
 # until its [critical learning rate](../definitions.md#critical-learning-rate) has been predicted.
 
 # %%
+loaded = [nb.load(ref) for ref in nb.models]
+
+# %% tags=["hide-input"]
 nb.table(
     pd.DataFrame(
         {
@@ -80,6 +83,9 @@ nb.table(
 
 # %%
 zoo = [ref.removeprefix("zoo:") for ref in nb.models if ref.startswith("zoo:")]
+reports = {name: zoo_models.report(name) for name in zoo}  # written when it was trained
+
+# %% tags=["hide-input"]
 trained = pd.DataFrame(
     {
         "model": name,
@@ -91,7 +97,7 @@ trained = pd.DataFrame(
         "language entropy": r["language_entropy"],
         "excess": r["validation_cross_entropy"] - r["language_entropy"],
     }
-    for name, r in ((name, zoo_models.report(name)) for name in zoo)
+    for name, r in reports.items()
 )
 if len(trained):
     nb.table(trained)
@@ -102,9 +108,9 @@ else:
 # ## The contexts before training
 #
 # Each [context](../definitions.md#context) is a prompt, its correct completion $c$, and a competitor $k$ that
-# nearly means the same. Fine-tuning will ask for $c$. Measured are the probabilities of the two words, their [logit
+# nearly means the same. Fine-tuning will ask for $c$. We measure the probabilities of the two words, their [logit
 # gap](../definitions.md#context) $\Delta = z_c - z_k$, the [overlap](../definitions.md#geometry) $g_{ck}$ of
-# their readout rows, and the mass of all other tokens, the bulk. The table shows the least and the greatest value
+# their readout rows, and the mass of all other tokens, the bulk. The table shows the smallest and the largest value
 # over the contexts.
 
 
@@ -126,7 +132,13 @@ def before_training(model, context):
     }
 
 
-step0 = pd.DataFrame(before_training(model, context) for model in loaded for context in nb.fitting_contexts(model))
+step0 = pd.DataFrame(
+    before_training(model, context)
+    for model in loaded
+    for context in nb.fitting_contexts(model)
+)
+
+# %% tags=["hide-input"]
 spread = step0.groupby("model", sort=False)[["$p_c$", "$p_k$", "gap", "overlap", "bulk"]].agg(["min", "max"])
 spread.columns = [f"{name} {which}" for name, which in spread.columns]
 nb.table(spread.reset_index(), digits=2)
@@ -138,7 +150,11 @@ nb.table(spread.reset_index(), digits=2)
 
 # %%
 cells = len(step0)
-behind, broad, first = (step0.gap < 0).sum(), (step0.bulk >= 0.4).sum(), (step0["rank of $k$"] == 1).sum()
+behind = (step0.gap < 0).sum()
+broad = (step0.bulk >= 0.4).sum()
+first = (step0["rank of $k$"] == 1).sum()
+
+# %% tags=["hide-input"]
 nb.table(
     pd.DataFrame(
         [
@@ -175,7 +191,7 @@ nb.answer(
 # %% [markdown]
 # The sentences, and all of them in all models:
 
-# %%
+# %% tags=["hide-input"]
 nb.table(
     pd.DataFrame({"context": c.id, "prompt": c.prompt, "$c$": c.correct, "$k$": c.competitor} for c in nb.contexts)
 )
@@ -200,9 +216,28 @@ nb.caption(
 )
 
 # %%
-samples = {m.name: readout_geometry.sample_overlaps(m.readout, pairs=1_000_000, seed=nb.seed) for m in loaded}
-pairs = {m.name: step0[step0.model == m.name].overlap.to_numpy() for m in loaded}
-nb.figure(overlap_histograms(samples, pairs, model_colours(loaded)), "fig-overlaps")
+samples = {m.name: sample_overlaps(m.readout, 1_000_000, seed=seed) for m in loaded}
+
+
+# %% tags=["hide-input"]
+def overlap_histograms(samples, step0, colours):
+    """Distribution of the overlaps of each model's readout rows; ticks: the overlaps of the contexts' two words."""
+    figure, panels = small_multiples(len(samples))
+    for axes, (name, values) in zip(panels, samples.items()):
+        pairs = step0[step0.model == name].overlap
+        mean = values.mean()
+        style = {"transform": axes.get_xaxis_transform(), "color": REFERENCE, "fontsize": "small", "va": "top"}
+        axes.hist(values, bins=np.linspace(-0.6, 1, 81).tolist(), density=True, color=colours[name], alpha=0.85)
+        axes.axvline(mean, color=REFERENCE, linewidth=1)
+        axes.text(mean + 0.03, 0.96, f"mean {mean:.2f}", **style)
+        axes.plot(pairs, np.zeros(len(pairs)), "|", color=COMPETITOR, markersize=16, markeredgewidth=1.6, clip_on=False)
+        axes.set_title(name)
+    figure.supxlabel("overlap $g_{ij}$ of two readout rows (cosine)", fontsize="medium")
+    figure.supylabel("density", fontsize="medium")
+    return figure
+
+
+nb.figure(overlap_histograms(samples, step0, model_colours(loaded)), "fig-overlaps")
 
 # %% [markdown]
 # ## What could be wrong

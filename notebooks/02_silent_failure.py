@@ -38,18 +38,21 @@ least_fall: float = 0.1  # nats by which cross-entropy must end lower for a fail
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from phantombook import notebook
+from phantombook.markup import in_words
 from phantomlib.critical.predictors import contexts_with_rates
-from phantombook.figures.palette import model_colours
-from phantombook.figures.silent_failure import below_and_above, count_map, gap_trajectories, loss_and_rank
+from phantombook.figures.escaping import in_figure
+from phantombook.figures.palette import COMPETITOR, CORRECT, LOSS, REFERENCE, model_colours
+from phantombook.figures.silent_failure import count_map
+from phantombook.figures.style import WIDTH, label_line, small_multiples
 from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.study import Study
 from phantomlib.transition import silent_failure
 
 nb = notebook.start("02_silent_failure")
 loaded = [nb.load(ref) for ref in nb.models]
-colours = model_colours(loaded)
 labels = {"adam": "Adam", "sgd": "SGD"}
 
 # %% [markdown]
@@ -78,11 +81,14 @@ labels = {"adam": "Adam", "sgd": "SGD"}
 # %%
 def fine_tune(model, optimizer):
     recipe = Recipe(optimizer=optimizer, steps=steps)
-    fitting, critical = contexts_with_rates(nb.store, model, nb.fitting_contexts(model), recipe)
-    return nb.store.run(model, fitting, critical[:, None] * multiples, recipe).assign_coords(rate=multiples)
+    contexts = nb.fitting_contexts(model)
+    fitting, critical = contexts_with_rates(nb.store, model, contexts, recipe)
+    found = nb.store.run(model, fitting, critical[:, None] * multiples, recipe)
+    return found.assign_coords(rate=multiples)
 
 
-runs = Study.of(fine_tune, loaded)  # a dataset (context, rate, seed, step) for each optimiser and model
+# for each optimiser and model a dataset (context, rate, seed, step)
+runs = Study.of(fine_tune, loaded)
 silent = runs.map(silent_failure.silent, least_fall)
 adam = runs.sel("adam")
 
@@ -104,31 +110,41 @@ nb.caption(
 # %%
 first = loaded[0].name
 example = silent_failure.clearest_failure(adam[first], silent["adam", first])
-picture = loss_and_rank(example)
-nb.glue("hero", picture)
-nb.figure(picture, "fig-silent", runs=adam[first])
+seen = ["cross_entropy", "p_correct", "p_competitor", "logit_gap"]
+ends = example[seen].isel(step=[0, -1]).to_dataframe()
 
-# %%
-start, end = example.isel(step=0), example.isel(step=-1)
+
+# %% tags=["hide-input"]
+def loss_and_rank(run):
+    """One run: its cross-entropy, and the probabilities of the two words."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.7), layout="constrained")
+    left.plot(run.step, run.cross_entropy, color=LOSS)
+    left.set(xlabel="step", ylabel="cross-entropy (nat)", title="What training shows")
+    for p, word, colour in (
+        (run.p_competitor, run.competitor, COMPETITOR),
+        (run.p_correct, run.correct, CORRECT),
+    ):
+        right.plot(run.step, p, color=colour)
+        label_line(right, float(run.step[-1]), float(p[-1]), f"“{in_figure(word.item())}”", colour)
+    right.set(xlabel="step", ylabel="probability of the next token", ylim=(0, None), title="What the model would say")
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+nb.figure(loss_and_rank(example), "fig-silent", runs=adam[first])
+start, end = (ends.iloc[row] for row in (0, -1))
 nb.say(
     "In this run ({steps} steps at {multiple:g} times the predicted critical learning rate, which is {rate:.3g}) "
-    "cross-entropy falls from {loss:.2f} to {last_loss:.2f} nats. The probability of “{correct}” goes from "
-    "{p:.3f} to {last_p:.3f}, that of “{competitor}” from {q:.3f} to {last_q:.3f}. The logit gap goes from "
-    "{gap:+.2f} to {last_gap:+.2f} nats: {what}",
-    multiple=float(example.rate),
-    rate=float(example.learning_rate / example.rate),
+    "cross-entropy falls from {cross_entropy:.2f} to {end.cross_entropy:.2f} nats. The probability of “{correct}” "
+    "goes from {p_correct:.3f} to {end.p_correct:.3f}, that of “{competitor}” from {p_competitor:.3f} to "
+    "{end.p_competitor:.3f}. The logit gap goes from {logit_gap:+.2f} to {end.logit_gap:+.2f} nats: {what}",
+    start,
+    end=end,
     steps=steps,
-    loss=float(start.cross_entropy),
-    last_loss=float(end.cross_entropy),
-    correct=example.correct.item(),
-    competitor=example.competitor.item(),
-    p=float(start.p_correct),
-    last_p=float(end.p_correct),
-    q=float(start.p_competitor),
-    last_q=float(end.p_competitor),
-    gap=float(start.logit_gap),
-    last_gap=float(end.logit_gap),
-    what="it has closed somewhat and is still negative." if float(end.logit_gap) < 0 else "it has closed.",
+    multiple=example.rate.item(),
+    rate=float(example.learning_rate / example.rate),
+    what="it has closed somewhat and is still negative." if end.logit_gap < 0 else "it has closed.",
 )
 
 # %% [markdown]
@@ -141,19 +157,34 @@ nb.say(
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-silent-trajectories",
-    """Logit gap against cross-entropy for every run of Adam (every context at every multiple of its
+    f"""Logit gap against cross-entropy for every run of Adam (every context at every multiple of its
         predicted critical rate in each panel; deterministic, no seeds). Coloured: silent failures whose
-        cross-entropy ends at least 0.1 nat lower. Light grey: all other runs. The horizontal line marks
+        cross-entropy ends at least {least_fall:g} nat lower. Light grey: all other runs. The horizontal line marks
         where the correct token overtakes; the axis is cut at plus and minus 5 nats.""",
     alt="Trajectories of the logit gap against cross-entropy, one panel per model.",
 )
 
-# %%
-nb.figure(
-    gap_trajectories(adam, colours, silent.sel("adam")),
-    "fig-silent-trajectories",
-    runs=adam,
-)
+# %% tags=["hide-input"]
+def gap_trajectories(runs, is_silent, colours):
+    """Logit gap of every run against its cross-entropy, a panel per model; silent failures are coloured."""
+    figure, panels = small_multiples(len(runs), height=2.3)
+    for axes, (name, ds) in zip(panels, runs.items()):
+        axes.axhline(0, color=REFERENCE, linewidth=1)
+        each = ds.stack(run=("context", "rate", "seed")).transpose("step", "run")
+        failed = is_silent[name].stack(run=("context", "rate", "seed")).values
+        for chosen, style in (
+            (~failed, {"color": "#BBBBBB", "alpha": 0.6}),
+            (failed, {"color": colours[name], "alpha": 0.8, "zorder": 3}),
+        ):
+            axes.plot(each.cross_entropy[:, chosen], each.logit_gap[:, chosen], linewidth=0.9, **style)
+        axes.set(title=name, ylim=(-5, 5))
+    panels[0].invert_xaxis()
+    figure.supxlabel("cross-entropy (nat), falling to the right", fontsize="medium")
+    figure.supylabel("logit gap $\\Delta = z_c - z_k$ (nat)", fontsize="medium")
+    return figure
+
+
+nb.figure(gap_trajectories(adam, silent.sel("adam"), model_colours(loaded)), "fig-silent-trajectories", runs=adam)
 
 # %% [markdown]
 # ## How often
@@ -166,7 +197,7 @@ nb.figure(
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-silent-counts",
-    """Number of contexts that failed silently, with cross-entropy ending at least 0.1 nat lower, by
+    f"""Number of contexts that failed silently, with cross-entropy ending at least {least_fall:g} nat lower, by
         model and learning rate, in units of each context's predicted critical rate under Adam (full
         fine-tuning; one deterministic run per cell and context).""",
     alt="Heat map of the number of silent failures by model and multiple of the predicted critical rate under Adam.",
@@ -179,25 +210,24 @@ nb.caption(
 
 # %%
 def counts(optimizer):
-    """Contexts that failed silently; a row for each model, a column for each multiple."""
-    table = {model: failed.sum(["context", "seed"]).values for model, failed in silent.sel(optimizer).items()}
+    """Contexts that failed silently: a row for each model, a column per multiple."""
+    table = {
+        model: failed.sum(["context", "seed"]).values
+        for model, failed in silent.sel(optimizer).items()
+    }
     return pd.DataFrame(table, index=[f"{multiple:g}" for multiple in multiples]).T
 
 
-across = "learning rate / predicted critical rate"
-nb.figure(
-    count_map(counts("adam"), "Adam", "contexts", largest=len(nb.contexts), across=across),
-    "fig-silent-counts",
-    runs=adam,
-)
-nb.figure(
-    count_map(counts("sgd"), "SGD", "contexts", largest=len(nb.contexts), across=across),
-    "fig-silent-counts-sgd",
-    runs=runs.sel("sgd"),
-)
+at_some_rate = silent.map(lambda failed: failed.any(["rate", "seed"]))
+failing = at_some_rate.map(lambda failed: int(failed.sum()))  # contexts
 
-# %%
-failing = silent.map(lambda failed: int(failed.any(["rate", "seed"]).sum()))  # contexts that fail at some rate
+# %% tags=["hide-input"]
+for optimizer, name in {"adam": "fig-silent-counts", "sgd": "fig-silent-counts-sgd"}.items():
+    across = "learning rate / predicted critical rate"
+    heat = count_map(counts(optimizer), labels[optimizer], across, len(nb.contexts))
+    nb.figure(heat, name, runs=runs.sel(optimizer))
+
+# %% tags=["hide-input"]
 for optimizer in labels:
     by_model = failing.sel(optimizer)
     nb.record(
@@ -237,29 +267,33 @@ for model in loaded:
             )
 
 
-def span(optimizer):
-    """The share of each model's contexts that fail silently, from the least to the greatest."""
-    shares = [count / runs[optimizer, name].sizes["context"] for name, count in failing.sel(optimizer).items()]
-    return " to ".join(dict.fromkeys(f"{share:.0%}" for share in (min(shares), max(shares))))
+def how_many(optimizer):
+    """How many of the sentences fail silently, from the model with the fewest to the one with the most."""
+    of_models, all_of_them = failing.sel(optimizer).values(), len(nb.contexts)
+    if min(of_models) == all_of_them:
+        return f"all {in_words(all_of_them)}"
+    few, many = in_words(min(of_models)), in_words(max(of_models))
+    return f"{few} of {in_words(all_of_them)}" if few == many else f"{few} to {many} of {in_words(all_of_them)}"
 
 
 nb.answer(
-    "{yes} Of each model's contexts {adam} fail silently under Adam, and {sgd} under SGD, at one or more of "
+    "{yes} {adam} sentences fail silently on every model under Adam, and {sgd} under SGD, at one or more of "
     "{rates} learning rates from {low:g} to {high:g} times the one that is predicted to be critical. In the run "
-    "of {{numref}}`fig-silent` cross-entropy falls by {fall:.2f} nats in {steps} steps, and “{k}” {stays} ahead "
-    "of “{c}”.",
+    "of {{numref}}`fig-silent` cross-entropy falls by {fall:.2f} nats in {steps} steps, and “{competitor}” {stays} "
+    "ahead of “{correct}”.",
+    start,
     yes="Yes." if any(failing.values()) else "Not in these runs.",
-    adam=span("adam"),
-    sgd=span("sgd"),
-    rates=len(multiples),
+    adam=how_many("adam").capitalize(),
+    sgd=how_many("sgd"),
+    rates=in_words(len(multiples)),
     low=min(multiples),
     high=max(multiples),
-    fall=float(start.cross_entropy - end.cross_entropy),
+    fall=start.cross_entropy - end.cross_entropy,
     steps=steps,
-    stays="stays" if float(end.logit_gap) < 0 else "does not stay",
-    c=example.correct.item(),
-    k=example.competitor.item(),
+    stays="stays" if end.logit_gap < 0 else "does not stay",
 )
+nb.glue("least_multiple", min(multiples))
+nb.glue("largest_multiple", max(multiples))
 
 # %% [markdown]
 # ## The edge between failing and learning
@@ -269,9 +303,11 @@ nb.answer(
 
 # %%
 model, recipe = loaded[0], Recipe(steps=steps)
-around = np.array([0.5, 0.6, 0.7, 0.8, 0.9, 0.98, 1.02, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0])
-fitting, critical = contexts_with_rates(nb.store, model, nb.fitting_contexts(model), recipe)  # as above, from the store
-edge = nb.store.run(model, fitting[:1], critical[0] * around, recipe).isel(context=0, seed=0)
+around = [0.5, 0.6, 0.7, 0.8, 0.9, 0.98, 1.02, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0]
+candidates = nb.fitting_contexts(model)
+fitting, critical = contexts_with_rates(nb.store, model, candidates, recipe)
+edge = nb.store.run(model, fitting[:1], critical[0] * np.array(around), recipe)
+edge = edge.isel(context=0, seed=0).assign_coords(rate=around)
 
 # %% tags=["remove-cell"]
 nb.caption(
@@ -284,35 +320,79 @@ nb.caption(
     alt="The losses of two runs almost coincide; their gaps end on different sides of zero, where it was predicted.",
 )
 
-# %%
-picture, narrow = below_and_above(edge, critical[0]), below_and_above(edge, critical[0], narrow=True)
+# %% tags=["hide-input"]
+def below_and_above(run, *, narrow=False):
+    """One sentence on both sides of its predicted critical rate (1 on the axis ``rate``).
+
+    The two runs next to it are drawn step by step; all runs by their last step. Orange: the competitor leads to the
+    end. Blue: the correct token has overtaken. ``narrow``: the panels one below the other, for a phone.
+    """
+    grid, size = ((4, 1), (3.6, 9.2)) if narrow else ((2, 2), (WIDTH, 4.9))
+    figure, axes = plt.subplots(*grid, figsize=size, layout="constrained")
+    (loss, gap), (losses, gaps) = (axes[:2], axes[2:]) if narrow else axes.T
+    steps, tail = int(run.step[-1]), int(run.step[-1]) // 5
+    overtakes = (run.logit_gap > 0).any("step")
+    for panel in (losses, gaps):
+        panel.axvline(1, color=REFERENCE, linewidth=1.2)
+    for panel in (gap, gaps):
+        panel.axhline(0, color=REFERENCE, linewidth=0.8, linestyle=":")
+
+    pair = run.sel(rate=[run.rate[run.rate < 1].max(), run.rate[run.rate > 1].min()])
+    for rate, dash, place in zip(pair.rate, ("-", (0, (2.5, 2))), ("top", "bottom")):
+        one, won = run.sel(rate=rate), overtakes.sel(rate=rate)
+        word, colour = (run.correct, CORRECT) if won else (run.competitor, COMPETITOR)
+        label = f"{abs(rate - 1):.0%} {'below' if rate < 1 else 'above'} critical"
+        loss.plot(run.step, one.cross_entropy, color=colour, linestyle=dash, label=label)
+        gap.plot(run.step, one.logit_gap, color=colour, linestyle=dash, marker=".")
+        label_line(gap, steps, one.logit_gap[-1].item(), f"“{word.item()}”", colour, va=place)
+    shown = pair.logit_gap.isel(step=slice(-1 - tail, None))
+    margin = 0.15 * np.ptp(shown.values)
+    loss.set(xlim=(0, steps), ylabel="cross-entropy (nat)", title="Two losses")
+    loss.legend(loc="lower left", fontsize="small")
+    gap.set(xlim=(steps - tail - 0.2, steps + 0.2), ylim=(shown.min() - margin, shown.max() + margin))
+    gap.set(ylabel=r"logit gap $\Delta$ (nat)", title="Their last steps: which word leads?")
+    for panel in (loss, gap):
+        panel.set_xlabel("step")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+    last = run.isel(step=-1)
+    for panel, values in ((losses, last.cross_entropy), (gaps, last.logit_gap)):
+        for chosen, colour in ((~overtakes, COMPETITOR), (overtakes, CORRECT)):
+            panel.plot(run.rate[chosen], values[chosen], "o", color=colour, markersize=5)
+        panel.set_xscale("log")
+        panel.set_xticks([0.5, 0.7, 1, 1.4, 2], ["0.5", "0.7", "1", "1.4", "2"])
+        panel.minorticks_off()
+    reach = 1.5 * abs(last.logit_gap).max().item()
+    place = {"va": "top", "transform": losses.get_xaxis_transform()}
+    losses.text(1.05, 0.96, "predicted\nbefore step 1", color=REFERENCE, **place)
+    losses.set(title="The loss after the last step", ylabel="cross-entropy (nat)")
+    gaps.text(0.95, -0.72 * reach, f"“{run.competitor.item()}”\nstill leads", color=COMPETITOR, ha="right", va="center")
+    gaps.text(1.05, 0.8 * reach, f"“{run.correct.item()}”\nleads", color=CORRECT, va="center")
+    gaps.set(title="The gap after the last step", ylim=(-reach, reach), ylabel="logit gap $\\Delta$ (nat)")
+    gaps.set_xlabel("learning rate / predicted critical rate")
+    return figure
+
+
+picture, narrow = below_and_above(edge), below_and_above(edge, narrow=True)
 nb.glue("below_and_above", picture)
 nb.glue("below_and_above_narrow", narrow)  # for phones, on the first page
 plt.close(narrow)
-nb.figure(
-    picture,
-    "fig-below-and-above",
-    runs=edge,
-    data=edge[["cross_entropy", "logit_gap"]].to_dataframe().reset_index(),
-)
+last = edge[["cross_entropy", "logit_gap"]].to_dataframe()
+nb.figure(picture, "fig-below-and-above", runs=edge, data=last.reset_index())
 
-# %%
-below, above = (edge.isel(rate=index, step=-1) for index in (5, 6))
+# %% tags=["hide-input"]
+below, above = (last.loc[rate, steps] for rate in (0.98, 1.02))
 nb.say(
-    "“{correct}” against “{competitor}”: the critical rate is predicted to be {predicted:.3g}. Just "
-    "below it the loss ends at {loss_below:.2f} nats and the gap at {gap_below:+.3f}; just above it, at "
-    "{loss_above:.2f} and {gap_above:+.3f}.",
-    correct=edge.correct.item(),
-    competitor=edge.competitor.item(),
+    "“{correct}” against “{competitor}”: the critical rate is predicted to be {predicted:.3g}. Just below it the loss "
+    "ends at {cross_entropy:.2f} nats and the gap at {logit_gap:+.3f}; just above it, at {above.cross_entropy:.2f} and "
+    "{above.logit_gap:+.3f}.",
+    below,
+    above=above,
     predicted=critical[0],
-    loss_below=float(below.cross_entropy),
-    gap_below=float(below.logit_gap),
-    loss_above=float(above.cross_entropy),
-    gap_above=float(above.logit_gap),
 )
 for side, run in {"below": below, "above": above}.items():
-    nb.glue(f"below_and_above_loss_{side}", float(run.cross_entropy))
-    nb.glue(f"below_and_above_gap_{side}", float(run.logit_gap))
+    nb.glue(f"below_and_above_loss_{side}", run.cross_entropy)
+    nb.glue(f"below_and_above_gap_{side}", run.logit_gap)
 
 # %% [markdown]
 # ## What it means

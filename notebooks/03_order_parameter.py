@@ -39,11 +39,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import xarray as xr
+from matplotlib.ticker import MaxNLocator
 
 from phantombook import notebook
 from phantomlib.critical.predictors import contexts_with_rates
-from phantombook.figures.order_parameter import decomposition_panels, spectra
-from phantombook.figures.palette import model_colours
+from phantombook.figures.palette import DRAG, PHI, REFERENCE, SIGNAL, model_colours
+from phantombook.figures.style import small_multiples
 from phantomlib import order_parameter
 from phantomlib.models.language_model import next_token_logits
 from phantomlib.engine.recipe import Recipe
@@ -96,15 +97,18 @@ def before_training(ref):
     differences = []
     for context in nb.fitting_contexts(model):
         p = next_token_logits(model, [context])[0].softmax(-1)  # (V,)
-        differences.append(order_parameter.trace_residual(p, model.readout, context.correct_id, context.competitor_id))
+        pair = context.correct_id, context.competitor_id
+        differences.append(order_parameter.trace_residual(p, model.readout, *pair))
     return max(differences)
 
 
 def fine_tune(model, optimizer):
     recipe = Recipe(optimizer=optimizer, steps=steps)
-    fitting, critical = contexts_with_rates(nb.store, model, nb.fitting_contexts(model), recipe)
+    contexts = nb.fitting_contexts(model)
+    fitting, critical = contexts_with_rates(nb.store, model, contexts, recipe)
     recipe = replace(recipe, snapshots=(0, steps // 2, steps))
-    return nb.store.run(model, fitting, critical[:, None] * multiples, recipe).assign_coords(rate=multiples)
+    found = nb.store.run(model, fitting, critical[:, None] * multiples, recipe)
+    return found.assign_coords(rate=multiples)
 
 
 exact = max(0.0, *map(before_training, nb.models))
@@ -112,7 +116,7 @@ runs = Study.of(fine_tune, loaded)
 residuals = runs.map(order_parameter.largest_residual)
 adam = runs.sel("adam")
 
-# %%
+# %% tags=["hide-input"]
 for optimizer in labels:
     nb.record(
         "C2",
@@ -149,17 +153,41 @@ nb.caption(
 )
 
 # %%
-first = adam[loaded[0].name]
-one = first.isel(context=0, seed=0)
+one = adam[loaded[0].name].isel(context=0, seed=0)
+last = one.phi.isel(step=-1).to_series()  # by multiple of the predicted critical rate
+
+
+# %% tags=["hide-input"]
+def decomposition_panels(run):
+    """Φ, signal and drag over the steps, one panel per rate of one context; dotted, the bound on Φ at step 0."""
+    lines = {
+        "signal": (SIGNAL, "-", "signal $S$"),
+        "drag": (DRAG, "-", "drag $D$"),
+        "phi": (PHI, "--", "$\\Phi = S + D$"),
+    }
+    figure, panels = small_multiples(run.sizes["rate"], height=2.3)
+    for axes, rate in zip(panels, run.rate.values):
+        at_rate = run.sel(rate=rate)
+        axes.axhline(0, color=REFERENCE, linewidth=0.8)
+        for sign in (-1, 1):
+            bound = sign * np.sqrt(1 - at_rate.overlap[0].item() ** 2)
+            axes.axhline(bound, color=REFERENCE, linewidth=0.8, linestyle=":")
+        for name, (colour, dash, label) in lines.items():
+            axes.plot(run.step, at_rate[name], color=colour, linestyle=dash, label=label)
+        axes.set_title(f"{rate:g} × predicted")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[0].legend(loc="best", fontsize="small")
+    figure.supxlabel("step", fontsize="medium")
+    figure.supylabel("order parameter and its parts", fontsize="medium")
+    return figure
+
+
 nb.figure(
-    decomposition_panels(one, [f"{multiple:g} × predicted" for multiple in multiples]),
+    decomposition_panels(one),
     "fig-decomposition",
-    runs=first,
+    runs=one,
     data=one[["signal", "drag", "phi"]].to_dataframe().reset_index(),
 )
-
-# %%
-last = one.isel(step=-1)
 nb.say(
     "The context is “{prompt} …” with $c$ “{correct}” and $k$ “{competitor}”. After {steps} steps the "
     "order parameter is {values} times the predicted critical rate. A prediction certain of $c$ would "
@@ -168,7 +196,7 @@ nb.say(
     correct=one.correct.item(),
     competitor=one.competitor.item(),
     steps=steps,
-    values=", ".join(f"{phi:+.3f} at {multiple:g}" for phi, multiple in zip(last.phi.values, multiples)),
+    values=", ".join(f"{phi:+.3f} at {multiple:g}" for multiple, phi in last.items()),
     bound=float(1 - one.overlap[0, 0] ** 2),
 )
 
@@ -188,12 +216,31 @@ nb.caption(
 )
 
 # %%
-at_first = {name: ds.spectrum.isel(context=0, rate=-1, seed=0, drop=True) for name, ds in adam.items()}
-spectrum = xr.concat(
-    [values.isel(component=slice(0, 30)) for values in at_first.values()], pd.Index(list(at_first), name="model")
-)
+spectra = [
+    ds.spectrum.isel(context=0, rate=-1, seed=0, component=slice(0, 30), drop=True)
+    for ds in adam.values()
+]
+spectrum = xr.concat(spectra, pd.Index(list(adam), name="model"))
+
+
+# %% tags=["hide-input"]
+def spectrum_panels(spectrum, colours):
+    """Eigenvalues of ρ before and after training, one panel per model."""
+    figure, panels = small_multiples(spectrum.sizes["model"])
+    for axes, name in zip(panels, spectrum.model.values):
+        for snapshot, dash in zip(spectrum.snapshot.values[[0, -1]], ("-", "--")):
+            values = spectrum.sel(model=name, snapshot=snapshot)
+            number = np.arange(1, len(values) + 1)
+            axes.plot(number, values, dash, color=colours[name], label=f"step {snapshot}")
+        axes.set(yscale="log", title=name, ylim=(1e-4, 1.2))
+    panels[0].legend(fontsize="small")
+    figure.supxlabel("eigenvalue number, largest first", fontsize="medium")
+    figure.supylabel("eigenvalue of $\\rho$", fontsize="medium")
+    return figure
+
+
 nb.figure(
-    spectra(spectrum, model_colours(loaded)),
+    spectrum_panels(spectrum, model_colours(loaded)),
     "fig-spectrum",
     runs=adam,
     data=spectrum.to_dataframe().reset_index(),
@@ -203,7 +250,7 @@ nb.figure(
 # %%
 def describe(ds, snapshot):
     """Medians over the contexts, at the largest learning rate."""
-    values = ds.spectrum.sel(snapshot=snapshot).isel(rate=-1, seed=0).values  # (contexts, components)
+    values = ds.spectrum.sel(snapshot=snapshot).isel(rate=-1, seed=0).values  # (C, d)
     entropy = order_parameter.von_neumann_entropy(values)
     return {
         "step": snapshot,
@@ -214,11 +261,18 @@ def describe(ds, snapshot):
     }
 
 
+purities = pd.DataFrame(
+    {"model": model} | describe(ds, snapshot)
+    for model, ds in adam.items()
+    for snapshot in (0, steps)
+)
+
+# %% tags=["hide-input"]
 nb.say(
     "Medians over the contexts, at the largest learning rate of Adam ({most:g} times the predicted critical one):",
     most=multiples[-1],
 )
-nb.table(pd.DataFrame({"model": m} | describe(ds, s) for m, ds in adam.items() for s in (0, steps)), runs=adam)
+nb.table(purities, runs=adam)
 
 # %% tags=["hide-input"]
 start = [ds.isel(step=0, rate=0, seed=0) for ds in adam.values()]

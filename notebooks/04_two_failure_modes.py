@@ -32,10 +32,13 @@ steps: int = 20  # optimiser steps of each run
 
 # %% tags=["hide-cell"]
 import xarray as xr
+from matplotlib.ticker import MaxNLocator
 
 from phantombook import notebook
 from phantomlib.critical.predictors import contexts_with_rates
-from phantombook.figures.silent_failure import MODES, drag_over_time, failure_modes
+from phantombook.figures.palette import REFERENCE
+from phantombook.figures.silent_failure import MODES, failure_modes
+from phantombook.figures.style import small_multiples
 from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.study import Study
 from phantomlib.transition import silent_failure
@@ -62,39 +65,37 @@ labels = {"adam": "Adam", "sgd": "SGD"}
 # %%
 def fine_tune(model, optimizer):
     recipe = Recipe(optimizer=optimizer, steps=steps)
-    fitting, critical = contexts_with_rates(nb.store, model, nb.fitting_contexts(model), recipe)
+    contexts = nb.fitting_contexts(model)
+    fitting, critical = contexts_with_rates(nb.store, model, contexts, recipe)
     return nb.store.run(model, fitting, critical[:, None] * multiples, recipe)
 
 
 runs = Study.of(fine_tune, loaded)
 failures = runs.table(silent_failure.failure_table)  # a row for every run
 adam = failures[failures.optimizer == "adam"]
+outcomes = failures.groupby(["optimizer", "model"], sort=False)["mode"].value_counts()
+outcomes = outcomes.unstack(fill_value=0)  # a row for each optimiser and model
 
-# %%
-outcomes = failures.groupby(["optimizer", "model"], sort=False)["mode"].value_counts().unstack(fill_value=0)
+# %% tags=["hide-input"]
 nb.table(outcomes.rename(labels).rename_axis(["optimiser", "model"]).reset_index(), runs=runs)
 nb.say(
     "The columns count runs; “overtakes” are successes{other}. The rest of this page is about Adam.",
     other=", “other” are runs whose loss rose at some step" if "other" in outcomes else "",
 )
-
-# %%
-kinds = {}
-for optimizer, of_optimizer in failures.groupby("optimizer", sort=False):
-    counts = of_optimizer.groupby(["model", "mode"], sort=False).size().unstack(fill_value=0)
-    counts = counts.reindex(index=[m.name for m in loaded], columns=list(MODES), fill_value=0)
-    kinds[optimizer] = {"kinematic": int(counts.kinematic.sum()), "structural": int(counts.structural.sum())}
+counts = outcomes.reindex(columns=list(MODES), fill_value=0)
+kinds = counts.groupby("optimizer")[["kinematic", "structural"]].sum()
+for optimizer in labels:
     nb.record(
         "C3",
-        {f"{kind}_failures": number for kind, number in kinds[optimizer].items()},
+        kinds.loc[optimizer].add_suffix("_failures").to_dict(),
         optimizer=optimizer,
         n={
             "architectures": len(loaded),
             "contexts": runs.fewest_contexts(optimizer),
-            "runs": len(of_optimizer),
+            "runs": int((failures.optimizer == optimizer).sum()),
         },
         runs=runs.sel(optimizer),
-        detail=counts.to_dict("index"),
+        detail=counts.loc[optimizer].to_dict("index"),
     )
 
 # %% [markdown]
@@ -103,14 +104,13 @@ for optimizer, of_optimizer in failures.groupby("optimizer", sort=False):
 # The loss falls along every one of these lines. In a kinematic failure the drag improves or hardly changes, and the run
 # only ends too early. In a structural one it gets worse, step by step, until the curve has crossed the grey line.
 
-
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-drag-over-time",
-    """Change of the drag along every silent failure under Adam, by its kind (full fine-tuning,
-            deterministic; one line per run, all models together; symmetric logarithmic axis, linear
-            within plus and minus 0.001). Grey: a fall of 0.001, fixed beforehand; a run that ends below
-            it is structural.""",
+    f"""Change of the drag along every silent failure under Adam, by its kind (full fine-tuning,
+        deterministic; one line per run, all models together; symmetric logarithmic axis, linear
+        within plus and minus {silent_failure.DRAG_WORSENS:g}). Grey: a fall of
+        {silent_failure.DRAG_WORSENS:g}, fixed beforehand; a run that ends below it is structural.""",
     alt="Lines of the change of the drag against the step; of structural failures they fall.",
 )
 
@@ -118,11 +118,32 @@ nb.caption(
 def drag_history(ds):
     """Change of the drag along every silent failure; a row for every run and step."""
     change = ds.drag - ds.drag.isel(step=0, drop=True)
-    table = xr.Dataset({"mode": silent_failure.failure_mode(ds), "drag_change": change}).to_dataframe().reset_index()
+    table = xr.Dataset({"mode": silent_failure.failure_mode(ds), "drag_change": change})
+    table = table.to_dataframe().reset_index()
     return table[table["mode"].isin(["kinematic", "structural"])]
 
 
 history = runs.table(drag_history).query("optimizer == 'adam'")
+
+
+# %% tags=["hide-input"]
+def drag_over_time(table, threshold):
+    """Change of the drag along every silent failure, a panel per kind."""
+    by_kind = table.groupby("mode")
+    figure, panels = small_multiples(len(by_kind), columns=2, height=2.6)
+    for axes, (mode, chosen) in zip(panels, by_kind):
+        each = chosen.groupby(["model", "context", "rate"])
+        for _, one in each:
+            axes.plot(one.step, one.drag_change, color=MODES[mode], linewidth=0.8, alpha=0.6)
+        axes.axhline(-threshold, color=REFERENCE, linewidth=1)
+        axes.set_title(f"{mode}: {len(each)} runs")
+        axes.set_yscale("symlog", linthresh=threshold)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    figure.supxlabel("step", fontsize="medium")
+    figure.supylabel("change of the drag, $D_t - D_0$", fontsize="medium")
+    return figure
+
+
 if len(history):
     nb.figure(
         drag_over_time(history, silent_failure.DRAG_WORSENS),
@@ -130,7 +151,7 @@ if len(history):
         runs=runs.sel("adam"),
         data=history,
     )
-if not kinds["adam"]["structural"]:
+if not kinds.structural["adam"]:
     nb.say("No run under Adam failed in the structural way, so there is no such curve to show.")
 
 # %% [markdown]
@@ -141,14 +162,14 @@ if not kinds["adam"]["structural"]:
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-modes",
-    """Every run as a point: final signal against the fall of the drag (symmetric logarithmic axis,
+    f"""Every run as a point: final signal against the fall of the drag (symmetric logarithmic axis,
         linear within plus and minus 0.001), coloured by failure mode. All contexts at all multiples of
         their predicted critical rate in each panel; Adam, full fine-tuning, deterministic. The grey line
-        is the threshold 0.001, fixed beforehand.""",
+        is the threshold {silent_failure.DRAG_WORSENS:g}, fixed beforehand.""",
     alt="Scatter plots of final signal against fall of the drag, one panel per model.",
 )
 
-# %%
+# %% tags=["hide-input"]
 nb.figure(
     failure_modes(adam, silent_failure.DRAG_WORSENS),
     "fig-modes",
@@ -165,11 +186,14 @@ nb.figure(
 
 # %%
 silent = adam[adam["mode"].isin(["kinematic", "structural"])]
-parts = ["bulk_mass_start", "bulk_mass_end", "contrast_start", "contrast_end", "drag_fall", "signal", "overlap"]
+factors = ["bulk_mass_start", "bulk_mass_end", "contrast_start", "contrast_end"]
+parts = [*factors, "drag_fall", "signal", "overlap"]
+medians = silent.groupby(["model", "mode"], sort=False)[parts].median().reset_index()
+worse = silent[silent["mode"] == "structural"]
+
+# %% tags=["hide-input"]
 if len(silent):
-    medians = silent.groupby(["model", "mode"], sort=False)[parts].median().reset_index()
     nb.table(medians.rename(columns=lambda name: name.replace("_", " ")), digits=4, runs=runs.sel("adam"))
-    worse = silent[silent["mode"] == "structural"]
     nb.say(
         "Of the {n} structural failures, {mass} end with less mass in the bulk, and {contrast} with a bulk that lies "
         "closer to $k$ than at the start.",
@@ -181,26 +205,24 @@ else:
     nb.say("There is no silent failure among these runs, so there is nothing to take apart.")
 
 # %% tags=["hide-input"]
-count = kinds["adam"]
-failed = sum(count.values())
+count = kinds.loc["adam"]
+failed = count.sum()
+if not failed:
+    what = "Nothing failed."
+elif count.kinematic == count.structural:
+    what = "Each as often as the other."
+else:
+    what = f"Mostly the {'first' if count.kinematic > count.structural else 'second'}."
 nb.answer(
     "{what} Of {runs} runs under Adam {failed} failed silently: in {kinematic} the signal was on its "
     "way and the budget ended first (kinematic), in {structural} the drag got worse by more than "
-    "{threshold:g} (structural). Under SGD it is {sgd_kinematic} and {sgd_structural}.",
-    what="Nothing failed."
-    if not failed
-    else "Mostly the first."
-    if count["kinematic"] > count["structural"]
-    else "Mostly the second."
-    if count["structural"] > count["kinematic"]
-    else "Each as often as the other.",
+    "{threshold:g} (structural). Under SGD it is {sgd.kinematic} and {sgd.structural}.",
+    count,
+    what=what,
     runs=len(adam),
     failed=failed,
-    kinematic=count["kinematic"],
-    structural=count["structural"],
     threshold=silent_failure.DRAG_WORSENS,
-    sgd_kinematic=kinds["sgd"]["kinematic"],
-    sgd_structural=kinds["sgd"]["structural"],
+    sgd=kinds.loc["sgd"],
 )
 
 # %% [markdown]
@@ -213,8 +235,8 @@ nb.answer(
 # ## What could be wrong
 #
 # The grid of learning rates was changed after runs on an older one had been seen, as [chapter
-# 02](02_silent_failure.ipynb) says; on that one nothing could fail under SGD. It decides how many runs fail. Of which
-# kind they are is for the drag to say, but at the smallest multiples nothing moves far, the drag included. The
+# 02](02_silent_failure.ipynb) says; on that one nothing could fail under SGD. The grid decides how many runs fail. The
+# drag decides of which kind they are, but at the smallest multiples nothing moves far, not even the drag. The
 # threshold $10^{-3}$ is ours. It lies above the noise seen in prototypes, and it was fixed before these runs. A drag
 # can worsen because probability flows into the bulk's $k$-like tokens for a few steps only; the classification looks
 # at the ends of a run, not at its path, which is why the paths are shown.

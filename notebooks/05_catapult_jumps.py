@@ -38,26 +38,22 @@ size_factor: float = 0.1  # smallest jump, in units of sqrt(1 - g_ck^2)
 median_factor: float = 10.0  # smallest jump, in units of the median step of its run
 
 # %% tags=["hide-cell"]
-import pandas as pd
-from scipy.stats import gmean
-
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+from scipy.stats import gmean
 
 from phantombook import notebook
 from phantomlib.critical.search import critical_rates
 from phantomlib.critical.step_zero import sharpness
-from phantombook.figures.jumps import jump_trajectories, jumps_by_model, onset_against_sharpness
-from phantombook.figures.palette import model_colours
+from phantombook.figures.jumps import jump_panels
+from phantombook.figures.palette import REFERENCE, model_colours, multiple_colours
 from phantombook.figures.silent_failure import count_map
+from phantombook.figures.style import WIDTH, legend_above, log_ticks, small_multiples
 from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.study import Study
-from phantomlib.transition.jumps import (
-    clearest_jump,
-    find_jumps,
-    jumping_contexts,
-    onset,
-    with_critical_rate,
-)
+from phantomlib.transition.jumps import clearest_jump, find_jumps, onset, with_critical_rate
 
 nb = notebook.start("05_catapult_jumps")
 loaded = [nb.load(ref) for ref in nb.models]
@@ -79,21 +75,30 @@ titles = {"adam": "Adam", "sgd": "SGD"}
 
 
 # %%
+recipes = {o: Recipe(optimizer=o, steps=steps) for o in titles}
+
+
 def search(model, optimizer):
-    return critical_rates(nb.store, model, nb.fitting_contexts(model), Recipe(optimizer=optimizer, steps=steps))
+    contexts = nb.fitting_contexts(model)
+    return critical_rates(nb.store, model, contexts, recipes[optimizer])
 
 
 def fine_tune(model, optimizer):
-    fitting, rates = with_critical_rate(nb.fitting_contexts(model), critical[optimizer, model.name])
-    return nb.store.run(model, fitting, rates[:, None] * multiples, Recipe(optimizer=optimizer, steps=steps))
+    found = critical[optimizer, model.name]
+    fitting, rates = with_critical_rate(nb.fitting_contexts(model), found)
+    return nb.store.run(model, fitting, rates[:, None] * multiples, recipes[optimizer])
+
+
+def jumps_of(run):
+    return find_jumps(run, size_factor=size_factor, median_factor=median_factor)
 
 
 critical = Study.of(search, loaded)
 runs = Study.of(fine_tune, loaded)
-jumps = runs.map(lambda ds: find_jumps(ds, size_factor=size_factor, median_factor=median_factor))
+jumps = runs.map(jumps_of)
 adam, adam_jumps = runs.sel("adam"), jumps.sel("adam")
 
-# %%
+# %% tags=["hide-input"]
 means = critical.table(lambda ds: {"mean": f"{gmean(ds.critical_rate, nan_policy='omit'):.2e}"})
 means = means.pivot(index="model", columns="optimizer", values="mean").loc[[m.name for m in loaded]]
 nb.table(
@@ -123,34 +128,57 @@ nb.caption(
 # %%
 first = loaded[0].name
 context = clearest_jump(adam_jumps[first]) or nb.contexts[0].id
-nb.figure(
-    jump_trajectories(
-        {o: runs[o, first].sel(context=context).isel(seed=0) for o in titles},
-        {o: jumps[o, first].query("context == @context") for o in titles},
-        multiples,
-        titles,
-    ),
-    "fig-jumps",
-    runs=[runs[o, first] for o in titles],
-)
+examples = {o: runs[o, first].sel(context=context).isel(seed=0) for o in titles}
+marks = {o: jumps[o, first].query("context == @context") for o in titles}
 
-# %%
-shown = adam_jumps[first].query("context == @context")
-if len(shown):
-    largest = shown.loc[shown.share_of_bound.idxmax()]
+
+# %% tags=["hide-input"]
+def jump_trajectories(runs, marks):
+    """Loss, logit gap and Φ of one context at several learning rates, a row per optimiser; jumps are ringed."""
+    panels = {
+        "cross_entropy": "cross-entropy (nat)",
+        "logit_gap": r"logit gap $\Delta$ (nat)",
+        "phi": r"order parameter $\Phi$",
+    }
+    shared = {"sharex": True, "sharey": "col", "squeeze": False, "layout": "constrained"}
+    figure, rows = plt.subplots(len(runs), 3, figsize=(WIDTH, 2.3 * len(runs) + 0.5), **shared)
+    for axes_row, (optimizer, run) in zip(rows, runs.items()):
+        axes_row[0].set_ylabel(titles[optimizer])
+        for axes, name in zip(axes_row, panels):
+            if name != "cross_entropy":
+                axes.axhline(0, color=REFERENCE, linewidth=0.8)
+            for rate, colour in enumerate(multiple_colours(multiples)):
+                one = run[name].isel(rate=rate)
+                axes.plot(run.step, one, color=colour, label=f"{multiples[rate]:g}")
+                if name == "phi":
+                    at = marks[optimizer].query("rate == @rate").step.to_list()
+                    axes.plot(at, one.sel(step=at), "o", markersize=6, markerfacecolor="none", color=colour)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    for above, below, title in zip(rows[0], rows[-1], panels.values()):
+        above.set_title(title)
+        below.set_xlabel("step")
+    figure.legend(
+        *rows[0, 0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=len(multiples),
+        fontsize="small",
+        title=r"learning rate in units of the critical one, $\eta/\eta_c$",
+    )
+    return figure
+
+
+nb.figure(jump_trajectories(examples, marks), "fig-jumps", runs=examples)
+if len(marks["adam"]):
+    largest = marks["adam"].loc[marks["adam"].share_of_bound.idxmax()]
     nb.say(
-        "The context shown is “{word}” against “{rival}” in {model}. Its largest jump under Adam comes "
-        "at {multiple:g} times the critical rate, in step {step}: $\\Phi$ changes by {size:+.3f}, which "
-        "is {share:.0%} of the bound, while the logit gap goes from {before:+.2f} to {after:+.2f} nats.",
-        word=adam[first].sel(context=context).correct.item(),
-        rival=adam[first].sel(context=context).competitor.item(),
+        "The context shown is “{correct}” against “{competitor}” in {model}. Its largest jump under Adam comes "
+        "at {multiple:g} times the critical rate, in step {step}: $\\Phi$ changes by {size:+.3f}, which is "
+        "{share_of_bound:.0%} of the bound, while the logit gap goes from {gap_before:+.2f} to {gap_after:+.2f} nats.",
+        largest,
+        correct=examples["adam"].correct.item(),
+        competitor=examples["adam"].competitor.item(),
         model=first,
         multiple=multiples[int(largest["rate"])],
-        step=largest.step,
-        size=largest["size"],
-        share=largest.share_of_bound,
-        before=largest.gap_before,
-        after=largest.gap_after,
     )
 else:
     nb.say(f"No run of {first} under Adam has a jump; the context shown is “{context}”.")
@@ -172,16 +200,16 @@ nb.caption(
         first steps; at the small one it climbs smoothly.""",
 )
 
-# %%
+# %% tags=["hide-input"]
+slow = int(np.abs(np.log(np.array(multiples) / 1.5)).argmin())
 nb.figure(
-    jumps_by_model(adam, adam_jumps, colours, len(multiples) - 1, int(np.abs(np.log(np.array(multiples) / 1.5)).argmin())),
+    jump_panels(adam, adam_jumps, colours, rate=len(multiples) - 1, behind=slow),
     "fig-jump-architectures",
     runs=adam,
 )
 
 # %% [markdown]
 # ## How many contexts jump
-
 
 # %% tags=["remove-cell"]
 nb.caption(
@@ -198,26 +226,27 @@ nb.caption(
 
 # %%
 def counts(optimizer):
-    """Contexts with a jump; a row for each model, a column for each multiple of the critical rate."""
-    table = {model: jumping_contexts(found, "rate", range(len(multiples))) for model, found in jumps.sel(optimizer).items()}
-    return pd.DataFrame(table, index=[f"{x:g}" for x in multiples]).T
+    """Contexts with a jump: a row for each model, a column for each multiple."""
+    table = pd.DataFrame(
+        {
+            model: found.groupby("rate").context.nunique()
+            for model, found in jumps.sel(optimizer).items()
+        },
+        index=range(len(multiples)),
+    )
+    return table.fillna(0).astype(int).set_axis([f"{x:g}" for x in multiples]).T
 
 
-across = r"learning rate, $\eta/\eta_c$"
-nb.figure(
-    count_map(counts("adam"), "Adam", "contexts", largest=len(nb.contexts), across=across),
-    "fig-jump-counts",
-    runs=adam,
-)
-nb.figure(
-    count_map(counts("sgd"), "SGD", "contexts", largest=len(nb.contexts), across=across),
-    "fig-jump-counts-sgd",
-    runs=runs.sel("sgd"),
-)
-
-# %%
 at = [multiples.index(x) for x in counted]
 jumping = jumps.map(lambda table: int(table.query("rate in @at").context.nunique()))
+
+# %% tags=["hide-input"]
+for optimizer, name in {"adam": "fig-jump-counts", "sgd": "fig-jump-counts-sgd"}.items():
+    across = r"learning rate, $\eta/\eta_c$"
+    heat = count_map(counts(optimizer), titles[optimizer], across, len(nb.contexts))
+    nb.figure(heat, name, runs=runs.sel(optimizer))
+
+# %% tags=["hide-input"]
 for optimizer in titles:
     nb.record(
         "C4",
@@ -259,63 +288,88 @@ for optimizer in titles:
 # Are our jumps such catapults? If they were, they would start at the grey vertical line, and the loss would rise as
 # they begin.
 
-
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-edge",
-    """Largest single step of the order parameter in each run, over its bound, against the learning rate
+    f"""Largest single step of the order parameter in each run, over its bound, against the learning rate
         in units of the edge of stability of the untrained model. Filled: runs with a jump. Dotted: the
-        smallest size of a jump, fixed beforehand. Three contexts of each model (the first of the list),
-        all learning rates; one deterministic run per point. Sharpness by Lanczos iteration at step 0; for
-        Adam, of the Hessian rescaled by the first update.""",
+        smallest size of a jump, fixed beforehand. The first contexts of the list in each model (at most
+        {sharpness_contexts}), all learning rates; one deterministic run per point. Sharpness by Lanczos
+        iteration at step 0; for Adam, of the Hessian rescaled by the first update.""",
     alt="""Scatter plots of the largest step of the order parameter against the learning rate over the edge of
         stability, one panel per optimiser.""",
 )
 
 # %%
 def edge_of_stability(model, optimizer):
-    """A row for every run of a few contexts: its rate over the edge, and its largest step of the order parameter."""
-    fitting, _ = with_critical_rate(nb.fitting_contexts(model), critical[optimizer, model.name])
+    """A row for every run of a few contexts: rate over the edge, and largest step."""
+    key = optimizer, model.name
+    fitting, _ = with_critical_rate(nb.fitting_contexts(model), critical[key])
     fitting = fitting[:sharpness_contexts]
     eigenvalues = sharpness(model, fitting, Recipe(optimizer=optimizer)).tolist()
     by_context = pd.Series(eigenvalues, [c.id for c in fitting])
-    return onset(jumps[optimizer, model.name], runs[optimizer, model.name], multiples, by_context)
+    return onset(jumps[key], runs[key], multiples, by_context)
 
 
 edges = Study.of(edge_of_stability, loaded).table()
+each = ["optimizer", "model", "context"]
+onsets = edges[edges.jumped].sort_values("multiple").drop_duplicates(each)
+
+
+# %% tags=["hide-input"]
+def onset_against_sharpness(table):
+    """Largest step of Φ in every run against its learning rate over the edge of stability, a panel per optimiser."""
+    figure, panels = small_multiples(len(titles), height=2.7, sharex=False)
+    for axes, (optimizer, title) in zip(panels, titles.items()):
+        rows = table[table.optimizer == optimizer]
+        colour = rows.model.map(colours)
+        axes.axhline(size_factor, color=REFERENCE, linewidth=1, linestyle=":")
+        axes.axvline(1, color=REFERENCE, linewidth=1)
+        place = {"ha": "center", "va": "bottom", "transform": axes.get_xaxis_transform()}
+        axes.text(1, 1, "edge of stability", color=REFERENCE, fontsize="small", **place)
+        face = colour.where(rows.jumped, "none")
+        axes.scatter(rows.edge, rows.largest, s=16, facecolors=list(face), edgecolors=list(colour))
+        axes.set(xscale="log", yscale="log", xlabel=rf"$\eta\,\lambda_{{\max}}/2$ at step 0, {title}")
+        log_ticks(axes.xaxis, axes.yaxis)
+    panels[0].set_ylabel(r"largest $|\Delta\Phi|\,/\sqrt{1-g_{ck}^2}$")
+    legend_above(figure, {name: colours[name] for name in dict.fromkeys(table.model)})
+    return figure
+
+
 nb.figure(
-    onset_against_sharpness(edges, colours, size_factor, titles),
+    onset_against_sharpness(edges),
     "fig-edge",
     runs=runs,
     data=edges,
 )
 
 # %% tags=["hide-input"]
-onsets = edges[edges.jumped].sort_values("multiple").drop_duplicates(["optimizer", "model", "context"])
 for optimizer in titles:
     start = onsets[onsets.optimizer == optimizer].edge
     at_critical = edges[edges.optimizer == optimizer].drop_duplicates(["model", "context"]).critical_edge
     nb.say(
         "**{label}**: at the critical rate $\\eta_c\\lambda_{{\\max}}/2$ has the median {median:.3g} "
-        "(from {least:.3g} to {most:.3g}, {n} contexts). {jumps}",
+        "(from {min:.3g} to {max:.3g}, {count:.0f} contexts). "
+        + (
+            "At the smallest tried rate with a jump it has the median {start[median]:.3g} (from {start[min]:.3g} to "
+            "{start[max]:.3g}, {start[count]:.0f} contexts); in {below} of them the jump comes below the edge of "
+            "stability."
+            if len(start)
+            else "None of these runs has a jump."
+        ),
+        at_critical.agg(["median", "min", "max", "count"]),
         label=titles[optimizer],
-        median=at_critical.median(),
-        least=at_critical.min(),
-        most=at_critical.max(),
-        n=len(at_critical),
-        jumps=f"At the smallest tried rate with a jump it has the median {start.median():.3g} (from {start.min():.3g} "
-        f"to {start.max():.3g}, {len(start)} contexts); in {int((start < 1).sum())} of them the jump comes below the "
-        "edge of stability."
-        if len(start)
-        else "None of these runs has a jump.",
+        start=start.agg(["median", "min", "max", "count"]),
+        below=int((start < 1).sum()),
     )
-near = [index for index, x in enumerate(multiples) if x <= 3]
+near = [index for index, multiple in enumerate(multiples) if multiple < min(counted)]
 pooled = every_jump[every_jump.optimizer == "adam"]
 nb.answer(
-    "Both, and the learning rate decides which. Under Adam, up to 3 times the critical rate {near} of "
+    "Both, and the learning rate decides which. Under Adam, up to {largest:g} times the critical rate {near} of "
     "{contexts} contexts jump: the order parameter climbs smoothly. At {rates} times, {far} of them do, "
     "by a median of {median:.0%} of the largest possible value in a single step. Of the jumps whose "
     "sharpness was measured, {below} begin below the edge of stability.",
+    largest=multiples[near[-1]] if near else np.nan,
     near=sum(table.query("rate in @near").context.nunique() for table in adam_jumps.values()),
     contexts=sum(ds.sizes["context"] for ds in adam.values()),
     rates=" or ".join(f"{x:g}" for x in counted),

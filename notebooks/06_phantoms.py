@@ -37,20 +37,15 @@ lora_multiple: float = 100.0  # learning rate of LoRA in units of the critical o
 lora_seeds: list[int] = [0, 1]  # seeds of the LoRA initialisation
 
 # %% tags=["hide-cell"]
+import matplotlib.pyplot as plt
 import numpy as np
 
 from phantombook import markup, notebook
 from phantomlib.critical.search import critical_rates
-from phantombook.figures.examination import (
-    branch_panels,
-    criteria_board,
-    crossing_panels,
-    potential_panels,
-    ramp_panels,
-    refinement_panels,
-)
-from phantombook.figures.jumps import lora_jump_panels, readout_shares
-from phantombook.figures.palette import model_colours
+from phantombook.figures.examination import criteria_board
+from phantombook.figures.jumps import jump_panels, readout_shares
+from phantombook.figures.palette import COMPETITOR, CONTROL, CORRECT, PHI, REFERENCE, model_colours
+from phantombook.figures.style import WIDTH, label_line, log_ticks, small_multiples
 from phantombook.ledger import scoreboard
 from phantombook.ledger.claims import load_claims
 from phantomlib.engine.recipe import Recipe
@@ -80,14 +75,19 @@ claims = {claim.id: claim for claim in load_claims()}
 
 
 # %%
+recipes = {o: Recipe(optimizer=o, steps=steps) for o in titles}
+chosen = {"multiples": tuple(multiples), "counted": tuple(counted)}
+
+
 def search(model, optimizer):
-    return critical_rates(nb.store, model, nb.fitting_contexts(model), Recipe(optimizer=optimizer, steps=steps))
+    contexts = nb.fitting_contexts(model)
+    return critical_rates(nb.store, model, contexts, recipes[optimizer])
 
 
 def examine_jumps(model, optimizer):
-    fitting, rates = jumps.with_critical_rate(nb.fitting_contexts(model), critical[optimizer, model.name])
-    recipe = Recipe(optimizer=optimizer, steps=steps)
-    return examine.examine(nb.store, model, fitting, rates, recipe, multiples=tuple(multiples), counted=tuple(counted))
+    found, recipe = critical[optimizer, model.name], recipes[optimizer]
+    fitting, rates = jumps.with_critical_rate(nb.fitting_contexts(model), found)
+    return examine.examine(nb.store, model, fitting, rates, recipe, **chosen)
 
 
 critical = Study.of(search, loaded)
@@ -96,8 +96,12 @@ adam = examined.sel("adam")
 control = double_well.DoubleWell.examined(steps)
 
 # %%
-measured = {o: examine.summarise_tests(list(examined.sel(o).values())) for o in titles}
+by_optimizer = {o: list(examined.sel(o).values()) for o in titles}
+measured = {o: examine.summarise_tests(found) for o, found in by_optimizer.items()}
 control_measured = examine.summarise_tests([control])
+
+# %% tags=["hide-input"]
+thresholds = claims["C5"].tests
 run_ids = {o: sorted({i for e in examined.sel(o).values() for i in e.run_ids}) for o in titles}
 shown = next((name for name, e in adam.items() if len(e.first)), None)
 sample = examined.table(
@@ -131,6 +135,8 @@ nb.caption(
 
 # %%
 every_jump = examined.table(lambda e: e.jumps)
+
+# %% tags=["hide-input"]
 nb.figure(
     readout_shares(every_jump, colours, claims["C7"].criteria[0].threshold, titles),
     "fig-readout-share",
@@ -138,7 +144,7 @@ nb.figure(
     data=every_jump,
 )
 
-# %%
+# %% tags=["hide-input"]
 for optimizer, pooled in every_jump.groupby("optimizer", sort=False):
     share = pooled.readout_share
     nb.record(
@@ -147,11 +153,11 @@ for optimizer, pooled in every_jump.groupby("optimizer", sort=False):
         optimizer=optimizer,
         n={
             "architectures": len(loaded),
-            "contexts": min(e.runs.sizes["context"] for e in examined.sel(optimizer).values()),
+            "contexts": min(e.runs.sizes["context"] for e in by_optimizer[optimizer]),
             "jumps": len(pooled),
         },
         interval=jumps.median_interval(share),
-        runs=[[e.runs for e in examined.sel(optimizer).values()], critical],
+        runs=[[e.runs for e in by_optimizer[optimizer]], critical],
         detail={
             "interval": "95 % bootstrap over jumps",
             "smallest": share.min(),
@@ -159,18 +165,14 @@ for optimizer, pooled in every_jump.groupby("optimizer", sort=False):
             "by model": pooled.groupby("model", sort=False).readout_share.median().to_dict(),
         },
     )
-    geometry = measured[optimizer]["geometry"]
     nb.say(
-        "**{label}**, {n} jumps: the median readout share is {median:.3f} (from {least:.3f} to "
-        "{most:.3f}). In nine of ten jumps the overlap $g_{{ck}}$ changes by less than {overlap:.4f}, "
-        "and the readout matrix moves by less than {drift:.2%} of its norm.",
+        "**{label}**, {n} jumps: the median readout share is {share[median]:.3f} (from {share[min]:.3f} to "
+        "{share[max]:.3f}). In nine of ten jumps the overlap $g_{{ck}}$ changes by less than "
+        "{high_overlap_change:.4f}, and the readout matrix moves by less than {high_drift:.2%} of its norm.",
+        measured[optimizer]["geometry"],
         label=titles[optimizer],
         n=len(pooled),
-        median=share.median(),
-        least=share.min(),
-        most=share.max(),
-        overlap=geometry["high_overlap_change"],
-        drift=geometry["high_drift"],
+        share=share.agg(["median", "min", "max"]),
     )
 
 # %% [markdown]
@@ -184,23 +186,46 @@ for optimizer, pooled in every_jump.groupby("optimizer", sort=False):
 nb.caption(
     "fig-branches",
     """Left: one context slowed down to a tenth of its learning rate just before its jump (dashed)
-            and just after it (solid). Right: final order parameter over its bound for all contexts of all
-            models under Adam, from before the jump against from after it; on the diagonal both end at the
-            same place. Crosses: the double well, which has two branches. Twice the usual number of steps;
-            one deterministic run per point.""",
+        and just after it (solid). Right: final order parameter over its bound for all contexts of all
+        models under Adam, from before the jump against from after it; on the diagonal both end at the
+        same place. Crosses: the double well, which has two branches. Twice the usual number of steps;
+        one deterministic run per point.""",
     alt="Left, two curves that merge. Right, points on the diagonal, and the control's points far from it.",
 )
 
 # %%
+def end_of(branches):
+    """The final order parameter over its bound."""
+    return (branches.phi / jumps.bound(branches)).isel(step=-1)
+
+
+followed = {name: e.branches for name, e in adam.items() if e.branches is not None}
+ends = {name: end_of(branches) for name, branches in followed.items()}
+
+
+# %% tags=["hide-input"]
+def branch_panels(example, ends, control, colours):
+    """Left: one run continued from just before and just after its jump. Right: all final Φ, before against after."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.0), layout="constrained")
+    left.axhline(0, color=REFERENCE, linewidth=0.8)
+    left.axvline(float(example.jump_step), color=REFERENCE, linewidth=0.8, linestyle=":")
+    left.plot(example.step, example.phi.sel(start="after"), color=PHI, label="just after the jump")
+    left.plot(example.step, example.phi.sel(start="before"), "--", color=COMPETITOR, label="just before it")
+    left.set(xlabel="step", ylabel=r"order parameter $\Phi$")
+    left.legend(title="slowed down", fontsize="small", title_fontsize="small", loc="center right")
+    right.plot([-1, 1], [-1, 1], color=REFERENCE, linewidth=0.8)
+    for name, end in ends.items():
+        right.plot(end.sel(start="after"), end.sel(start="before"), "o", markersize=4, color=colours[name], label=name)
+    right.plot(control.sel(start="after"), control.sel(start="before"), "x", color=CONTROL, label="double well")
+    right.set(xlabel="final $\\Phi$ / bound, from after the jump", ylabel="the same, from before it")
+    right.set(xlim=(-1, 1), ylim=(-1, 1))
+    right.legend(fontsize="small", loc="upper left")
+    return figure
+
+
 if shown:
-    followed = {name: e.branches for name, e in adam.items() if e.branches is not None}
-    ends = {name: (b.phi / jumps.bound(b)).isel(step=-1) for name, b in followed.items()}
     example = followed[shown].sel(context=jumps.clearest_jump(adam[shown].first.reset_index()))
-    nb.figure(
-        branch_panels(example, ends, control.branches, colours),
-        "fig-branches",
-        runs=followed,
-    )
+    nb.figure(branch_panels(example, ends, end_of(control.branches), colours), "fig-branches", runs=followed)
 
 # %% [markdown]
 # The second sign of two branches is hysteresis: a state that depends on whether a control was turned up or down.
@@ -211,7 +236,7 @@ if shown:
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-ramps",
-    """Left: order parameter of one context along a ramp of learning rates from 0.3 to 30 times
+    f"""Left: order parameter of one context along a ramp of learning rates from 0.3 to {counted[-1]:g} times
         critical, rising and falling, against the sum of the rates used so far; a point per step. Right:
         area between the two curves as a share of bound times range, for every context of each model under
         Adam; grey line: the largest median allowed; cross: median of the double well. One deterministic
@@ -221,13 +246,42 @@ nb.caption(
 
 # %%
 first = next(iter(adam.values()))
-example = first.ramps.sel(context=jumps.clearest_jump(first.jumps) or str(first.ramps.context[0].item()))
+context = jumps.clearest_jump(first.jumps) or first.ramps.context[0].item()
+example = first.ramps.sel(context=context)
+
+
+# %% tags=["hide-input"]
+def dots_by_model(axes, values, colours):
+    """A row of dots for every model."""
+    for row, (name, numbers) in enumerate(values.items()):
+        axes.plot(numbers, np.full(len(numbers), row), "o", markersize=4, alpha=0.7, color=colours[name])
+    axes.set_yticks(range(len(values)), list(values))
+    axes.invert_yaxis()
+
+
+def ramp_panels(example, areas, control, threshold, colours):
+    """Left: Φ along a rising and a falling ramp, against the summed learning rate. Right: loop areas."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.0), layout="constrained")
+    left.axhline(0, color=REFERENCE, linewidth=0.8)
+    for order, colour, label in (("up", CORRECT, "rates rising"), ("down", COMPETITOR, "rates falling")):
+        one = example.sel(order=order)
+        left.plot(one.consumed, one.phi, "o-", markersize=3, color=colour, label=label)
+    left.set(xlabel=r"summed learning rate, $\Sigma\eta/\eta_c$", ylabel=r"order parameter $\Phi$")
+    left.legend(fontsize="small", loc="lower right")
+    right.axvline(threshold, color=REFERENCE)
+    dots_by_model(right, areas | {"double well": []}, colours | {"double well": CONTROL})
+    right.plot(control, len(areas), "x", color=CONTROL)
+    right.set(xscale="log", xlabel="loop area / bound", ylim=(len(areas) + 0.6, -0.6))
+    log_ticks(right.xaxis)
+    return figure
+
+
 nb.figure(
     ramp_panels(
         example,
-        {name: e.ramps.area.values for name, e in adam.items()},
-        float(control.ramps.area.median()),
-        claims["C5"].tests["bistability"]["loop_area"]["threshold"],
+        {name: e.ramps.area for name, e in adam.items()},
+        control.ramps.area.median(),
+        thresholds["bistability"]["loop_area"]["threshold"],
         colours,
     ),
     "fig-ramps",
@@ -235,20 +289,15 @@ nb.figure(
 )
 
 # %% tags=["hide-input"]
-of_control = control_measured["bistability"]
-for optimizer in titles:
+for optimizer, title in titles.items():
     nb.say(
-        "**{label}**: {same:.0%} of the jumps end on the same side from both states (control: "
-        "{control_same:.0%}); the final order parameters differ by {difference:.3f} of the bound in the "
-        "median. Rising and falling ramps end on the same side in {ramp:.0%} of the contexts, and the "
-        "median loop area is {area:.3f} (control: {control_area:.2f}).",
-        label=titles[optimizer],
-        same=measured[optimizer]["bistability"]["same_branch_share"],
-        control_same=of_control["same_branch_share"],
-        difference=measured[optimizer]["bistability"]["branch_difference"],
-        ramp=measured[optimizer]["bistability"]["ramp_same_branch_share"],
-        area=measured[optimizer]["bistability"]["loop_area"],
-        control_area=of_control["loop_area"],
+        "**{label}**: {same_branch_share:.0%} of the jumps end on the same side from both states (control: "
+        "{control[same_branch_share]:.0%}); the final order parameters differ by {branch_difference:.3f} of the bound "
+        "in the median. Rising and falling ramps end on the same side in {ramp_same_branch_share:.0%} of the contexts, "
+        "and the median loop area is {loop_area:.3f} (control: {control[loop_area]:.2f}).",
+        measured[optimizer]["bistability"],
+        label=title,
+        control=control_measured["bistability"],
     )
 
 # %% [markdown]
@@ -273,11 +322,37 @@ nb.caption(
 
 # %%
 slow = examined.map(lambda e: experiments.slowing_down(e.times))
+tried = first.times.multiple.values  # learning rates in units of the critical one
+
+
+# %% tags=["hide-input"]
+def crossing_panels(times, exponents, threshold, colours):
+    """Left: crossing step against learning rate, with what a critical point would do. Right: fitted exponents."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.2), layout="constrained", width_ratios=(1.35, 1))
+    grid = np.geomspace(tried.min(), tried.max(), 200)
+    above = 1 + np.geomspace(1e-3, tried.max() - 1, 200)
+    left.plot(grid, steps / grid, color=REFERENCE)
+    label_line(left, grid[20], steps / grid[20], r"$\eta\,t^*$ constant", REFERENCE, xytext=(4, -16))
+    left.plot(above, steps * (1.5 - 1) ** 0.5 / 1.5 * (above - 1) ** -0.5, color=REFERENCE, linestyle=":")
+    label_line(left, 1.0035, steps * 4.0, r"critical point, $\nu = 1/2$", REFERENCE, xytext=(6, 6))
+    for name, data in times.items():
+        left.plot(data.multiple, data.step.values.T, "o", markersize=3, alpha=0.7, color=colours[name])
+    left.set(xscale="log", xlabel=r"learning rate $\eta/\eta_c$", xlim=(tried.min() / 2.2, tried.max() * 1.3))
+    left.set(yscale="log", ylabel="step at which the token overtakes, $t^*$", ylim=(1, steps * 9))
+    left.set_xticks([0.25, 0.5, 1, 2, 5, 10], ["0.25", "0.5", "1", "2", "5", "10"])
+    left.minorticks_off()
+    right.axvline(0.5, color=REFERENCE, linestyle=":")
+    right.axvline(threshold, color=REFERENCE)
+    dots_by_model(right, exponents, colours)
+    right.set(xlabel=r"exponent $\nu$ just above $\eta_c$", xlim=(0, 0.6))
+    return figure
+
+
 nb.figure(
     crossing_panels(
         {name: e.times for name, e in adam.items()},
         {name: s.exponent for name, s in slow.sel("adam").items()},
-        claims["C5"].tests["slowing"]["exponent"]["threshold"],
+        thresholds["slowing"]["exponent"]["threshold"],
         colours,
     ),
     "fig-slowing",
@@ -285,19 +360,18 @@ nb.figure(
 )
 
 # %% tags=["hide-input"]
-for optimizer in titles:
+for optimizer, title in titles.items():
     nb.say(
-        "**{label}**: {crossing:.0%} of the contexts overtake at every rate, also at a quarter of the "
-        "critical one. The exponent $\\nu$ has the median {exponent:.3f}; a pure $1/\\eta$ law gives "
-        "{regular:.3f} on this range. Over a forty-fold range of rates $\\log t^*$ falls with the "
-        "median slope {slope:.3f} in $\\log\\eta$, and $\\eta t^*$ changes by the median factor "
-        "{spread:.2f}.",
-        label=titles[optimizer],
-        crossing=measured[optimizer]["slowing"]["crossing_share"],
-        exponent=measured[optimizer]["slowing"]["exponent"],
-        regular=experiments.regular_exponent(first.times.multiple.values),
+        "**{label}**: {crossing_share:.0%} of the contexts overtake at every rate, also at {lowest:g} times the "
+        "critical one. The exponent $\\nu$ has the median {exponent:.3f}; a pure $1/\\eta$ law gives {regular:.3f} on "
+        "this range. From the lowest to the highest rate, {fold:.0f} times as large, $\\log t^*$ falls with the median "
+        "slope {slope:.3f} in $\\log\\eta$, and $\\eta t^*$ changes by the median factor {spread:.2f}.",
+        measured[optimizer]["slowing"],
+        label=title,
+        lowest=tried.min(),
+        fold=tried.max() / tried.min(),
+        regular=experiments.regular_exponent(tried),
         slope=np.nanmedian(np.concatenate([s.slope for s in slow.sel(optimizer).values()])),
-        spread=measured[optimizer]["slowing"]["spread"],
     )
 
 # %% [markdown]
@@ -312,43 +386,63 @@ for optimizer in titles:
 nb.caption(
     "fig-potential",
     """Left: cross-entropy along the update of the first jump of every context, scaled to its range
-            (0: before, 1: after the jump); dashed: the double well. Right: force on the logit gap,
-            relative to its first value, on the way to the crossing in steps 32 times smaller. Adam, full
-            fine-tuning, one line per context, coloured by model; deterministic.""",
+        (0: before, 1: after the jump); dashed: the double well. Right: force on the logit gap,
+        relative to its first value, on the way to the crossing in steps 32 times smaller. Adam, full
+        fine-tuning, one line per context, coloured by model; deterministic.""",
     alt="""Left, losses that fall without a barrier, and the control with a hump. Right, forces that stay
-            positive until the crossing.""",
+        positive until the crossing.""",
 )
 
 # %%
-if shown:
-    with_jumps = {name: e for name, e in adam.items() if e.profile is not None}
+profiles = {name: e.profile for name, e in adam.items() if e.profile is not None}
+finest = {name: e.refined[max(e.refined)] for name, e in adam.items() if e.refined}
+forces = {name: experiments.force(run) for name, run in finest.items()}
+
+
+# %% tags=["hide-input"]
+def potential_panels(profiles, control, forces, colours):
+    """Left: loss along the update of each jump, scaled to its range. Right: force on the gap until the crossing."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.1), layout="constrained")
+    for name, data in (profiles | {"double well": control}).items():
+        loss = data.cross_entropy
+        scaled = (loss - loss.min("fraction")) / (loss.isel(fraction=0) - loss.min("fraction"))
+        style = {"color": colours.get(name, CONTROL), "linewidth": 0.8}
+        style |= {"linestyle": "--", "linewidth": 0.6} if data is control else {}
+        left.plot(data.fraction, scaled.T, alpha=0.8, **style)
+    label_line(left, 1.36, 1.3, "double well", CONTROL, ha="right", xytext=(-6, 0))
+    left.axvline(1, color=REFERENCE, linewidth=0.8, linestyle=":")
+    left.set(xlabel="fraction of the jump's own update", ylabel="cross-entropy, scaled to its range", ylim=(-0.05, 1.6))
+    right.axhline(0, color=REFERENCE)
+    for name, data in forces.items():
+        one = data.isel(rate=0, seed=0)
+        way = (1 - one.gap / one.gap.isel(step=0)).where(one.gap <= 0)
+        relative = (one.force / one.force.isel(step=0)).where(one.gap <= 0)
+        right.plot(way.T, relative.T, color=colours[name], linewidth=0.8, alpha=0.8)
+    right.set(xlabel="way to the crossing, from start (0) to $\\Delta = 0$ (1)", ylim=(-0.2, None))
+    right.set_ylabel("force, relative to the first")
+    return figure
+
+
+if profiles:
     nb.figure(
-        potential_panels(
-            {name: e.profile for name, e in with_jumps.items()},
-            control.profile,
-            {name: experiments.force(e.refined[max(e.refined)]) for name, e in with_jumps.items()},
-            colours,
-        ),
+        potential_panels(profiles, control.profile, forces, colours),
         "fig-potential",
         runs=[examine.ids_of_examination(e.profile, *e.refined.values()) for e in adam.values()],
     )
 
 # %% tags=["hide-input"]
-for optimizer in titles:
-    barriers = [e.profile.barrier.values for e in examined.sel(optimizer).values() if e.profile is not None]
+for optimizer, title in titles.items():
+    barriers = [e.profile.barrier.values for e in by_optimizer[optimizer] if e.profile is not None]
     nb.say(
-        "**{label}**: {single:.0%} of the lines have one minimum (control: {control_single:.0%}). The "
-        "highest barrier on the way is {barrier:.2g} nats (control: {control_barrier:.2g}). In the "
-        "median {convex:.0%} of a line is not concave. In small steps {crossing:.0%} overtake all the "
-        "same, and the weakest force before the crossing is {force:.2f} of the first one in the median.",
-        label=titles[optimizer],
-        single=measured[optimizer]["potential"]["single_well_share"],
+        "**{label}**: {single_well_share:.0%} of the lines have one minimum (control: {control_single:.0%}). The "
+        "highest barrier on the way is {barrier:.2g} nats (control: {control_barrier:.2g}). On the median line, "
+        "{convex_share:.0%} of the way is not concave. In small steps {smooth_crossing_share:.0%} overtake all the "
+        "same, and the weakest force before the crossing is {weakest_force:.2f} of the first one in the median.",
+        measured[optimizer]["potential"],
+        label=title,
         control_single=control_measured["potential"]["single_well_share"],
         barrier=np.concatenate(barriers).max() if barriers else np.nan,
-        control_barrier=float(control.profile.barrier.max()),
-        convex=measured[optimizer]["potential"]["convex_share"],
-        crossing=measured[optimizer]["potential"]["smooth_crossing_share"],
-        force=measured[optimizer]["potential"]["weakest_force"],
+        control_barrier=control.profile.barrier.max().item(),
     )
 
 # %% [markdown]
@@ -369,25 +463,50 @@ nb.caption(
 )
 
 # %%
-refined = {o: {m: e.refined for m, e in examined.sel(o).items() if e.refined} for o in titles}
-largest = {o: {m: experiments.largest_steps(r) for m, r in by_model.items()} for o, by_model in refined.items()}
+refined = {case: e.refined for case, e in examined.items() if e.refined}
+largest = {case: experiments.largest_steps(runs) for case, runs in refined.items()}
+slopes = {
+    case: experiments.refinement_slopes(found).values for case, found in largest.items()
+}
+
+
+# %% tags=["hide-input"]
+def refinement_panels(largest, colours):
+    """Largest single-step change of Φ against the refinement, one panel per optimiser."""
+    figure, panels = small_multiples(len(titles), height=2.6)
+    ticks = [1, 2, 4, 8, 16, 32]
+    for axes, (optimizer, title) in zip(panels, titles.items()):
+        axes.plot([1, 32], [2.5, 2.5 / 32], color=REFERENCE)  # guides, above the data
+        label_line(axes, 8, 2.5 / 8, "smooth", REFERENCE, xytext=(6, 8))
+        axes.plot([1, 32], [3, 3], color=REFERENCE, linestyle=":")
+        label_line(axes, 32, 3, "discontinuous", REFERENCE, xytext=(-2, -7), ha="right")
+        for (of, name), data in largest.items():
+            if of == optimizer:
+                style = {"color": colours[name], "markersize": 2.5, "linewidth": 0.8, "alpha": 0.8}
+                axes.plot(data.refinement, data.T, "o-", **style)
+        axes.set(xscale="log", yscale="log", title=title)
+        axes.set_xticks(ticks, map(str, ticks))
+        axes.minorticks_off()
+    figure.supxlabel("refinement: times as many steps, each that much smaller", fontsize="medium")
+    panels[0].set_ylabel(r"largest $|\Delta\Phi|\,/\sqrt{1-g_{ck}^2}$")
+    return figure
+
+
 nb.figure(
-    refinement_panels(largest, colours, titles),
+    refinement_panels(largest, colours),
     "fig-refinement",
     runs=[examine.ids_of_examination(*e.refined.values()) for e in examined.values()],
 )
-
-# %%
-for optimizer, by_model in largest.items():
-    slopes = np.concatenate([experiments.refinement_slopes(data).values for data in by_model.values()] or [[np.nan]])
+for optimizer, title in titles.items():
+    found = [slope for (of, _), each in slopes.items() if of == optimizer for slope in each]
     nb.say(
-        "**{label}**: over the refinements 8, 16 and 32 the slope has the median {median:.3f} (from "
+        "**{label}**: over the refinements 8, 16 and 32 the slope has the median {median_slope:.3f} (from "
         "{least:.3f} to {most:.3f}, {n} jumps).",
-        label=titles[optimizer],
-        median=measured[optimizer]["refinement"]["median_slope"],
-        least=slopes.min(),
-        most=slopes.max(),
-        n=sum(data.sizes["context"] for data in by_model.values()),
+        measured[optimizer]["refinement"],
+        label=title,
+        least=min(found, default=np.nan),
+        most=max(found, default=np.nan),
+        n=len(found),
     )
 
 # %% [markdown]
@@ -397,12 +516,11 @@ for optimizer, by_model in largest.items():
 # alone, bit for bit. Its geometry cannot move at all. If $\Phi$ jumps even so, then embeddings that rearrange are not
 # what makes it jump.
 
-
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-lora-jumps",
-    """Order parameter over its bound under LoRA (Adam, rank 8, alpha 16, all linear layers but the
-        readout), at one hundred times the critical rate of full fine-tuning; rings mark jumps. One curve
+    f"""Order parameter over its bound under LoRA (Adam, rank 8, alpha 16, all linear layers but the
+        readout), at {lora_multiple:g} times the critical rate of full fine-tuning; rings mark jumps. One curve
         per context and seed of the LoRA initialisation. The readout matrix is compared with its initial
         value bit for bit at every step.""",
     alt="One panel per model: under LoRA many contexts leap, although the embeddings are frozen.",
@@ -410,26 +528,31 @@ nb.caption(
 
 # %%
 def fine_tune_lora(model, optimizer):
-    fitting, rates = jumps.with_critical_rate(nb.fitting_contexts(model), critical[optimizer, model.name])
+    found, seeds = critical[optimizer, model.name], tuple(lora_seeds)
+    fitting, rates = jumps.with_critical_rate(nb.fitting_contexts(model), found)
     recipe = Recipe(optimizer=optimizer, method="lora", steps=steps)
-    return nb.store.run(model, fitting, rates[:, None] * lora_multiple, recipe, seeds=tuple(lora_seeds))
+    rates = lora_multiple * rates[:, None]
+    return nb.store.run(model, fitting, rates, recipe, seeds=seeds)
 
 
 lora = Study.of(fine_tune_lora, loaded)
 lora_jumps = lora.map(jumps.find_jumps)
+frozen = {}
+for o in titles:
+    by_model = [list(study.sel(o).values()) for study in (lora, lora_jumps)]
+    frozen[o] = jumps.frozen_jumps(*by_model)
+
+# %% tags=["hide-input"]
 nb.figure(
-    lora_jump_panels(lora.sel("adam"), lora_jumps.sel("adam"), colours),
+    jump_panels(lora.sel("adam"), lora_jumps.sel("adam"), colours),
     "fig-lora-jumps",
     runs=lora.sel("adam"),
 )
-
-# %%
-frozen = {}
-for optimizer in titles:
-    found = frozen[optimizer] = jumps.frozen_jumps(
-        list(lora.sel(optimizer).values()), list(lora_jumps.sel(optimizer).values())
-    )
-    by_seed = {m: jumps.jumping_contexts(t, "seed", lora_seeds) for m, t in lora_jumps.sel(optimizer).items()}
+for optimizer, found in frozen.items():
+    by_seed = {
+        model: table.groupby("seed").context.nunique().reindex(lora_seeds, fill_value=0).tolist()
+        for model, table in lora_jumps.sel(optimizer).items()
+    }
     nb.record(
         "C6",
         {"sentences_with_frozen_jumps": len(found.sentences), "steps_with_changed_readout": found.changed_steps},
@@ -474,20 +597,18 @@ nb.caption(
 )
 
 # %%
-verdicts = {o: scoreboard.passed_tests(claims["C5"], measured[o]) for o in titles}
-board = scoreboard.scoreboard(
-    claims["C5"], {titles[o]: measured[o] for o in titles} | {"double well": control_measured}
-)
-nb.figure(
-    criteria_board(scoreboard.criteria_of(claims["C5"]), {titles[o]: measured[o] for o in titles}, control_measured),
-    "fig-tests",
-    runs=run_ids,
-    data=board,
-)
+claim = claims["C5"]
+of_jumps = {titles[o]: measured[o] for o in titles}
+verdicts = {o: scoreboard.passed_tests(claim, measured[o]) for o in titles}
+verdict_of_control = scoreboard.passed_tests(claim, control_measured)
+board = scoreboard.scoreboard(claim, of_jumps | {"double well": control_measured})
 
-# %%
+# %% tags=["hide-input"]
+nb.figure(
+    criteria_board(scoreboard.criteria_of(claim), of_jumps, control_measured), "fig-tests", runs=run_ids, data=board
+)
 for optimizer, passed in verdicts.items():
-    found = examined.sel(optimizer).values()
+    found = by_optimizer[optimizer]
     nb.record(
         "C5",
         sum(passed.values()),
@@ -504,8 +625,10 @@ words = board.assign(quantity=board.quantity.map(markup.with_symbols)).replace("
 nb.table(words, fold="All values, with the wording of the ledger", runs=run_ids)
 
 # %% tags=["hide-input"]
-of_control = scoreboard.passed_tests(claims["C5"], control_measured)
-for label, passed in {**{titles[o]: v for o, v in verdicts.items()}, "Double well (control)": of_control}.items():
+for label, passed in (
+    *((titles[o], passed) for o, passed in verdicts.items()),
+    ("Double well (control)", verdict_of_control),
+):
     outcomes = ", ".join(f"{test} {'passed' if ok else '**failed**'}" for test, ok in passed.items())
     nb.say("**{label}**: {outcomes}.", label=label, outcomes=outcomes)
 passed = verdicts["adam"]
@@ -517,7 +640,7 @@ nb.answer(
     what="They are not one." if all(passed.values()) else "Not every test says that they are none.",
     passed=sum(passed.values()),
     tests=len(passed),
-    of_control=sum(of_control.values()),
+    of_control=sum(verdict_of_control.values()),
     sentences=len(frozen["adam"].sentences),
     contexts=len(nb.contexts),
 )

@@ -64,7 +64,7 @@ from phantomlib.critical.scaling import architecture_numbers, kinematic_number
 from phantomlib.critical.search import critical_rates
 from phantombook.figures.critical import numbers_by_model
 from phantombook.figures.examination import criteria_board
-from phantombook.figures.jumps import lora_jump_panels, readout_shares
+from phantombook.figures.jumps import jump_panels, readout_shares
 from phantombook.figures.palette import REFERENCE, model_colours
 from phantombook.figures.silent_failure import failure_modes
 from phantombook.figures.style import WIDTH
@@ -588,7 +588,7 @@ nb.figure(
     data=every_jump,
 )
 nb.figure(
-    lora_jump_panels(frozen.sel("adam"), frozen_jumps.sel("adam"), colours),
+    jump_panels(frozen.sel("adam"), frozen_jumps.sel("adam"), colours),
     "fig-real-lora-jumps",
     runs=frozen,
 )

@@ -39,7 +39,7 @@ multiples: list[float] = [
     30.0,
 ]  # learning rates in units of the critical one of full fine-tuning
 
-# %%
+# %% tags=["hide-cell"]
 from phantombook import notebook
 from phantomlib.critical.search import critical_rates
 from phantombook.figures.explorer import page
@@ -47,7 +47,6 @@ from phantomlib.engine.recipe import Recipe
 from phantomlib.transition import jumps
 
 nb = notebook.start("20_explorer")
-methods = {"full, Adam": ("full", "adam"), "full, SGD": ("full", "sgd"), "LoRA, Adam": ("lora", "adam")}
 
 # %% [markdown]
 # The learning rate is given in units of the [critical one](../definitions.md#critical-learning-rate) of full
@@ -56,22 +55,33 @@ methods = {"full, Adam": ("full", "adam"), "full, SGD": ("full", "sgd"), "LoRA, 
 
 
 # %%
+methods = {
+    "full, Adam": ("full", "adam"),
+    "full, SGD": ("full", "sgd"),
+    "LoRA, Adam": ("lora", "adam"),
+}
+
+
 def fine_tune(model, method, optimizer):
-    found = critical_rates(nb.store, model, nb.fitting_contexts(model), Recipe(optimizer=optimizer, steps=steps))
-    fitting, rates = jumps.with_critical_rate(nb.fitting_contexts(model), found)
+    contexts = nb.fitting_contexts(model)
+    full = Recipe(optimizer=optimizer, steps=steps)
+    found = critical_rates(nb.store, model, contexts, full)
+    fitting, rates = jumps.with_critical_rate(contexts, found)
+    if not fitting:
+        return None
     recipe = Recipe(optimizer=optimizer, method=method, steps=steps)
-    seeds = (seed if method == "lora" else 0,)
-    return nb.store.run(model, fitting, rates[:, None] * multiples, recipe, seeds=seeds) if fitting else None
+    rates, seeds = rates[:, None] * multiples, (seed if method == "lora" else 0,)
+    return nb.store.run(model, fitting, rates, recipe, seeds=seeds)
 
 
-# %%
 runs = {}
 for model in map(nb.load, nb.models):
     found = {label: fine_tune(model, *how) for label, how in methods.items()}
-    if any(ds is not None for ds in found.values()):
-        runs[model.name] = {label: ds for label, ds in found.items() if ds is not None}
+    found = {label: ds for label, ds in found.items() if ds is not None}
+    if found:
+        runs[model.name] = found
 
-# %%
+# %% tags=["hide-input"]
 nb.say(
     "Each curve is one run of {steps} steps; from top to bottom: the cross-entropy of the correct token; the logit gap "
     "between the two words, with a line at zero, above which the correct word leads; signal, drag and their sum, the "

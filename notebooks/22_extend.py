@@ -56,8 +56,10 @@ def entropy(p, E, c, k):  # (R, V), (R, V, d), (R,), (R,) -> (R,)
 
 
 model = nb.load(nb.models[0])
-fitting, critical = contexts_with_rates(nb.store, model, nb.fitting_contexts(model), recipe)
-run = nb.store.run(model, fitting, critical[:, None] * multiples, recipe, extra={"entropy": entropy})
+candidates = nb.fitting_contexts(model)
+fitting, critical = contexts_with_rates(nb.store, model, candidates, recipe)
+rates = critical[:, None] * multiples
+run = nb.store.run(model, fitting, rates, recipe, extra={"entropy": entropy})
 run = run.assign_coords(rate=multiples)
 
 # %% [markdown]
@@ -75,10 +77,11 @@ nb.caption(
 
 # %%
 figure, axes = plt.subplots(figsize=(7.2, 3), layout="constrained")
-for rate, colour in zip(range(len(multiples)), sns.color_palette("viridis", len(multiples)), strict=True):
-    one = run.entropy.isel(rate=rate, seed=0)
-    axes.plot(run.step, one.mean("context"), color=colour, label=f"{multiples[rate]:g}")
-    axes.fill_between(run.step, one.min("context"), one.max("context"), color=colour, alpha=0.15, linewidth=0)
+for multiple, colour in zip(multiples, sns.color_palette("viridis", len(multiples))):
+    one = run.entropy.sel(rate=multiple).isel(seed=0)
+    low, high = one.min("context"), one.max("context")
+    axes.plot(run.step, one.mean("context"), color=colour, label=f"{multiple:g}")
+    axes.fill_between(run.step, low, high, color=colour, alpha=0.15, linewidth=0)
 axes.set(xlabel="step", ylabel="entropy (nat)", title="Undecidedness")
 axes.legend(title="learning rate /\npredicted critical", fontsize="small")
 nb.figure(
@@ -127,7 +130,7 @@ mine = []
 for context in loaded:
     try:
         found = resolve(context, model.tokenizer)
-        check_contexts(model, [found])  # the model must prefer the competitor before training
+        check_contexts(model, [found])  # the model must prefer the competitor
         mine.append(found)
     except ContextError as error:
         print(error)
@@ -172,7 +175,8 @@ with TemporaryDirectory() as folder:
     ledger = Path(folder) / "my_claims.yaml"
     ledger.write_text(my_claim)
     share = float((run.entropy.isel(step=-1) < run.entropy.isel(step=0)).mean())
-    nb.record("X1", share, optimizer="adam", n={"contexts": run.sizes["context"]}, runs=run, ledger=ledger)
+    sample = {"contexts": run.sizes["context"]}
+    nb.record("X1", share, optimizer="adam", n=sample, runs=run, ledger=ledger)
     [claim] = claims.load_claims(ledger)
 
 verdict = claims.judge(claim, nb.store, nb.source)
@@ -191,15 +195,18 @@ import xarray as xr
 
 [path] = nb.store.root.glob(f"*-{run.attrs['run_id']}.nc")
 with xr.open_dataset(path) as opened:
-    table = opened.drop_dims([d for d in ("snapshot", "component") if d in opened.dims]).to_dataframe().reset_index()
+    at_snapshots = {"snapshot", "component"} & set(opened.dims)
+    table = opened.drop_dims(at_snapshots).to_dataframe().reset_index()
 
 with TemporaryDirectory() as folder:
     table.to_parquet(f"{folder}/run.parquet")
     table.to_csv(f"{folder}/run.csv", index=False)
     same = pd.read_parquet(f"{folder}/run.parquet").equals(table)
 
-print(f"{path.name}: {len(table)} rows, {len(table.columns)} columns; parquet gives the same table: {same}")
-table[["context", "learning_rate", "step", "cross_entropy", "logit_gap", "phi", "entropy"]].head()
+print(f"{path.name}: {len(table)} rows, {len(table.columns)} columns.")
+print(f"Parquet gives the same table: {same}.")
+columns = ["context", "learning_rate", "step", "cross_entropy", "logit_gap", "entropy"]
+table[columns].head()
 
 # %% tags=["hide-input"]
 nb.answer(

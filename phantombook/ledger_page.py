@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from phantombook.ledger.claims import NOT_REPRODUCED, REPRODUCED, Claim, Criterion, Verdict
-from phantombook.markup import with_symbols
+from phantombook.markup import in_words, with_symbols
 from phantombook.project import find_root, notebooks
 
 LABELS = {"adam": "Adam", "sgd": "SGD"}
@@ -84,11 +84,11 @@ def headline(pairs: list[Pair], contexts: int, real: Sequence[Pair] = ()) -> str
     sentences = []
     if found := values.get(("C1", "adam")):
         silent = int(found["fewest_silent_contexts"])
-        how_many = f"all {contexts}" if silent == contexts else f"at least {silent} of {contexts}"
+        how_many = "all" if silent == contexts else f"at least {in_words(silent)} of"
         sentences += [
-            f"On every architecture, {how_many} sentences fail silently at "
-            "one or more learning rates from a tenth to 1.5 times the one they are predicted to need: the loss falls at "
-            "every step, and the word never comes first."
+            f"On every architecture, {how_many} {in_words(contexts)} sentences fail silently at one or more learning "
+            f"rates from {_from_chapter_02('least_multiple')} to {_from_chapter_02('largest_multiple')} times the one "
+            "they are predicted to need: the loss falls at every step, and the word never comes first."
         ]
     if (adam := values.get(("C10", "adam"))) and (sgd := values.get(("C10", "sgd"))):
         sentences += [
@@ -109,6 +109,11 @@ def headline(pairs: list[Pair], contexts: int, real: Sequence[Pair] = ()) -> str
             f"{found['coefficient_of_variation']:.1%} (coefficient of variation, Adam)."
         ]
     return " ".join(sentences) or "The runs behind this book do not suffice for a summary."
+
+
+def _from_chapter_02(number: str) -> str:
+    """A number as the chapter names it, for a page in the folder ``book``."""
+    return f"{{glue:text}}`generated/02_silent_failure.ipynb::{number}:g`"
 
 
 def _name(claim: Claim) -> str:

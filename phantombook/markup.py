@@ -27,6 +27,12 @@ def fill(template: str, **values) -> str:
     return _Words().format(template, **values) if values else template
 
 
+def in_words(number: int) -> str:
+    """A whole number as a sentence writes it: up to twelve as a word."""
+    words = "none one two three four five six seven eight nine ten eleven twelve".split()  # noqa: SIM905
+    return words[number] if number < len(words) else str(number)
+
+
 SYMBOLS = {  # as the plain text of the ledger writes them, the longer ones first
     "t* ~ (eta/eta_c - 1)^-nu for eta/eta_c": r"$t^* \sim (\eta/\eta_c - 1)^{-\nu}$ for $\eta/\eta_c$",
     "rho times (Pi_c - Pi_k)": r"$\rho$ times $(\Pi_c - \Pi_k)$",

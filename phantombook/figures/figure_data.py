@@ -31,15 +31,10 @@ def drawn(figure: Figure) -> pd.DataFrame:
 def _parts(axes: Axes):
     """``(kind, series, x, y, value)`` of everything drawn in a panel."""
     for line in axes.lines:
-        yield (
-            "line",
-            _series(line, to_hex(line.get_color())),
-            line.get_xdata(orig=False),
-            line.get_ydata(orig=False),
-            np.nan,
-        )
+        yield "line", _series(line, to_hex(line.get_color())), *line.get_data(orig=False), np.nan
     for collection in axes.collections:
-        series, values = _series(collection, ""), collection.get_array()
+        values, faces = collection.get_array(), np.asarray(collection.get_facecolor())
+        series = _series(collection, to_hex(faces[0]) if values is None and len(faces) else "")
         if isinstance(collection, PathCollection):
             x, y = np.ma.getdata(collection.get_offsets()).T
             yield "points", series, x, y, np.nan if values is None else np.ma.getdata(values)
@@ -50,11 +45,9 @@ def _parts(axes: Axes):
             yield _cells(axes, np.ma.getdata(values).reshape(np.shape(collection.get_coordinates())[0] - 1, -1))
     for container in axes.containers:
         if isinstance(container, BarContainer):
-            boxes = [patch.get_bbox() for patch in container]
-            if container.orientation == "horizontal":
-                yield "bars", _series(container, ""), [b.x1 for b in boxes], [(b.y0 + b.y1) / 2 for b in boxes], np.nan
-            else:
-                yield "bars", _series(container, ""), [(b.x0 + b.x1) / 2 for b in boxes], [b.y1 for b in boxes], np.nan
+            x0, y0, x1, y1 = np.reshape([patch.get_bbox().extents for patch in container], (-1, 4)).T
+            ends = (x1, (y0 + y1) / 2) if container.orientation == "horizontal" else ((x0 + x1) / 2, y1)
+            yield "bars", _series(container, ""), *ends, np.nan
     for image in axes.images:
         yield _cells(axes, np.ma.getdata(np.ma.asarray(image.get_array())))
 

@@ -11,7 +11,9 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from scipy.stats import gmean
 
 LINE = {"full": "-", "lora": "--"}
 WIDTH = 7.2  # inches: the width of the text column
@@ -87,3 +89,31 @@ def _plain(value: float, _) -> str:
     exponent = math.floor(math.log10(value) + 1e-9)
     factor = f"{value / 10**exponent:g}"
     return f"$10^{{{exponent}}}$" if factor == "1" else rf"${factor}\!\cdot\!10^{{{exponent}}}$"
+
+
+def dots_and_means(axes: Axes, table, y: str, *, x: str, hue: str, colours: dict, mean=gmean) -> None:
+    """A dot for every row of a table, and a black bar at the mean of every group.
+
+    Args:
+        table: tidy; rows whose ``y`` is undefined (nan) are left out.
+        y: column of what is drawn.
+        x: column that gives each dot its place on the axis, in the order of the table (or of its categories).
+        hue: column whose values stand side by side within a place; the same as ``x`` if there is one at each.
+        colours: by ``hue``, in the order in which they stand.
+        mean: of a group: the geometric mean, which needs positive values, or for example ``np.median``.
+    """
+    shown = table.dropna(subset=[y])
+    means = shown.groupby([x] if x == hue else [x, hue], sort=False, observed=True, as_index=False)[y].agg(mean)
+    place = {
+        "x": x, "y": y, "hue": hue, "hue_order": [name for name in colours if name in set(shown[hue])],
+        "dodge": x != hue, "jitter": False, "legend": False, "ax": axes,
+    }  # fmt: skip
+    sns.stripplot(shown, **place, palette=colours, size=3, alpha=0.8)
+    sns.stripplot(means, **place, palette=dict.fromkeys(colours, "black"), size=9, marker="_", linewidth=1.6)
+    axes.set(xlabel="", ylabel="")
+
+
+def legend_above(figure: Figure, colours: dict) -> None:
+    """A legend above all panels: a dot in its colour for every name."""
+    dots = [Line2D([], [], marker="o", linestyle="", color=colour, label=name) for name, colour in colours.items()]
+    figure.legend(handles=dots, loc="outside upper center", ncols=len(dots), fontsize="small")

@@ -1,5 +1,7 @@
 """The ledger's table and list: one row for each criterion, and what came out on real models beside each claim; what was changed."""
 
+import re
+
 import pytest
 from typer.testing import CliRunner
 
@@ -8,6 +10,7 @@ from phantombook.cli import app
 from phantombook.ledger import claims
 from phantombook.ledger.claims import NOT_REPRODUCED, NOT_TESTED, REPRODUCED, Verdict, load_claims
 from phantombook.ledger.measurements import Measurement
+from phantombook.project import find_root
 
 CLAIMS = {claim.id: claim for claim in load_claims()}
 
@@ -39,6 +42,16 @@ def test_the_short_list_marks_both():
     [line] = ledger_page.miniature([pair("C8", REPRODUCED, 0.02)], [pair("R8", NOT_REPRODUCED, 0.2)]).split("\n")
     assert line.count('class="verdict') == 2 and "✓ reproduced" in line and "✗ not reproduced" in line
     assert "(#fig-real-numbers)" in line and "(under SGD: not tested)" in line
+
+
+def test_the_first_page_says_how_many_fail_and_takes_the_range_of_rates_from_its_chapter():
+    told = ledger_page.headline([pair("C1", REPRODUCED, 10)], 10)
+    glued = re.findall(r"\{glue:text\}`generated/(\w+)\.ipynb::(\w+):g`", told)
+    assert glued == [("02_silent_failure", "least_multiple"), ("02_silent_failure", "largest_multiple")]
+    assert told.startswith("On every architecture, all ten sentences fail silently at one or more learning rates from ")
+    assert "at least five of ten sentences" in ledger_page.headline([pair("C1", REPRODUCED, 5)], 10)
+    chapter = (find_root() / "notebooks/02_silent_failure.py").read_text(encoding="utf-8")
+    assert all(f'nb.glue("{name}", ' in chapter for _, name in glued) and "1.5" not in told
 
 
 def test_what_was_changed_reads_as_sentences():

@@ -92,7 +92,7 @@ def test_only_those_who_draw_reach_the_colours():
     start = "from phantombook import notebook\nnb = notebook.start('x')"
     assert {"phantomlib.engine.finetune", "phantombook.figures.style"} <= reached(start)
     assert not {"phantombook.figures.palette", "phantombook.ledger.claims"} & reached(start)
-    assert "phantombook.figures.palette" in reached(start + "\nfrom phantombook.figures.jumps import jump_trajectories")
+    assert "phantombook.figures.palette" in reached(start + "\nfrom phantombook.figures.jumps import jump_panels")
 
 
 def test_a_colour_makes_stale_what_draws_with_it(package):

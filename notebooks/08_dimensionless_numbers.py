@@ -503,7 +503,7 @@ nb.answer(
 # A kinematic number near 1 with a small spread says that overtaking is a matter of kinematics: a first velocity, a
 # distance and a budget, all known before training. The rest is bending, and the ladder shows that the bending too is
 # written in the untrained model: on the zoo every further derivative takes the error down. On real models, whose
-# paths bend more, the third can make it worse ([chapter 13](13_at_the_papers_size.ipynb)).
+# paths bend more, the third can make it worse ([chapter 13](13_real_blind.ipynb)).
 #
 # The bulk is another matter. A class that splits the architectures cleanly would still be of no use if all of them
 # have the same outcome under LoRA. [The ledger](00_ledger.ipynb) judges both parts by the thresholds that were set

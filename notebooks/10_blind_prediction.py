@@ -299,7 +299,7 @@ for optimizer, rows in chosen.groupby("optimizer", sort=False):
 # only a sweep can tell: a few derivatives of the untouched model give it. The prediction is not cheap, though. Its
 # derivatives cost about as much as two or three runs of the search that finds the rate by brute force. What it
 # shows is that on these models nothing that matters for the overtaking is created on the way; it is all there at
-# step 0. How far that holds for real models is the subject of [chapter 13](13_at_the_papers_size.ipynb).
+# step 0. How far that holds for real models is the subject of [chapter 13](13_real_blind.ipynb).
 #
 # ## What could be wrong
 #

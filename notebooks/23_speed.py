@@ -268,7 +268,7 @@ if {"recording", "throughput"} <= measured.keys():
 # ## At the paper's size
 #
 # Two models with random weights, of the sizes and vocabularies of the two real models in
-# [chapter 13](13_at_the_papers_size.ipynb). Whole runs on one core, copying the model included; under Adam the loops
+# [chapter 13](13_real_blind.ipynb). Whole runs on one core, copying the model included; under Adam the loops
 # use torch's fused optimiser. The engine records everything in all rows. A search makes runs of 30 steps unless told
 # otherwise, and the longer a run, the less its set-up counts.
 

@@ -159,8 +159,8 @@ def measure(model, optimizer):
 last = zoo[-1]  # predicted before it is measured, as in chapter 10
 if not (blind.runs_of(nb.store, last) or blind.searches_of(nb.store, last)):
     for o, recipe in recipes.items():
-        others = zoo_results(o, zoo[:-1])
-        blind.predict_held_out(nb.store, last, nb.fitting_contexts(last), recipe, others)
+        others, fitting = zoo_results(o, zoo[:-1]), nb.fitting_contexts(last)
+        blind.predict_held_out(nb.store, last, fitting, recipe, others)
 here = {o: zoo_results(o, zoo) for o in labels}
 fitted = {
     o: published_runs.table(nb.store, f"zoo-{o}-{steps}-steps", here[o], published)
@@ -333,7 +333,7 @@ else:
 
 # %%
 def last_rungs(model, optimizer):
-    """How far the last two rungs of the ladder are apart, as a share, for each context."""
+    """How far the last two rungs are apart, as a share, for each context."""
     ladder = predictors.predict_critical_rates(
         nb.store, model, fits[model.name], recipes[optimizer]
     )
@@ -392,7 +392,7 @@ nb.say(
 
 # %%
 of_zoo = pd.concat([here[o].assign(optimizer=o) for o in labels], ignore_index=True)
-of_zoo["number"] = of_zoo.measured / of_zoo.velocity  # this predictor is the rate for N = 1
+of_zoo["number"] = of_zoo.measured / of_zoo.velocity  # predicted with N = 1
 numbers = pd.concat([of_zoo, comparison], ignore_index=True)[[*same, "number"]]
 summaries = pd.concat(
     architecture_numbers(rows, seed=nb.seed).assign(optimizer=optimizer)

@@ -166,7 +166,8 @@ for optimizer in followed_under:
         "residual_float32": max(largest_residual(ds) for ds in runs.values()),
     }
     values["R3", optimizer] = {
-        f"{kind}_failures": int(kinds.get(kind, 0)) for kind in ("kinematic", "structural")
+        f"{kind}_failures": int(kinds.get(kind, 0))
+        for kind in ("kinematic", "structural")
     }
 
 # %% tags=["hide-input"]

@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   phantom:
-#     after: ["08", "13", "14"]
+#     after: ["09", "13", "14"]
 #   jupytext:
 #     formats: py:percent
 #     text_representation:
@@ -52,7 +52,7 @@ import pandas as pd
 from scipy.stats import gmean
 
 from phantombook import notebook
-from phantombook.figures.jumps import lora_jump_panels
+from phantombook.figures.jumps import jump_panels
 from phantombook.figures.palette import REFERENCE, model_colours
 from phantombook.figures.style import WIDTH
 from phantombook.ledger.claims import load_claims
@@ -121,6 +121,11 @@ frozen = Study.of(fine_tune_lora, subjects, ("adam",))
 frozen_jumps = frozen.map(jumps.find_jumps)
 still = frozen_readout.frozen_jumps([*frozen.values()], [*frozen_jumps.values()])
 jumping = frozen_jumps.map(lambda table: table.context.nunique()).sel("adam")
+values = {}  # by claim, what the ledger asks for
+values["R6"] = {
+    "sentences_with_frozen_jumps": sum(jumping.values()),
+    "steps_with_changed_readout": still.changed_steps,
+}
 
 # %% tags=["remove-cell"]
 nb.caption(
@@ -135,11 +140,10 @@ nb.caption(
 # %% tags=["hide-input"]
 colours = model_colours([*zoo, *subjects])
 nb.figure(
-    lora_jump_panels(frozen.sel("adam"), frozen_jumps.sel("adam"), colours),
+    jump_panels(frozen.sel("adam"), frozen_jumps.sel("adam"), colours),
     "fig-real-lora-jumps",
     runs=frozen,
 )
-values = {"R6": {"sentences_with_frozen_jumps": sum(jumping.values()), "steps_with_changed_readout": still.changed_steps}}
 nb.record(
     "R6",
     values["R6"],
@@ -166,7 +170,7 @@ nb.say(
 
 # %%
 def lora_against_full(model, fitting, full_rates):
-    """A row for every context: LoRA's critical rate and number, and the rate of full fine-tuning."""
+    """A row for every context: LoRA's rate and number, and full fine-tuning's rate."""
     ds = critical_rates(
         nb.store, model, fitting, lora, tolerance=tolerance, seeds=(nb.seed,)
     )
@@ -244,9 +248,11 @@ nb.say(
 
 # %%
 both = pd.concat([in_zoo, on_real], ignore_index=True)
+# LoRA's critical rate over that of full fine-tuning, geometric mean of each model
 factor = (both.critical_rate / both.full).groupby(both.model, sort=False)
-factor = factor.agg(gmean, nan_policy="omit")  # LoRA's critical rate over that of full fine-tuning
-of_the_zoo, of_the_real = factor[[z.name for z in zoo]], factor[[m.name for m in subjects]]
+factor = factor.agg(gmean, nan_policy="omit")
+of_the_zoo = factor[[z.name for z in zoo]]
+of_the_real = factor[[m.name for m in subjects]]
 
 # %% tags=["hide-input"]
 nb.say(
@@ -275,7 +281,7 @@ nb.say(
 
 # %%
 def rehearse(model, ds):
-    """A row for every context of a search: its critical rate, and the interval of a rehearsal."""
+    """A row for every context of a search: its rate, and a rehearsal's interval."""
     fitting = [context for context in fits[model.name] if context.id in ds.context]
     optimizer, method = ds.attrs["optimizer"], ds.attrs["method"]
     recipe = Recipe(optimizer=optimizer, method=method, steps=steps)

@@ -218,7 +218,7 @@ comparison["error"] = comparison.predicted / comparison.critical_rate - 1
 by_model = comparison.groupby(["optimizer", "model"], sort=False)
 blind_table = pd.DataFrame(
     {
-        "n": by_model.critical_rate.count(),
+        "contexts": by_model.critical_rate.count(),
         "predicted": by_model.predicted.agg(mean),
         "measured": by_model.critical_rate.agg(mean),
         "median": by_model.error.agg(lambda e: e.abs().median()),
@@ -267,7 +267,7 @@ for optimizer, label in labels.items():
         "R10",
         errors[optimizer],
         optimizer=optimizer,
-        n={"architectures": len(subjects), "contexts": int(rows.n.min())},
+        n={"architectures": len(subjects), "contexts": int(rows.contexts.min())},
         runs=[critical.sel(optimizer), fitted[optimizer].attrs["run_ids"] if not published else None],
         detail={"by model": rows.drop(columns=["low", "high", "inside"]).to_dict("index")},
     )
@@ -275,7 +275,7 @@ for optimizer, label in labels.items():
         nb.say(
             "**{label}, {model}**: predicted {predicted:.3e}, measured {measured:.3e}: an error of {error:+.2%}, "
             "{where} the predicted interval. Over the single contexts the median error is {median:.2%}, the "
-            "largest {largest:.2%} (n = {n}).",
+            "largest {largest:.2%} (n = {contexts}).",
             row,
             label=label,
             model=model,
@@ -467,7 +467,7 @@ nb.answer(
     most=max(m.n_parameters for m in subjects) / 1e6,
     adam=" and ".join(f"{value:.1%}" for value in adam),
     sgd=" and ".join(f"{value:.1%}" for value in sgd),
-    n=" and ".join(str(n) for n in blind_table.n["adam"]),
+    n=" and ".join(str(n) for n in blind_table.contexts["adam"]),
     asked=reported,
     blind="meets" if met["R10"] else "does not meet",
     number="does" if met["R8"] else "does not",

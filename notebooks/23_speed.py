@@ -175,7 +175,7 @@ if {"throughput", "chunks"} <= measured.keys():
 
 # %% tags=["hide-input"]
 def lines(axes, table, x, y, named=(), band=()):
-    """A line for each model and optimiser, Adam solid and SGD dotted; models already ``named`` are in another legend."""
+    """A line for each model and optimiser, Adam solid and SGD dotted; ``named`` models are in another legend."""
     for (model, optimizer), rows in table.groupby(["model", "optimizer"], sort=False):
         label = model if optimizer == "adam" and model not in named else None
         style = {"color": shades[model], "label": label}

@@ -88,7 +88,7 @@ nb.answer(
 # %% [markdown]
 # ## On real models
 #
-# These claims are about [two real models](13_at_the_papers_size.ipynb), of the size that we take the paper to have
+# These claims are about [two real models](13_real_blind.ipynb), of the size that we take the paper to have
 # studied. They have their own samples, declared before the runs. R1 to R7 ask the paper's again. R8 and R10 sharpen C8
 # and C10, and R9 stands beside C9 but asks something else: not whether LoRA suffices, but whether its critical rate
 # follows from step 0.

@@ -34,17 +34,21 @@ steps: int = 20  # optimiser steps of each run
 numbers: list[float] = [0.1, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0]  # kinematic numbers
 
 # %% tags=["hide-cell"]
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from scipy.stats import gmean
 
 from phantombook import notebook
+from phantombook.figures.palette import REFERENCE
+from phantombook.figures.style import WIDTH, log_ticks
 from phantomlib.critical import search
 from phantomlib.critical.scaling import kinematic_number
 from phantomlib.critical.step_zero import velocity
-from phantombook.figures.silent_failure import phase_diagram
-from phantomlib.models.language_model import short_name
 from phantomlib.engine.recipe import Recipe
 from phantomlib.models import zoo_models
+from phantomlib.models.language_model import short_name
 
 nb = notebook.start("12_phase_diagram")
 recipe = Recipe(steps=steps)
@@ -66,14 +70,17 @@ def find_critical(ref):
 
 def critical_number(ds):
     """Of one model: the geometric mean over its contexts."""
-    return float(np.exp(np.nanmean(np.log(kinematic_number(ds.critical_rate, steps, ds.velocity, ds.gap)))))
+    number = kinematic_number(ds.critical_rate, steps, ds.velocity, ds.gap)
+    return float(np.exp(np.nanmean(np.log(number))))
 
 
 # %%
 fitted = [find_critical(ref) for ref in nb.models]
 per_model = [critical_number(ds) for ds in fitted]
-boundary = float(np.exp(np.mean(np.log(per_model))))
+boundary = float(gmean(per_model))
 band = (min(per_model), max(per_model))
+
+# %% tags=["hide-input"]
 nb.say(
     "From {models} models: $N_c$ = {boundary:.3f}, between {low:.3f} and {high:.3f} over the models "
     "(geometric means over the contexts).",
@@ -93,43 +100,50 @@ nb.say(
 # at learning rates that correspond to given kinematic numbers.
 
 # %%
-nb.say(
-    "Charted here: {charted}. The boundary comes from {others}.",
-    charted=", ".join(short_name(ref) for ref in charted),
-    others=", ".join(short_name(ref) for ref in models),
-)
-
-
-# %%
 def chart(ref):
     """The runs of one model at the given kinematic numbers."""
     model = nb.load(ref)
     fitting = nb.fitting_contexts(model)
     first = velocity(model, fitting, recipe)
-    usable = (first.velocity > 0).numpy()  # elsewhere the kinematic number is undefined
-    if not usable.all():
-        nb.say(
-            f"{model.name}: {(~usable).sum()} contexts start by moving away from the correct token; their kinematic "
-            "number is undefined and they are not charted."
-        )
-    one = kinematic_number(1.0, steps, first.velocity.numpy()[usable], first.gap.numpy()[usable])  # at learning rate 1
-    return nb.store.run(model, [c for c, use in zip(fitting, usable) if use], np.outer(1 / one, numbers), recipe)
+    usable = (first.velocity > 0).numpy()  # elsewhere the number is undefined
+    v_0, gap = first.velocity.numpy()[usable], first.gap.numpy()[usable]
+    one = kinematic_number(1.0, steps, v_0, gap)  # at learning rate 1
+    chosen = [context for context, use in zip(fitting, usable) if use]
+    uncharted[model.name] = len(fitting) - len(chosen)
+    return nb.store.run(model, chosen, np.outer(1 / one, numbers), recipe)
 
 
+uncharted = {}  # contexts that have no kinematic number, by model
 runs = {ref: chart(ref) for ref in charted}
+
+# %% tags=["hide-input"]
+nb.say(
+    "Charted here: {charted}. The boundary comes from {others}.",
+    charted=", ".join(short_name(ref) for ref in charted),
+    others=", ".join(short_name(ref) for ref in models),
+)
+for name, count in uncharted.items():
+    if count:
+        nb.say(
+            "{name}: {count} contexts start by moving away from the correct token; their kinematic number is undefined "
+            "and they are not charted.",
+            name=name,
+            count=count,
+        )
 
 
 # %%
 def outcomes(ref, ds):
     """A row for every run: where it lies, and how it ended."""
     name = ref.removeprefix("zoo:")
-    planted = zoo_models.report(name)["interchangeability"] if ref.startswith("zoo:") else {}
+    of_zoo = ref.startswith("zoo:")
+    planted = zoo_models.report(name)["interchangeability"] if of_zoo else {}
     start, end = (ds.isel(step=step, seed=0, drop=True) for step in (0, -1))
     table = (
         ds[[]]
         .assign(
             overlap=start.overlap,
-            order=end.phi / np.sqrt(1 - end.overlap**2),  # the order parameter over its bound
+            order=end.phi / np.sqrt(1 - end.overlap**2),  # Φ over its bound
             rank=end.rank_correct,
             overtakes=(ds.logit_gap > 0).any("step").isel(seed=0, drop=True),
         )
@@ -137,11 +151,15 @@ def outcomes(ref, ds):
         .reset_index()
     )
     number = np.array(numbers)[table.groupby("context", sort=False).cumcount()]
-    return table.assign(model=name, number=number, interchangeability=table.context.map(planted))
+    planted_here = table.context.map(planted)
+    columns = {"model": name, "number": number, "interchangeability": planted_here}
+    return table.assign(**columns)
 
 
 points = pd.concat([outcomes(ref, ds) for ref, ds in runs.items()], ignore_index=True)
 pairs = points.drop_duplicates(["model", "context"])
+
+# %% tags=["remove-cell"]
 span = f"{band[0]:.3f} to {band[1]:.3f}"
 thin = np.log(band[1] / band[0]) < 0.01 * np.log(max(numbers) / min(numbers))  # of the height of the panel
 nb.caption(
@@ -156,12 +174,28 @@ nb.caption(
         {"thinner than the line" if thin else "the grey band"}.""",
     alt="Two scatter plots over overlap and kinematic number; the outcome changes near the predicted horizontal line.",
 )
-nb.figure(
-    phase_diagram(points, boundary, band),
-    "fig-phase",
-    runs=[runs, fitted],
-    data=points,
-)
+
+# %% tags=["hide-input"]
+figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 3.4), sharex=True, sharey=True, layout="constrained")
+for axes in panels:  # the boundary, predicted before; then the points
+    axes.axhspan(*band, color="#DDDDDD", zorder=0)
+    axes.axhline(boundary, color=REFERENCE, zorder=1)
+    axes.set(yscale="log", xlabel="overlap $g_{ck}$ at step 0")
+above = {"location": "top", "shrink": 0.9}
+place = {"x": points.overlap, "y": points.number, "s": 16, "linewidths": 0, "zorder": 2}
+near_zero = mpl.colors.SymLogNorm(0.05, vmin=-1, vmax=1)  # most runs end there, and their sign matters
+dots = panels[0].scatter(c=points.order, cmap="coolwarm", norm=near_zero, **place)
+scale = figure.colorbar(dots, ax=panels[0], label=r"final $\Phi\,/\sqrt{1-g_{ck}^2}$", **above)
+scale.set_ticks([-1, -0.2, 0, 0.2, 1], labels=["−1", "−0.2", "0", "0.2", "1"])
+ranked = mpl.colors.LogNorm(1, 10, clip=True)
+dots = panels[1].scatter(c=points["rank"], cmap="viridis_r", norm=ranked, **place)
+ranks = figure.colorbar(dots, ax=panels[1], label="final rank of the correct token", **above)
+ranks.set_ticks([1, 2, 5, 10], labels=["1", "2", "5", "10+"])
+for bar in (scale, ranks):
+    bar.ax.minorticks_off()
+log_ticks(panels[0].yaxis)  # shared
+panels[0].set_ylabel("kinematic number $N$ of the run")
+nb.figure(figure, "fig-phase", runs=[runs, fitted], data=points)
 
 # %% [markdown]
 # ## How sharp is the boundary?
@@ -173,20 +207,23 @@ nb.figure(
 points["right"] = (points.number > boundary) == points.overtakes
 edges = [0, 0.1, 0.25, 0.5, np.inf]  # of the distance in logarithms
 factors = [f"{np.exp(edge):.2f}" for edge in edges[1:-1]]
-labels = [
-    f"below {factors[0]}",
-    *(f"{low} to {high}" for low, high in zip(factors, factors[1:], strict=False)),
-    f"above {factors[-1]}",
-]
-points["distance"] = pd.cut(np.log(points.number / boundary).abs(), edges, labels=labels)
-right = points.groupby("distance", observed=True).right.agg(["sum", "count", "mean"]).reset_index()
-right["sum"] = [f"{hits} of {all_}" for hits, all_ in zip(right["sum"], right["count"], strict=True)]
-right = right.drop(columns="count")
-right.columns = ["factor between $N$ and the boundary", "runs as predicted", "share"]
-nb.table(right, runs=runs)
+between = [f"{low} to {high}" for low, high in zip(factors, factors[1:])]
+labels = [f"below {factors[0]}", *between, f"above {factors[-1]}"]
+distance = np.log(points.number / boundary).abs()
+points["distance"] = pd.cut(distance, edges, labels=labels)
+right = points.groupby("distance", observed=True).right.agg(["sum", "count", "mean"])
+planted = pairs[["interchangeability", "overlap"]]
+correlation = planted.corr(method="spearman").iloc[0, 1]
 
-# %%
-correlation = pairs[["interchangeability", "overlap"]].corr(method="spearman").iloc[0, 1]
+# %% tags=["hide-input"]
+table = pd.DataFrame(
+    {
+        "factor between $N$ and the boundary": right.index.astype(str),
+        "runs as predicted": [f"{row['sum']:.0f} of {row['count']:.0f}" for _, row in right.iterrows()],
+        "share": right["mean"].to_numpy(),
+    }
+)
+nb.table(table, runs=runs)
 nb.say(
     "Over the charted pairs the planted interchangeability and the overlap have a rank correlation of "
     "{correlation:.2f} (n = {n}): the {what}.",
@@ -222,18 +259,22 @@ LARGE = 0.95  # overlap from which on two words are almost the same direction
 
 
 def crossing(rows):
-    """Of one pair: where it starts to overtake, as a kinematic number and as a learning rate; undefined outside."""
+    """Of one pair: where it starts to overtake, as a number and as a learning rate."""
     first = rows.number[rows.overtakes].min()
     number = np.sqrt(first * rows.number[rows.number < first].max())
-    return pd.Series({
-        "overlap": rows.overlap.iloc[0],
-        "number": number,
-        "rate": number * (rows.learning_rate / rows.number).iloc[0],
-    })  # fmt: skip
+    rate = number * (rows.learning_rate / rows.number).iloc[0]
+    overlap = rows.overlap.iloc[0]
+    return pd.Series({"overlap": overlap, "number": number, "rate": rate})
 
 
-crossed = pd.DataFrame([crossing(rows) for _, rows in points.groupby(["model", "context"], sort=False)]).dropna()
-flat = crossed.overlap.corr(crossed.number, method="spearman") if len(crossed) > 2 else np.nan
+by_pair = points.groupby(["model", "context"], sort=False)
+crossed = pd.DataFrame([crossing(rows) for _, rows in by_pair]).dropna()
+extreme, others = crossed[crossed.overlap > LARGE], crossed[crossed.overlap <= LARGE]
+flat = np.nan  # rank correlation of the number with the overlap
+if len(crossed) > 2:
+    flat = crossed.overlap.corr(crossed.number, method="spearman")
+
+# %% tags=["hide-input"]
 nb.say(
     {
         "falls": "The boundary is not quite flat: the number at which a pair overtakes falls with its overlap (rank "
@@ -247,14 +288,13 @@ nb.say(
     flat=flat,
     n=len(crossed),
 )
-extreme, others = crossed[crossed.overlap > LARGE], crossed[crossed.overlap <= LARGE]
 if len(extreme) and len(others) > 2:
     nb.say(
         "Where the overlap exceeds {large} ({n} of the pairs), that number is {mean:.2f} (geometric mean), elsewhere "
         "between {low:.2f} and {high:.2f}.",
         large=LARGE,
         n=len(extreme),
-        mean=float(np.exp(np.log(extreme.number).mean())),
+        mean=gmean(extreme.number),
         low=others.number.min(),
         high=others.number.max(),
     )

@@ -38,26 +38,34 @@ held_out_sentences: int = 64  # sentences on which collateral is measured
 tolerance: float = 0.005  # relative width of the bracket around a critical learning rate
 
 # %% tags=["hide-cell"]
-import numpy as np
+import re
+
 import pandas as pd
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+from scipy.stats import gmean
 
 from phantombook import notebook
-from phantomlib.critical.rehearsal import estimate_critical_rate
+from phantombook.figures.palette import REFERENCE, model_colours
+from phantombook.figures.style import dots_and_means, legend_above, small_multiples
+from phantombook.ledger.claims import load_claims
 from phantomlib.critical.collateral import collateral
 from phantomlib.critical.scaling import architecture_numbers, coefficient_of_variation, kinematic_number
+from phantomlib.critical.rehearsal import estimate_critical_rate
 from phantomlib.critical.search import critical_rates
-from phantomlib.errors import ParameterError
-from phantombook.figures.cure import METHODS, numbers_by_loss, ratios_by_loss
-from phantombook.figures.palette import model_colours
 from phantomlib.engine.recipe import Recipe
+from phantomlib.errors import ParameterError
 from zoo.language import join_words
 from zoo.recipe import RECIPES, validation
 
 nb = notebook.start("18_cure")
 if "margin" not in losses:
     raise ParameterError(f"losses is {losses}; it must hold 'margin', which the ledger's claims are about.")
+METHODS = {"full": "full fine-tuning", "lora": "LoRA"}
 loaded = [nb.load(ref) for ref in nb.models]
 colours = model_colours(loaded)
+claims = {claim.id: claim for claim in load_claims()}
+of_O1, of_O2 = claims["O1"].criteria[0], {criterion.name: criterion.threshold for criterion in claims["O2"].criteria}
+LOWER = float(re.search(r"at most (\S+) times", of_O1.quantity)[1])  # a critical rate that counts as lower
 
 # %% [markdown]
 # ## Four losses
@@ -86,44 +94,63 @@ colours = model_colours(loaded)
 
 # %%
 def study(model, method: str, loss: str) -> pd.DataFrame:
-    """One row per context: critical rate, critical kinematic number, collateral at the moment of overtaking."""
-    recipe = Recipe(method=method, steps=steps, loss=loss, weight=1.0 if loss == "cross-entropy" else weight)
-    fitting = nb.fitting_contexts(model)
-    found = critical_rates(nb.store, model, fitting, recipe, tolerance=tolerance, seeds=(nb.seed,))
+    """One row per context: critical rate and number, collateral when overtaking."""
+    own = 1.0 if loss == "cross-entropy" else weight
+    recipe = Recipe(method=method, steps=steps, loss=loss, weight=own)
+    fitting, seeds = nb.fitting_contexts(model), (nb.seed,)
+    found = critical_rates(
+        nb.store, model, fitting, recipe, tolerance=tolerance, seeds=seeds
+    )
     rates = above * found.critical_rate.values
-    changed = collateral(nb.store, model, fitting, rates, recipe, sentences, seed=nb.seed)
+    changed = collateral(
+        nb.store, model, fitting, rates, recipe, sentences, seed=nb.seed
+    )
     runs.extend(found.attrs["run_ids"].split())
     rows = found.to_dataframe().join(changed.to_dataframe()).reset_index()
     number = kinematic_number(rows.critical_rate, steps, rows.velocity, rows.gap)
-    return rows.assign(model=model.name, method=method, loss=loss, number=number.where(number > 0))
+    rows["number"] = number.where(number > 0)
+    return rows.assign(model=model.name, method=method, loss=loss)
 
 
 drawn, unseen = validation(RECIPES["gpt2-s"])
-sentences = [join_words(words) for words, new in zip(drawn, unseen) if new][:held_out_sentences]
+sentences = [join_words(words) for words, new in zip(drawn, unseen) if new]
+sentences = sentences[:held_out_sentences]
 runs = []
-cases = [(model, method, loss) for method in METHODS for loss in ["cross-entropy", *losses] for model in loaded]
+cases = [
+    (model, method, loss)
+    for method in METHODS
+    for loss in ["cross-entropy", *losses]
+    for model in loaded
+]
 table = pd.concat([study(*case) for case in cases], ignore_index=True)
 
 # %% [markdown]
 # Everything is then divided by what cross-entropy gives for the same model, method and context.
 
 # %%
-QUANTITIES = {"critical_rate": "critical rate", "on_contexts": "other contexts", "on_sentences": "held-out sentences"}
+QUANTITIES = {
+    "critical_rate": "critical rate",
+    "on_contexts": "other contexts",
+    "on_sentences": "held-out sentences",
+    "velocity": "first velocity",
+}
 same = ["method", "model", "context"]
-plain = table[table.loss == "cross-entropy"].set_index(same).loc[pd.MultiIndex.from_frame(table[same])]
+plain = table[table.loss == "cross-entropy"].set_index(same)
+plain = plain.loc[pd.MultiIndex.from_frame(table[same])]
 for quantity, label in QUANTITIES.items():
     table[label] = table[quantity].to_numpy() / plain[quantity].to_numpy()
-table["first velocity"] = table.velocity.to_numpy() / plain.velocity.to_numpy()
 
 
 def by_model(column: str, method: str, loss: str = "margin") -> pd.DataFrame:
-    """Geometric mean over the contexts of each model; ``n`` contexts have a value, ``undefined`` have none."""
-    return architecture_numbers(table[(table.method == method) & (table.loss == loss)], column=column, seed=nb.seed)
+    """Geometric mean over the contexts of each model; ``undefined`` have no value."""
+    rows = table[(table.method == method) & (table.loss == loss)]
+    return architecture_numbers(rows, column=column, seed=nb.seed)
 
 
 def overall(column: str, method: str, loss: str = "margin") -> float:
     """Geometric mean over all models and contexts."""
-    return float(np.exp(np.log(table[(table.method == method) & (table.loss == loss)][column]).mean()))
+    values = table[(table.method == method) & (table.loss == loss)][column]
+    return gmean(values[values > 0])
 
 
 # %% [markdown]
@@ -139,24 +166,48 @@ nb.caption(
     alt="Ratios of critical learning rates to those of cross-entropy, for three losses, all models, two methods.",
 )
 
-# %%
-LOWER = 0.9  # a critical rate that counts as lower, in the wording of the ledger's claims O1 and O4
-nb.figure(
-    ratios_by_loss(table[table.loss != "cross-entropy"], {"critical rate": LOWER}, colours),
-    "fig-cure-rates",
-    runs=runs,
-)
+# %% tags=["hide-input"]
+def dots_by_loss(axes, rows, column, method):
+    """One place per loss on the axis, the models side by side within it."""
+    axes.axhline(1, color=REFERENCE, linewidth=0.8)
+    dots_and_means(axes, rows[rows.method == method], column, x="loss", hue="model", colours=colours)
+    names = list(dict.fromkeys(rows.loss))
+    axes.set_xticks(range(len(names)), [name.replace("-", "-\n") for name in names])
+    axes.set_title(METHODS[method])
+
+
+def ratios(thresholds):
+    """A row of panels for each quantity with its threshold in the ledger, a column for each method."""
+    places = [(quantity, method) for quantity in thresholds for method in METHODS]
+    figure, panels = small_multiples(len(places), columns=len(METHODS), height=2.4, sharey="row")
+    for axes, (quantity, method) in zip(panels, places):
+        axes.axhline(thresholds[quantity], color=REFERENCE, linewidth=0.9, linestyle=":")
+        dots_by_loss(axes, table[table.loss != "cross-entropy"], quantity, method)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_locator(NullLocator())
+        if method == "full":
+            axes.set_ylabel(f"{quantity},\nin units of cross-entropy's")
+    legend_above(figure, colours)
+    return figure
+
+
+nb.figure(ratios({"critical rate": LOWER}), "fig-cure-rates", runs=runs)
 
 # %%
-lower = {method: int((by_model("critical rate", method)["mean"] <= LOWER).sum()) for method in METHODS}
+rates = {method: by_model("critical rate", method)["mean"] for method in METHODS}
+lower = {method: int((found <= LOWER).sum()) for method, found in rates.items()}
+
+# %% tags=["hide-input"]
 for method, label in METHODS.items():
-    ratios = by_model("critical rate", method)["mean"]
     nb.say(
         "Under {label} the critical rate with the margin loss is {least:.2f} to {most:.2f} times that with "
-        "cross-entropy, depending on the model. It is at least 10 % lower on {lower} of {models} models.",
+        "cross-entropy, depending on the model. It is at least {by:.0f} % lower on {lower} of {models} models.",
         label=label,
-        least=ratios.min(),
-        most=ratios.max(),
+        least=rates[method].min(),
+        most=rates[method].max(),
+        by=100 * (1 - LOWER),
         lower=lower[method],
         models=len(loaded),
     )
@@ -180,28 +231,36 @@ nb.caption(
     alt="Critical kinematic numbers of four losses for all models, under full fine-tuning and LoRA.",
 )
 
-# %%
-nb.figure(numbers_by_loss(table, colours), "fig-cure-numbers", runs=runs)
+# %% tags=["hide-input"]
+figure, panels = small_multiples(len(METHODS), columns=len(METHODS), height=2.8)
+for axes, method in zip(panels, METHODS):
+    dots_by_loss(axes, table, "number", method)
+panels[0].set_ylabel("critical kinematic number $N_c$")
+legend_above(figure, colours)
+nb.figure(figure, "fig-cure-numbers", runs=runs)
 
 # %%
-numbers = [
+by_case = [(m, loss) for m in METHODS for loss in ["cross-entropy", *losses]]
+numbers = {case: by_model("number", *case) for case in by_case}
+faster = overall("first velocity", "full")
+
+# %% tags=["hide-input"]
+words = [
     {
-        "method": label,
+        "method": METHODS[method],
         "loss": loss,
         "mean of the models": found["mean"].mean(),
         "variation over the models (%)": 100 * coefficient_of_variation(found["mean"]),
         "contexts without a number": int(found.undefined.sum()),
     }
-    for method, label in METHODS.items()
-    for loss in ["cross-entropy", *losses]
-    for found in [by_model("number", method, loss)]
+    for (method, loss), found in numbers.items()
 ]
-nb.table(pd.DataFrame(numbers), runs=runs)
+nb.table(pd.DataFrame(words), runs=runs)
 nb.say(
     "With the margin loss under full fine-tuning the gap starts to close {faster:.2f} times as fast as with "
     "cross-entropy. Were that all, the critical rate would be {expected:.2f} times as large. It is {rate:.2f} times.",
-    faster=overall("first velocity", "full"),
-    expected=1 / overall("first velocity", "full"),
+    faster=faster,
+    expected=1 / faster,
     rate=overall("critical rate", "full"),
 )
 
@@ -220,13 +279,13 @@ nb.caption(
     alt="Ratios of collateral to that of cross-entropy, on other contexts and on sentences, for three losses.",
 )
 
-# %%
-DISTURBED = 0.77  # collateral that counts as smaller, in the ledger's claims O2 and O4
+# %% tags=["hide-input"]
 nb.figure(
-    ratios_by_loss(
-        table[table.loss != "cross-entropy"],
-        {"other contexts": DISTURBED, "held-out sentences": DISTURBED},
-        colours,
+    ratios(
+        {
+            "other contexts": of_O2["ratio_on_other_contexts"],
+            "held-out sentences": of_O2["ratio_on_held_out_sentences"],
+        }
     ),
     "fig-cure-collateral",
     runs=runs,
@@ -238,15 +297,17 @@ nb.figure(
 # rate was found at which the word overtakes.
 
 # %%
-summary = [
-    {"method": label, "loss": loss}
-    | {quantity: overall(quantity, method, loss) for quantity in QUANTITIES.values()}
-    | {"p of the word": overall("p_correct", method, loss)}
-    | {"without a value": int(by_model("other contexts", method, loss).undefined.sum())}
-    for method, label in METHODS.items()
-    for loss in ["cross-entropy", *losses]
-]
-nb.table(pd.DataFrame(summary), runs=runs)
+compared = ["critical rate", "other contexts", "held-out sentences"]
+means = {
+    case: {quantity: overall(quantity, *case) for quantity in compared}
+    | {"p of the word": overall("p_correct", *case)}
+    | {"without a value": int(by_model("other contexts", *case).undefined.sum())}
+    for case in by_case
+}
+
+# %% tags=["hide-input"]
+named = [{"method": METHODS[method], "loss": loss} | found for (method, loss), found in means.items()]
+nb.table(pd.DataFrame(named), runs=runs)
 
 # %% [markdown]
 # ## What it means
@@ -255,35 +316,40 @@ nb.table(pd.DataFrame(summary), runs=runs)
 # written down before these runs. One prototype was known by then, of one model under full fine-tuning; the thresholds
 # ask for about half of the smaller effect that it had found.
 
-# %% tags=["hide-input"]
-spread = coefficient_of_variation(by_model("number", "full")["mean"])
+# %%
+margin = {method: means[method, "margin"] for method in METHODS}
 disturbed = {
     method: {
-        "ratio_on_other_contexts": overall("other contexts", method),
-        "ratio_on_held_out_sentences": overall("held-out sentences", method),
+        "ratio_on_other_contexts": found["other contexts"],
+        "ratio_on_held_out_sentences": found["held-out sentences"],
     }
-    for method in METHODS
+    for method, found in margin.items()
 }
+spread = coefficient_of_variation(numbers["full", "margin"]["mean"])
 measured = {
     "O1": (lower["full"], by_model("critical rate", "full")),
     "O2": (disturbed["full"], by_model("other contexts", "full")),
-    "O3": (spread, by_model("number", "full")),
-    "O4": ({"architectures_with_lower_rate": lower["lora"]} | disturbed["lora"], by_model("other contexts", "lora")),
+    "O3": (spread, numbers["full", "margin"]),
+    "O4": (
+        {"architectures_with_lower_rate": lower["lora"]} | disturbed["lora"],
+        by_model("other contexts", "lora"),
+    ),
 }
-for claim, (value, means) in measured.items():
-    sample = {"architectures": len(means), "contexts": int(means.n.min())}
+
+# %% tags=["hide-input"]
+for claim, (value, of_models) in measured.items():
+    sample = {"architectures": len(of_models), "contexts": int(of_models.n.min())}
     nb.record(claim, value, optimizer="adam", n=sample, runs=runs)
 
 # %% tags=["hide-input"]
 nb.answer(
-    "With a margin against the competitor in the loss, the word overtakes at {rate:.2f} times the learning rate that "
-    "cross-entropy needs (geometric mean over {models} models and their contexts, full fine-tuning with Adam). When it "
-    "does, the model's predictions on other prompts have moved {prompts:.2f} times as far, on held-out sentences "
-    "{sentences:.2f} times. Under LoRA the three ratios are {lora_rate:.2f}, {lora_prompts:.2f} and "
-    "{lora_sentences:.2f}.",
+    "With a margin against the competitor in the loss, the word overtakes at {full[critical rate]:.2f} times the "
+    "learning rate that cross-entropy needs (geometric mean over {models} models and their contexts, full fine-tuning "
+    "with Adam). When it does, the model's predictions on other prompts have moved {full[other contexts]:.2f} times as "
+    "far, on held-out sentences {full[held-out sentences]:.2f} times. Under LoRA the three ratios are "
+    "{lora[critical rate]:.2f}, {lora[other contexts]:.2f} and {lora[held-out sentences]:.2f}.",
+    margin,
     models=len(loaded),
-    **{name: overall(label, "full") for name, label in zip(("rate", "prompts", "sentences"), QUANTITIES.values())},
-    **{f"lora_{n}": overall(label, "lora") for n, label in zip(("rate", "prompts", "sentences"), QUANTITIES.values())},
 )
 
 # %% [markdown]
@@ -297,22 +363,29 @@ nb.answer(
 
 # %%
 def prediction(model) -> pd.DataFrame:
-    """Critical rate of each context with the margin loss, predicted as ``phantom diagnose`` does."""
-    recipe, fitting = Recipe(steps=steps, loss="margin", weight=weight), nb.fitting_contexts(model)
+    """Critical rate of each context with the margin loss, as a diagnosis has it."""
+    fitting = nb.fitting_contexts(model)
+    recipe = Recipe(steps=steps, loss="margin", weight=weight)
     estimates = estimate_critical_rate(model, fitting, recipe)
-    rows = [{"context": c.id, "low": e.low, "rate": e.rate, "high": e.high} for c, e in zip(fitting, estimates)]
+    rows = [
+        {"context": context.id, "low": e.low, "rate": e.rate, "high": e.high}
+        for context, e in zip(fitting, estimates)
+    ]
     return pd.DataFrame(rows).assign(model=model.name)
 
 
-margin = table[(table.method == "full") & (table.loss == "margin")]
-predicted = pd.concat([prediction(model) for model in loaded]).merge(margin, on=["model", "context"])
+of_margin = table[(table.method == "full") & (table.loss == "margin")]
+predicted = pd.concat([prediction(model) for model in loaded])
+predicted = predicted.merge(of_margin, on=["model", "context"])
 inside = predicted.critical_rate.between(predicted.low, predicted.high)
+
+# %% tags=["hide-input"]
 nb.say(
     "{inside} of {all} measured critical rates lie in their predicted interval; the largest error of a prediction is "
     "{worst:.1%}.",
     inside=int(inside.sum()),
     all=len(predicted),
-    worst=float((predicted.rate / predicted.critical_rate - 1).abs().max()),
+    worst=(predicted.rate / predicted.critical_rate - 1).abs().max(),
 )
 
 # %% [markdown]

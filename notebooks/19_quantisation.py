@@ -37,19 +37,35 @@ tolerance: float = 0.005  # relative width of the bracket around a critical lear
 # %% tags=["hide-cell"]
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from scipy.stats import gmean
 
 from phantombook import notebook
+from phantombook.figures.palette import REFERENCE
+from phantombook.figures.style import dots_and_means, legend_above, log_ticks, small_multiples
 from phantomlib.critical.scaling import architecture_numbers, kinematic_number
 from phantomlib.critical.predictors import predict_critical_rates
 from phantomlib.critical.search import critical_rates
-from phantombook.figures.quantisation import changes_by_quantity, rates_by_context
+from phantomlib.engine.recipe import Recipe, fitting_contexts
 from phantomlib.models.quantised import BITS, quantised
 from phantomlib.readout_geometry import coherence, pair_overlaps
-from phantomlib.engine.recipe import Recipe, fitting_contexts
 from phantomlib.runs.store import Store
 
 nb = notebook.start("19_quantisation")
 LABELS = {"adam": "Adam", "sgd": "SGD"}
+ROUNDED = "#E69F00"  # of the set of Okabe and Ito, without another meaning; the darker, the later in the list
+shades = dict(zip(kinds, sns.dark_palette(ROUNDED, n_colors=len(kinds) + 1, reverse=True)))
+
+
+def panels_of(table):
+    """A row of panels for each model, a column for each optimiser; the axes and their rows of the table."""
+    places = list(table.groupby(["model", "optimizer"], sort=False))
+    figure, panels = small_multiples(len(places), columns=table.optimizer.nunique(), height=2.7)
+    for axes, (place, _) in zip(panels, places):
+        axes.set_title(", ".join(place))
+    legend_above(figure, shades)
+    return figure, [(axes, rows) for axes, (_, rows) in zip(panels, places)]
+
 
 # %% [markdown]
 # ## Rounding
@@ -69,43 +85,48 @@ LABELS = {"adam": "Adam", "sgd": "SGD"}
 
 # %%
 def study(model, fitting) -> pd.DataFrame:
-    """One row per optimiser and context: step 0, and the critical rate, predicted and measured."""
+    """One row per optimiser and context: step 0, critical rate and prediction."""
     parts = []
     for optimizer, label in LABELS.items():
         recipe = Recipe(optimizer=optimizer, steps=steps)
         found = critical_rates(here, model, fitting, recipe, tolerance=tolerance)
-        predicted = predict_critical_rates(here, model, fitting, recipe).third_order.values
+        predicted = predict_critical_rates(here, model, fitting, recipe).third_order
         runs.extend(found.attrs["run_ids"].split())
-        rows = found.to_dataframe().reset_index().assign(predicted=predicted, optimizer=label)
+        rows = found.to_dataframe().reset_index()
+        rows = rows.assign(predicted=predicted.values, optimizer=label)
         number = kinematic_number(rows.critical_rate, steps, rows.velocity, rows.gap)
-        parts.append(rows.assign(number=number.where(number > 0), overlap=pair_overlaps(model.readout, fitting)))
+        rows["number"] = number.where(number > 0)
+        rows["overlap"] = pair_overlaps(model.readout, fitting)
+        parts.append(rows)
     return pd.concat(parts, ignore_index=True)
 
 
 # %%
-here = Store(nb.store.root)  # not on a cluster, whose workers could not load a copy that is made here
-runs, parts, copies = [], [], []
+here = Store(nb.store.root)  # not on a cluster: its workers could not load a copy
+runs, parts, copies, left_out = [], [], [], []
 for original in map(nb.load, nb.models):
     chosen = [context.id for context in nb.fitting_contexts(original)]
+    candidates = [context for context in nb.contexts if context.id in chosen]
     for kind in ["original", *kinds]:
         model = original if kind == "original" else quantised(original, kind)
-        fitting, refused = fitting_contexts(model, [context for context in nb.contexts if context.id in chosen])
+        fitting, refused = fitting_contexts(model, candidates)
         parts.append(study(model, fitting).assign(model=original.name, kind=kind))
-        rounding = (model.readout - original.readout).norm() / original.readout.norm()
+        change = (model.readout - original.readout).norm() / original.readout.norm()
         copies.append(
             {
                 "model": original.name,
                 "weights": kind,
                 "bits each": BITS.get(kind, float(dtype.removeprefix("float"))),
-                "change of the readout (%)": 100 * float(rounding),
+                "change of the readout (%)": 100 * float(change),
                 "bulk coherence $B$": coherence(model.readout),
                 "contexts": f"{len(fitting)} of {len(chosen)}",
             }
         )
-        for error in refused:
-            nb.say("> Left out for {model}: {reason}", model=model.name, reason=str(error))
+        left_out += [(model.name, str(error)) for error in refused]
 
-# %%
+# %% tags=["hide-input"]
+for name, reason in left_out:
+    nb.say("> Left out for {model}: {reason}", model=name, reason=reason)
 nb.table(pd.DataFrame(copies), digits=2)
 
 # %% [markdown]
@@ -124,10 +145,13 @@ QUANTITIES = {
 same = ["model", "optimizer", "context"]
 table = pd.concat(parts, ignore_index=True)
 ratios = table[table.kind != "original"].reset_index(drop=True)
-originals = table[table.kind == "original"].set_index(same).loc[pd.MultiIndex.from_frame(ratios[same])]
+originals = table[table.kind == "original"].set_index(same)
+originals = originals.loc[pd.MultiIndex.from_frame(ratios[same])]
 for quantity in [*QUANTITIES, "predicted"]:
     ratios[quantity] /= originals[quantity].to_numpy()
 ratios = ratios[[*same, "kind", *QUANTITIES, "predicted"]]
+
+# %% tags=["remove-cell"]
 nb.caption(
     "fig-rounded-rates",
     f"""Critical learning rate of a rounded copy, divided by that of the original, for each of
@@ -136,12 +160,23 @@ nb.caption(
         fine-tuning, {steps} steps, brackets of {100 * tolerance:g} %, deterministic, no seeds.""",
     alt="Ratios of critical rates by context, measured and predicted, for each kind of rounding and both optimisers.",
 )
-nb.figure(
-    rates_by_context(ratios.rename(columns={"critical_rate": "measured"}), kinds),
-    "fig-rounded-rates",
-    runs=runs,
-    data=ratios,
-)
+
+# %% tags=["hide-input"]
+figure, panels = panels_of(ratios)
+names = list(ratios.context.unique())
+for axes, rows in panels:
+    axes.axhline(1, color=REFERENCE, linewidth=0.8)
+    for x, (kind, colour) in zip(np.linspace(-0.25, 0.25, len(kinds)), shades.items()):
+        one = rows[rows.kind == kind]
+        place = one.context.map(names.index) + x
+        axes.plot(place, one.critical_rate, "o", markersize=4, color=colour)
+        ring = {"markersize": 7, "markerfacecolor": "none", "markeredgewidth": 0.8}
+        axes.plot(place, one.predicted, "o", color=colour, **ring)
+    axes.set(yscale="log", xlim=(-0.6, len(names) - 0.4))
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+log_ticks(panels[0][0].yaxis)  # shared
+figure.supylabel("critical rate over the original's", fontsize="medium")
+nb.figure(figure, "fig-rounded-rates", runs=runs, data=ratios)
 
 # %% [markdown]
 # How large are these changes, and where do they come from? The critical rate is, in the main, the way to go over the
@@ -149,8 +184,12 @@ nb.figure(
 # remains when both are divided out.
 
 # %%
-changes = ratios.rename(columns=QUANTITIES).melt([*same, "kind"], [*QUANTITIES.values()], "quantity", "change")
+changes = ratios.rename(columns=QUANTITIES)
+quantities = [*QUANTITIES.values()]
+changes = changes.melt([*same, "kind"], quantities, "quantity", "change")
 changes["change"] = 100 * (changes.change - 1).abs()
+
+# %% tags=["remove-cell"]
 nb.caption(
     "fig-rounded-quantities",
     f"""Size of the relative change that rounding makes to each quantity (across) of a context, in per cent
@@ -159,17 +198,23 @@ nb.caption(
         deterministic, no seeds.""",
     alt="Changes in per cent of gap, overlap, velocity, critical rate and kinematic number, for each rounding.",
 )
-nb.figure(
-    changes_by_quantity(changes, kinds, 100 * tolerance),
-    "fig-rounded-quantities",
-    runs=runs,
-    data=changes,
-)
+
+# %% tags=["hide-input"]
+figure, panels = panels_of(changes)
+for axes, rows in panels:
+    axes.axhline(100 * tolerance, color=REFERENCE, linewidth=0.9, linestyle=":")
+    drawn = rows.assign(change=rows.change.clip(lower=1e-3))
+    dots_and_means(axes, drawn, "change", x="quantity", hue="kind", colours=shades, mean=np.median)
+    axes.set(yscale="log", xlim=(-0.6, len(quantities) - 0.4))
+    axes.set_xticks(range(len(quantities)), quantities, rotation=25, ha="right", rotation_mode="anchor")
+log_ticks(panels[0][0].yaxis)
+figure.supylabel("change, in per cent of the original", fontsize="medium")
+nb.figure(figure, "fig-rounded-quantities", runs=runs, data=changes)
 
 # %% [markdown]
 # Median change in per cent, over all contexts and both optimisers:
 
-# %%
+# %% tags=["hide-input"]
 medians = changes.groupby(["kind", "quantity"], sort=False).change.median().unstack(sort=False)
 nb.table(medians.rename_axis(index="weights", columns=None).reset_index(), digits=2, runs=runs)
 
@@ -185,14 +230,15 @@ table["error"] = 100 * (table.predicted / table.critical_rate - 1).abs()
 
 def summary(rows, kind: str, optimizer: str) -> dict:
     """One line of the table: all contexts of all models, under one optimiser."""
-    by_model = architecture_numbers(rows, seed=nb.seed)
-    changed = changes[(changes.kind == kind) & (changes.optimizer == optimizer) & (changes.quantity == "critical rate")]
+    of_models = architecture_numbers(rows, seed=nb.seed)["mean"]
+    of_kind = changes[(changes.kind == kind) & (changes.optimizer == optimizer)]
+    changed = of_kind[of_kind.quantity == "critical rate"].change
     return {
         "weights": kind,
         "optimiser": optimizer,
-        "critical rate: median change (%)": changed.change.median(),
-        "largest (%)": changed.change.max(),
-        "$N_c$": float(np.exp(np.log(by_model["mean"]).mean())),
+        "critical rate: median change (%)": changed.median(),
+        "largest (%)": changed.max(),
+        "$N_c$": gmean(of_models),
         "prediction: median error (%)": rows.error.median(),
         "largest error (%)": rows.error.max(),
     }
@@ -200,62 +246,53 @@ def summary(rows, kind: str, optimizer: str) -> dict:
 
 groups = table.groupby(["kind", "optimizer"], sort=False)
 summaries = pd.DataFrame(summary(rows, *case) for case, rows in groups)
-nb.table(summaries, digits=2, runs=runs)
 
 # %%
 SAME = 5.0  # per cent within which two kinematic numbers count as the same
-adam = summaries[summaries.optimiser == "Adam"].set_index("weights")
-reference = summaries[summaries.weights == "original"].set_index("optimiser")
-rounded = summaries[summaries.weights != "original"].set_index("optimiser")
-shifts = 100 * (rounded["$N_c$"] / reference["$N_c$"].reindex(rounded.index) - 1).abs()
-errors = {
-    name: (summary_["prediction: median error (%)"].max(), summary_["largest error (%)"].max())
-    for name, summary_ in (("original", reference), ("rounded", rounded))
-}
-as_well = errors["rounded"][0] < errors["original"][0] + 100 * tolerance  # to how well a critical rate is measured
+by_weights = summaries.set_index(["weights", "optimiser"])
+original, rounded = by_weights.loc["original"], by_weights.drop("original", level=0)
+shifts = 100 * (rounded["$N_c$"].div(original["$N_c$"], level="optimiser") - 1).abs()
+columns = ["prediction: median error (%)", "largest error (%)"]
+own, of_copies = original[columns].max(), rounded[columns].max()
+bracket = 100 * tolerance  # how well a critical rate is measured, per cent
+as_well = of_copies.iloc[0] < own.iloc[0] + bracket
 stay = bool(shifts.max() < SAME and as_well)
+
+# %% tags=["hide-input"]
+nb.table(summaries, digits=2, runs=runs)
 nb.say(
     ("They do" if stay else "Not all of them do")
     + ": $N_c$ of a copy differs from that of the original, under the same optimiser, by {shift:.1f} % at most. The "
     "median error of the prediction is {error:.2f} % at most over the copies and {own:.2f} % for the original; the "
     "largest error of any context is {worst:.1f} % and {own_worst:.1f} %.",
     shift=shifts.max(),
-    error=errors["rounded"][0],
-    own=errors["original"][0],
-    worst=errors["rounded"][1],
-    own_worst=errors["original"][1],
+    error=of_copies.iloc[0],
+    own=own.iloc[0],
+    worst=of_copies.iloc[1],
+    own_worst=own.iloc[1],
 )
 
 # %% tags=["hide-input"]
 fine, coarse = max(kinds, key=BITS.get), min(kinds, key=BITS.get)
+short = {"critical rate: median change (%)": "median", "largest (%)": "most", "$N_c$": "number"}
+short |= {"prediction: median error (%)": "error", "largest error (%)": "worst"}
+adam = summaries[summaries.optimiser == "Adam"].set_index("weights").rename(columns=short)
 largest = changes[changes.quantity == "critical rate"].set_index("kind").change
 nb.answer(
     "Rounding makes another model, with its own values of these quantities. A context's critical learning rate under "
-    "Adam changes by {fine_median:.1f} % in the median (at most {fine_most:.0f} %) when weights are rounded to {fine}, "
-    "and by {coarse_median:.0f} % (at most {coarse_most:.0f} %) when rounded to {coarse}; the largest change of any "
-    "context, optimiser and format is {most:.0f} % ({where}). "
+    "Adam changes by {fine[median]:.1f} % in the median (at most {fine[most]:.0f} %) when weights are rounded to "
+    "{fine.name}, and by {coarse[median]:.0f} % (at most {coarse[most]:.0f} %) when rounded to {coarse.name}; the "
+    "largest change of any context, optimiser and format is {most:.0f} % ({where}). "
     + ("The regularities stay: the" if stay else "The regularities do not all stay: the")
-    + " mean kinematic number under Adam is {number:.3f} for the original and {fine_number:.3f} and "
-    "{coarse_number:.3f} for these copies; the median error of the prediction from step 0 is {error:.1f} %, "
-    "{fine_error:.1f} % and {coarse_error:.1f} %, its largest {most_error:.1f} %, {fine_most_error:.1f} % "
-    "and {coarse_most_error:.1f} %.",
-    fine=fine,
-    coarse=coarse,
-    fine_median=adam["critical rate: median change (%)"][fine],
-    fine_most=adam["largest (%)"][fine],
-    coarse_median=adam["critical rate: median change (%)"][coarse],
-    coarse_most=adam["largest (%)"][coarse],
+    + " mean kinematic number under Adam is {own[number]:.3f} for the original and {fine[number]:.3f} and "
+    "{coarse[number]:.3f} for these copies; the median error of the prediction from step 0 is {own[error]:.1f} %, "
+    "{fine[error]:.1f} % and {coarse[error]:.1f} %, its largest {own[worst]:.1f} %, {fine[worst]:.1f} % and "
+    "{coarse[worst]:.1f} %.",
+    fine=adam.loc[fine],
+    coarse=adam.loc[coarse],
+    own=adam.loc["original"],
     most=largest.max(),
     where=largest.idxmax(),
-    number=adam["$N_c$"]["original"],
-    fine_number=adam["$N_c$"][fine],
-    coarse_number=adam["$N_c$"][coarse],
-    error=adam["prediction: median error (%)"]["original"],
-    fine_error=adam["prediction: median error (%)"][fine],
-    coarse_error=adam["prediction: median error (%)"][coarse],
-    most_error=adam["largest error (%)"]["original"],
-    fine_most_error=adam["largest error (%)"][fine],
-    coarse_most_error=adam["largest error (%)"][coarse],
 )
 
 # %% [markdown]
@@ -271,9 +308,17 @@ nb.answer(
 # predict or measure it on these weights.
 
 # %%
-gaps = table[table.optimizer == "Adam"].pivot_table(index=["model", "context"], columns="kind", values="gap").dropna()
+gaps = table[table.optimizer == "Adam"].pivot_table(
+    index=["model", "context"], columns="kind", values="gap"
+)
+gaps = gaps.dropna()
+size = gaps["original"].abs()
 moved = gaps[kinds].sub(gaps["original"], axis=0).abs()
-together = moved.corrwith(gaps["original"].abs(), method="spearman") if len(gaps) > 2 else pd.Series(dtype=float)
+together = pd.Series(dtype=float)  # rank correlation of the shift with the size
+if len(gaps) > 2:
+    together = moved.corrwith(size, method="spearman")
+
+# %% tags=["hide-input"]
 if len(together) and together.abs().max() < 0.5:
     nb.say(
         "The gap is a difference of two logits, and rounding moves both. The shift hardly depends on how large the gap "
@@ -282,7 +327,7 @@ if len(together) and together.abs().max() < 0.5:
         low=together.min(),
         high=together.max(),
         n=len(gaps),
-        most=100 * moved.div(gaps["original"].abs(), axis=0).max().max(),
+        most=100 * moved.div(size, axis=0).max().max(),
     )
 
 # %% [markdown]

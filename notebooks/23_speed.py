@@ -32,38 +32,34 @@ dtype: str = "float32"  # float32 or float64
 store: str = "runs"  # folder of finished runs
 seed: int = 0  # base seed
 results: str = "benchmarks/results/cpu.json"  # what 'make bench' wrote
-runs: int = 100000  # of the plan below, in all
-peak_flops: float = 6.7e13  # of the planned GPU, FLOP/s in float32 (data sheet of an H200)
-bandwidth: float = 4.8e12  # of its memory, bytes/s
-memory: float = 1.41e11  # bytes
-price: float = 4.0  # of one hour, in any currency
-card: float = 2.4e10  # bytes of a smaller GPU's memory
-card_flops: float = 3.1e13  # its FLOP/s in float32 (data sheet of an A10)
-card_bandwidth: float = 6.0e11  # of its memory, bytes/s
+card: float = 2.4e10  # bytes of memory of a GPU, of which the page says what it would hold
 
 # %% tags=["hide-cell"]
 import os
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
 from benchmarks import report
 from phantombook import notebook
 from phantomlib.critical.rehearsal import REHEARSAL_STEPS
-from phantombook.figures.speed import growth_panels, speed_panels
+from phantombook.figures.palette import CORRECT, REFERENCE
+from phantombook.figures.style import WIDTH, log_ticks, small_multiples
 
 nb = notebook.start("23_speed")
-measured = report.read_results(results)
 source = os.path.relpath(results)  # what the tables and figures of this page are made from, in place of runs
-if measured is None:
-    nb.say(f"> There are no figures yet (`{results}`). Run `make bench`, then build the book again.")
-measured = measured or {}
+
+# %%
+measured = report.read_results(results) or {}  # by suite
+targets = report.reached(measured)
 
 # %% [markdown]
 # ## Targets, set beforehand
 
-# %%
-targets = report.reached(measured)
+# %% tags=["hide-input"]
+if not measured:
+    nb.say("> There are no figures yet (`{file}`). Run `make bench`, then build the book again.", file=results)
 nb.table(targets, runs=source)
 
 # %% tags=["hide-input"]
@@ -123,7 +119,7 @@ if len(missed):
     reasons = [REASONS.get(name, targets.target[name] + ": see the sections below.") for name in missed]
     nb.say("\n".join(f"- {' '.join(reason.split())}" for reason in reasons))
 
-# %%
+# %% tags=["hide-input"]
 hardware = {
     name: suite["machine"]
     | {"minutes": f"{suite['seconds'] / 60:.1f}"}
@@ -173,18 +169,42 @@ if {"throughput", "chunks"} <= measured.keys():
     full["times"], full["low"], full["high"] = zip(*full["against plain loop"])
     cost = measured["chunks"]["rows"].copy()
     cost["relative"] = cost["ms per replica-step"].map(report.median)
-    cost["relative"] /= cost.groupby(["model", "optimizer"])["relative"].transform("min")
+    by_case = cost.groupby(["model", "optimizer"])
+    cost["relative"] /= by_case["relative"].transform("min")
+
+
+# %% tags=["hide-input"]
+def lines(axes, table, x, y, named=(), band=()):
+    """A line for each model and optimiser, Adam solid and SGD dotted; ``named`` models are in another legend."""
+    for (model, optimizer), rows in table.groupby(["model", "optimizer"], sort=False):
+        label = model if optimizer == "adam" and model not in named else None
+        style = {"color": shades[model], "label": label}
+        axes.plot(rows[x], rows[y], "-" if optimizer == "adam" else ":", marker="o", markersize=3, **style)
+        if band:
+            axes.fill_between(rows[x], *(rows[end] for end in band), color=shades[model], alpha=0.12, linewidth=0)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.minorticks_off()
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small")
+
+
+if {"throughput", "chunks"} <= measured.keys():
     names = list(dict.fromkeys([*full["model"], *cost["model"]]))
-    nb.figure(
-        speed_panels(full, cost, dict(zip(names, sns.color_palette("colorblind", len(names))))),
-        "fig-speed",
-        runs=source,
-    )
+    shades = dict(zip(names, sns.color_palette("colorblind", len(names))))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.0), layout="constrained")
+    left.axhline(1, color=REFERENCE, linewidth=1)
+    lines(left, full, "replicas", "times", band=("low", "high"))
+    lines(right, cost, "chunk", "relative", named=set(full["model"]))
+    left.set(xlabel="replicas", ylabel="speed (plain loop = 1)", title="Speed", xticks=[1, 8, 32, 128])
+    right.set(xlabel="replicas advanced together", ylabel="time per replica-step (least = 1)", title="Chunks")
+    right.set_xticks([1, 4, 16, 64])
+    nb.figure(figure, "fig-speed", runs=source)
 
 # %% [markdown]
 # How many times as many replica-steps per second as the plain loop (medians), by the number of replicas:
 
-# %%
+# %% tags=["hide-input"]
 if "throughput" in measured:
     rows = measured["throughput"]["rows"].assign(times=lambda table: table["against plain loop"].map(report.median))
     by = {"index": ["model", "method", "optimizer"], "columns": "replicas", "values": "times"}
@@ -206,7 +226,7 @@ if "throughput" in measured:
 # points is run for every context and the time multiplied. Bisection starts from the same two decades and is run in
 # full. Both use the plain loop.
 
-# %%
+# %% tags=["hide-input"]
 if "search" in measured:
     found = measured["search"]["rows"]
     told = ["contexts", "bracket", "converged", "same rate as bisection", "grid points", "halvings"]
@@ -221,7 +241,7 @@ if "search" in measured:
         same=int(found["same rate as bisection"].sum()),
     )
 
-# %%
+# %% tags=["hide-input"]
 if "predictors" in measured:
     predicted = measured["predictors"]["rows"].drop(columns="contexts")
     of_search = {
@@ -246,7 +266,7 @@ if "predictors" in measured:
 # matrices $E$ of all replicas once. With a trainable readout the overlaps change at every step, which takes a few
 # passes over that matrix. Under LoRA they are constant.
 
-# %%
+# %% tags=["hide-input"]
 if "recording" in measured:
     table = measured["recording"]["rows"].copy()
     for column in table.columns.intersection(["overhead", "one reading of E"]):
@@ -268,11 +288,11 @@ if {"recording", "throughput"} <= measured.keys():
 # ## At the paper's size
 #
 # Two models with random weights, of the sizes and vocabularies of the two real models in
-# [chapter 13](13_at_the_papers_size.ipynb). Whole runs on one core, copying the model included; under Adam the loops
+# [chapter 13](13_real_blind.ipynb). Whole runs on one core, copying the model included; under Adam the loops
 # use torch's fused optimiser. The engine records everything in all rows. A search makes runs of 30 steps unless told
 # otherwise, and the longer a run, the less its set-up counts.
 
-# %%
+# %% tags=["hide-input"]
 if "size" in measured:
     nb.table(report.for_people(measured["size"]["rows"].drop(columns="parameters")), top=10, runs=source)
 
@@ -280,7 +300,7 @@ if "size" in measured:
 # A [diagnosis](../your-model.md) of one context, once the model is in memory. It needs a number of backward passes.
 # Beside it, the time that as many steps of the fused loop, recording nothing, would take: a yardstick, not a bound.
 
-# %%
+# %% tags=["hide-input"]
 if "diagnosis" in measured:
     rows = measured["diagnosis"]["rows"].set_index("model")
     nb.table(report.for_people(rows.reset_index()), runs=source)
@@ -297,32 +317,21 @@ if "diagnosis" in measured:
         limit=limit,
     )
 
-# %%
+# %% tags=["hide-input"]
 if "memory" in measured:
     nb.say(
         "Peak memory of what the chapters ask for, each in a process of its own. *Beyond it* is the peak without the "
         "model, in units of the model's own size."
     )
     nb.table(report.for_people(measured["memory"]["rows"]), top=10, runs=source)
-    needed = report.at_size(measured, report.PYTHIA["pythia-410m"])
+    needed = report.at_size(measured, 405_334_016)  # parameters of pythia-410m
     most = needed.loc[needed["GiB"].idxmax()]
     nb.say(
-        "Counted for 410 million parameters by rule of three: the most is needed by “{task}”, {most:.1f} GiB. "
+        "Counted for 410 million parameters by rule of three: the most is needed by “{task}”, {GiB:.1f} GiB. "
         "A GPU with {card:.0f} GB {verdict} it.",
-        task=most["task"],
-        most=most["GiB"],
+        most,
         card=card / 1e9,
         verdict="holds" if most["GiB"] * 2**30 <= card else "does not hold",
-    )
-if "floor" in measured:
-    here = {"flops": card_flops, "bandwidth": card_bandwidth, "memory": card, "price": price}
-    small = report.plan(measured, runs, steps=20, tokens=12, **here).set_index("model").loc["pythia-410m"]
-    nb.say(
-        "On a GPU with {card:.0f} GB a step of one replica of 410 million parameters would take about {ms:.0f} ms, "
-        "by the counts of the plan at the end of this page, and {replicas:.0f} such replicas would fit at once.",
-        card=card / 1e9,
-        ms=small["ms per replica-step"],
-        replicas=small["replicas at once"],
     )
 if not results.endswith("cuda.json"):
     nb.say("**Figures measured on a GPU are missing.** No GPU was at hand when this page was made.")
@@ -335,7 +344,7 @@ if not results.endswith("cuda.json"):
 # floor is the longer of the two times. Activations are left out, and a product with a sequence of ten tokens cannot
 # reach the peak of a large one, so a share of one half is good.
 
-# %%
+# %% tags=["hide-input"]
 if "floor" in measured:
     rows = measured["floor"]["rows"]
     same = rows["bound by"].nunique() == 1
@@ -368,12 +377,18 @@ nb.caption(
 if "growth" in measured:
     growth = measured["growth"]["rows"].copy()
     growth["time"], growth["low"], growth["high"] = zip(*growth["seconds"])
-    nb.figure(
-        growth_panels(growth, {of: report.exponent(growth, of) for of in dict.fromkeys(growth["of"])}),
-        "fig-growth",
-        runs=source,
-        data=growth.drop(columns="seconds"),
-    )
+    slopes = {of: report.exponent(growth, of) for of in growth["of"].unique()}
+
+# %% tags=["hide-input"]
+if "growth" in measured:
+    figure, panels = small_multiples(len(slopes), columns=2, height=2.2, sharex=False, sharey=False)
+    for axes, (of, slope) in zip(panels, slopes.items()):
+        rows = growth[growth["of"] == of]
+        axes.plot(rows["value"], rows["time"], color=CORRECT, marker="o", markersize=3)
+        axes.fill_between(rows["value"], rows["low"], rows["high"], color=CORRECT, alpha=0.15, linewidth=0)
+        axes.set(xscale="log", yscale="log", xlabel=of, ylabel="time (s)", title=f"exponent {slope:.2f}")
+        log_ticks(axes.xaxis, axes.yaxis)
+    nb.figure(figure, "fig-growth", runs=source, data=growth.drop(columns="seconds"))
 
 # %% [markdown]
 # ## The whole book
@@ -381,7 +396,7 @@ if "growth" in measured:
 # The book as it was when this suite was measured. *Cold*: with an empty store. *Warm*: with all runs in the store.
 # Several notebooks run at a time, so their times do not add up to that of the whole.
 
-# %%
+# %% tags=["hide-input"]
 if "book" in measured:
     rows = measured["book"]["rows"]
     nb.say(
@@ -392,25 +407,6 @@ if "book" in measured:
     nb.table(rows, digits=1, top=10, runs=source)
 
 # %% [markdown]
-# ## A plan for many runs
-#
-# What would a hundred thousand runs of 20 steps take, shared evenly among the Pythia models? The floor of a step
-# follows from the counts above and the data sheet of a GPU. The engine is taken to reach the same share of it as the
-# largest model measured here; on another machine that is a guess. [On a cluster](../cluster.md) tells how to run it.
-
-# %%
-gpu = {"flops": peak_flops, "bandwidth": bandwidth, "memory": memory, "price": price}
-if "floor" in measured:
-    planned = report.plan(measured, runs, steps=20, tokens=12, **gpu)
-    nb.table(planned, digits=1, runs=source)
-    nb.say(
-        "All runs together would take {hours:.0f} GPU hours. At a price of {price:g} an hour that is {cost:.0f}.",
-        hours=planned["GPU hours"].sum(),
-        price=price,
-        cost=planned["cost"].sum(),
-    )
-
-# %% [markdown]
 # ## What could be wrong
 #
 # The machine may be shared with others, and is then slower at some times than at others. The plain loop could be made
@@ -418,7 +414,7 @@ if "floor" in measured:
 # what many would use. On a GPU everything is different, and other figures are needed: `make bench DEVICE=cuda` writes
 # them.
 
-# %%
+# %% tags=["hide-input"]
 if "throughput" in measured:
     scatter = measured["throughput"]["rows"][["engine (1/s)", "against plain loop"]]
     scatter = 100 * scatter.map(lambda cell: cell[2] / cell[1] - 1).median()

@@ -105,19 +105,6 @@ def test_cells_for_people():
     assert report.for_people(rows).iloc[0].tolist() == ["2 (1 to 3)", "2", "2", "gpt2-s"]
 
 
-def test_a_plan_counts_memory_and_time():
-    rows = [{"optimizer": "adam", "MFLOP": work, "share of floor": share} for work, share in ((9, 0.5), (2, 0.1))]
-    results = {"floor": {"rows": pd.DataFrame(rows)}}  # the largest model counts, wherever it stands
-    plan = report.plan(
-        results, runs=7000, steps=10, tokens=12, flops=1e15, bandwidth=4e12, memory=1e11, price=2.0
-    ).set_index("model")
-    small = plan.loc["pythia-70m"]
-    assert small["ms per replica-step"] == pytest.approx(1000 * 40 * 70_426_624 / 4e12 / 0.5)  # bound by memory
-    assert small["GPU hours"] == pytest.approx(1000 * 10 * small["ms per replica-step"] / 3.6e6)
-    assert small["cost"] == 2 * small["GPU hours"]
-    assert plan.loc["pythia-6.9b", "replicas at once"] == 0 < small["replicas at once"]
-
-
 def test_results_that_are_none(tmp_path):
     assert report.read_results(tmp_path / "none.json") is None
     (tmp_path / "bad.json").write_text("[1, 2")

@@ -1,12 +1,11 @@
 """Figures of silent failures: how many there are, and of which kind."""
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.figure import Figure
 
 from phantombook.figures.palette import COMPETITOR, CORRECT, REFERENCE
-from phantombook.figures.style import WIDTH, legend_above, log_ticks, small_multiples
+from phantombook.figures.style import WIDTH, legend_above, small_multiples
 
 
 def count_map(counts, title: str, across: str, contexts: int) -> Figure:
@@ -54,41 +53,6 @@ def failure_modes(table, threshold: float) -> Figure:
     legend_above(figure, {mode: colour for mode, colour in MODES.items() if mode in set(table["mode"])})
     figure.supxlabel("fall of the drag, $D_0 - D_T$", fontsize="medium")
     figure.supylabel("final signal $S_T$", fontsize="medium")
-    return figure
-
-
-def phase_diagram(table, boundary: float, band: tuple[float, float]) -> Figure:
-    """Outcome of every run over overlap and kinematic number, on the boundary that was predicted before.
-
-    Args:
-        table: pandas table with columns overlap, number (kinematic number), order (final Φ over its bound) and rank.
-        boundary: predicted critical kinematic number.
-        band: its interval.
-    """
-    figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 3.4), sharex=True, sharey=True, layout="constrained")
-    for axes in panels:
-        axes.axhspan(*band, color="#DDDDDD", zorder=0)
-        axes.axhline(boundary, color=REFERENCE, zorder=1)
-        axes.set(yscale="log", xlabel="overlap $g_{ck}$ at step 0")
-    style = {"s": 16, "linewidths": 0, "zorder": 2}
-    near_zero = mpl.colors.SymLogNorm(0.05, vmin=-1, vmax=1)  # most runs end there, and their sign matters
-    dots = panels[0].scatter(table.overlap, table.number, c=table.order, cmap="coolwarm", norm=near_zero, **style)
-    scale = figure.colorbar(dots, ax=panels[0], label=r"final $\Phi\,/\sqrt{1-g_{ck}^2}$", location="top", shrink=0.9)
-    scale.set_ticks([-1, -0.2, 0, 0.2, 1], labels=["−1", "−0.2", "0", "0.2", "1"])
-    scale.ax.minorticks_off()
-    ranks = panels[1].scatter(
-        table.overlap,
-        table.number,
-        c=table["rank"],
-        cmap="viridis_r",
-        norm=mpl.colors.LogNorm(1, 10, clip=True),
-        **style,
-    )
-    bar = figure.colorbar(ranks, ax=panels[1], label="final rank of the correct token", location="top", shrink=0.9)
-    bar.set_ticks([1, 2, 5, 10], labels=["1", "2", "5", "10+"])
-    bar.ax.minorticks_off()
-    log_ticks(panels[0].yaxis)  # shared
-    panels[0].set_ylabel("kinematic number $N$ of the run")
     return figure
 
 

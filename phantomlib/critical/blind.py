@@ -183,20 +183,25 @@ def sweep_held_out(
     Raises:
         PhantomError: no prediction is on disk, or it is about other weights, contexts or another recipe.
     """
+    found = prediction_of(store, model, recipe)
+    if found.subject != _subject(model, contexts, recipe):
+        raise PhantomError(
+            f"The prediction {found.path.name} is about other weights, contexts or another recipe than this sweep of "
+            f"'{model.name}'. Predict again in an empty store."
+        )
+    _refuse_if_seen(store, model, recipe, found)
+    return critical_rates(store.noting(prediction=found.checksum), model, contexts, recipe, **options)
+
+
+def prediction_of(store: Store, model: LanguageModel, recipe: Recipe) -> Prediction:
+    """What was predicted of a held-out model: PhantomError if nothing was yet."""
     path = _path(store, model, recipe)
     if not path.is_file():
         raise PhantomError(
             f"'{model.name}' is held out and has no prediction yet for {recipe.optimizer} and {recipe.steps} steps. "
             "Call predict_held_out first; afterwards it would not be blind."
         )
-    found = read_prediction(path)
-    if found.subject != _subject(model, contexts, recipe):
-        raise PhantomError(
-            f"The prediction {path.name} is about other weights, contexts or another recipe than this sweep of "
-            f"'{model.name}'. Predict again in an empty store."
-        )
-    _refuse_if_seen(store, model, recipe, found)
-    return critical_rates(store.noting(prediction=found.checksum), model, contexts, recipe, **options)
+    return read_prediction(path)
 
 
 def read_prediction(path: Path) -> Prediction:

@@ -1,14 +1,16 @@
-"""One change at a time: what a variant measures against the same quantities computed directly."""
+"""One change at a time: what chapter 11 measures for a variant against the same quantities computed directly."""
 
+import ast
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import tiny
 
-from phantombook.ledger import sensitivity
 from phantombook.ledger.claims import load_claims
+from phantombook.project import find_notebook, find_root
 from phantomlib.critical.predictors import predict_critical_rates
 from phantomlib.critical.scaling import coefficient_of_variation
 from phantomlib.critical.search import critical_rates
@@ -20,35 +22,53 @@ from phantomlib.transition.jumps import find_jumps
 
 RECIPE = Recipe(optimizer="adam", steps=8, rank=2)
 JUMPS = {"size_factor": 0.05, "median_factor": 2.0}  # as small as the jumps of tiny models
-BASE = sensitivity.Setting(RECIPE, multiples=(0.5, 2.0), jump_multiples=(10.0, 30.0), **JUMPS)
+ALL = {"C1", "C3", "C4", "C7", "C8", "C9"}
+
+
+def chapter(**given):
+    """What chapter 11 defines, executed from its source: imports, functions and constants, with ``given`` beside them."""
+    body = ast.parse(find_notebook(find_root(), "11").read_text(encoding="utf-8")).body
+    constants = [node for node in body if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "").isupper()]
+    kept = [
+        node for node in body if isinstance(node, ast.ImportFrom | ast.Import | ast.FunctionDef) or node in constants
+    ]
+    names = {"steps": RECIPE.steps, "multiples": [0.5, 2.0]}
+    exec(compile(ast.Module(kept, []), "chapter 11", "exec"), names)
+    names |= given
+    return SimpleNamespace(**names)
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """Store, models with contexts, and the values and runs of the unchanged setting."""
+    """Store, models with contexts, the chapter, and the values and runs of the unchanged setting."""
     store = Store(tmp_path_factory.mktemp("store"))
-    pairs = [
-        (model, tiny.contexts(model)) for model in (tiny.model("GPT2", "float32"), tiny.model("GPTNeoX", "float32"))
-    ]
-    variant = sensitivity.variants(BASE)[0]
-    return store, pairs, *sensitivity.measure_setting(store, lambda dtype: pairs, BASE, variant)
+    models = [tiny.model("GPT2", "float32"), tiny.model("GPTNeoX", "float32")]
+    pairs = [(model, tiny.contexts(model)) for model in models]
+    eleven = chapter(nb=SimpleNamespace(store=store), load=lambda dtype: pairs)
+    return store, pairs, eleven, *eleven.measure_variant({"rank": 2, **JUMPS}, ALL)
+
+
+def ids(runs):
+    return {i for ds in runs for i in ds.attrs.get("run_ids", ds.attrs.get("run_id")).split()}
 
 
 def test_every_variant_changes_one_thing():
-    for variant in sensitivity.variants(BASE)[1:]:
-        assert len(variant.recipe) + len(variant.setting) + (variant.dtype is not None) == 1, variant.name
-    assert len({variant.name for variant in sensitivity.variants(BASE)}) == len(sensitivity.variants(BASE))
+    (_, unchanged), *others = chapter().variants(20).items()
+    assert unchanged == ({}, "C1 C3 C4 C7 C8 C9") and len(others) == 16
+    for name, (change, claims) in others:
+        assert len(change) == 1 and set(claims.split()) < ALL, name
 
 
 def test_variants_by_name():
-    names = [variant.name for variant in sensitivity.variants(BASE)]
-    assert [variant.name for variant in sensitivity.variants(BASE, [names[4], names[0]])] == [names[0], names[4]]
+    variants = chapter().variants
+    names = list(variants(20))
+    assert list(variants(20, [names[4], names[0]])) == [names[0], names[4]]
     with pytest.raises(ParameterError, match="no variant 'as defind'.*nearest: 'as defined'"):
-        sensitivity.variants(BASE, ["as defind"])
+        variants(20, ["as defind"])
 
 
 def test_the_unchanged_setting_gives_the_claims_own_quantities(measured):
-    store, pairs, values, runs = measured
+    store, pairs, _, values, runs = measured
     predicted = [predict_critical_rates(store, m, contexts, RECIPE).third_order.values for m, contexts in pairs]
     rates = [np.stack([0.5 * of_contexts, 2.0 * of_contexts], axis=1) for of_contexts in predicted]
     grid = [store.run(m, contexts, r, RECIPE) for (m, contexts), r in zip(pairs, rates, strict=True)]
@@ -67,11 +87,11 @@ def test_the_unchanged_setting_gives_the_claims_own_quantities(measured):
         for ds in rates
     ]
     assert values["C8"]["coefficient_of_variation"] == pytest.approx(coefficient_of_variation(means))
-    assert set(runs) >= {ds.attrs["run_id"] for ds in grid} and all(map(store.has, runs))
+    assert ids(runs) >= {ds.attrs["run_id"] for ds in grid} and all(map(store.has, ids(runs)))
 
 
 def test_successes_of_lora_are_counted_at_ten_times_the_critical_rates(measured):
-    store, pairs, values, _ = measured
+    store, pairs, _, values, _ = measured
     successes = []
     for m, contexts in pairs:
         rates = 10 * critical_rates(store, m, contexts, RECIPE).critical_rate.values[:, None]
@@ -82,28 +102,28 @@ def test_successes_of_lora_are_counted_at_ten_times_the_critical_rates(measured)
 
 
 def test_a_context_without_a_critical_rate_is_left_out(measured, monkeypatch):
-    store, pairs, *_ = measured
+    store, pairs, eleven, *_ = measured
     all_rates = {m.name: critical_rates(store, m, contexts, RECIPE) for m, contexts in pairs}
-    variant, results = sensitivity.Variant("x", ("C4", "C7", "C8", "C9")), []
+    results = []
 
     def of_the_first(store, model, contexts, recipe):
         found = all_rates[model.name].isel(context=slice(len(contexts)))
         return found.assign(critical_rate=found.critical_rate.where(found.context == contexts[0].id))
 
-    monkeypatch.setattr(sensitivity.search, "critical_rates", of_the_first)
+    monkeypatch.setattr(eleven.search, "critical_rates", of_the_first)
     for given in (pairs, [(m, contexts[:1]) for m, contexts in pairs]):
-        results.append(sensitivity.measure_setting(store, lambda dtype, given=given: given, BASE, variant))
+        one = chapter(nb=SimpleNamespace(store=store), load=lambda dtype, given=given: given)
+        results.append(one.measure_variant({"rank": 2, **JUMPS}, {"C4", "C7", "C8", "C9"}))
     (with_nan, runs), (without, _) = results
-    assert with_nan == without and all(map(store.has, runs))
+    assert with_nan == without and all(map(store.has, ids(runs)))
     assert with_nan["C4"]["fewest_jumping_contexts"] == 1
 
 
 def test_a_stricter_definition_counts_no_more_structural_failures(measured):
-    store, pairs, values, _ = measured
+    eleven = measured[2]
     counts = []
     for threshold in (1e-6, 1e-3, 10.0):
-        variant = sensitivity.Variant("x", ("C3",), setting={"drag_worsens": threshold})
-        found, _ = sensitivity.measure_setting(store, lambda dtype: pairs, BASE, variant)
+        found, _ = eleven.measure_variant({"drag_worsens": threshold}, {"C3"})
         counts.append(found["C3"]["structural_failures"])
     assert counts == sorted(counts, reverse=True) and counts[-1] == 0
 
@@ -111,31 +131,23 @@ def test_a_stricter_definition_counts_no_more_structural_failures(measured):
 def test_a_variant_asks_for_models_in_its_own_dtype(measured):
     store, pairs, *_ = measured
     asked = []
-
-    def load(dtype):
-        asked.append(dtype)
-        return pairs
-
-    variant = next(v for v in sensitivity.variants(BASE) if v.dtype)
-    values, _ = sensitivity.measure_setting(store, load, BASE, variant)
+    one = chapter(nb=SimpleNamespace(store=store), load=lambda dtype: asked.append(dtype) or pairs)
+    change, claims = one.variants(20)["double precision"]
+    values, _ = one.measure_variant(change, set(claims.split()))
     assert set(values) == {"C4", "C7"}
     assert asked == ["float64", None]  # the critical rates stay those of the notebook's own dtype
 
 
 def test_the_table_marks_what_meets_the_thresholds():
-    claims = load_claims()
-    c1 = next(claim for claim in claims if claim.id == "C1")
-    (criterion,) = c1.criteria
-    good, bad = criterion.threshold, criterion.threshold - 1
-    measured = {
-        "as defined": {"C1": {criterion.name: good}, "C9": {"lora_successes": [8, 10]}},
-        "changed": {"C1": {criterion.name: bad}},
-    }
-    table = sensitivity.sensitivity_table(measured, claims).set_index("variant")
-    assert table.loc["as defined", "C1"].endswith("✓") and table.loc["changed", "C1"].endswith("✗")
-    assert table.loc["as defined", "C9"] == "8/10" and table.loc["changed", "C9"] == ""
+    claims = {claim.id: claim for claim in load_claims()}
+    (criterion,) = claims["C1"].criteria
+    cell = chapter(ledger=claims).cell
+    assert cell("C1", {criterion.name: criterion.threshold}).endswith("✓")
+    assert cell("C1", {criterion.name: criterion.threshold - 1}).endswith("✗")
+    assert cell("C9", {"lora_successes": [8, 10]}) == "8/10"
 
 
 def test_the_search_is_shared_by_variants_that_only_change_the_order_parameter():
+    dynamics = chapter().dynamics
     for change in ({"exponent": 1}, {"geometry": "input"}, {"rank": 32}):
-        assert sensitivity._dynamics(replace(RECIPE, **change)) == sensitivity._dynamics(RECIPE)
+        assert dynamics(replace(RECIPE, **change)) == dynamics(RECIPE)

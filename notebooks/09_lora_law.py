@@ -1,0 +1,362 @@
+# ---
+# jupyter:
+#   phantom:
+#     after: ["08"]
+#     minutes: 2
+#   jupytext:
+#     formats: py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 09 · LoRA: another number on every model, and the law of its rate
+#
+# **Question.** Is there a quantity of the untouched model that sorts architectures into classes and tells whether LoRA
+# suffices? And how much larger a learning rate does LoRA need than full fine-tuning?
+#
+# ```{glue:md} answer_09
+# :format: myst
+# ```
+
+# %% tags=["parameters"]
+models: list[str] = ["zoo:gpt2-s", "zoo:neox-s"]  # zoo:NAME, pretrained:NAME, a folder, a GGUF file or a hub id
+contexts: str = "default"  # 'default' for the book's ten contexts, or a YAML file
+device: str = "cpu"  # torch device, cpu or cuda
+dtype: str = "float32"  # float32 or float64
+store: str = "runs"  # folder of finished runs
+seed: int = 0  # base seed, of bootstrap and sampling
+steps: int = 20  # optimiser steps of each run
+lora_seeds: list[int] = [0, 1, 2]  # seeds of the LoRA initialisation
+lora_multiple: float = 10.0  # learning rate of LoRA in units of the critical one of full fine-tuning
+tolerance: float = 0.005  # relative width of the bracket around a critical learning rate
+
+# %% tags=["hide-cell"]
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from scipy.stats import gmean
+
+from phantombook import notebook
+from phantombook.figures.palette import REFERENCE, model_colours
+from phantombook.figures.style import WIDTH, label_line, log_ticks
+from phantomlib import readout_geometry
+from phantomlib.critical import scaling, search, step_zero
+from phantomlib.critical.scaling import architecture_numbers, kinematic_number
+from phantomlib.engine.recipe import Recipe
+from phantomlib.models import zoo_models
+from phantomlib.runs.study import Study
+
+nb = notebook.start("09_lora_law")
+loaded = [nb.load(ref) for ref in nb.models]
+colours = model_colours(loaded)
+optimizers = {"adam": "Adam", "sgd": "SGD"}
+
+# %% [markdown]
+# ## The bulk, and two classes
+#
+# The [bulk coherence](../definitions.md#bulk-coherence) $B = d\,\langle g_{ij}^2\rangle$ is 1 if the readout's rows
+# point in random directions and larger if they crowd. We split the architectures at the largest gap of $\log B$,
+# without looking at anything else.
+
+# %%
+described = pd.DataFrame(
+    {
+        m.name: readout_geometry.readout_statistics(m.readout, seed=nb.seed)
+        for m in loaded
+    }
+).T
+classes = scaling.two_classes(described.coherence)
+described["class"] = [classes.of(value) for value in described.coherence]
+
+# %% tags=["hide-input"]
+nb.table(described.rename_axis("model").reset_index().rename(columns=lambda c: c.replace("_", " ")))
+nb.say(
+    "Low class: {low}. High class: {high}. The gap between them in $\\log B$ is {gap:.2f}, "
+    "{separation:.2f} times the largest range within a class.",
+    low=", ".join(classes.low),
+    high=", ".join(classes.high) or "none",
+    gap=classes.gap,
+    separation=classes.separation,
+)
+
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-bulk-classes",
+    """Bulk coherence of the zoo's models along their pretraining (one seed each), and the boundary
+        between the two classes found in the final values (grey). For other models only the final value is
+        known, drawn as a dot.""",
+    alt="Bulk coherence against pretraining step, one line per model.",
+)
+
+# %% tags=["hide-input"]
+def history(ref, name):
+    """Steps of pretraining and B, where they are known; else the final B alone."""
+    if not ref.startswith("zoo:"):
+        return [(0, described.coherence[name])]
+    return [(h["step"], h["B"]) for h in zoo_models.report(name)["bulk_coherence"]]
+
+
+figure, axes = plt.subplots(figsize=(WIDTH, 3.0), layout="constrained")
+axes.axhline(classes.boundary, color=REFERENCE, linewidth=1)
+axes.axhline(1, color=REFERENCE, linewidth=0.8, linestyle=":")
+for ref, model in zip(nb.models, loaded):
+    at, B = np.array(history(ref, model.name), dtype=float).T
+    style = "-" if len(at) > 1 else ""
+    axes.plot(at, B, style, marker="o", markersize=3, color=colours[model.name], label=model.name)
+axes.set(yscale="log", xlabel="pretraining step", ylabel="bulk coherence $B$")
+axes.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
+axes.minorticks_off()
+axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+nb.figure(figure, "fig-bulk-classes")
+
+# %% [markdown]
+# ## Does the class tell whether LoRA suffices?
+#
+# The declared recipe: rank 8, alpha 16, all linear layers but the readout, at ten times the critical learning rate of
+# full fine-tuning. LoRA [suffices](../definitions.md#lora-sufficiency) for an architecture if in at least eight of
+# ten contexts the correct token overtakes and $\Phi > 0$ at the end. Each architecture's outcome is then predicted
+# from the others in its class.
+
+
+# %%
+def find_critical(model, optimizer):
+    recipe = Recipe(optimizer=optimizer, steps=steps)
+    fitting = nb.fitting_contexts(model)
+    return search.critical_rates(nb.store, model, fitting, recipe, tolerance=tolerance)
+
+
+def lora(model, optimizer):
+    return scaling.lora_outcomes(
+        nb.store,
+        model,
+        nb.fitting_contexts(model),
+        critical[optimizer, model.name].critical_rate,
+        Recipe(optimizer=optimizer, method="lora", steps=steps),
+        multiple=lora_multiple,
+        seeds=tuple(lora_seeds),
+    )
+
+
+critical = Study.of(find_critical, loaded)  # of full fine-tuning, as in chapter 08
+outcomes = Study.of(lora, loaded)
+sufficient = outcomes.map(lambda outcome: bool(outcome.sufficient.mean() > 0.5))
+foretold, balanced = {}, {}
+for optimizer in optimizers:
+    outcome = pd.Series(sufficient.sel(optimizer))
+    foretold[optimizer] = scaling.predict_from_class(described["class"], outcome)
+    balanced[optimizer] = scaling.balanced_accuracy(outcome, foretold[optimizer])
+
+# %% tags=["hide-input"]
+for optimizer, label in optimizers.items():
+    outcome = pd.Series(sufficient.sel(optimizer))
+    nb.record(
+        "C9",
+        {"class_separation": classes.separation, "lora_balanced_accuracy": balanced[optimizer]},
+        optimizer=optimizer,
+        n={
+            "architectures": len(loaded),
+            "contexts": outcomes.fewest_contexts(optimizer),
+            "seeds": len(lora_seeds),
+        },
+        runs=[outcomes.sel(optimizer), critical.sel(optimizer)],
+        detail={"class": described["class"].to_dict(), "sufficient": outcome.to_dict()},
+    )
+    table = {
+        "class": described["class"],
+        "successful contexts, by seed": {
+            name: ", ".join(str(int(v)) for v in o.success.sum("context").values)
+            for name, o in outcomes.sel(optimizer).items()
+        },
+        "LoRA suffices": outcome.map({True: "yes", False: "no"}),
+        "predicted from its class": foretold[optimizer].map({True: "yes", False: "no"}),
+    }
+    nb.say("**{label}**", label=label)
+    nb.table(pd.DataFrame(table).loc[outcome.index].rename_axis("model").reset_index(), runs=outcomes.sel(optimizer))
+    nb.say(
+        "Balanced accuracy of the prediction: {accuracy:.2f}. {what}",
+        accuracy=balanced[optimizer],
+        what="All architectures have the same outcome, so no quantity can tell them apart, and the accuracy counts as "
+        "that of chance."
+        if outcome.nunique() < 2
+        else "Both outcomes occur.",
+    )
+
+# %% [markdown]
+# **Rivals.** The same was done with other quantities: split at the largest gap of its logarithm,
+# and each architecture's outcome under Adam predicted from the others in its class.
+
+# %%
+def readout_share(model):
+    """Median over the contexts of the readout's share in the first velocity."""
+    first = step_zero.velocity(model, nb.fitting_contexts(model), Recipe(steps=steps))
+    return float(first.readout_share.median())
+
+
+names = ["coherence", "mean_overlap", "common_share", "top_share", "kurtosis"]
+rivals = described[names].rename(columns=lambda name: name.replace("_", " "))
+rivals["readout share of the first velocity"] = [readout_share(m) for m in loaded]
+rivals["width"] = [float(m.readout.shape[1]) for m in loaded]
+rivals["parameters"] = [float(m.n_parameters) for m in loaded]
+rival_classes = scaling.rival_classes(rivals, pd.Series(sufficient.sel("adam")))
+
+# %% tags=["hide-input"]
+nb.table(rival_classes, digits=2, runs=outcomes.sel("adam"))
+
+# %% [markdown]
+# ## LoRA's own law
+#
+# How much larger a [critical learning rate](../definitions.md#critical-learning-rate) does LoRA have than full
+# fine-tuning? LoRA adds a product of two matrices, $BA$, to each weight. At its start $B = 0$, so only $B$ moves,
+# through the fixed random $A$. If the gradients of a layer have no preferred direction, its first velocity is smaller
+# than that of full fine-tuning by $\sqrt{3}\,d/\alpha$ under Adam, with $d$ the width, whatever the rank. (The $\sqrt
+# 3$ comes from how `peft` draws $A$.) Later $A$ moves too, and LoRA gains speed. The figure sets the ratio of the
+# critical rates against the ratio of the first velocities, both measured.
+
+
+# %%
+def lora_against_full(model):
+    """A row for every context: the ratio of the rates, and what might explain it."""
+    fitting, whole = nb.fitting_contexts(model), critical["adam", model.name]
+    ds = lora_critical[model.name]
+    columns = {
+        "model": model.name,
+        "context": ds.context.values,
+        "ratio": (ds.critical_rate / whole.critical_rate).values,
+        "ratio of first velocities": (whole.velocity / ds.velocity).values,
+        "number": kinematic_number(ds.critical_rate, steps, ds.velocity, ds.gap).values,
+        "width over alpha": model.readout.shape[1] / Recipe.alpha,
+        "parameters": model.n_parameters,
+        "bulk coherence": described.coherence[model.name],
+        "mean overlap": described.mean_overlap[model.name],
+        "common share": described.common_share[model.name],
+        "initial gap": np.abs(ds.gap.values),
+        "pair overlap": readout_geometry.pair_overlaps(model.readout, fitting),
+    }
+    return pd.DataFrame(columns)
+
+
+def find_lora_critical(model):
+    recipe, fitting = Recipe(method="lora", steps=steps), nb.fitting_contexts(model)
+    return search.critical_rates(nb.store, model, fitting, recipe, tolerance=tolerance)
+
+
+lora_critical = {m.name: find_lora_critical(m) for m in loaded}
+law = pd.concat([lora_against_full(m) for m in loaded], ignore_index=True)
+positive = (law.drop(columns=["model", "context"]) > 0).all(axis=1)
+law = law[positive]  # elsewhere there is no logarithm
+
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-lora-law",
+    """Left: critical learning rate of LoRA over that of full fine-tuning, against the width over alpha;
+        dots are contexts, squares geometric means with 95 % bootstrap intervals over contexts, the grey
+        line is the estimate for the first step. Right: the same ratio against the ratio of the first
+        velocities; the grey line is equality. Adam, rank 8, alpha 16, one seed of the LoRA
+        initialisation, brackets of 0.5 %.""",
+    alt="Two panels of the ratio of critical rates, rising with the width; most dots lie below the grey lines.",
+)
+
+# %% tags=["hide-input"]
+figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.2), sharey=True, layout="constrained")
+width = np.array([law["width over alpha"].min() / 1.2, law["width over alpha"].max() * 1.2])
+left.plot(width, np.sqrt(3) * width, color=REFERENCE, linewidth=1)
+label_line(left, width[1], np.sqrt(3) * width[1], r"$\sqrt{3}\,d/\alpha$", REFERENCE, xytext=(-8, 0), ha="right")
+ends = np.array([law["ratio of first velocities"].min() / 1.1, law["ratio of first velocities"].max() * 1.1])
+right.plot(ends, ends, color=REFERENCE, linewidth=1)
+means = architecture_numbers(law, column="ratio", seed=nb.seed)
+for place, row in enumerate(means.itertuples()):
+    rows, style = law[law.model == row.model], {"color": colours[row.model]}
+    at = rows["width over alpha"].iloc[0] * (1 + 0.02 * (place - len(means) / 2))  # models of one width side by side
+    left.plot(np.full(len(rows), at), rows.ratio, "o", markersize=3, alpha=0.6, **style)
+    interval = [[row.mean - row.low], [row.high - row.mean]]
+    left.errorbar(at * 1.02, row.mean, yerr=interval, fmt="s", capsize=3, markersize=5, **style)
+    velocities = rows["ratio of first velocities"]
+    right.plot(velocities, rows.ratio, "o", markersize=4, alpha=0.8, label=row.model, **style)
+left.set(xscale="log", yscale="log", xlabel=r"width over alpha, $d/\alpha$", ylabel=r"$\eta_c$(LoRA) / $\eta_c$(full)")
+right.set(xscale="log", xlabel="first velocity, full over LoRA")
+log_ticks(left.xaxis, left.yaxis, right.xaxis)
+figure.legend(loc="outside upper center", ncols=len(means), fontsize="small")
+nb.figure(figure, "fig-lora-law", runs=lora_critical, data=law)
+
+# %%
+columns = {
+    "ratio": "LoRA over full",
+    "ratio of first velocities": "first velocity, full over LoRA",
+    "number": "$N_c$ of LoRA",
+}
+together = law.groupby("model", sort=False)[[*columns]].agg(gmean)  # over the contexts
+widths = pd.Series({m.name: m.readout.shape[1] for m in loaded})
+together.insert(0, "estimate", np.sqrt(3) * widths / Recipe.alpha)
+
+# %% tags=["hide-input"]
+nb.table(together.rename(columns=columns).reset_index(), digits=2, runs=lora_critical)
+
+# %% [markdown]
+# How much of the ratio's variation over all contexts and models do single quantities explain, as power laws? The last
+# column predicts each architecture from a line through the others (median error of the logarithm).
+
+# %%
+left_out = ("model", "context", "ratio", "number")
+explanations = [column for column in law.columns if column not in left_out]
+explained = scaling.explain(law, "ratio", explanations)
+whole = critical.table(
+    lambda ds: kinematic_number(ds.critical_rate, steps, ds.velocity, ds.gap)
+    .rename("number")
+    .to_dataframe()
+)
+full_numbers = architecture_numbers(whole[whole.optimizer == "adam"])["mean"]
+number, full_number = gmean(law.number), gmean(full_numbers)
+
+# %% tags=["hide-input"]
+nb.table(explained.rename(columns=lambda c: c.replace("_", " ")), runs=lora_critical)
+best, own = explained.iloc[0], explained.set_index("explanation").loc["bulk coherence"]
+nb.say(
+    "“{explanation}” explains most, {r_squared:.0%} of the variance (exponent {exponent:.2f}); the bulk coherence "
+    "explains {own:.0%} (n = {n} contexts in {models} models). The critical [kinematic "
+    "number](../definitions.md#kinematic-number) of LoRA is {lora:.2f} (geometric mean), against {full:.2f} for full "
+    "fine-tuning: LoRA overtakes {when} than its first velocity says.",
+    best,
+    own=own.r_squared,
+    n=len(law),
+    models=law.model.nunique(),
+    lora=number,
+    full=full_number,
+    when="sooner" if number < 1 else "later",
+)
+
+# %% tags=["hide-input"]
+nb.answer(
+    "The bulk coherence sorts the architectures into classes of {low} and {high}, and predicts whether LoRA suffices "
+    "with a balanced accuracy of {accuracy:.2f} (0.5 is chance). LoRA's critical learning rate is {least:.1f} to "
+    "{most:.1f} times that of full fine-tuning, depending on the model. What explains most of this ratio is the "
+    "{explanation} ({r_squared:.0%} of the variance; the bulk coherence: {own:.0%}). LoRA's kinematic number is "
+    "{number:.2f}, that of full fine-tuning {full:.2f}.",
+    best,
+    low=len(classes.low),
+    high=len(classes.high),
+    accuracy=balanced["adam"],
+    least=together.ratio.min(),
+    most=together.ratio.max(),
+    own=own.r_squared,
+    number=number,
+    full=full_number,
+)
+
+# %% [markdown]
+# ## What it means
+#
+# A class that splits the architectures cleanly is of no use if all of them have the same outcome under LoRA. The ratio
+# of the rates is a better question, since it has an answer on every model. [The ledger](00_ledger.ipynb) judges the
+# class by the thresholds that were set beforehand.
+#
+# ## What could be wrong
+#
+# With five architectures a split into two classes always exists; only its separation is evidence. The zoo's two
+# families differ by construction in their initialisation, and the coherence remembers it. The recipe for LoRA is
+# ours; another learning rate would change which architectures pass.

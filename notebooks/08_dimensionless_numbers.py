@@ -110,6 +110,8 @@ nb.caption(
 
 # %% tags=["hide-input"]
 means = pd.concat(found.assign(optimizer=o) for o, found in summaries.items())
+for optimizer, found in summaries.items():  # the page "Train it here" predicts with them
+    nb.glue(f"critical_number_{optimizer}", float(found["mean"].mean()))
 nb.figure(
     contexts_and_means(numbers, "number", means, colours, optimizers, "critical kinematic number $N_c$", line=1),
     "fig-kinematic-number",

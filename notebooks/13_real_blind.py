@@ -157,7 +157,7 @@ def measure(model, optimizer):
 
 # %%
 last = zoo[-1]  # predicted before it is measured, as in chapter 10
-if not (blind.runs_of(nb.store, last) or blind.searches_of(nb.store, last)):
+if not blind.seen_of(nb.store, last):
     for o, recipe in recipes.items():
         others, fitting = zoo_results(o, zoo[:-1]), nb.fitting_contexts(last)
         blind.predict_held_out(nb.store, last, fitting, recipe, others)

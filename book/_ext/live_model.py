@@ -34,7 +34,8 @@ def measured(root: Path) -> dict[str, float]:
             for output in cell.get("outputs", ()):
                 key = output.get("metadata", {}).get("scrapbook", {}).get("name", "")
                 if key.startswith(NUMBERS):
-                    found[key.removeprefix(NUMBERS)] = float("".join(output["data"]["text/plain"]))
+                    [text] = output["data"].values()
+                    found[key.removeprefix(NUMBERS)] = float("".join(text))
     return found
 
 

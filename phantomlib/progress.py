@@ -90,14 +90,14 @@ def quiet_transformers() -> Iterator[None]:
     """Without transformers' own bars and warnings, which clutter a notebook; afterwards they are as they were."""
     from transformers.utils import logging
 
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
-        if shown:
+        if bars:
             logging.enable_progress_bar()
 
 

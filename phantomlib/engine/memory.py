@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from phantomlib.engine.recipe import Recipe
-from phantomlib.engine.recorder import RECORDED
+from phantomlib.engine.recorder import READ_AT_ONCE_ON_DEVICE, RECORDED
 from phantomlib.errors import ParameterError
 from phantomlib.models.language_model import CausalLM
 from phantomlib.progress import jobs
@@ -100,12 +100,13 @@ def of_replicas(module: CausalLM, trained: Iterable[Tensor], recipe: Recipe, tok
     # weights, and two moments or, in the self-test before there are moments, a gradient
     state = of_vectors(2 if recipe.optimizer == "sgd" else 3, trained) - of_vectors(0, trained)
     layers = [m.weight for m in module.modules() if getattr(m, "weight", None) is not None and m is not readout]
-    if readout.is_cuda:  # whole tensors at a time there: what a step of Adam makes, and what a trained readout moved
+    if readout.device.type != "cpu":  # whole tensors at a time there: a gradient and what a step of Adam makes of it
         state += (0 if recipe.optimizer == "sgd" else 2) * max(p.nbytes for p in trained)
-        state += 0 if frozen else int(1.25 * readout.nbytes)
     activations = 2 * tokens * sum(sum(w.shape) for w in layers if w.dim() == 2 and len(w) != len(readout))
-    vocabulary = 12 * len(readout)  # logits, probabilities, overlaps, and those of the step before
-    return of_vectors(1, trained) + readout.nbytes * frozen, state + (activations + vocabulary) * readout.element_size()
+    vocabulary = 14 * len(readout)  # logits, probabilities, overlaps, places on the axis, and those of the step before
+    each = state + (activations + vocabulary) * readout.element_size()
+    blocks = 0 if readout.device.type == "cpu" else 3 * READ_AT_ONCE_ON_DEVICE * readout.element_size()
+    return of_vectors(1, trained) + readout.nbytes * frozen + blocks, each
 
 
 def of_recording(replicas: int, recipe: Recipe, itemsize: int, extra: int = 0) -> int:

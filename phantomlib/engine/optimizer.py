@@ -126,12 +126,7 @@ class BatchedOptimizer:
 def fused_adam(p: Tensor, gradient: Tensor, moments: list[Tensor], count: Tensor, rate: float, recipe: Recipe) -> None:
     """One step of Adam in place, by the private kernel that torch.optim.Adam(fused=True) calls.
 
-    Args:
-        p, gradient: tensors of one shape.
-        moments: first and second moment, of the same shape.
-        count: the number of this step, from 1 on; a tensor on the device.
-        rate: the learning rate; the kernel knows one only.
-        recipe: beta1, beta2, epsilon.
+    ``p``, its gradient and the two moments have one shape; ``count``, the number of this step, is a float32 on the device.
     """
     torch._fused_adam_(
         [p], [gradient], moments[:1], moments[1:], [], [count], amsgrad=False, maximize=False,

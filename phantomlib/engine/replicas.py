@@ -146,7 +146,7 @@ def padding_matters(module: CausalLM, lengths: Iterable[int]) -> bool:
 def _one_by_one(module: CausalLM, parameters: dict[str, Tensor], factors: Factors) -> Callable:
     """The model's own forward pass for each replica, with its weights put in."""
     module = share_tensors(module)
-    by_identity = _by_identity(module, parameters)
+    by_identity = {id(module.get_parameter(name)): stacked for name, stacked in parameters.items()}
     places = [
         (leaf._parameters, name, by_identity[id(p)])
         for leaf in module.modules()
@@ -185,7 +185,7 @@ def _by_vmap(module: nn.Module, parameters: dict[str, Tensor], factors: Factors)
 def _on_batch_axis(module: nn.Module, parameters: dict[str, Tensor], factors: Factors) -> Callable | None:
     """A forward pass over stacked weights, or None if some trainable module is not known here."""
     module = share_tensors(module)
-    by_identity = _by_identity(module, parameters)
+    by_identity = {id(module.get_parameter(name)): stacked for name, stacked in parameters.items()}
     for path, leaf in list(module.named_modules()):
         own = {name: by_identity.get(id(p)) for name, p in leaf._parameters.items()}
         if not any(stacked is not None for stacked in own.values()):
@@ -196,11 +196,6 @@ def _on_batch_axis(module: nn.Module, parameters: dict[str, Tensor], factors: Fa
         parent, _, name = path.rpartition(".")
         setattr(module.get_submodule(parent), name, batched)
     return _last_logits(module)
-
-
-def _by_identity(module: nn.Module, parameters: dict[str, Tensor]) -> dict[int, Tensor]:
-    """The stacks by the id of the module's own tensor, which tied layers share."""
-    return {id(module.get_parameter(name)): stacked for name, stacked in parameters.items()}
 
 
 def _last_logits(module: CausalLM) -> Callable:

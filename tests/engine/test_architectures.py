@@ -50,7 +50,7 @@ SPECIAL = {
     "GPTNeoForCausalLM": {"attention_types": [[["global", "local"], 1]]},
     "ZayaForCausalLM": {"num_experts_per_tok": 1},
     # it hides the end of a prompt that holds its padding token
-    "XLMWithLMHeadModel": {"pad_index": 40, "causal": True},
+    "XLMWithLMHeadModel": {"pad_index": 39, "causal": True},
 }
 # what makes these small has names of its own, or must fit other fields
 UNBUILT = {

@@ -192,9 +192,8 @@ def check_spelling(context: Context, tokenizer) -> None:
     start = len(os.path.commonprefix([given, read]))
     given, read = given[start : start + LOOKED_AT], read[start : start + 2 * LOOKED_AT]
     changes = difflib.SequenceMatcher(None, given, read, autojunk=False).get_opcodes()
-    lost = dict.fromkeys(given[i:j] for kind, i, j, _, _ in changes if kind != "equal" and i < j) or dict.fromkeys(
-        blanks
-    )
+    lost = dict.fromkeys(given[i:j] for kind, i, j, _, _ in changes if kind != "equal" and i < j)
+    lost = lost or dict.fromkeys(blanks)
     named = f"does not know {', '.join(shown(piece, 20) for piece in list(lost)[:8])} in" if lost else "alters"
     raise ContextError(
         f"{known_as}: the tokenizer {named} the prompt {shown(prompt)}, so the model would read another sentence. Reword it."

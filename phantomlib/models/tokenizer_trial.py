@@ -26,7 +26,7 @@ def try_tokenizer(path: Path, ref: str) -> None:
 
     if not path.exists() or (digest := file_digest(path)) in _fine:
         return
-    command, reason = [sys.executable, "-P", __file__, path, str(SECONDS)], ""
+    command, reason = [sys.executable, "-P", __file__, str(path), str(SECONDS)], ""
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=10 * SECONDS)
         if done.returncode > 0 and (said := done.stderr.strip().splitlines()):

@@ -158,10 +158,14 @@ class CompetitorLoss:
         if labels.device not in self.tables:
             self.tables[labels.device] = next(iter(self.tables.values())).to(labels.device)
         table = self.tables[labels.device]
-        c = labels.clamp(min=0)
+        c, loss, weight = labels.clamp(min=0), self.recipe.loss, self.recipe.weight
         total = losses = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
-        for k in table[:, c.clamp(max=table.shape[1] - 1)]:
-            # Every row, and then a mask: to pick rows would have the host wait for the device in every step.
-            with_term = training_loss(logits, c, k.clamp(min=0), self.recipe.loss, self.recipe.weight)
-            total = total + torch.where((k != NONE) & (labels != IGNORED), with_term - losses, 0.0)
+        # Every row, and then a mask: to pick rows would have the host wait for the device in every step.
+        for found in table[:, c.clamp(max=table.shape[1] - 1)]:
+            k = found.clamp(min=0)
+            if loss == "unlikelihood":
+                term = training_loss(logits, c, k, loss, weight) - losses
+            else:  # margin is cross-entropy and gap together; the gap needs two logits of a row, not another pass over V
+                term = training_loss(logits, c, k, "gap", weight) - (losses if loss == "gap" else 0.0)
+            total = total + torch.where((found != NONE) & (labels != IGNORED), term, 0.0)
         return total.sum() / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)

@@ -182,8 +182,8 @@ def tensors() -> int:
 
 
 PEAK = """
-import sys, torch
-sys.modules["resource"] = None  # not every system has it
+import psutil, sys, torch
+sys.modules["resource"] = None  # not every system has it (psutil asks for it on Linux only)
 from phantomlib.engine import memory
 before = memory.peak(torch.device("cpu"))
 bytearray(b"x" * (300 * 2**20))

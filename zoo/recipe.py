@@ -198,16 +198,6 @@ def sentence_losses(module, tok, sentences: list[list[str]], batch: int = 256) -
     return losses
 
 
-def bulk_coherence(readout) -> float:
-    """B = d * mean over i != j of g_ij^2 for the rows of a (V, d) readout; 1 for isotropic directions. Float64."""
-    import torch
-
-    e = torch.nn.functional.normalize(readout.detach().double(), dim=1)
-    v, d = e.shape
-    squares = (e.T @ e).square().sum()  # the sum of g_ij^2 over all i and j, without forming the (V, V) overlaps
-    return float(d * (squares - v) / (v * (v - 1)))
-
-
 def learning_rate(recipe: PretrainingRecipe, step: int) -> float:
     """Linear warm-up, then a cosine down to `final_fraction` at the last step."""
     if step < recipe.warmup:
@@ -226,6 +216,8 @@ def pretrain(recipe: PretrainingRecipe, folder: Path, device: str = "cpu", progr
     import transformers
     from tqdm.auto import tqdm
 
+    from phantomlib.readout_geometry import coherence
+
     tok = tokenizer()
     data = torch.tensor(rows(language(recipe).sample(recipe.sentences, recipe.corpus_seed), tok, recipe.tokens_per_row))
     with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator: leave it as it was
@@ -241,13 +233,13 @@ def pretrain(recipe: PretrainingRecipe, folder: Path, device: str = "cpu", progr
     order = torch.randperm(len(data), generator=generator)
     at, losses, started = 0, [], time.perf_counter()
     watch = {0, *(s for s in (25, 50, 100, 200, 400, 800, 1200) if s < recipe.steps)}
-    coherence = []
+    history = []
     bar = tqdm(
         range(recipe.steps), desc=recipe.name, unit="step", disable=not progress, file=sys.stderr, mininterval=1.0
     )
     for step in bar:
         if step in watch:
-            coherence.append({"step": step, "B": bulk_coherence(module.get_output_embeddings().weight)})
+            history.append({"step": step, "B": coherence(module.get_output_embeddings().weight.detach())})
         if at + recipe.rows > len(data):
             order, at = torch.randperm(len(data), generator=generator), 0
         x = data[order[at : at + recipe.rows]].to(device)
@@ -290,7 +282,7 @@ def pretrain(recipe: PretrainingRecipe, folder: Path, device: str = "cpu", progr
         "training_loss": losses,
     }
     report |= measure_zoo_model(recipe, folder)
-    report["bulk_coherence"] = [*coherence, {"step": recipe.steps, "B": report.pop("B")}]
+    report["bulk_coherence"] = [*history, {"step": recipe.steps, "B": report.pop("B")}]
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
 
@@ -303,6 +295,8 @@ def measure_zoo_model(recipe: PretrainingRecipe, folder: Path) -> dict:
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from phantomlib.readout_geometry import coherence
 
     with quiet_transformers():
         module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -326,7 +320,7 @@ def measure_zoo_model(recipe: PretrainingRecipe, folder: Path) -> dict:
         "unseen_sentences": int(unseen.sum()),
         "unseen_cross_entropy": float(model_nats[unseen].sum() / predicted[unseen].sum()),
         "unseen_language_entropy": float(true_nats[unseen].sum() / predicted[unseen].sum()),
-        "B": bulk_coherence(module.get_output_embeddings().weight),
+        "B": coherence(module.get_output_embeddings().weight.detach()),
     }
 
 

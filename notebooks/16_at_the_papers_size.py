@@ -703,9 +703,9 @@ lora = pd.concat([compare(ds).assign(model=name) for name, ds in (lora_zoo | lor
 of_full = [here["adam"].rename(columns={"measured": "full"}), comparison[comparison.optimizer == "adam"]]
 of_full = pd.concat([t.rename(columns={"critical_rate": "full"})[["model", "context", "full"]] for t in of_full])
 larger = lora.merge(of_full, on=["model", "context"]).groupby("model", sort=False)
-larger = larger.apply(lambda rows: gmean(rows.critical_rate / rows.full), include_groups=False)
+larger = larger.apply(lambda rows: gmean(rows.critical_rate / rows.full, nan_policy="omit"), include_groups=False)
 zoo_numbers = architecture_numbers(lora[lora.model.isin(five)]).set_index("model")["mean"]
-zoo_number = gmean(zoo_numbers)
+zoo_number = gmean(zoo_numbers, nan_policy="omit")
 lora = lora[~lora.model.isin(five)].reset_index(drop=True)
 lora["predicted"] = zoo_number * lora.gap.abs() / (steps * lora.velocity)
 positive = lora[lora.velocity > 0].groupby("model", sort=False)

@@ -104,15 +104,15 @@ critical = Study.of(measure, subjects)
 
 
 # %%
-def with_critical_rate(model):
-    """The contexts followed, with their critical rates under full fine-tuning."""
-    rates = critical["adam", model.name]
-    fitting, rates = jumps.with_critical_rate(fits[model.name], rates)
+def followed_contexts(model):
+    """With their critical rates under full fine-tuning."""
+    found = critical["adam", model.name]
+    fitting, rates = jumps.with_critical_rate(fits[model.name], found)
     return fitting[:followed], rates[:followed]
 
 
 def fine_tune_lora(model, optimizer):
-    fitting, rates = with_critical_rate(model)
+    fitting, rates = followed_contexts(model)
     rates = lora_multiple * rates[:, None]
     return nb.store.run(model, fitting, rates, lora, seeds=(nb.seed,))
 
@@ -187,7 +187,7 @@ def of_zoo(model):
 
 
 def of_real(model):
-    fitting, rates = with_critical_rate(model)
+    fitting, rates = followed_contexts(model)
     return lora_against_full(model, fitting[:lora_followed], rates[:lora_followed])
 
 

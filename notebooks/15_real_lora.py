@@ -196,7 +196,7 @@ searches = {}  # for LoRA's critical rates, by model
 in_zoo = pd.concat(map(of_zoo, zoo), ignore_index=True)
 on_real = pd.concat(map(of_real, subjects), ignore_index=True)
 zoo_numbers = architecture_numbers(in_zoo)["mean"]
-zoo_number = gmean(zoo_numbers)
+zoo_number = gmean(zoo_numbers, nan_policy="omit")
 on_real["predicted"] = zoo_number * abs(on_real.gap) / (steps * on_real.velocity)
 positive = on_real[on_real.velocity > 0].groupby("model", sort=False)
 lora_means = positive[["predicted", "critical_rate"]].agg(gmean, nan_policy="omit")

@@ -227,7 +227,7 @@ nb.figure(
         example,
         {name: e.ramps.area.values for name, e in adam.items()},
         float(control.ramps.area.median()),
-        claims["C5"].tests["bistability"]["loop_area"]["threshold"],
+        claims["C5"].tests["bistability"]["loop_area"].threshold,
         colours,
     ),
     "fig-ramps",
@@ -277,7 +277,7 @@ nb.figure(
     crossing_panels(
         {name: e.times for name, e in adam.items()},
         {name: s.exponent for name, s in slow.sel("adam").items()},
-        claims["C5"].tests["slowing"]["exponent"]["threshold"],
+        claims["C5"].tests["slowing"]["exponent"].threshold,
         colours,
     ),
     "fig-slowing",

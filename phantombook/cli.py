@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -137,11 +138,10 @@ def run(
     scheduler: Scheduler = "",
 ):
     """Run one notebook with your parameters: -p models '["my/model"]' -p contexts my_contexts.yaml."""
-    from phantombook import worker
+    from phantombook.build import check_todo, run_jobs
     from phantombook.parameters import load_mapping, parse_value
     from phantombook.plan import make_job
     from phantombook.project import find_root, load_profile
-    from phantomlib.progress import Display
 
     root = find_root()
     given = load_mapping(file) if file else {}
@@ -152,9 +152,8 @@ def run(
         given[name] = parse_value(text)
     job = make_job(root, number, typed_paths(given, root), output, load_profile(root, profile) if profile else None)
     use_scheduler(scheduler)
-    with Display({job.name: None}) as display:
-        display.started(job.name)
-        worker.execute(job, lambda report: display.update(job.name, report))
+    check_todo([job], root)
+    run_jobs([job], 1, {})
     typer.echo(f"Written: {job.output}")
 
 
@@ -219,15 +218,19 @@ def claims(profile: ProfileName = "zoo", as_json: AsJson = False):
     """The ledger: every claim with its measured value, threshold and verdict."""
     import json
 
-    from phantombook.evidence import expected_sources
+    from phantombook.evidence import expected_experiments
     from phantombook.ledger.claims import verdict_as_dict, verdicts
     from phantombook.project import find_root, load_profile
     from phantomlib.runs.store import Store
 
     root = find_root()
     chosen = load_profile(root, profile)
-    store, sources = Store(root / chosen.common.get("store", "runs")), expected_sources(root, chosen)
-    pairs = verdicts(store, sources) + verdicts(store, sources, group="real") + verdicts(store, sources, group="ours")
+    store, experiments = Store(root / chosen.common.get("store", "runs")), expected_experiments(root, chosen)
+    pairs = (
+        verdicts(store, experiments)
+        + verdicts(store, experiments, group="real")
+        + verdicts(store, experiments, group="ours")
+    )
     if as_json:
         typer.echo(json.dumps([verdict_as_dict(verdict) for pair in pairs for verdict in pair], indent=1))
         return
@@ -368,6 +371,7 @@ def prepare_terminal() -> None:
 
 def main() -> None:
     prepare_terminal()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # kernels and what is half done go, as with Ctrl-C
     try:
         os.getcwd()
     except OSError:

@@ -14,6 +14,9 @@ Parameters are the annotated names of the notebook's first cell, ``name: type = 
 ``remove-cell``, beside its figure in the editor and only below it on the page.
 
 Below each figure and table follows the folded line "How this was made": command, parameters, runs, commit, and the numbers.
+
+What a notebook measures counts for the ledger only if the book's runner started it (``phantom run``, ``phantom book``) and it
+ran through.
 """
 
 import ast
@@ -29,10 +32,30 @@ from typing import Any
 from phantombook import markup
 from phantombook.figures.escaping import in_markdown
 from phantombook.inputs import FITTING, check_inputs, check_multiples
-from phantomlib.errors import ContextError, all_at_once
+from phantomlib.errors import ContextError, ParameterError, all_at_once
 
-ENVIRONMENT = "PHANTOM_NOTEBOOK"  # set by the runner: a JSON mapping with the command and profile of this notebook
-COMMON: dict[str, Any] = {"models": [], "contexts": "default", "device": "cpu", "dtype": "float32", "store": "runs", "seed": 0}
+EDITED = "PHANTOM_EDIT"  # set by ``phantom edit`` for JupyterLab: a JSON mapping with the project's root and a profile
+COMMON: dict[str, Any] = {
+    "models": [],
+    "contexts": "default",
+    "device": "cpu",
+    "dtype": "float32",
+    "store": "runs",
+    "seed": 0,
+}
+
+
+@dataclass(frozen=True)
+class Runner:
+    """What started this notebook: its file, the command to do so again, the profile or "", and a folder for both."""
+
+    source: Path
+    command: str
+    profile: str
+    scratch: Path
+
+
+RUNNER: Runner | None = None  # set by the runner in the kernel that it starts
 
 
 @dataclass
@@ -48,7 +71,9 @@ class Notebook:
         dtype: ``float32`` or ``float64``.
         seed: base seed of the notebook.
         parameters: every parameter by name.
-        source: what its measurements are made by (``phantombook.ledger.measurements.Source``).
+        record_file: where its measurements will be kept; None unless the runner started it.
+        pending: what it measured (``phantombook.ledger.measurements.Record``), or None.
+        measured: the same by claim and optimiser, whoever started it.
         profile: name of the profile it runs with, or "".
         fitting: resolved contexts by model fingerprint, once they were asked for.
         captions: caption and alt text by the name of a figure.
@@ -63,7 +88,9 @@ class Notebook:
     dtype: str
     seed: int
     parameters: dict = field(default_factory=dict)
-    source: Any = None
+    record_file: Path | None = None
+    pending: Any = None
+    measured: dict = field(default_factory=dict)
     profile: str = ""
     fitting: dict = field(default_factory=dict)
     captions: dict = field(default_factory=dict)
@@ -75,28 +102,28 @@ class Notebook:
 
         return load(ref, **{"dtype": self.dtype, "device": self.device} | options)
 
-    def record(
-        self, claim: str, value, *, optimizer: str, n: Mapping[str, int], runs, interval=None, detail=None, **options
-    ) -> None:
-        """Record a measurement for the ledger (see :func:`phantombook.ledger.claims.record_measurement`).
+    def record(self, claim: str, value, *, optimizer: str, n: Mapping[str, int], runs, **options) -> None:
+        """Record a measurement for the ledger (see :func:`phantombook.ledger.claims.measured`).
 
+        It counts once this notebook has run through. Unless the runner started it, it counts nowhere, and the page says so.
         ``runs``: as in :meth:`figure`.
         """
+        from phantombook.ledger import claims, measurements
+
+        found, measurement = claims.measured(claim, value, optimizer=optimizer, n=n, runs=_run_ids(runs), **options)
+        self.measured[found.id, optimizer] = measurement
+        if RUNNER and self.pending and self.record_file:
+            self.pending.measurements[f"{found.id}-{optimizer}"] = measurement
+            measurements.wait_with(self.pending, self.record_file, RUNNER.scratch)
+        else:
+            self.say(f"> {claim} is not recorded: this notebook was not started by `phantom run` or `phantom book`.")
+
+    def verdict(self, claim, optimizer: str | None = None):
+        """What this notebook's own measurement of a claim comes to, before the ledger has it (``ledger.claims.Verdict``)."""
         from phantombook.ledger import claims
 
-        ids = _run_ids(runs)
-        claims.record_measurement(
-            self.store,
-            claim,
-            value,
-            source=self.source,
-            optimizer=optimizer,
-            n=n,
-            runs=ids,
-            interval=interval,
-            detail=detail,
-            **options,
-        )
+        optimizer = optimizer or claim.decides
+        return claims.judge_measurement(claim, self.store, optimizer, self.measured[claim.id, optimizer])
 
     def fitting_contexts(self, model) -> list:
         """The contexts as ids of one model (``phantomlib.contexts.Resolved``), each outranked by its competitor.
@@ -124,9 +151,8 @@ class Notebook:
     @property
     def command(self) -> str:
         """The command that makes this notebook again."""
-        given = _from_runner().get("command")
-        if given:
-            return given
+        if RUNNER:
+            return RUNNER.command
         values = " ".join(f"-p {key} {json.dumps(value)!r}" for key, value in sorted(self.parameters.items()))
         return f"phantom run {self.name.split('_')[0]} {values}".strip()
 
@@ -155,7 +181,7 @@ class Notebook:
 
         text = "**Answer.** " + markup.fill(template, **{**(row if row is not None else {}), **values})
         # in Jupyter, where the head shows only its own source, the answer is shown where it is written
-        glue(f"answer_{self.name.split('_')[0]}", Markdown(text), display=not _from_runner())
+        glue(f"answer_{self.name.split('_')[0]}", Markdown(text), display=not RUNNER)
 
     def caption(self, name: str, caption: str, *, alt: str) -> None:
         """Write the caption of a figure, before it is shown.
@@ -253,10 +279,12 @@ def start(name: str) -> Notebook:
     that ran through.
 
     Raises:
-        ParameterError: a parameter is missing, has a wrong type or an impossible value.
+        ParameterError: a parameter is missing, has a wrong type or an impossible value; the name is another notebook's.
         ContextError, ModelError, StoreError: the contexts, a model or the store cannot be used.
     """
-    parameters = declared_here()
+    if RUNNER and RUNNER.source.stem != name:
+        raise ParameterError(f"This is {RUNNER.source.name}, but it starts as '{name}'. Write its own name there.")
+    parameters = declared_here() | _edited(name)
     common = COMMON | {key: value for key, value in parameters.items() if key in COMMON}
     loaded = check_inputs(**common)
     if "multiples" in parameters:
@@ -265,7 +293,7 @@ def start(name: str) -> Notebook:
     import torch
 
     from phantombook.figures.style import use_style
-    from phantombook.ledger.measurements import Source, forget_measurements
+    from phantombook.ledger.measurements import Experiment, begin
     from phantomlib.engine import cluster
     from phantomlib.runs.store import Store
 
@@ -273,8 +301,7 @@ def start(name: str) -> Notebook:
     use_style()
     parameters = common | parameters
     opened = Store(common["store"], cluster.runner())
-    source = Source(_file_of(name), parameters, loaded)
-    forget_measurements(opened, source)
+    experiment = Experiment(RUNNER.source, parameters) if RUNNER else None
     return Notebook(
         name=name,
         models=list(common["models"]),
@@ -284,8 +311,9 @@ def start(name: str) -> Notebook:
         dtype=common["dtype"],
         seed=common["seed"],
         parameters=parameters,
-        source=source,
-        profile=_from_runner().get("profile", ""),
+        record_file=experiment.file(opened) if experiment else None,
+        pending=begin(opened, experiment) if experiment else None,
+        profile=RUNNER.profile if RUNNER else "",
     )
 
 
@@ -308,6 +336,23 @@ def declared_here() -> dict[str, Any]:
     return {name: session[name] for name in names if name in session}
 
 
+def _edited(name: str) -> dict[str, Any]:
+    """In JupyterLab as ``phantom edit`` starts it: go to the project's root, and set the profile's parameters."""
+    if RUNNER or EDITED not in os.environ:
+        return {}
+    from phantombook.plan import make_job
+    from phantombook.project import load_profile
+
+    given = json.loads(os.environ[EDITED])
+    os.chdir(given["root"])
+    root = Path(given["root"])
+    values = make_job(root, name, {}, profile=load_profile(root, given["profile"])).parameters
+    vars(sys.modules["__main__"]).update(values)
+    listed = ", ".join(f"{key}={_short(value)}" for key, value in values.items()) or "none"
+    say(f"> For this session only, the parameters of the profile {given['profile']}: {in_markdown(listed)}")
+    return values
+
+
 def say(text: str) -> None:
     """Show text as Markdown."""
     from IPython.display import Markdown, display
@@ -328,17 +373,6 @@ def _cell(value, digits: int) -> str:
     return "–" if value != value else f"{value:.{digits}f}"
 
 
-def _file_of(name: str) -> Path:
-    """The notebook's file, at or above the working folder; in Jupyter its cells are taken to be those that run."""
-    here = Path.cwd()
-    places = [folder / "notebooks" / f"{name}.py" for folder in (here, *here.parents)]
-    return next((place for place in places if place.is_file()), places[0])
-
-
-def _from_runner() -> dict:
-    return json.loads(os.environ.get(ENVIRONMENT, "{}"))
-
-
 def _run_ids(runs) -> list[str]:
     """Ids named by datasets and tables of runs, strings, or lists and mappings of these."""
     if runs is None:
@@ -346,7 +380,11 @@ def _run_ids(runs) -> list[str]:
     if isinstance(runs, str):
         return [runs]
     if hasattr(runs, "attrs"):  # a Dataset is a Mapping too, so it is asked first
-        many = runs.attrs.get("run_ids", [runs.attrs.get("run_id", "unnamed run")])  # a search took several runs
+        many = runs.attrs.get("run_ids", [runs.attrs.get("run_id")])  # a search took several runs
+        if many == [None]:
+            raise ParameterError(
+                "A dataset without run_id names no run. Give the one that the store gave, or its run id."
+            )
         return many.split() if isinstance(many, str) else [str(run_id) for run_id in many]
     if isinstance(runs, Mapping):
         return _run_ids(list(runs.values()))

@@ -25,7 +25,7 @@ FLOORS = [
     {"phantomlib.report", "phantomlib.consultation"},
     {"zoo"},
     {"phantombook.figures"},
-    {"phantombook.stale"},
+    {"phantombook.stale", "phantombook.inputs"},
     {"phantombook.ledger"},
     {"phantombook"},
     {"phantombook.cli"},

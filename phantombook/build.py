@@ -268,8 +268,8 @@ def build_pages(root: Path) -> Path:
     Raises:
         BookError: with Sphinx's warnings.
     """
-    for folder in ("html", ".doctrees", "jupyter_execute"):
-        shutil.rmtree(root / "_build" / folder, ignore_errors=True)
+    for folder in ("_build/html", "_build/.doctrees", "_build/jupyter_execute", GENERATED / "reference"):
+        shutil.rmtree(root / folder, ignore_errors=True)
     command = [sys.executable, "-c", BUILDER, "build", str(root), "-W", "-n", "--keep-going"]
     print("Building the pages.", file=sys.stderr, flush=True)
     environment = os.environ | {"NO_COLOR": "1"}

@@ -5,15 +5,18 @@ import os
 import signal
 import sys
 import tempfile
+from contextlib import chdir
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from phantombook.inputs import typed_paths
+from phantombook.inputs import FITTING, typed_paths
+from phantomlib.contexts import load_contexts
 from phantomlib.errors import ParameterError, PhantomError, shown
 from phantomlib.models import pretrained
+from phantomlib.progress import JOBS
 
 
 class _Group(TyperGroup):
@@ -90,6 +93,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Everything, as JSON.")]
 @app.callback()
 def phantom(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False):
     """Phantom transitions: run the notebooks, build the book, check the installation."""
+    jobs = os.environ.get(JOBS, "1")
+    if not (jobs.isascii() and jobs.isdigit() and int(jobs) > 0):
+        raise ParameterError(f"The environment variable {JOBS} is {shown(jobs)}; make it a whole number, or unset it.")
 
 
 @app.command(cls=_ManyModels)
@@ -138,7 +144,7 @@ def run(
     scheduler: Scheduler = "",
 ):
     """Run one notebook with your parameters: -p models '["my/model"]' -p contexts my_contexts.yaml."""
-    from phantombook.build import check_todo, run_jobs
+    from phantombook.build import run_jobs
     from phantombook.parameters import load_mapping, parse_value
     from phantombook.plan import make_job
     from phantombook.project import find_root, load_profile
@@ -152,7 +158,8 @@ def run(
         given[name] = parse_value(text)
     job = make_job(root, number, typed_paths(given, root), output, load_profile(root, profile) if profile else None)
     use_scheduler(scheduler)
-    check_todo([job], root)
+    with chdir(root):  # seconds before a kernel would refuse it
+        load_contexts(job.all_parameters.get("contexts", "default").removeprefix(FITTING))
     run_jobs([job], 1, {})
     typer.echo(f"Written: {job.output}")
 
@@ -231,6 +238,8 @@ def claims(profile: ProfileName = "zoo", as_json: AsJson = False):
         + verdicts(store, experiments, group="real")
         + verdicts(store, experiments, group="ours")
     )
+    if not any(verdict.measurement for pair in pairs for verdict in pair):
+        typer.echo(f"Nothing has been measured here yet: run 'phantom book --profile {profile}' first.", err=True)
     if as_json:
         typer.echo(json.dumps([verdict_as_dict(verdict) for pair in pairs for verdict in pair], indent=1))
         return

@@ -47,8 +47,6 @@ def execute(
     from papermill.exceptions import PapermillExecutionError
 
     began = time.monotonic()
-    if job.output.is_dir():
-        raise BookError(f"'{job.output}' is a folder; name the notebook file to write.")
     try:
         job.output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=job.output.parent):

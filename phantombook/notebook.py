@@ -20,7 +20,6 @@ ran through.
 """
 
 import ast
-import html
 import json
 import os
 import sys
@@ -32,7 +31,7 @@ from typing import Any
 from phantombook import markup
 from phantombook.figures.escaping import in_markdown
 from phantombook.inputs import FITTING, check_inputs, check_multiples
-from phantomlib.errors import ContextError, ParameterError, all_at_once
+from phantomlib.errors import ContextError, ParameterError, all_at_once, shown
 
 EDITED = "PHANTOM_EDIT"  # set by ``phantom edit`` for JupyterLab: a JSON mapping with the project's root and a profile
 COMMON: dict[str, Any] = {
@@ -223,11 +222,13 @@ class Notebook:
             top: show this many rows, and fold all of them below.
             runs: as in :meth:`figure`.
         """
-        text = markdown_table(frame, digits)
+        text = markup.markdown_table(frame, digits)
         if fold:
             text = markup.folded(fold, text)
         elif top is not None and len(frame) > top:
-            text = f"{markdown_table(frame.head(top), digits)}\n\n{markup.folded(f'All {len(frame)} rows', text)}"
+            text = (
+                f"{markup.markdown_table(frame.head(top), digits)}\n\n{markup.folded(f'All {len(frame)} rows', text)}"
+            )
         say(text)
         self.tables += 1
         self._show_origin(runs, f"table-{self.tables}", frame)
@@ -244,8 +245,8 @@ class Notebook:
         from IPython.display import display
 
         rows = {
-            "Command": _code(self.command),
-            "Parameters": _code(", ".join(f"{k}={_short(v)}" for k, v in sorted(self.parameters.items()))),
+            "Command": markup.code(self.command),
+            "Parameters": markup.code(", ".join(f"{k}={markup.typed(v)}" for k, v in sorted(self.parameters.items()))),
             "Runs": _runs(list(dict.fromkeys(_run_ids(runs)))),
             "Commit": _commit(),
         }
@@ -324,16 +325,22 @@ def declared_here() -> dict[str, Any]:
     are asked, not a file: a notebook may have been copied, and its parameters injected.
     """
     session = vars(sys.modules["__main__"])
-    names: list[str] = []
+    found: dict[str, Any] = {}
     for cell in session.get("In", ()):
         try:
             body = ast.parse(cell).body
         except SyntaxError:  # a cell with a command of IPython declares nothing
             continue
-        names += [
-            line.target.id for line in body if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
-        ]
-    return {name: session[name] for name in names if name in session}
+        for line in body:
+            match line:
+                case ast.AnnAssign(ast.Name(name), annotation) if name in session:
+                    found[name] = session[name]
+                    if isinstance(found[name], str) and ast.unparse(annotation).startswith("list"):
+                        raise ParameterError(
+                            f"{name} is text, {shown(found[name])}, but it must be a list. papermill's -p passes text; use "
+                            f"-y '{{{name}: [...]}}', or phantom run."
+                        )
+    return found
 
 
 def _edited(name: str) -> dict[str, Any]:
@@ -348,7 +355,7 @@ def _edited(name: str) -> dict[str, Any]:
     root = Path(given["root"])
     values = make_job(root, name, {}, profile=load_profile(root, given["profile"])).parameters
     vars(sys.modules["__main__"]).update(values)
-    listed = ", ".join(f"{key}={_short(value)}" for key, value in values.items()) or "none"
+    listed = ", ".join(f"{key}={markup.typed(value)}" for key, value in values.items()) or "none"
     say(f"> For this session only, the parameters of the profile {given['profile']}: {in_markdown(listed)}")
     return values
 
@@ -358,19 +365,6 @@ def say(text: str) -> None:
     from IPython.display import Markdown, display
 
     display(Markdown(text))
-
-
-def markdown_table(frame, digits: int = 3) -> str:
-    """A pandas table as Markdown, floats with ``digits`` decimals, undefined ones as a dash."""
-    cells = frame.map(lambda value: _cell(value, digits))
-    align = ["right" if column.dtype.kind in "iuf" else "left" for _, column in frame.items()]
-    return cells.to_markdown(index=False, disable_numparse=True, colalign=align)
-
-
-def _cell(value, digits: int) -> str:
-    if not isinstance(value, float):
-        return in_markdown(str(value))
-    return "–" if value != value else f"{value:.{digits}f}"
 
 
 def _run_ids(runs) -> list[str]:
@@ -392,18 +386,7 @@ def _run_ids(runs) -> list[str]:
 
 
 def _runs(ids: list[str]) -> str:
-    return ", ".join(_code(run_id) for run_id in ids) or "none (computed from the models alone)"
-
-
-def _short(value) -> str:
-    """A parameter as one would type it; paths relative to the working folder, so no page names a machine's folders."""
-    if isinstance(value, str):
-        prefix = FITTING if value.startswith(FITTING) else ""
-        path = value.removeprefix(prefix)
-        value = prefix + os.path.relpath(path) if os.path.isabs(path) else value
-    if isinstance(value, list):
-        return f"[{', '.join(_short(item) for item in value)}]"
-    return str(value)
+    return ", ".join(markup.code(run_id) for run_id in ids) or "none (computed from the models alone)"
 
 
 def _commit() -> str:
@@ -412,8 +395,4 @@ def _commit() -> str:
     known = commit()
     if not known:
         return "not a git checkout"
-    return _code(known.rstrip("+")) + (" with uncommitted changes" if known.endswith("+") else "")
-
-
-def _code(text: str) -> str:
-    return f"<code>{html.escape(text)}</code>" if text else ""
+    return markup.code(known.rstrip("+")) + (" with uncommitted changes" if known.endswith("+") else "")

@@ -9,7 +9,7 @@ from phantombook import stale
 from phantombook.inputs import named_files
 from phantombook.parameters import check_parameters, declared
 from phantombook.project import GENERATED, Profile, find_notebook, notebooks, pages_to_generate, read_notebook
-from phantomlib.errors import BookError
+from phantomlib.errors import BookError, ParameterError
 from phantomlib.files import digest, file_digest
 
 
@@ -68,8 +68,11 @@ def make_job(
         profile: a set of values.
 
     Raises:
-        ParameterError: unknown notebook or parameter, or a value of a wrong type.
+        ParameterError: unknown notebook or parameter, a value of a wrong type, or an output that is no notebook.
     """
+    target = Path(output or f"{find_notebook(root, number).stem}.ipynb").resolve()
+    if target.is_dir() or target.suffix != ".ipynb":
+        raise ParameterError(f"The output '{target}' cannot be a notebook; name a file that ends in .ipynb.")
     source = find_notebook(root, number)
     content = read_notebook(source)
     known = declared(content)
@@ -81,7 +84,7 @@ def make_job(
         words.append(f"-p {name} {shlex.quote(value if isinstance(value, str) else json.dumps(value))}")
     return Job(
         source=source,
-        output=Path(output or f"{source.stem}.ipynb").resolve(),
+        output=target,
         root=root,
         parameters=chosen | given,
         defaults={name: parameter.default for name, parameter in known.items()},

@@ -15,8 +15,7 @@ Parameters are the annotated names of the notebook's first cell, ``name: type = 
 
 Below each figure and table follows the folded line "How this was made": command, parameters, runs, commit, and the numbers.
 
-What a notebook measures counts for the ledger only if the book's runner started it (``phantom run``, ``phantom book``) and it
-ran through.
+What a notebook measures counts for the ledger only if ``phantom run`` or ``phantom book`` started it and it ran through.
 """
 
 import ast
@@ -294,7 +293,7 @@ def start(name: str) -> Notebook:
     import torch
 
     from phantombook.figures.style import use_style
-    from phantombook.ledger.measurements import Experiment, begin
+    from phantombook.ledger.measurements import Experiment, begin, wait_with
     from phantomlib.engine import cluster
     from phantomlib.runs.store import Store
 
@@ -302,7 +301,11 @@ def start(name: str) -> Notebook:
     use_style()
     parameters = common | parameters
     opened = Store(common["store"], cluster.runner())
-    experiment = Experiment(RUNNER.source, parameters) if RUNNER else None
+    file = pending = None
+    if RUNNER:
+        experiment = Experiment(RUNNER.source, parameters)
+        file, pending = experiment.file(opened), begin(opened, experiment)
+        wait_with(pending, file, RUNNER.scratch)  # one that measures nothing runs through as well
     return Notebook(
         name=name,
         models=list(common["models"]),
@@ -312,8 +315,8 @@ def start(name: str) -> Notebook:
         dtype=common["dtype"],
         seed=common["seed"],
         parameters=parameters,
-        record_file=experiment.file(opened) if experiment else None,
-        pending=begin(opened, experiment) if experiment else None,
+        record_file=file,
+        pending=pending,
         profile=RUNNER.profile if RUNNER else "",
     )
 
@@ -351,8 +354,7 @@ def _edited(name: str) -> dict[str, Any]:
     from phantombook.project import load_profile
 
     given = json.loads(os.environ[EDITED])
-    os.chdir(given["root"])
-    root = Path(given["root"])
+    os.chdir(root := Path(given["root"]))
     values = make_job(root, name, {}, profile=load_profile(root, given["profile"])).parameters
     vars(sys.modules["__main__"]).update(values)
     listed = ", ".join(f"{key}={markup.typed(value)}" for key, value in values.items()) or "none"

@@ -85,6 +85,11 @@ def test_the_life_of_a_verdict(project):
         assert run().exit_code == 0
 
     assert verdict() == published
+    file.write_text("".join(line for line in NOTEBOOK.splitlines(True) if "nb.record" not in line))
+    assert run().exit_code == 0
+    assert "no measurement with these parameters" in verdict()["reason"]
+    file.write_text(NOTEBOOK)
+    assert run().exit_code == 0
     [stored] = (project / "kept").glob("*.nc")
     stored.write_bytes(b"")
     assert verdict()["verdict"] == "not tested" and "damaged" in verdict()["reason"]
@@ -96,7 +101,18 @@ def test_a_copy_that_papermill_runs_shows_its_parameters_and_records_nothing(pro
     content = jupytext.reads(f"{NOTEBOOK}\n# %%\nprint(nb.command)\n", fmt="py:percent")
     nbformat.write(content, elsewhere / "copy.ipynb")
     told = json.dumps({"command": "phantom run 05", "profile": "zoo", "parameters": {"jumping": 3.0}})
-    words = ["-p", "jumping", "0.5", "-y", "models: [zoo:gpt2-s]", "-k", "python3", "--language", "python", "--no-progress-bar"]
+    words = [
+        "-p",
+        "jumping",
+        "0.5",
+        "-y",
+        "models: [zoo:gpt2-s]",
+        "-k",
+        "python3",
+        "--language",
+        "python",
+        "--no-progress-bar",
+    ]
     command = [sys.executable, "-m", "papermill", "copy.ipynb", "out.ipynb", *words]
     subprocess.run(command, cwd=elsewhere, env=os.environ | {"PHANTOM_NOTEBOOK": told}, check=True)
     shown = (elsewhere / "out.ipynb").read_text()

@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 import typer
 
-from benchmarks import measure, needs, suites
+from benchmarks import measure, suites
+from benchmarks.models import LARGE
 from phantomlib.files import write_text
 
 ZOO = ("gpt2-s", "gpt2-m", "gpt2-l", "neox-s", "neox-m")
@@ -36,14 +37,14 @@ def main(
             row for name in names for row in suites.throughput(name, device, replicas or suites.counts(name), repeats)
         ],
         "recording": lambda: [row for name in names for row in suites.recording(name, device, repeats)],
-        "size": lambda: [row for name in needs.LARGE for row in suites.size(name, device, repeats)],
-        "diagnosis": lambda: [row for name in needs.LARGE for row in suites.diagnosis(name, device, repeats)],
+        "size": lambda: [row for name in LARGE for row in suites.size(name, device, repeats)],
+        "diagnosis": lambda: [row for name in LARGE for row in suites.diagnosis(name, device, repeats)],
         "search": lambda: [row for name in small for row in suites.search(name, device, repeats)],
         "predictors": lambda: [row for name in small for row in suites.predictors(name, device, repeats)],
         "chunks": lambda: [row for name in names for row in suites.chunks(name, device, repeats)],
         "cores": lambda: suites.cores(repeats),
         "floor": lambda: [row for name in names for row in suites.floor(name, device, repeats)],
-        "memory": lambda: [row for name in needs.LARGE for row in suites.memory(name, device)],
+        "memory": lambda: [row for name in LARGE for row in suites.memory(name, device)],
         "growth": lambda: suites.growth(device),
         "book": lambda: suites.book(),
     }

@@ -4,11 +4,10 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import replace
 
 import torch
 
-from phantomlib.contexts import Context, Resolved
+from benchmarks.models import first_context, load
 from phantomlib.critical.predictors import predict_critical_rates
 from phantomlib.critical.step_zero import sharpness, velocity
 from phantomlib.engine import memory
@@ -20,37 +19,6 @@ from phantomlib.runs.store import Store
 
 STEPS = 3
 RATE = {"sgd": 1e-5, "adam": 1e-6}
-
-
-LARGE = {
-    "llama-135m": (27, 576, 49_152),
-    "llama-268m": (20, 640, 262_144),
-}  # sizes and vocabularies of the fetched models
-
-
-def random_model(layers: int, width: int, vocabulary: int) -> LanguageModel:
-    """A Llama with random weights and no tokenizer."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        num_hidden_layers=layers, hidden_size=width, intermediate_size=8 * width // 3, num_attention_heads=width // 64,
-        num_key_value_heads=width // 64, vocab_size=vocabulary, max_position_embeddings=64, tie_word_embeddings=True,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module = LlamaForCausalLM._from_config(config, attn_implementation="eager")
-    return LanguageModel(
-        "random", "random", module.eval().requires_grad_(False), None, f"{layers}-{width}-{vocabulary}"
-    )
-
-
-@torch.no_grad()
-def first_context(model: LanguageModel) -> Resolved:
-    """A prompt of ten tokens, whose competitor is the model's first choice and whose correct word its fifth."""
-    ids = tuple((7 * n + 3) % len(model.readout) for n in range(10))
-    logits = model.module(torch.tensor([ids], device=model.device), use_cache=False, logits_to_keep=1).logits[0, -1]
-    order = logits.topk(5).indices.tolist()
-    return Resolved(Context("first", "ten tokens", "fifth", "first"), ids, order[4], order[0])
 
 
 def _run(model, context, optimizer="adam", replicas=1, **recipe):
@@ -97,11 +65,5 @@ def report(model: LanguageModel, task: str) -> dict:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     name, task, device = sys.argv[1:]
-    if name.startswith("random:"):
-        found = random_model(*map(int, name.removeprefix("random:").split("x")))
-        found = replace(found, module=found.module.to(device))
-    else:
-        from benchmarks.suites import load
-
-        found = load(name, device)
+    found = load(name, device)
     print(json.dumps(report(found, task)))

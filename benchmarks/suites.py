@@ -21,7 +21,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import baseline, measure, needs
-from phantomlib.contexts import load_contexts, resolve
+from benchmarks.models import contexts_of, first_context, load
 from phantomlib.critical.predictors import predict_critical_rates
 from phantomlib.critical.search import critical_rates
 from phantomlib.critical.step_zero import velocity
@@ -36,40 +36,8 @@ from phantomlib.runs.store import Store
 STEPS = 20
 RATE = {"sgd": 1e-5, "adam": 1e-6}  # small, so that no replica diverges
 BRACKET = 0.005
-LARGE = 2e7  # parameters from which on a step takes seconds
+SLOW = 2e7  # parameters from which on a step takes seconds
 DECADES = 2  # of the grid around a critical learning rate of which only the order of magnitude is known
-
-
-def load(name: str, device: str) -> LanguageModel:
-    """A zoo model, or ``gpt2-small`` / ``gpt2-medium``: those sizes with random weights and the zoo's tokenizer.
-
-    Those of ``needs.LARGE`` have random weights and no tokenizer.
-    """
-    if name in needs.LARGE:
-        model = needs.random_model(*needs.LARGE[name])
-        return replace(model, module=model.module.to(device))
-    sizes = {"gpt2-small": (12, 12, 768), "gpt2-medium": (24, 16, 1024)}
-    if name not in sizes:
-        return language_model.load(f"zoo:{name}", device=device)
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    layers, heads, width = sizes[name]
-    config = GPT2Config(n_layer=layers, n_head=heads, n_embd=width, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module = GPT2LMHeadModel._from_config(config, attn_implementation="eager")
-    module = module.to(device).eval().requires_grad_(False)
-    return LanguageModel(name, name, module, language_model.load("zoo:gpt2-s").tokenizer, f"random-{name}")
-
-
-def contexts_of(model: LanguageModel) -> list:
-    """The ten contexts; in random weights the two words are exchanged where the correct one leads."""
-    found = [resolve(context, model.tokenizer) for context in load_contexts("default")]
-    logits = language_model.next_token_logits(model, found)
-    return [
-        one if z[one.correct_id] < z[one.competitor_id] else replace(one, correct_id=one.competitor_id, competitor_id=one.correct_id)
-        for one, z in zip(found, logits, strict=True)
-    ]  # fmt: skip
 
 
 def spread(contexts: list, replicas: int) -> tuple[list, int]:
@@ -80,7 +48,7 @@ def spread(contexts: list, replicas: int) -> tuple[list, int]:
 
 def extent(model: LanguageModel) -> tuple[int, int]:
     """Steps and replicas of a measurement that does not vary them; fewer for a large model, whose steps take seconds."""
-    return (STEPS, 32) if model.n_parameters < LARGE else (4, 4)
+    return (STEPS, 32) if model.n_parameters < SLOW else (4, 4)
 
 
 def counts(name: str) -> list[int]:
@@ -129,7 +97,7 @@ def size(name: str, device: str, repeats: int) -> list[dict]:
     torch's fused optimiser.
     """
     model = load(name, device)
-    context, rows, steps = needs.first_context(model), [], Recipe().steps
+    context, rows, steps = first_context(model), [], Recipe().steps
     few = 4 if model.n_parameters < 2e8 else 2
     for optimizer in ("sgd", "adam"):
         recipe, fused = Recipe(optimizer=optimizer, steps=steps), optimizer == "adam"
@@ -160,7 +128,7 @@ def diagnosis(name: str, device: str, repeats: int) -> list[dict]:
         replace(load(name, device), tokenizer=language_model.load("zoo:gpt2-s").tokenizer),
         Recipe(steps=STEPS),
     )
-    context, short = needs.first_context(model), replace(recipe, steps=6)
+    context, short = first_context(model), replace(recipe, steps=6)
     with patch("torch.autograd._engine_run_backward", wraps=torch.autograd._engine_run_backward) as counted:
         diagnose(model, context, recipe)
     contenders = {
@@ -362,7 +330,7 @@ def chunks(name: str, device: str, repeats: int) -> list[dict]:
     """Milliseconds per replica-step against the number of replicas advanced together."""
     model = load(name, device)
     contexts, rows = contexts_of(model), []
-    steps = 5 if model.n_parameters < LARGE else 2
+    steps = 5 if model.n_parameters < SLOW else 2
     sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if n * model.n_parameters < 5e8]
     for optimizer in ("sgd", "adam"):
         recipe = Recipe(optimizer=optimizer, steps=steps)

@@ -281,7 +281,7 @@ nb.figure(
         example,
         {name: e.ramps.area for name, e in adam.items()},
         control.ramps.area.median(),
-        thresholds["bistability"]["loop_area"]["threshold"],
+        thresholds["bistability"]["loop_area"].threshold,
         colours,
     ),
     "fig-ramps",
@@ -352,7 +352,7 @@ nb.figure(
     crossing_panels(
         {name: e.times for name, e in adam.items()},
         {name: s.exponent for name, s in slow.sel("adam").items()},
-        thresholds["slowing"]["exponent"]["threshold"],
+        thresholds["slowing"]["exponent"].threshold,
         colours,
     ),
     "fig-slowing",

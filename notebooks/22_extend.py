@@ -179,7 +179,7 @@ with TemporaryDirectory() as folder:
     nb.record("X1", share, optimizer="adam", n=sample, runs=run, ledger=ledger)
     [claim] = claims.load_claims(ledger)
 
-verdict = claims.judge(claim, nb.store, nb.source)
+verdict = nb.verdict(claim)
 print(f"{claim.statement} {verdict.shown}: {verdict.reason}")
 
 # %% [markdown]

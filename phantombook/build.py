@@ -3,28 +3,33 @@
 import concurrent.futures
 import contextlib
 import json
+import multiprocessing
 import os
-import queue
 import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterable
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from phantombook.display import Display, duration
+from phantombook.execution import execute
 from phantombook.inputs import chosen_held_out
 from phantombook.plan import Job, is_current, made_from, make_plan
+from phantombook.preloaded_kernel import Kernel, start_server
 from phantombook.project import GENERATED, cores, find_notebook, find_root, load_profile, notebooks
-from phantombook.worker import Worker
 from phantomlib.errors import BookError, ParameterError, PhantomError
 from phantomlib.files import digest, write_text
+from phantomlib.progress import read_report
 
 TIMES = "run_times.json"
 MOST_JOBS = 8  # unless more are asked for: each takes memory
-BUILDER = "from jupyter_book.cli.main import main; main()"  # of this Python, wherever its scripts are installed
+# Of this Python, wherever its scripts are installed
+BUILDER = "import phantombook.ends_with_parent; from jupyter_book.cli.main import main; main()"
 
 
 def build_book(
@@ -56,7 +61,10 @@ def build_book(
     (root / GENERATED).mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(root / GENERATED / ".lock", timeout=0):
-            run_jobs(todo, jobs, root, profile)
+            if not todo:
+                print("All notebooks are up to date.")
+            times = read_times(root)
+            run_jobs(todo, jobs, times, lambda job, seconds: record_time(root, job, seconds))
             check_complete(plan, profile)
             write_times(root, plan)
             write_glued(root, plan)
@@ -126,42 +134,37 @@ def check_complete(plan: list[Job], profile: str) -> None:
         )
 
 
-def run_jobs(todo: list[Job], jobs: int, root: Path, profile: str) -> None:
+def run_jobs(
+    todo: list[Job], jobs: int, times: dict, finished: Callable[[Job, float], None] = lambda job, seconds: None
+) -> None:
     """Run notebooks, several at a time; those that finish stay even if another fails or the user interrupts.
 
     What two of them refuse for the same reason, the others would refuse too: they are not started.
 
+    Args:
+        todo: what to run; a notebook waits for those of its ``after`` that are among them.
+        jobs: how many at once.
+        times: seconds that each took last, by notebook and profile.
+        finished: called with each job that is done, and the seconds it took.
+
     Raises:
         PhantomError: what one notebook raised on purpose; BookError if several failed.
-        KeyboardInterrupt: after all workers have ended.
+        KeyboardInterrupt: after all kernels have ended.
     """
-    if not todo:
-        print("All notebooks are up to date.")
-        return
-    times, stop = read_times(root), threading.Event()
-    idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-    expected = {job.name: times.get(job.name, {}).get(profile) for job in todo}
-
-    def work(job: Job) -> float:
-        display.started(job.name)
-        try:
-            worker = idle.get_nowait()
-        except queue.Empty:
-            worker = Worker(root, preload=len(todo) > jobs, jobs=min(jobs, len(todo)))
-        seconds = worker.execute(job, lambda report: display.update(job.name, report), stop)
-        idle.put(worker)
-        return seconds
-
-    graph = TopologicalSorter({job.name: expected.keys() & set(job.after) for job in todo})
+    by_name, failures = {job.name: job for job in todo}, dict[str, BaseException]()
+    graph = TopologicalSorter({job.name: by_name.keys() & set(job.after) for job in todo})
     try:
         graph.prepare()
     except CycleError as error:
         raise BookError(
             f"Notebooks wait for each other: {', '.join(error.args[1])}. Mend 'after' in a header."
         ) from None
-    by_name = {job.name: job for job in todo}
+    if todo:
+        start_server()
+    expected = {job.name: times.get(job.name, {}).get(job.profile) for job in todo}
+    latest: dict[str, dict] = {}  # what each notebook said last
     running: dict[concurrent.futures.Future, str] = {}
-    failures: dict[str, BaseException] = {}
+    stop = threading.Event()
     ready: list[str] = []
     with Display(expected, jobs) as display, concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         try:
@@ -170,27 +173,41 @@ def run_jobs(todo: list[Job], jobs: int, root: Path, profile: str) -> None:
                 shared = len({str(error) for error in failures.values()}) < len(failures)
                 while ready and len(running) < jobs and not shared:
                     name = ready.pop(0)
-                    running[pool.submit(work, by_name[name])] = name
+                    display.started(name)
+                    told = partial(latest.__setitem__, name)
+                    share = min(jobs, len(todo))
+                    running[pool.submit(execute, by_name[name], told, share, stop.is_set)] = name
                 if not running:
                     break  # what is left waits for a notebook that failed
-                for future in concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED).done:
+                done, _ = concurrent.futures.wait(running, 0.3, concurrent.futures.FIRST_COMPLETED)
+                for name in latest.keys() & {running[future] for future in running.keys() - done}:
+                    display.update(name, latest[name] | (read_report(latest[name]["watch"]) or {}))
+                for future in done:
                     name, problem = running.pop(future), future.exception()
                     if problem:
                         failures[name] = problem
                     else:
                         graph.done(name)
-                        record_time(root, name, profile, future.result())
+                        finished(by_name[name], future.result())
                     display.finished(name, problem)
         except BaseException:  # Ctrl-C above all
             stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            done = len(display.done) - len(failures)
-            display.say(f"Interrupted: {done} of {len(todo)} notebooks are done and stay; the next start resumes.")
+            end_kernels(running)
+            done_so_far = len(display.done) - len(failures)
+            display.say(
+                f"Interrupted: {done_so_far} of {len(todo)} notebooks are done and stay; the next start resumes."
+            )
             raise
-        finally:
-            while not idle.empty():
-                idle.get().close()
     raise_failures(failures)
+
+
+def end_kernels(running: Iterable[concurrent.futures.Future]) -> None:
+    """Kill kernels, those too that are only being started, until nothing runs any more."""
+    while not all(future.cancel() or future.done() for future in running):
+        for process in multiprocessing.active_children():
+            if isinstance(process, Kernel):
+                process.kill()
+        concurrent.futures.wait(running, 0.2)
 
 
 def raise_failures(failures: dict[str, BaseException]) -> None:
@@ -214,9 +231,9 @@ def read_times(root: Path) -> dict[str, dict[str, float]]:
         return {}
 
 
-def record_time(root: Path, name: str, profile: str, seconds: float) -> None:
+def record_time(root: Path, job: Job, seconds: float) -> None:
     times = read_times(root)
-    times.setdefault(name, {})[profile] = round(seconds, 1)
+    times.setdefault(job.name, {})[job.profile] = round(seconds, 1)
     write_text(root / GENERATED / TIMES, json.dumps(times, indent=1, sort_keys=True) + "\n")
 
 
@@ -252,8 +269,8 @@ def build_pages(root: Path) -> Path:
     Raises:
         BookError: with Sphinx's warnings.
     """
-    for folder in ("html", ".doctrees", "jupyter_execute"):
-        shutil.rmtree(root / "_build" / folder, ignore_errors=True)
+    for folder in ("_build/html", "_build/.doctrees", "_build/jupyter_execute", GENERATED / "reference"):
+        shutil.rmtree(root / folder, ignore_errors=True)
     command = [sys.executable, "-c", BUILDER, "build", str(root), "-W", "-n", "--keep-going"]
     print("Building the pages.", file=sys.stderr, flush=True)
     environment = os.environ | {"NO_COLOR": "1"}

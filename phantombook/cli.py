@@ -2,70 +2,22 @@
 
 import io
 import os
+import signal
 import sys
 import tempfile
+from contextlib import chdir
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
-from phantombook.inputs import typed_paths
+from phantombook.command_words import Group, ManyModels, WithParameters, what_the_system_said
+from phantombook.inputs import FITTING, typed_paths
 from phantombook.scan_command import scan_data
+from phantomlib.contexts import load_contexts
 from phantomlib.errors import ParameterError, PhantomError, shown
 from phantomlib.models import pretrained
-
-
-class _Group(TyperGroup):
-    """Errors a user can act on become one message and exit code 1; ``--debug`` shows where they came from."""
-
-    def invoke(self, ctx):
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            typer.echo("Stopped. What is finished stays; the same command goes on from there.", err=True)
-            raise typer.Exit(130) from None
-        except (PhantomError, OSError) as error:
-            if ctx.params.get("debug") or isinstance(error, BrokenPipeError):  # typer ends quietly on a closed pipe
-                raise
-            typer.echo(f"error: {error if isinstance(error, PhantomError) else _what_the_system_said(error)}", err=True)
-            raise typer.Exit(1) from None
-
-
-def _what_the_system_said(error: OSError) -> str:
-    place = f" '{error.filename}'" if error.filename else ""
-    return f"{error.strerror or error}{place}. Mend that, or work in a folder that can be written to and has room."
-
-
-class _ManyModels(TyperCommand):
-    """Lets ``--models`` take several words: ``--models A B`` is read as ``--models A --models B``."""
-
-    def parse_args(self, ctx, args):
-        spread: list[str] = []
-        inside = False
-        for word in args:
-            if inside and not word.startswith("-"):
-                spread += ([] if spread[-1] == "--models" else ["--models"]) + [word]
-            else:
-                spread.append(word)
-                inside = word == "--models"
-        return super().parse_args(ctx, spread)
-
-
-class _WithParameters(TyperCommand):
-    """Lets ``-p`` take two words, as papermill's does: ``-p steps 30`` is read as ``-p steps=30``."""
-
-    def parse_args(self, ctx, args):
-        joined, words = [], iter(args)
-        for word in words:
-            joined.append(word)
-            if word in ("-p", "--parameter"):
-                name = next(words, None)
-                if name is None:
-                    continue
-                value = None if "=" in name else next(words, None)
-                joined.append(name if value is None else f"{name}={value}")
-        return super().parse_args(ctx, joined)
+from phantomlib.progress import JOBS
 
 
 def _commands(**options) -> typer.Typer:
@@ -74,7 +26,7 @@ def _commands(**options) -> typer.Typer:
     )
 
 
-app = _commands(cls=_Group)
+app = _commands(cls=Group)
 zoo_app = _commands(help="The small models that ship with the package.")
 models_app = _commands(help="Pretrained checkpoints from the package index: 'pretrained:NAME'.")
 app.add_typer(zoo_app, name="zoo")
@@ -91,9 +43,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Everything, as JSON.")]
 @app.callback()
 def phantom(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False):
     """Phantom transitions: run the notebooks, build the book, check the installation."""
+    jobs = os.environ.get(JOBS, "1")
+    if not (jobs.isascii() and jobs.isdigit() and int(jobs) > 0):
+        raise ParameterError(f"The environment variable {JOBS} is {shown(jobs)}; make it a whole number, or unset it.")
 
 
-@app.command(cls=_ManyModels)
+@app.command(cls=ManyModels)
 def book(
     profile: ProfileName = "zoo",
     only: Annotated[str | None, typer.Option(metavar="NN", help="Run only this notebook, then build.")] = None,
@@ -126,7 +81,7 @@ def book(
     typer.echo(f"The book is ready. Open {index}")
 
 
-@app.command(cls=_WithParameters)
+@app.command(cls=WithParameters)
 def run(
     number: Annotated[str, typer.Argument(metavar="NN", help="Number or name of the notebook, e.g. 01.")],
     parameter: Annotated[
@@ -139,8 +94,7 @@ def run(
     scheduler: Scheduler = "",
 ):
     """Run one notebook with your parameters: -p models '["my/model"]' -p contexts my_contexts.yaml."""
-    from phantombook import worker
-    from phantombook.display import Display
+    from phantombook.build import run_jobs
     from phantombook.parameters import load_mapping, parse_value
     from phantombook.plan import make_job
     from phantombook.project import find_root, load_profile
@@ -154,9 +108,9 @@ def run(
         given[name] = parse_value(text)
     job = make_job(root, number, typed_paths(given, root), output, load_profile(root, profile) if profile else None)
     use_scheduler(scheduler)
-    with Display({job.name: None}) as display:
-        display.started(job.name)
-        worker.execute(job, lambda report: display.update(job.name, report))
+    with chdir(root):  # seconds before a kernel would refuse it
+        load_contexts(job.all_parameters.get("contexts", "default").removeprefix(FITTING))
+    run_jobs([job], 1, {})
     typer.echo(f"Written: {job.output}")
 
 
@@ -231,15 +185,21 @@ def claims(profile: ProfileName = "zoo", as_json: AsJson = False):
     """The ledger: every claim with its measured value, threshold and verdict."""
     import json
 
-    from phantombook.evidence import expected_sources
+    from phantombook.evidence import expected_experiments
     from phantombook.ledger.claims import verdict_as_dict, verdicts
     from phantombook.project import find_root, load_profile
     from phantomlib.runs.store import Store
 
     root = find_root()
     chosen = load_profile(root, profile)
-    store, sources = Store(root / chosen.common.get("store", "runs")), expected_sources(root, chosen)
-    pairs = verdicts(store, sources) + verdicts(store, sources, group="real") + verdicts(store, sources, group="ours")
+    store, experiments = Store(root / chosen.common.get("store", "runs")), expected_experiments(root, chosen)
+    pairs = (
+        verdicts(store, experiments)
+        + verdicts(store, experiments, group="real")
+        + verdicts(store, experiments, group="ours")
+    )
+    if not any(verdict.measurement for pair in pairs for verdict in pair):
+        typer.echo(f"Nothing has been measured here yet: run 'phantom book --profile {profile}' first.", err=True)
     if as_json:
         typer.echo(json.dumps([verdict_as_dict(verdict) for pair in pairs for verdict in pair], indent=1))
         return
@@ -385,6 +345,7 @@ def prepare_terminal() -> None:
 
 def main() -> None:
     prepare_terminal()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # kernels and what is half done go, as with Ctrl-C
     try:
         os.getcwd()
     except OSError:
@@ -394,7 +355,7 @@ def main() -> None:
     except OSError as error:  # also where typer itself writes, help for instance
         if "--debug" in sys.argv:
             raise
-        sys.exit(f"error: {_what_the_system_said(error)}")
+        sys.exit(f"error: {what_the_system_said(error)}")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from importlib import metadata
 
 from phantombook.project import cores, find_root, notebooks
-from phantomlib.errors import PhantomError
+from phantomlib.errors import BookError, PhantomError
 from phantomlib.models import pretrained, zoo_models
+
+NO_BOOK = "none here; 'phantom diagnose' and the library need none, 'phantom book' works in a clone"
 
 
 def findings() -> Iterator[tuple[str, bool, str]]:
@@ -61,7 +63,10 @@ def _packages() -> str:
 
 
 def _root() -> str:
-    root = find_root()
+    try:
+        root = find_root()
+    except BookError:
+        return NO_BOOK
     return f"{root} with {len(notebooks(root))} notebooks"
 
 
@@ -79,7 +84,10 @@ def _threads() -> str:
 
 
 def _store() -> str:
-    folder = find_root() / "runs"
+    try:
+        folder = find_root() / "runs"
+    except BookError:
+        return NO_BOOK
     if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
         raise PhantomError(f"'{folder}' cannot be written. Mend its permissions, or give another folder with -p store.")
     files = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []

@@ -1,137 +1,117 @@
-"""What a worker process does: execute notebooks with papermill, one after the other, and tidy what comes out.
+"""Run one notebook with papermill, in a kernel of its own, and keep only what is complete.
 
-Started by :class:`phantombook.worker.Worker`, at the other end of a pipe. It ends when its caller does, and takes its
-kernel with it.
+The output appears, and what the notebook measured counts, once its last cell has run. Until then everything is in a folder
+of its own, which the kernel removes if it outlives its caller.
 """
 
-import json
-import multiprocessing.connection
-import os
-import queue
-import re
-import signal
-import sys
-import threading
+import secrets
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing import util
+from pathlib import Path
 
+from phantombook import preloaded_kernel, tidy
+from phantombook.ledger import measurements
 from phantombook.plan import Job
 from phantombook.project import read_notebook
-
-LABEL_LENGTH = 40  # characters of a heading shown while its cells run
-PARAMETER_CELLS = {"parameters": "Parameters and their defaults", "injected-parameters": "Parameters of this run"}
-
-
-def serve(descriptor: int) -> int:
-    """Execute what comes through the pipe, a job and its environment at a time; say through it how that goes."""
-    caller: multiprocessing.connection.Connection = multiprocessing.connection.Connection(descriptor)
-    tasks: queue.SimpleQueue[tuple[Job, dict]] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(caller, tasks), daemon=True).start()
-    try:
-        while True:
-            job, environment = tasks.get()
-            os.environ |= environment
-            caller.send(_attempt(job, caller.send))
-    except (KeyboardInterrupt, BrokenPipeError):
-        return 130
+from phantomlib import errors, files, progress
+from phantomlib.errors import BookError, PhantomError
 
 
-def _listen(caller, tasks) -> None:
-    try:
-        while True:
-            tasks.put(caller.recv())
-    except (EOFError, OSError):  # the caller closed the pipe or died
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(8)
-        os._exit(130)
+def execute(
+    job: Job,
+    on_progress: Callable[[dict], None] = lambda report: None,
+    jobs: int = 1,
+    stopped: Callable[[], bool] = lambda: False,
+) -> float:
+    """Run a job; the output file appears only when all of it is done.
 
+    Args:
+        job: what to run.
+        on_progress: called as a cell starts, with ``cell``, ``of``, ``heading`` and ``watch``, the path where
+            :func:`phantomlib.progress.read_report` finds what the kernel tracks.
+        jobs: how many notebooks share the machine's memory.
+        stopped: whether its kernel was ended on purpose; then KeyboardInterrupt is raised.
 
-def _attempt(job: Job, report: Callable[[dict], None]) -> dict:
-    """Execute a job; ``finished``, or what was raised and whether the notebook had shown anything by then."""
+    Returns:
+        seconds it took.
+
+    Raises:
+        PhantomError: raised on purpose in the notebook; only its message is passed on.
+        BookError: the notebook failed otherwise; what it did until then is kept beside the output.
+    """
     from nbclient.exceptions import DeadKernelError
+    from nbformat import NotebookNode
     from papermill.exceptions import PapermillExecutionError
 
+    began = time.monotonic()
     try:
-        _execute(job, report)
-    except PapermillExecutionError as error:
-        cells = json.loads(job.partial.read_text(encoding="utf-8"))["cells"]
-        kinds = {output.get("output_type") for cell in cells for output in cell.get("outputs", ())}
-        shown = bool(kinds & {"display_data", "execute_result"})
-        return {"ename": error.ename, "evalue": error.evalue, "cell_index": error.cell_index, "shown": shown}
-    except DeadKernelError:
-        reason = "the kernel died, perhaps for want of memory"
-        return {"ename": "DeadKernelError", "evalue": reason, "cell_index": "", "shown": True}
-    return {"finished": True}
+        job.output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=job.output.parent):
+            pass
+    except OSError as error:
+        raise BookError(f"Cannot write '{job.output}' ({error.strerror}). Choose another output.") from None
+    scratch, begun = Path(util.get_temp_dir()) / secrets.token_hex(8), list[NotebookNode]()
+    try:
+        _run(job, scratch, begun, on_progress, jobs)
+    except (PapermillExecutionError, DeadKernelError, RuntimeError) as error:  # the last: died as it started
+        if stopped():
+            raise KeyboardInterrupt from None
+        raise _failure(job, begun, error) from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    job.failed.unlink(missing_ok=True)
+    return time.monotonic() - began
 
 
-def _execute(job: Job, report: Callable[[dict], None]) -> None:
+def _run(job: Job, scratch: Path, begun: list, on_progress: Callable[[dict], None], jobs: int) -> None:
+    """Run a job; ``begun`` is filled with the cells that were started."""
     import nbformat
     import papermill
+    from jupyter_client.provisioning import KernelProvisionerFactory
 
-    source = read_notebook(job.source)
-    for index, cell in enumerate(source.cells):
-        cell["id"] = f"cell-{index:03d}"
+    source, watch = read_notebook(job.source), str(scratch / "progress.json")
 
     def on_cell_start(cell, cell_index):
-        # papermill inserts one cell, so headings are looked up by the cell's own id
-        position = next((i for i, c in enumerate(source.cells) if c["id"] == cell["id"]), 0)
-        report({"cell": position + 1, "of": len(source.cells), "heading": _heading(source.cells[: position + 1])})
+        begun.append(cell)
+        of = len(source.cells) + bool(job.parameters)  # papermill puts one more in front
+        on_progress({"cell": len(begun), "of": of, "heading": tidy.last_heading(begun), "watch": watch})
 
+    preloaded_kernel.ORDER.set((job, scratch, {progress.ENVIRONMENT: watch, progress.JOBS: str(jobs)}))
+    KernelProvisionerFactory.instance().default_provisioner_name = preloaded_kernel.NAME
     executed = papermill.execute_notebook(
         source,
-        job.partial,
+        None,
         job.parameters,
         kernel_name="python3",
         language="python",
         progress_bar=False,
         start_timeout=300,  # a busy machine may need minutes to start a kernel
-        cwd=job.root,
         extra_arguments=["--log-level=40"],
         on_cell_start=on_cell_start,
     )
-    _tidy(executed, job)
-    nbformat.write(executed, job.partial)
-    os.replace(job.partial, job.output)
+    tidy.tidy(executed, job)
+    with files.replacing(job.output) as temporary:
+        nbformat.write(executed, temporary)
+        measurements.complete(scratch)
 
 
-def _heading(cells) -> str:
-    """The last heading at or above a cell, as plain words."""
-    for cell in reversed(cells):
-        found = re.findall(r"^#+\s+(.+)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else []
-        if found:
-            return re.sub(r"[*_`$\\{}]", "", found[-1])[:LABEL_LENGTH]
-    return ""
+def _failure(job: Job, begun: list, error) -> PhantomError:
+    """What to raise; unless the notebook refused before it showed anything, what it did is kept."""
+    import nbformat
 
-
-def _tidy(executed, job: Job) -> None:
-    """Drop what differs from run to run, hide what a reader of the book need not see, and note what made it."""
-    executed.metadata.pop("papermill", None)
-    executed.metadata.pop("jupytext", None)
-    executed.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    executed.metadata["phantom"] = {
-        "notebook": job.name,
-        "profile": job.profile,
-        "parameters": job.parameters,
-        "key": job.key,
-    }
-    for index, cell in enumerate(executed.cells):
-        cell["id"] = f"{job.name}-{index:03d}"[-64:]
-        cell.metadata.pop("papermill", None)
-        cell.metadata.pop("execution", None)
-        tags = set(cell.metadata.get("tags", ()))
-        for tag, title in PARAMETER_CELLS.items():
-            if tag in tags:
-                tags.add("hide-input")
-                cell.metadata["mystnb"] = {"code_prompt_show": title, "code_prompt_hide": title}
-        if "hide-input" in tags and "nb.answer(" in cell.source and len(cell.outputs) == 1:
-            title = "Where the answer at the head comes from"  # the cell shows nothing here
-            cell.metadata["mystnb"] = {"code_prompt_show": title, "code_prompt_hide": title}
-        if tags:
-            cell.metadata["tags"] = sorted(tags)
-        if cell.cell_type == "code":
-            # progress bars that found no terminal; warnings stay in the notebook, the book leaves them out
-            cell["outputs"] = [o for o in cell.outputs if not (o.get("name") == "stderr" and "\r" in o.get("text", ""))]
-
-
-if __name__ == "__main__":
-    sys.exit(serve(int(sys.argv[1])))
+    kind = getattr(errors, getattr(error, "ename", ""), None)
+    refused = kind if isinstance(kind, type) and issubclass(kind, PhantomError) else None
+    shown = {output.output_type for cell in begun for output in cell.get("outputs", ())}
+    kept = ""
+    if begun and (not refused or shown & {"display_data", "execute_result"}):
+        files.write_text(job.failed, nbformat.writes(nbformat.v4.new_notebook(cells=begun)))
+        kept = f" What it did until then is in '{job.failed}'."
+    if refused:
+        return refused(error.evalue + kept)
+    reason = "the kernel died, perhaps for want of memory"
+    if hasattr(error, "ename"):
+        reason = f"cell {error.cell_index} raised {error.ename}: {error.evalue}".rstrip(": ")
+    return BookError(f"Notebook {job.name} failed: {reason}.{kept} Mend the cause and run it again: {job.command}")

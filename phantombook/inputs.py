@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,22 @@ def typed_paths(given: dict, root: Path | None = None) -> dict[str, Any]:
 
     paths = ("models", "contexts", "held_out", "charted", "store")
     return {name: moved(name, value) if name in paths else value for name, value in given.items()}
+
+
+def named_files(value, root: Path) -> dict[str, Path]:
+    """Files and folders that the texts in some parameters name, by that text; paths lead from ``root``."""
+    found = {}
+    for text in _texts(value):
+        named = text.removeprefix(FITTING)
+        path = root / named
+        if named and (os.path.isfile(path) or os.path.isdir(path)):  # False, too, for text that cannot be a path
+            found[text] = path
+    return found
+
+
+def _texts(value) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)

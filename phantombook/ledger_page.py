@@ -1,10 +1,11 @@
 """How the ledger is written on pages: the table of all values, one line for each claim, the sentences of the first page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 
 import pandas as pd
 
-from phantombook.ledger.claims import NOT_REPRODUCED, REPRODUCED, Claim, Criterion, Verdict
+from phantombook.ledger.claims import NOT_REPRODUCED, REPRODUCED, Change, Claim, Criterion, Verdict
 from phantombook.markup import in_words, with_symbols
 from phantombook.project import find_root, notebooks
 
@@ -48,9 +49,9 @@ def _criterion_rows(verdict: Verdict, other: Verdict):
         }
 
 
-def change_sentences(change: Mapping[str, str]) -> str:
+def change_sentences(change: Change) -> str:
     """An entry of a claim's ``changes``: what was changed and on which day, what it was before and is now, and why."""
-    return "Changed on {day}: {what}. Before: {before}. Now: {now}. Reason: {reason}".format_map(change)
+    return "Changed on {day}: {what}. Before: {before}. Now: {now}. Reason: {reason}".format_map(asdict(change))
 
 
 def miniature(pairs: list[Pair], real: Sequence[Pair] = ()) -> str:

@@ -4,9 +4,11 @@ import base64
 import html
 import io
 import math
+import os
 import string
 
 from phantombook.figures.escaping import csv_of, in_markdown
+from phantombook.inputs import FITTING
 
 
 class _Words(string.Formatter):
@@ -80,3 +82,31 @@ def download(name: str, frame) -> str:
     text = csv_of(frame).encode()
     address = f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text).decode()}"
     return f'<a download="{name}" href="{address}">{name}</a> ({len(text) / 1000:.0f} kB)'
+
+
+def markdown_table(frame, digits: int = 3) -> str:
+    """A pandas table as Markdown, floats with ``digits`` decimals, undefined ones as a dash."""
+    cells = frame.map(lambda value: _cell(value, digits))
+    align = ["right" if column.dtype.kind in "iuf" else "left" for _, column in frame.items()]
+    return cells.to_markdown(index=False, disable_numparse=True, colalign=align)
+
+
+def _cell(value, digits: int) -> str:
+    if not isinstance(value, float):
+        return in_markdown(str(value))
+    return "–" if value != value else f"{value:.{digits}f}"
+
+
+def typed(value) -> str:
+    """A parameter as one would type it; paths relative to the working folder, so no page names a machine's folders."""
+    if isinstance(value, str):
+        prefix = FITTING if value.startswith(FITTING) else ""
+        path = value.removeprefix(prefix)
+        value = prefix + os.path.relpath(path) if os.path.isabs(path) else value
+    if isinstance(value, list):
+        return f"[{', '.join(typed(item) for item in value)}]"
+    return str(value)
+
+
+def code(text: str) -> str:
+    return f"<code>{html.escape(text)}</code>" if text else ""

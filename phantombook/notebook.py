@@ -14,10 +14,11 @@ Parameters are the annotated names of the notebook's first cell, ``name: type = 
 ``remove-cell``, beside its figure in the editor and only below it on the page.
 
 Below each figure and table follows the folded line "How this was made": command, parameters, runs, commit, and the numbers.
+
+What a notebook measures counts for the ledger only if ``phantom run`` or ``phantom book`` started it and it ran through.
 """
 
 import ast
-import html
 import json
 import os
 import sys
@@ -29,9 +30,9 @@ from typing import Any
 from phantombook import markup
 from phantombook.figures.escaping import in_markdown
 from phantombook.inputs import FITTING, check_inputs, check_multiples
-from phantomlib.errors import ContextError, all_at_once
+from phantomlib.errors import ContextError, ParameterError, all_at_once, shown
 
-ENVIRONMENT = "PHANTOM_NOTEBOOK"  # set by the runner: a JSON mapping with the command and profile of this notebook
+EDITED = "PHANTOM_EDIT"  # set by ``phantom edit`` for JupyterLab: a JSON mapping with the project's root and a profile
 COMMON: dict[str, Any] = {
     "models": [],
     "contexts": "default",
@@ -40,6 +41,19 @@ COMMON: dict[str, Any] = {
     "store": "runs",
     "seed": 0,
 }
+
+
+@dataclass(frozen=True)
+class Runner:
+    """What started this notebook: its file, the command to do so again, the profile or "", and a folder for both."""
+
+    source: Path
+    command: str
+    profile: str
+    scratch: Path
+
+
+RUNNER: Runner | None = None  # set by the runner in the kernel that it starts
 
 
 @dataclass
@@ -55,7 +69,9 @@ class Notebook:
         dtype: ``float32`` or ``float64``.
         seed: base seed of the notebook.
         parameters: every parameter by name.
-        source: what its measurements are made by (``phantombook.ledger.measurements.Source``).
+        record_file: where its measurements will be kept; None unless the runner started it.
+        pending: what it measured (``phantombook.ledger.measurements.Record``), or None.
+        measured: the same by claim and optimiser, whoever started it.
         profile: name of the profile it runs with, or "".
         fitting: resolved contexts by model fingerprint, once they were asked for.
         captions: caption and alt text by the name of a figure.
@@ -70,7 +86,9 @@ class Notebook:
     dtype: str
     seed: int
     parameters: dict = field(default_factory=dict)
-    source: Any = None
+    record_file: Path | None = None
+    pending: Any = None
+    measured: dict = field(default_factory=dict)
     profile: str = ""
     fitting: dict = field(default_factory=dict)
     captions: dict = field(default_factory=dict)
@@ -82,28 +100,28 @@ class Notebook:
 
         return load(ref, **{"dtype": self.dtype, "device": self.device} | options)
 
-    def record(
-        self, claim: str, value, *, optimizer: str, n: Mapping[str, int], runs, interval=None, detail=None, **options
-    ) -> None:
-        """Record a measurement for the ledger (see :func:`phantombook.ledger.claims.record_measurement`).
+    def record(self, claim: str, value, *, optimizer: str, n: Mapping[str, int], runs, **options) -> None:
+        """Record a measurement for the ledger (see :func:`phantombook.ledger.claims.measured`).
 
+        It counts once this notebook has run through. Unless the runner started it, it counts nowhere, and the page says so.
         ``runs``: as in :meth:`figure`.
         """
+        from phantombook.ledger import claims, measurements
+
+        found, measurement = claims.measured(claim, value, optimizer=optimizer, n=n, runs=_run_ids(runs), **options)
+        self.measured[found.id, optimizer] = measurement
+        if RUNNER and self.pending and self.record_file:
+            self.pending.measurements[f"{found.id}-{optimizer}"] = measurement
+            measurements.wait_with(self.pending, self.record_file, RUNNER.scratch)
+        else:
+            self.say(f"> {claim} is not recorded: this notebook was not started by `phantom run` or `phantom book`.")
+
+    def verdict(self, claim, optimizer: str | None = None):
+        """What this notebook's own measurement of a claim comes to, before the ledger has it (``ledger.claims.Verdict``)."""
         from phantombook.ledger import claims
 
-        ids = _run_ids(runs)
-        claims.record_measurement(
-            self.store,
-            claim,
-            value,
-            source=self.source,
-            optimizer=optimizer,
-            n=n,
-            runs=ids,
-            interval=interval,
-            detail=detail,
-            **options,
-        )
+        optimizer = optimizer or claim.decides
+        return claims.judge_measurement(claim, self.store, optimizer, self.measured[claim.id, optimizer])
 
     def fitting_contexts(self, model) -> list:
         """The contexts as ids of one model (``phantomlib.contexts.Resolved``), each outranked by its competitor.
@@ -131,9 +149,8 @@ class Notebook:
     @property
     def command(self) -> str:
         """The command that makes this notebook again."""
-        given = _from_runner().get("command")
-        if given:
-            return given
+        if RUNNER:
+            return RUNNER.command
         values = " ".join(f"-p {key} {json.dumps(value)!r}" for key, value in sorted(self.parameters.items()))
         return f"phantom run {self.name.split('_')[0]} {values}".strip()
 
@@ -162,7 +179,7 @@ class Notebook:
 
         text = "**Answer.** " + markup.fill(template, **{**(row if row is not None else {}), **values})
         # in Jupyter, where the head shows only its own source, the answer is shown where it is written
-        glue(f"answer_{self.name.split('_')[0]}", Markdown(text), display=not _from_runner())
+        glue(f"answer_{self.name.split('_')[0]}", Markdown(text), display=not RUNNER)
 
     def caption(self, name: str, caption: str, *, alt: str) -> None:
         """Write the caption of a figure, before it is shown.
@@ -204,11 +221,13 @@ class Notebook:
             top: show this many rows, and fold all of them below.
             runs: as in :meth:`figure`.
         """
-        text = markdown_table(frame, digits)
+        text = markup.markdown_table(frame, digits)
         if fold:
             text = markup.folded(fold, text)
         elif top is not None and len(frame) > top:
-            text = f"{markdown_table(frame.head(top), digits)}\n\n{markup.folded(f'All {len(frame)} rows', text)}"
+            text = (
+                f"{markup.markdown_table(frame.head(top), digits)}\n\n{markup.folded(f'All {len(frame)} rows', text)}"
+            )
         say(text)
         self.tables += 1
         self._show_origin(runs, f"table-{self.tables}", frame)
@@ -225,8 +244,8 @@ class Notebook:
         from IPython.display import display
 
         rows = {
-            "Command": _code(self.command),
-            "Parameters": _code(", ".join(f"{k}={_short(v)}" for k, v in sorted(self.parameters.items()))),
+            "Command": markup.code(self.command),
+            "Parameters": markup.code(", ".join(f"{k}={markup.typed(v)}" for k, v in sorted(self.parameters.items()))),
             "Runs": _runs(list(dict.fromkeys(_run_ids(runs)))),
             "Commit": _commit(),
         }
@@ -260,10 +279,12 @@ def start(name: str) -> Notebook:
     that ran through.
 
     Raises:
-        ParameterError: a parameter is missing, has a wrong type or an impossible value.
+        ParameterError: a parameter is missing, has a wrong type or an impossible value; the name is another notebook's.
         ContextError, ModelError, StoreError: the contexts, a model or the store cannot be used.
     """
-    parameters = declared_here()
+    if RUNNER and RUNNER.source.stem != name:
+        raise ParameterError(f"This is {RUNNER.source.name}, but it starts as '{name}'. Write its own name there.")
+    parameters = declared_here() | _edited(name)
     common = COMMON | {key: value for key, value in parameters.items() if key in COMMON}
     loaded = check_inputs(**common)
     if "multiples" in parameters:
@@ -272,7 +293,7 @@ def start(name: str) -> Notebook:
     import torch
 
     from phantombook.figures.style import use_style
-    from phantombook.ledger.measurements import Source, forget_measurements
+    from phantombook.ledger.measurements import Experiment, begin, wait_with
     from phantomlib.engine import cluster
     from phantomlib.runs.store import Store
 
@@ -280,8 +301,11 @@ def start(name: str) -> Notebook:
     use_style()
     parameters = common | parameters
     opened = Store(common["store"], cluster.runner())
-    source = Source(_file_of(name), parameters, loaded)
-    forget_measurements(opened, source)
+    file = pending = None
+    if RUNNER:
+        experiment = Experiment(RUNNER.source, parameters)
+        file, pending = experiment.file(opened), begin(opened, experiment)
+        wait_with(pending, file, RUNNER.scratch)  # one that measures nothing runs through as well
     return Notebook(
         name=name,
         models=list(common["models"]),
@@ -291,8 +315,9 @@ def start(name: str) -> Notebook:
         dtype=common["dtype"],
         seed=common["seed"],
         parameters=parameters,
-        source=source,
-        profile=_from_runner().get("profile", ""),
+        record_file=file,
+        pending=pending,
+        profile=RUNNER.profile if RUNNER else "",
     )
 
 
@@ -303,16 +328,38 @@ def declared_here() -> dict[str, Any]:
     are asked, not a file: a notebook may have been copied, and its parameters injected.
     """
     session = vars(sys.modules["__main__"])
-    names: list[str] = []
+    found: dict[str, Any] = {}
     for cell in session.get("In", ()):
         try:
             body = ast.parse(cell).body
         except SyntaxError:  # a cell with a command of IPython declares nothing
             continue
-        names += [
-            line.target.id for line in body if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
-        ]
-    return {name: session[name] for name in names if name in session}
+        for line in body:
+            match line:
+                case ast.AnnAssign(ast.Name(name), annotation) if name in session:
+                    found[name] = session[name]
+                    if isinstance(found[name], str) and ast.unparse(annotation).startswith("list"):
+                        raise ParameterError(
+                            f"{name} is text, {shown(found[name])}, but it must be a list. papermill's -p passes text; use "
+                            f"-y '{{{name}: [...]}}', or phantom run."
+                        )
+    return found
+
+
+def _edited(name: str) -> dict[str, Any]:
+    """In JupyterLab as ``phantom edit`` starts it: go to the project's root, and set the profile's parameters."""
+    if RUNNER or EDITED not in os.environ:
+        return {}
+    from phantombook.plan import make_job
+    from phantombook.project import load_profile
+
+    given = json.loads(os.environ[EDITED])
+    os.chdir(root := Path(given["root"]))
+    values = make_job(root, name, {}, profile=load_profile(root, given["profile"])).parameters
+    vars(sys.modules["__main__"]).update(values)
+    listed = ", ".join(f"{key}={markup.typed(value)}" for key, value in values.items()) or "none"
+    say(f"> For this session only, the parameters of the profile {given['profile']}: {in_markdown(listed)}")
+    return values
 
 
 def say(text: str) -> None:
@@ -322,30 +369,6 @@ def say(text: str) -> None:
     display(Markdown(text))
 
 
-def markdown_table(frame, digits: int = 3) -> str:
-    """A pandas table as Markdown, floats with ``digits`` decimals, undefined ones as a dash."""
-    cells = frame.map(lambda value: _cell(value, digits))
-    align = ["right" if column.dtype.kind in "iuf" else "left" for _, column in frame.items()]
-    return cells.to_markdown(index=False, disable_numparse=True, colalign=align)
-
-
-def _cell(value, digits: int) -> str:
-    if not isinstance(value, float):
-        return in_markdown(str(value))
-    return "–" if value != value else f"{value:.{digits}f}"
-
-
-def _file_of(name: str) -> Path:
-    """The notebook's file, at or above the working folder; in Jupyter its cells are taken to be those that run."""
-    here = Path.cwd()
-    places = [folder / "notebooks" / f"{name}.py" for folder in (here, *here.parents)]
-    return next((place for place in places if place.is_file()), places[0])
-
-
-def _from_runner() -> dict:
-    return json.loads(os.environ.get(ENVIRONMENT, "{}"))
-
-
 def _run_ids(runs) -> list[str]:
     """Ids named by datasets and tables of runs, strings, or lists and mappings of these."""
     if runs is None:
@@ -353,7 +376,11 @@ def _run_ids(runs) -> list[str]:
     if isinstance(runs, str):
         return [runs]
     if hasattr(runs, "attrs"):  # a Dataset is a Mapping too, so it is asked first
-        many = runs.attrs.get("run_ids", [runs.attrs.get("run_id", "unnamed run")])  # a search took several runs
+        many = runs.attrs.get("run_ids", [runs.attrs.get("run_id")])  # a search took several runs
+        if many == [None]:
+            raise ParameterError(
+                "A dataset without run_id names no run. Give the one that the store gave, or its run id."
+            )
         return many.split() if isinstance(many, str) else [str(run_id) for run_id in many]
     if isinstance(runs, Mapping):
         return _run_ids(list(runs.values()))
@@ -361,18 +388,7 @@ def _run_ids(runs) -> list[str]:
 
 
 def _runs(ids: list[str]) -> str:
-    return ", ".join(_code(run_id) for run_id in ids) or "none (computed from the models alone)"
-
-
-def _short(value) -> str:
-    """A parameter as one would type it; paths relative to the working folder, so no page names a machine's folders."""
-    if isinstance(value, str):
-        prefix = FITTING if value.startswith(FITTING) else ""
-        path = value.removeprefix(prefix)
-        value = prefix + os.path.relpath(path) if os.path.isabs(path) else value
-    if isinstance(value, list):
-        return f"[{', '.join(_short(item) for item in value)}]"
-    return str(value)
+    return ", ".join(markup.code(run_id) for run_id in ids) or "none (computed from the models alone)"
 
 
 def _commit() -> str:
@@ -381,8 +397,4 @@ def _commit() -> str:
     known = commit()
     if not known:
         return "not a git checkout"
-    return _code(known.rstrip("+")) + (" with uncommitted changes" if known.endswith("+") else "")
-
-
-def _code(text: str) -> str:
-    return f"<code>{html.escape(text)}</code>" if text else ""
+    return markup.code(known.rstrip("+")) + (" with uncommitted changes" if known.endswith("+") else "")

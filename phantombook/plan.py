@@ -1,17 +1,15 @@
 """What is to run: a job for each notebook, its parameters checked, and the key that says whether it must run again."""
 
 import json
-import os
 import shlex
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phantombook import stale
-from phantombook.inputs import FITTING
+from phantombook.inputs import named_files
 from phantombook.parameters import check_parameters, declared
 from phantombook.project import GENERATED, Profile, find_notebook, notebooks, pages_to_generate, read_notebook
-from phantomlib.errors import BookError
+from phantomlib.errors import BookError, ParameterError
 from phantomlib.files import digest, file_digest
 
 
@@ -52,11 +50,6 @@ class Job:
         return self.defaults | self.parameters
 
     @property
-    def partial(self) -> Path:
-        """The notebook while it runs."""
-        return self.output.with_suffix(".partial.ipynb")
-
-    @property
     def failed(self) -> Path:
         """What is left of a notebook in which a cell raised."""
         return self.output.with_suffix(".failed.ipynb")
@@ -75,8 +68,11 @@ def make_job(
         profile: a set of values.
 
     Raises:
-        ParameterError: unknown notebook or parameter, or a value of a wrong type.
+        ParameterError: unknown notebook or parameter, a value of a wrong type, or an output that is no notebook.
     """
+    target = Path(output or f"{find_notebook(root, number).stem}.ipynb").resolve()
+    if target.is_dir() or target.suffix != ".ipynb":
+        raise ParameterError(f"The output '{target}' cannot be a notebook; name a file that ends in .ipynb.")
     source = find_notebook(root, number)
     content = read_notebook(source)
     known = declared(content)
@@ -88,7 +84,7 @@ def make_job(
         words.append(f"-p {name} {shlex.quote(value if isinstance(value, str) else json.dumps(value))}")
     return Job(
         source=source,
-        output=Path(output or f"{source.stem}.ipynb").resolve(),
+        output=target,
         root=root,
         parameters=chosen | given,
         defaults={name: parameter.default for name, parameter in known.items()},
@@ -140,28 +136,19 @@ def hash_inputs(job: Job, without: str = "") -> str:
     Raises:
         BookError: it is not Python.
     """
-    files: dict[str, object] = {}  # contexts by content; folders of weights, which may be large, by size and time
-    for text in _texts(job.all_parameters):
-        named = text.removeprefix(FITTING)
-        path = job.root / named
-        if named and os.path.isfile(path):  # False, too, for text that cannot be a path
-            files[text] = file_digest(path)
-        elif named and text != job.all_parameters.get("store") and os.path.isdir(path):
-            files[text] = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(path.glob("*"))]
+    # contexts by content; folders of weights, which may be large, by size and time
+    files = {
+        text: [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(path.glob("*"))]
+        if path.is_dir()
+        else file_digest(path)
+        for text, path in named_files(job.all_parameters | {"store": ""}, job.root).items()
+    }
     text = job.source.read_text(encoding="utf-8")
     try:
         code = stale.key(job.source, without)
     except SyntaxError as error:
         raise BookError(f"Notebook {job.name} is not Python ({error.msg}, line {error.lineno}). Mend it.") from None
     return digest([text, code, job.parameters, job.profile, files])
-
-
-def _texts(value) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item)
 
 
 def made_from(job: Job) -> dict:

@@ -1,19 +1,28 @@
 """Notebook kernels that need not import torch: they are forked from a process that has.
 
-Importing torch, transformers and the plotting packages takes longer than many a notebook runs. A book's workers import
-them once, in the standard library's fork server, a process that does nothing else, and fork from it one kernel for each
-notebook. Jupyter finds :class:`Preloaded` by its entry point (``jupyter_client.kernel_provisioners``).
+Importing torch, transformers and the plotting packages takes longer than many a notebook runs. The standard library's fork
+server imports them once and does nothing else; from it one kernel is forked for each notebook. A kernel is told by the runner
+what it works for, not by an environment variable that anybody could set, and it ends when the runner does. Jupyter finds
+:class:`Preloaded` by its entry point (``jupyter_client.kernel_provisioners``).
 """
 
 import multiprocessing
 import os
+import shutil
 import threading
+from contextvars import ContextVar
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from unittest.mock import patch
 
 from jupyter_client.provisioning import LocalProvisioner
 
+from phantombook.plan import Job
+
 NAME = "phantom-preloaded"  # of the entry point
 PRELOAD = [
+    "phantombook.ends_with_parent",
     "ipykernel.ipkernel",
     "ipykernel.kernelapp",
     "peft",
@@ -26,9 +35,23 @@ PRELOAD = [
     "transformers.models.gpt_neox.modeling_gpt_neox",
     "transformers.trainer",
 ]
+SETTINGS = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # whatever the user has set: figures belong on the page
+    # ipywidgets is left out on purpose (see requirements.txt); tqdm would complain
+    "PYTHONWARNINGS": ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"])),
+    # glibc: keep memory that tensors gave back, instead of fetching it anew each step; but that of really large ones must
+    # not lie in pieces between what is still used
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_TRIM_THRESHOLD_": str(2**33),
+}
+# What the next kernel of this thread works for: the job, a folder that it makes, and further environment variables
+ORDER: ContextVar[tuple[Job, Path, dict[str, str]]] = ContextVar("ORDER")
 
 
-class _Kernel(ForkServerProcess):
+class Kernel(ForkServerProcess):
     """A process with the methods of :class:`subprocess.Popen` that a provisioner calls."""
 
     stdin = stdout = stderr = None
@@ -41,33 +64,47 @@ class _Kernel(ForkServerProcess):
         return self.exitcode
 
     def send_signal(self, number: int) -> None:
-        if self.pid:
+        if self.pid and self.is_alive():
             os.kill(self.pid, number)
 
 
 class Preloaded(LocalProvisioner):
-    """Starts a kernel by a fork."""
+    """Starts a kernel by a fork; needs the fork server (:func:`start_server`) and an order."""
 
     async def launch_kernel(self, cmd, **options):
-        multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
         arguments = cmd[cmd.index("ipykernel_launcher") + 1 :]
-        kernel = _Kernel(target=_serve, args=(arguments, dict(options["env"]), options.get("cwd") or os.getcwd()))
+        kernel = Kernel(target=_serve, args=(arguments, dict(options["env"]), *ORDER.get()))
         kernel.start()
         self.process, self.pid = kernel, kernel.pid  # type: ignore[assignment]
         return self.connection_info
 
 
-def _serve(arguments: list[str], environment: dict[str, str], folder: str) -> None:
+def start_server() -> None:
+    """Start the fork server unless it runs, and wait until it is ready; before any thread that reads the environment."""
+    with patch.dict(os.environ, SETTINGS):  # the packages and glibc read them when they start
+        forkserver.set_forkserver_preload(PRELOAD)
+        first = Kernel(target=int)  # a child that does nothing comes once all is imported
+        first.start()
+        first.join()
+
+
+def _serve(arguments: list[str], environment: dict[str, str], job: Job, scratch: Path, further: dict[str, str]) -> None:
     from ipykernel.kernelapp import IPKernelApp
 
-    threading.Thread(target=_end_with_caller, daemon=True).start()
+    from phantombook import notebook
+
+    os.setsid()  # Ctrl-C reaches only the runner, which ends its kernels
+    scratch.mkdir()
+    threading.Thread(target=_end_with_runner, args=(scratch,), daemon=True).start()
     os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(folder)
+    os.environ.update(environment | SETTINGS | further)
+    os.chdir(job.root)
+    notebook.RUNNER = notebook.Runner(job.source, job.command, job.profile, scratch)
     IPKernelApp.launch_instance([*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])  # else it prints advice
 
 
-def _end_with_caller() -> None:
-    if caller := multiprocessing.parent_process():
-        caller.join()
+def _end_with_runner(scratch: Path) -> None:
+    if runner := multiprocessing.parent_process():
+        runner.join()
+    shutil.rmtree(scratch.parent, ignore_errors=True)  # the runner's own; it was killed, and could not
     os._exit(1)

@@ -18,16 +18,18 @@ HOME = Path(__file__).parents[1]  # the folder that holds the packages
 PACKAGES = ("phantomlib", "phantombook", "zoo")
 NOTEBOOK = "phantombook.notebook"
 ROOMS = ("figures", "ledger")
-# All else in the package decides how notebooks are run, not what is in them.
 ON_THE_PAGE = tuple(f"phantombook.{name}" for name in ("notebook", "inputs", "markup", "evidence", "ledger_page"))
-WITHOUT_INFLUENCE = ("phantomlib.progress", "phantomlib.engine.cluster")
+# What prepares a kernel and executes cells in it counts for every notebook; all else in the package only starts that
+MACHINERY = tuple(
+    f"phantombook.{name}" for name in ("execution", "preloaded_kernel", "tidy", "plan", "project", "parameters")
+)
 
 
 def reached(notebook: Path | str) -> tuple[str, ...]:
     """Names of the modules that a notebook's code cells import, directly or through others, in alphabetical order.
 
-    Left out are other people's packages and the machinery that runs notebooks; from ``phantombook.notebook`` the
-    walk does not go on into the ledger, which takes down what a notebook measured and has no part in it.
+    Left out are other people's packages and what runs notebooks; from ``phantombook.notebook`` the walk does not go on
+    into the ledger, which takes down what a notebook measured and has no part in it.
 
     Args:
         notebook: path of a py:percent notebook, or its text.
@@ -39,7 +41,7 @@ def reached(notebook: Path | str) -> tuple[str, ...]:
 
 
 def key(notebook: Path | str, without: str = "") -> str:
-    """Hash of a notebook's code cells and of all that they reach: 64 hex digits.
+    """Hash of a notebook's code cells, of all that they reach and of the runner: 64 hex digits.
 
     Args:
         notebook: as in :func:`reached`, with the same errors.
@@ -48,6 +50,7 @@ def key(notebook: Path | str, without: str = "") -> str:
     """
     text, _ = _opened(notebook)
     found = {n: p for n, p in sorted(_modules(notebook).items()) if not (without and f"{n}.".startswith(f"{without}."))}
+    found |= {name: path for dotted in MACHINERY for name, path in _files(dotted, ())}
     return digest([_code(text), {name: module_key(path) for name, path in found.items()}])
 
 
@@ -63,7 +66,8 @@ def _modules(notebook: Path | str) -> dict[str, Path]:
         name, path = waiting.pop()
         if name not in found:
             found[name] = path
-            inner = _imported(_read(path), name, folders)
+            # what says where the public names are at home imports all of them, one at a time
+            inner = _imported(_read(path), name, folders) if name != "phantomlib" else ()
             waiting += [one for one in inner if name != NOTEBOOK or not one[0].startswith("phantombook.ledger.")]
     return found
 
@@ -76,12 +80,11 @@ def _opened(notebook: Path | str) -> tuple[str, tuple[Path, ...]]:
 
 
 def _imported(text: str, importer: str, folders: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
-    """Name and file of every module that some code imports, less what has no influence."""
+    """Name and file of every module that some code imports, less what runs notebooks."""
     for dotted in _names(text, importer):
         for name, path in _files(dotted, folders):
             room = name.removeprefix("phantombook.").split(".")[0]
-            machinery = name.startswith("phantombook.") and room not in ROOMS and name not in ON_THE_PAGE
-            if not machinery and name not in WITHOUT_INFLUENCE:
+            if not name.startswith("phantombook.") or room in ROOMS or name in ON_THE_PAGE:
                 yield name, path
 
 
@@ -100,9 +103,7 @@ def _files(dotted: str, folders: tuple[Path, ...]) -> Iterator[tuple[str, Path]]
         for end in range(1, len(parts) + 1):
             place = folder.joinpath(*parts[:end])
             for path in (place.with_suffix(".py"), place / "__init__.py"):
-                if (
-                    path.is_file() and path != HOME / "phantomlib/__init__.py"
-                ):  # it only says where the public names are
+                if path.is_file():
                     yield ".".join(parts[:end]), path
             if not place.is_dir():
                 break

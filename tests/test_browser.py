@@ -22,7 +22,7 @@ import xarray as xr
 import phantomlib as ph
 from phantombook.build import BUILDER
 from phantombook.figures import explorer
-from phantombook.notebook import markdown_table
+from phantombook.markup import markdown_table
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")

@@ -25,7 +25,7 @@ FLOORS = [
     {"phantomlib.diagnosis", "phantomlib.trainer"},
     {"zoo"},
     {"phantombook.figures"},
-    {"phantombook.stale"},
+    {"phantombook.stale", "phantombook.inputs"},
     {"phantombook.ledger"},
     {"phantombook"},
     {"phantombook.cli"},

@@ -8,38 +8,60 @@ Checksums find damage and carelessness, not intent: who writes a file together w
 That the published runs are what the code gives is found out by running it again, which is one command.
 """
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+from typing import Annotated, Literal
 
 import yaml
+from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked
 
-from phantombook.ledger.measurements import Measurement, Source, read_measurement, write_measurement
+from phantombook.ledger.measurements import Experiment, Measurement, read_record
 from phantomlib.errors import ParameterError
+from phantomlib.plain_yaml import read_yaml
 from phantomlib.runs.store import Store
 
 REPRODUCED, NOT_REPRODUCED, NOT_TESTED, STALE = "reproduced", "not reproduced", "not tested", "stale"
 STATUSES = (REPRODUCED, NOT_REPRODUCED, NOT_TESTED, STALE)
 OPTIMIZERS = ("adam", "sgd")
 LEDGER = Path(__file__).with_name("claims.yaml")
+ONLY_THESE = ConfigDict(extra="forbid")  # no field with a misspelt name
 
 
-@dataclass(frozen=True)
+@checked(frozen=True, config=ONLY_THESE)
 class Criterion:
-    """A quantity and the bound it must keep: ``direction`` is ``at least`` or ``at most``."""
+    """A quantity and the bound it must keep.
+
+    ``sample``: the kind of sample that the quantity counts, such as ``contexts``; such a count cannot exceed it.
+    """
 
     name: str
     quantity: str
-    direction: str
-    threshold: float
+    direction: Literal["at least", "at most"]
+    threshold: FiniteFloat
     unit: str
+    sample: str = ""
 
     def holds(self, value: float) -> bool:
         return value >= self.threshold if self.direction == "at least" else value <= self.threshold
 
 
-@dataclass(frozen=True)
+@checked(frozen=True, config=ONLY_THESE)
+class Change:
+    """What was changed in a claim after data were seen."""
+
+    what: str
+    day: str
+    before: str
+    now: str
+    reason: str
+
+
+@checked(frozen=True, config=ONLY_THESE)
 class Claim:
     """One assertion: of the abstract, or of ours.
 
@@ -49,8 +71,8 @@ class Claim:
         decides: the optimiser whose measurement decides.
         needs: smallest sample per kind, e.g. ``{"architectures": 5, "contexts": 10}``.
         criteria: all must hold.
-        tests: thresholds of the single tests behind a counted criterion.
-        changes: what was changed after data were seen; mappings with ``what``, ``day``, ``before``, ``now``, ``reason``.
+        changes: what was changed after data were seen.
+        tests: the criteria of the single tests behind a counted criterion, by the names of test and criterion.
         ours: whether it is ours and not the paper's.
         repeats: the claim that this one asks again, of real pretrained models; "" for none.
     """
@@ -59,11 +81,11 @@ class Claim:
     statement: str
     notebook: str
     figure: str
-    decides: str
+    decides: Literal["adam", "sgd"]
     needs: dict[str, int]
-    criteria: tuple[Criterion, ...]
-    tests: dict
-    changes: list
+    criteria: Annotated[tuple[Criterion, ...], Field(min_length=1)]
+    changes: tuple[Change, ...]
+    tests: dict[str, dict[str, Criterion]] = Field(default_factory=dict)
     ours: bool = False
     repeats: str = ""
 
@@ -106,44 +128,75 @@ def load_claims(path: Path = LEDGER) -> list[Claim]:
     """Read the ledger.
 
     Raises:
-        ParameterError: an entry lacks a field or has an unknown direction or optimiser.
+        ParameterError: it is not YAML, an entry lacks a field, has an unknown one or a value of a wrong kind, or a name is
+            given twice.
     """
-    claims = []
-    for entry in yaml.safe_load(path.read_text(encoding="utf-8")):
-        try:
-            criteria = tuple(Criterion(name, **fields) for name, fields in entry["criteria"].items())
-            claim = Claim(**{"tests": {}} | entry | {"criteria": criteria})
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ParameterError(f"Claim {entry.get('id', '?')} in {path.name} is incomplete: {error}.") from None
-        known = all(c.direction in ("at least", "at most") for c in criteria) and claim.decides in OPTIMIZERS
-        if not criteria or not known:
-            raise ParameterError(
-                f"Claim {claim.id} in {path.name} needs criteria 'at least' or 'at most', and decides adam or sgd."
-            )
-        claims.append(claim)
+    try:
+        entries = read_yaml(path)
+        claims = TypeAdapter(list[Claim]).validate_json(
+            json.dumps([_with_names(entry) for entry in entries]), strict=True
+        )
+    except OSError as error:
+        raise ParameterError(f"The ledger '{path}' cannot be read ({error.strerror}).") from None
+    except yaml.YAMLError as error:
+        raise ParameterError(f"The ledger '{path}' is not valid YAML: {' '.join(str(error).split())[:300]}.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        number, *place = first["loc"]
+        name = entries[number].get("id", f"number {number + 1}") if isinstance(number, int) else "?"
+        raise ParameterError(
+            f"Claim {name} in {path.name}: {'.'.join(map(str, place))}: {first['msg']}. Mend the entry."
+        ) from None
+    except (TypeError, AttributeError, KeyError, ValueError):
+        raise ParameterError(
+            f"{path.name} must be a list of claims, each with its criteria by name. Mend it."
+        ) from None
+    names = [claim.id for claim in claims]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ParameterError(f"{path.name} has more than one claim {', '.join(sorted(twice))}; give each its own id.")
     return claims
 
 
-def record_measurement(
-    store: Store,
+def _with_names(entry: dict) -> dict:
+    """An entry of the ledger; its criteria hold their names."""
+    tests = {
+        test: {name: bound | {"name": name} for name, bound in bounds.items()}
+        for test, bounds in entry.get("tests", {}).items()
+    }
+    return entry | {"criteria": [bound | {"name": name} for name, bound in entry["criteria"].items()], "tests": tests}
+
+
+@cache
+def threshold(id: str, name: str) -> float:
+    """The threshold of a criterion, or of one of the tests behind it, as the ledger states it.
+
+    Raises:
+        ParameterError: the claim has no criterion of this name.
+    """
+    for claim in load_claims():
+        bounds = [*claim.criteria, *(bound for test in claim.tests.values() for bound in test.values())]
+        for bound in bounds if claim.id == id else ():
+            if bound.name == name:
+                return bound.threshold
+    raise ParameterError(f"The ledger has no criterion '{name}' of a claim '{id}'.")
+
+
+def measured(
     id: str,
     value: float | Mapping[str, float],
     *,
-    source: Source,
     optimizer: str,
     n: Mapping[str, int],
     runs: list[str],
     interval: tuple[float, float] | None = None,
     detail: Mapping | None = None,
     ledger: Path = LEDGER,
-) -> None:
-    """Write a measurement; notebooks call it through ``Notebook.record``, which knows the source.
+) -> tuple[Claim, Measurement]:
+    """A claim, and what was measured for it; notebooks record it through ``Notebook.record``.
 
     Args:
-        store: the store whose runs were measured.
         id: the claim.
         value: one number per criterion, by name; a bare number if the claim has a single criterion.
-        source: the notebook with its parameters; measurements of different sources do not mix.
         optimizer: ``adam`` or ``sgd``.
         n: sample sizes by kind; it must name every kind of the claim's ``needs``.
         runs: ids of all runs behind the measurement; a claim without any stays untested.
@@ -153,7 +206,6 @@ def record_measurement(
 
     Raises:
         ParameterError: unknown claim, optimiser, or criteria and sample kinds that are not the claim's.
-        StoreError: it cannot be saved.
     """
     claim = {c.id: c for c in load_claims(ledger)}.get(id)
     if claim is None or optimizer not in OPTIMIZERS:
@@ -164,45 +216,49 @@ def record_measurement(
         raise ParameterError(
             f"Claim {id} needs values for {names} and n for {list(claim.needs)}; got {list(values)} and {list(n)}."
         )
-    measurement = Measurement(
+    return claim, Measurement(
         values={name: float(v) for name, v in values.items()},
         interval=None if interval is None else tuple(float(bound) for bound in interval),
         n={kind: int(count) for kind, count in n.items()},
         runs=tuple(sorted(set(runs))),
         detail=dict(detail or {}),
-        key=source.key,
     )
-    write_measurement(store, source, id, optimizer, measurement)
 
 
-def judge(claim: Claim, store: Store, source: Source | None, optimizer: str | None = None) -> Verdict:
+def judge(claim: Claim, store: Store, experiment: Experiment | None, optimizer: str | None = None) -> Verdict:
     """The verdict on a claim; withheld (``not tested``, ``stale``) unless it is bound to all of its evidence.
 
     Args:
         claim: the claim.
         store: where the measurement and its runs are.
-        source: the claim's notebook with the parameters asked for; None if there is no such notebook.
+        experiment: the claim's notebook with the parameters asked for; None if there is no such notebook.
         optimizer: whose measurement; that of the one that decides if None.
     """
     optimizer = optimizer or claim.decides
     again = f"run notebook {claim.notebook}"
-    if source is None:
+    if experiment is None:
         return Verdict(claim, optimizer, NOT_TESTED, f"there is no notebook {claim.notebook} here", None)
     try:
-        measurement = read_measurement(store, source, claim.id, optimizer)
+        record = read_record(store, experiment)
     except ValueError as error:
         return Verdict(claim, optimizer, NOT_TESTED, f"{error}; {again} again", None)
-    if measurement is None:
+    measurement = record and record.measurements.get(f"{claim.id}-{optimizer}")
+    if not record or not measurement:
         return Verdict(claim, optimizer, NOT_TESTED, f"no measurement with these parameters; {again}", None)
-    status, reason, outlook = _judge(claim, store, source, measurement)
-    reason = f"{reason}; {again} again" if status == STALE else reason
+    if not record.key or record.key != experiment.key:
+        reason = f"notebook {claim.notebook}, or a module that it reaches, is no longer what recorded it; {again} again"
+        return Verdict(claim, optimizer, STALE, reason, measurement)
+    return judge_measurement(claim, store, optimizer, measurement)
+
+
+def judge_measurement(claim: Claim, store: Store, optimizer: str, measurement: Measurement) -> Verdict:
+    """The verdict on a claim by a measurement that nothing else speaks against."""
+    status, reason, outlook = _judge(claim, store, measurement)
     return Verdict(claim, optimizer, status, reason, measurement, outlook)
 
 
-def _judge(claim: Claim, store: Store, source: Source, measurement: Measurement) -> tuple[str, str, str]:
+def _judge(claim: Claim, store: Store, measurement: Measurement) -> tuple[str, str, str]:
     """Status, reason and outlook."""
-    if not measurement.key or measurement.key != source.key:
-        return STALE, f"notebook {claim.notebook}, or a module that it reaches, is no longer what recorded it", ""
     if not measurement.runs:
         return NOT_TESTED, "its measurement names no run", ""
     for problem, fine in (("no longer in the store", store.has), ("damaged", store.holds)):
@@ -227,25 +283,27 @@ def _judge(claim: Claim, store: Store, source: Source, measurement: Measurement)
 
 def _outlook(failed: list[Criterion], have: Mapping[str, int]) -> str:
     """What the numbers of a sample that is too small say; a count of 5 of 10 contexts cannot be reached with 4."""
-    counted = [(c, have.get(c.unit.split(" of ")[0], math.inf)) for c in failed if c.direction == "at least"]
+    counted = [(c, have.get(c.sample, math.inf)) for c in failed if c.direction == "at least"]
     if any(c.threshold > most for c, most in counted):
         return "too small to meet the threshold"
     return "misses the threshold" if failed else "meets the threshold"
 
 
-def verdicts(store: Store, sources: Mapping[str, Source], *, group: str = "paper") -> list[tuple[Verdict, Verdict]]:
+def verdicts(
+    store: Store, experiments: Mapping[str, Experiment], *, group: str = "paper"
+) -> list[tuple[Verdict, Verdict]]:
     """For every claim the verdict under the optimiser that decides, and under the other.
 
     Args:
         store: where the measurements and their runs are.
-        sources: the notebooks, by number, with the parameters asked for.
+        experiments: the notebooks, by number, with the parameters asked for.
         group: which claims, see :attr:`Claim.group`.
     """
     pairs = []
     for claim in (c for c in load_claims() if c.group == group):
         other = next(name for name in OPTIMIZERS if name != claim.decides)
-        source = sources.get(claim.notebook)
-        pairs.append((judge(claim, store, source), judge(claim, store, source, other)))
+        experiment = experiments.get(claim.notebook)
+        pairs.append((judge(claim, store, experiment), judge(claim, store, experiment, other)))
     return pairs
 
 
@@ -277,5 +335,5 @@ def verdict_as_dict(verdict: Verdict) -> dict:
         "detail": measurement.detail if measurement else {},
         "notebook": verdict.claim.notebook,
         "figure": verdict.claim.figure,
-        "changes": verdict.claim.changes,
+        "changes": [asdict(change) for change in verdict.claim.changes],
     }

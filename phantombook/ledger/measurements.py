@@ -1,39 +1,40 @@
 """What notebooks measured for the claims, on disk, each bound to the notebook, parameters, code and runs it came from.
 
 A measurement counts only for the same notebook with the same parameters, so an experiment of one's own never touches that
-of another profile. It holds the key of the code that made it (:mod:`phantombook.stale`), the ids of the runs
-behind it and a checksum. A notebook that starts again first drops what it recorded before: what fails or no longer
-records leaves nothing behind.
+of another profile. All that one run of a notebook recorded is one file. It is emptied as the notebook starts, and filled
+once its last cell has run: what fails, is killed or no longer records leaves nothing behind.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from filelock import FileLock
+from pydantic import TypeAdapter, ValidationError
 
 from phantombook import stale
+from phantombook.inputs import named_files
 from phantomlib import files
-from phantomlib.contexts import Context
 from phantomlib.errors import StoreError
 from phantomlib.runs.store import Store
 
+WAITING = "measurements.json"  # in the folder of a run: what is recorded once the notebook has run through
+
 
 @dataclass
-class Source:
+class Experiment:
     """A notebook with all its parameters: what a measurement is made by.
 
     Attributes:
-        notebook: the py:percent file.
+        notebook: the py:percent file, in the folder ``notebooks`` of its project.
         parameters: every parameter by name, in plain JSON types; ``store`` does not count.
-        contexts: those that the parameter of this name stands for.
         key: hash of the notebook's code and of what it reaches, when this was made; empty if they cannot be read.
     """
 
     notebook: Path
     parameters: Mapping
-    contexts: Sequence[Context] = ()
     key: str = field(init=False)
 
     def __post_init__(self):
@@ -44,14 +45,16 @@ class Source:
 
     @property
     def description(self) -> dict:
-        """Everything that distinguishes this source from others but the code, in plain JSON types."""
+        """Everything that distinguishes this from others but the code, in plain JSON types; files count by content."""
         kept = {name: value for name, value in self.parameters.items() if name != "store"}
-        whole = {"notebook": self.notebook.stem, "parameters": kept, "contexts": [asdict(c) for c in self.contexts]}
-        return json.loads(json.dumps(whole))
+        found = named_files(kept, self.notebook.parent.parent)
+        content = {text: files.file_digest(path) for text, path in found.items() if path.is_file()}
+        return json.loads(json.dumps({"notebook": self.notebook.stem, "parameters": kept, "files": content}))
 
-    def folder(self, store: Store) -> Path:
-        """Where measurements of this source are."""
-        return store.root / "measurements" / f"{self.notebook.stem}-{files.digest(self.description)[:12]}"
+    def file(self, store: Store) -> Path:
+        """Where its measurements are."""
+        name = f"{self.notebook.stem}-{files.digest(self.description)[:12]}.json"
+        return store.root.resolve() / "measurements" / name
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,6 @@ class Measurement:
         n: sample sizes by kind.
         runs: ids of all runs behind it.
         detail: anything else worth keeping.
-        key: of the code that recorded it.
     """
 
     values: dict[str, float]
@@ -72,85 +74,91 @@ class Measurement:
     n: dict[str, int]
     runs: tuple[str, ...]
     detail: dict
+
+
+@dataclass
+class Record:
+    """What one run of a notebook measured.
+
+    Attributes:
+        run: a mark of this run; that of the last one that was started counts.
+        complete: whether the notebook ran through.
+        experiment: see :attr:`Experiment.description`.
+        key: of the code that recorded it.
+        measurements: by ``CLAIM-OPTIMISER``.
+    """
+
+    run: str
+    complete: bool
+    experiment: dict
     key: str
+    measurements: dict[str, Measurement]
 
 
-def write_measurement(store: Store, source: Source, claim: str, optimizer: str, measurement: Measurement) -> None:
-    """Keep a measurement; a later one of the same source, claim and optimiser replaces it.
+SHAPE = TypeAdapter(Record)
+
+
+def begin(store: Store, experiment: Experiment) -> Record:
+    """Drop what an experiment recorded before: from now on nothing counts until the new record is complete.
 
     Raises:
-        StoreError: it cannot be saved.
+        StoreError: the file cannot be written.
     """
-    about = {"claim": claim, "optimizer": optimizer, "source": source.description}
-    content = json.loads(json.dumps(about | asdict(measurement), default=float))
-    path = _path(store, source, claim, optimizer)
+    path = experiment.file(store)
+    record = Record(secrets.token_hex(8), False, experiment.description, experiment.key, {})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            files.write_json(path, content)
+            files.write_json(path, asdict(record))
     except OSError as error:
         raise StoreError(
-            f"The measurement of {claim} could not be saved ({error}). Free some space or choose another folder with "
-            "the parameter 'store', and start again: finished runs are kept."
+            f"Measurements cannot be kept in '{path.parent}' ({error.strerror or error}). Free some space or choose another "
+            "folder with the parameter 'store'."
         ) from error
+    return record
 
 
-def read_measurement(store: Store, source: Source, claim: str, optimizer: str) -> Measurement | None:
-    """What was recorded, or None if nothing was.
+def wait_with(record: Record, file: Path, scratch: Path) -> None:
+    """Leave what was measured so far, and the file it is meant for, where :func:`complete` finds it."""
+    content = json.loads(json.dumps(asdict(record), default=float))
+    files.write_json(scratch / WAITING, {"file": str(file), "record": content})
+
+
+def complete(scratch: Path) -> None:
+    """Let the measurements of a notebook count that ran through, unless it was started again since.
 
     Raises:
-        ValueError: the file is damaged, or was made of something else than its name says.
+        OSError: they cannot be saved.
     """
-    path = _path(store, source, claim, optimizer)
+    if not (scratch / WAITING).exists():
+        return
+    waiting = files.read_json(scratch / WAITING)
+    path, record = Path(waiting["file"]), waiting["record"]
+    with FileLock(path.with_suffix(".lock")):
+        if files.read_json(path)["run"] == record["run"]:
+            files.write_json(path, record | {"complete": True})
+
+
+def read_record(store: Store, experiment: Experiment) -> Record | None:
+    """What the last run of an experiment measured, or None if there was none.
+
+    Raises:
+        ValueError: the run did not come to its end, or the file is damaged or made of something else than its name says.
+    """
     try:
-        content = files.read_json(path)
+        content = files.read_json(experiment.file(store))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ValueError(f"its measurement cannot be read ({error.strerror})") from None
     except ValueError:
         raise ValueError("its measurement is damaged") from None
-    about = {"claim": claim, "optimizer": optimizer, "source": source.description}
-    if files.digest(about) != files.digest({name: content.get(name) for name in about}):
-        raise ValueError("its measurement was made of something else")
     try:
-        interval = content["interval"]
-        return Measurement(
-            values={_text(name): float(value) for name, value in content["values"].items()},
-            interval=None if interval is None else tuple(map(float, interval)),
-            n={_text(kind): _count(number) for kind, number in content["n"].items()},
-            runs=tuple(map(_text, content["runs"])),
-            detail=dict(content["detail"]),
-            key=_text(content["key"]),
-        )
-    except (KeyError, TypeError, AttributeError, ValueError):
+        record = SHAPE.validate_json(json.dumps(content), strict=True)
+    except ValidationError:
         raise ValueError("its measurement has another shape than this version writes") from None
-
-
-def forget_measurements(store: Store, source: Source) -> None:
-    """Drop what this source recorded before.
-
-    Raises:
-        StoreError: it cannot be dropped.
-    """
-    try:
-        for path in source.folder(store).glob("*.json"):
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        raise StoreError(f"Earlier measurements in '{store.root}' cannot be dropped ({error.strerror}).") from error
-
-
-def _path(store: Store, source: Source, claim: str, optimizer: str) -> Path:
-    return source.folder(store) / f"{claim}-{optimizer}.json"
-
-
-def _text(value) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _count(value) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError
-    return value
+    if record.experiment != experiment.description:
+        raise ValueError("its measurement was made of something else")
+    if not record.complete:
+        raise ValueError("its notebook was started and has not run through")
+    return record

@@ -11,9 +11,9 @@ from phantomlib.errors import ParameterError
 def criteria_of(claim: Claim) -> list[tuple[str, Criterion, str]]:
     """The criteria behind a claim's tests in order: test, criterion, and the criterion's name as words."""
     return [
-        (test, Criterion(name, **fields), name.replace("_", " "))
-        for test, entries in claim.tests.items()
-        for name, fields in entries.items()
+        (test, criterion, name.replace("_", " "))
+        for test, criteria in claim.tests.items()
+        for name, criterion in criteria.items()
     ]
 
 

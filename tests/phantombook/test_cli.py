@@ -62,6 +62,8 @@ def test_usage_errors_exit_with_2(arguments):
         (["run", "01_tod"], ["nearest: '01_toy'"]),
         (["run", "01", "-f", "absent.yaml"], ["absent.yaml", "No such file"]),
         (["run", "01", "--profile", "zo"], ["'zo'", "nearest: 'zoo'"]),
+        (["run", "01", "-o", "/"], ["'/' cannot be a notebook"]),
+        (["run", "01", "-o", "notebooks/01_toy.py"], ["01_toy.py' cannot be a notebook", ".ipynb"]),
         (["book", "--profile", "paper"], ["'paper'", "zoo"]),
         (["book", "--only", "09"], ["'09'", "01_toy"]),
         (["book", "--jobs", "0"], ["jobs is 0"]),
@@ -102,10 +104,31 @@ def test_refused_profiles(toy_book, monkeypatch, text, words):
     refused(phantom("book", "--profile", "bad", cwd=toy_book, monkeypatch=monkeypatch), *words)
 
 
+def test_a_contexts_file_that_is_missing_is_refused_before_a_kernel_starts(toy_book, monkeypatch):
+    source = toy_book / "notebooks/01_toy.py"
+    source.write_text(source.read_text().replace("label: str", 'contexts: str = "default"  # sentences\nlabel: str'))
+    monkeypatch.setattr("phantombook.build.run_jobs", None)
+    arguments = ["run", "01", "-p", "contexts", "fitting:nowhere.yaml"]
+    refused(phantom(*arguments, cwd=toy_book, monkeypatch=monkeypatch), "nowhere.yaml")
+
+
+@pytest.mark.parametrize("jobs", ["abc", "0", "-1", "1.5", "²", ""])
+def test_a_number_of_jobs_that_is_none(jobs, monkeypatch):
+    monkeypatch.setenv("PHANTOM_JOBS", jobs)
+    refused(phantom("claims"), "PHANTOM_JOBS", repr(jobs))
+
+
+def test_claims_before_anything_was_measured(toy_book, monkeypatch):
+    told = phantom("claims", cwd=toy_book, monkeypatch=monkeypatch)
+    assert told.exit_code == 0 and "run 'phantom book --profile zoo' first" in told.stderr
+
+
 def test_outside_a_book(tmp_path, monkeypatch):
     # an editable installation knows its own checkout, so only the case without one can fail
     monkeypatch.setattr("phantomlib.__file__", str(tmp_path / "site-packages" / "phantomlib" / "__init__.py"))
     refused(phantom("run", "01", cwd=tmp_path, monkeypatch=monkeypatch), "_toc.yml", "clone")
+    told = phantom("doctor", cwd=tmp_path, monkeypatch=monkeypatch)
+    assert told.exit_code == 0 and "BAD" not in told.stdout and "none here" in told.stdout
 
 
 def test_debug_shows_where_an_error_came_from(toy_book, monkeypatch):
@@ -161,7 +184,7 @@ def test_doctor_names_what_is_wrong(toy_book, monkeypatch):
 
 
 def test_zoo_refuses_unknown_names():
-    refused(phantom("zoo", "train", "--model", "gpt2-x"), "nearest: 'gpt2-", "neox-s")
+    refused(phantom("zoo", "train", "--model", "gpt2-x"), "nearest names: gpt2-s", "neox-s")
     refused(phantom("zoo", "train", "--model", "gpt2-s", "--device", "abacus"), "abacus")
 
 

@@ -1,137 +1,86 @@
 """The loop of an edit, on notebooks of the repository and on toys; the tutorial as a newcomer follows it."""
 
+import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import nbformat
 import pytest
 import yaml
 
-from phantombook import edit, plan, project, worker
+from phantombook import build, edit, notebook, plan, project
 from phantomlib.errors import BookError, ParameterError
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda path: path.stem)
-def test_every_notebook_comes_back_as_it_is(path):
-    opened = edit._as_ipynb(ROOT, path, "smoke")
-    assert "Profile smoke, for this session only" in opened
-    assert (
-        "jupytext" not in nbformat.reads(opened, as_version=4).metadata
-    )  # with it, JupyterLab refuses to open the file
-    assert edit._as_py(path, opened) == path.read_text(encoding="utf-8")
+def test_every_notebook_comes_back_as_it_is(path, monkeypatch):
+    monkeypatch.setattr(edit, "run_jobs", lambda *_: None)
+    edit.check(ROOT, path.stem)
+
+
+def edited_by(monkeypatch, code):
+    """JupyterLab is some other Python code, which finds the notebook's path and what it would find in its environment."""
+    monkeypatch.setattr(edit.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(edit, "lab", lambda root, source: [sys.executable, "-c", f"path = {str(source)!r}\n{code}"])
 
 
 SAVES = """
-import json, sys
-path = next(a for a in sys.argv if a.endswith(".ipynb"))
-content = json.load(open(path))
-for cell in content["cells"]:
-    text = "".join(cell["source"])
-    if "print(steps" in text:
-        cell["source"] = text.replace("print(", "print('edited', ")
-        cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "edited"}]
-        cell["execution_count"] = 3
-content["metadata"]["language_info"] = {"name": "python", "version": "3.11"}
-json.dump(content, open(path, "w"))
+import jupytext, json, os, pathlib
+[config] = pathlib.Path(os.environ["JUPYTER_CONFIG_PATH"]).glob("labconfig/*.json")
+assert "Jupytext Notebook" in config.read_text() and json.loads(os.environ["PHANTOM_EDIT"])["profile"] == "zoo"
+content = jupytext.read(path)
+content.cells[3].source = content.cells[3].source.replace("print(", "print('edited', ")
+jupytext.write(content, path, fmt="py:percent")
 """
 
 
-def test_what_is_saved_is_written_back(toy_book):
+def test_what_is_saved_is_the_notebook_with_its_own_header(toy_book, monkeypatch):
     source = toy_book / "notebooks/01_toy.py"
-    before = source.read_text()
-    (toy_book / "notebooks/profiles/smoke.yaml").write_text('"01": {steps: 1}')
-    assert edit.open_in_lab(toy_book, "01", command=[sys.executable, "-c", SAVES]) == source
+    header = (toy_book / "notebooks/02_after.py").read_text().split("# %%")[0]
+    before = header + source.read_text()
+    source.write_text(before)
+    edited_by(monkeypatch, SAVES)
+    assert edit.open_in_lab(toy_book, "01", "zoo") == source
     assert source.read_text() == before.replace("print(steps", "print('edited', steps")
-    assert not list(toy_book.glob("*.ipynb"))
+    assert not list(toy_book.rglob("*.ipynb"))
 
 
-def test_a_rename_and_a_half_written_notebook_are_waited_for(toy_book):
-    source = toy_book / "notebooks/01_toy.py"
-    before = source.read_text()
-    (toy_book / "notebooks/profiles/smoke.yaml").write_text("common: {}")
-    trouble = (
-        "import os, sys, time\n"
-        "path = next(a for a in sys.argv if a.endswith('.ipynb'))\n"
-        "whole = open(path).read()\n"
-        "os.rename(path, path + '.aside'); time.sleep(1.2); os.rename(path + '.aside', path)\n"
-        "open(path, 'w').write(whole[:-20]); time.sleep(1.2); open(path, 'w').write(whole)\n"
-    )
-    edit.open_in_lab(toy_book, "01", command=[sys.executable, "-c", trouble + SAVES])
-    assert source.read_text() == before.replace("print(steps", "print('edited', steps")
-
-
-@pytest.mark.parametrize("last", ["os.rename(path, path + '.ipynb')", "open(path, 'w').write('{')"])
-def test_what_was_renamed_or_damaged_in_the_end_is_kept(toy_book, last):
-    source = toy_book / "notebooks/01_toy.py"
-    before = source.read_text()
-    (toy_book / "notebooks/profiles/smoke.yaml").write_text("common: {}")
-    script = f"import os, sys; path = next(a for a in sys.argv if a.endswith('.ipynb')); {last}"
-    with pytest.raises(BookError, match="renamed or damaged.*jupytext --to py:percent"):
-        edit.open_in_lab(toy_book, "01", command=[sys.executable, "-c", script])
-    assert source.read_text() == before and len(list(toy_book.glob("*.ipynb"))) == 1
-
-
-def test_jupyterlab_does_not_outlive_a_failure(toy_book, monkeypatch):
-    def full(path, text):
-        if path.suffix == ".py":
-            raise OSError(28, "No space left on device")
-        write(path, text)
-
-    def popen(*arguments, **options):
-        started.append(subprocess.Popen(*arguments, **options))
-        return started[0]
-
-    write, started = edit.write_text, []
-    monkeypatch.setattr(edit, "write_text", full)
-    monkeypatch.setattr(edit, "subprocess", SimpleNamespace(Popen=popen))
-    (toy_book / "notebooks/profiles/smoke.yaml").write_text("common: {}")
-    with pytest.raises(OSError, match="No space left"):
-        edit.open_in_lab(toy_book, "01", command=[sys.executable, "-c", SAVES + "import time; time.sleep(600)"])
-    assert started[0].poll() is not None
-
-
-def test_a_jupyterlab_that_does_not_start_is_no_success(toy_book):
-    (toy_book / "notebooks/profiles/smoke.yaml").write_text("common: {}")
-    source = toy_book / "notebooks/01_toy.py"
-    before = source.read_text()
-    with pytest.raises(BookError, match="code 3.*Nothing was changed"):
-        edit.open_in_lab(toy_book, "01", command=[sys.executable, "-c", "raise SystemExit(3)"])
-    assert source.read_text() == before and not list(toy_book.glob("*.ipynb"))
-
-
-def test_nothing_is_lost_when_two_edit(toy_book):
-    (toy_book / "notebooks/profiles/smoke.yaml").write_text("common: {}")
-    source = toy_book / "notebooks/01_toy.py"
-    other = f"open({str(source)!r}, 'a').write('# by another')\n"
-    with pytest.raises(BookError, match="changed by another program"):
-        edit.open_in_lab(toy_book, "01", command=[sys.executable, "-c", other + SAVES])
-    assert source.read_text().endswith("# by another")
-    assert "edited" in (toy_book / "01_toy.edit.ipynb").read_text()
-    with pytest.raises(BookError, match="left from an earlier edit"):
-        edit.open_in_lab(toy_book, "01", command=[sys.executable, "-c", ""])
-
-
-def test_without_jupyterlab(toy_book, monkeypatch):
+def test_a_jupyterlab_that_does_not_start_is_no_success(toy_book, monkeypatch):
+    before = (toy_book / "notebooks/01_toy.py").read_text()
+    edited_by(monkeypatch, "raise SystemExit(3)")
+    with pytest.raises(BookError, match="code 3"):
+        edit.open_in_lab(toy_book, "01", "zoo")
+    with pytest.raises(ParameterError, match="'zooo'"):
+        edit.open_in_lab(toy_book, "01", "zooo")
     monkeypatch.setattr(edit.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BookError, match=r"pip install -e '\.\[edit\]'"):
-        edit.open_in_lab(toy_book, "01", profile="zoo")
-    assert not list(toy_book.glob("*.ipynb"))
+        edit.open_in_lab(toy_book, "01", "zoo")
+    assert (toy_book / "notebooks/01_toy.py").read_text() == before
+
+
+def test_in_jupyterlab_the_parameters_are_those_of_the_profile(toy_book, monkeypatch):
+    session = {"In": ["steps: int = 3"], "steps": 3}
+    monkeypatch.setitem(sys.modules, "__main__", type("Main", (), {})())
+    vars(sys.modules["__main__"]).update(session)
+    monkeypatch.setenv(notebook.EDITED, json.dumps({"root": str(toy_book), "profile": "zoo"}))
+    monkeypatch.chdir(toy_book / "notebooks")
+    said = []
+    monkeypatch.setattr(notebook, "say", said.append)
+    assert notebook._edited("01_toy") == {"steps": 5, "rates": [1e-3]}
+    assert vars(sys.modules["__main__"])["steps"] == 5 and Path.cwd() == toy_book
+    assert "steps=5" in said[0] and "zoo" in said[0]
 
 
 def test_check_reports_what_would_go_wrong(toy_book):
     source = toy_book / "notebooks/01_toy.py"
-    (toy_book / "notebooks/profiles/smoke.yaml").write_text('"01": {steps: 1}')
-    edit.check(toy_book, "01")
+    edit.check(toy_book, "01", "zoo")
     (toy_book / "notebooks/profiles/smoke.yaml").write_text('"01": {label: bug}')
     with pytest.raises(BookError, match="ZeroDivisionError"):
         edit.check(toy_book, "01")
-    (toy_book / "notebooks/profiles/smoke.yaml").write_text("common: {}")
     source.write_text(source.read_text() + "\n\n\n# %%   \n1")
     with pytest.raises(BookError, match="does not come back"):
         edit.check(toy_book, "01")
@@ -178,7 +127,7 @@ def test_the_tutorial(tmp_path):
     edit.check(tmp_path, "my_question")
 
     job = plan.make_job(tmp_path, "my_question", {}, tmp_path / "try.ipynb", project.load_profile(tmp_path, "smoke"))
-    worker.execute(job)
+    build.run_jobs([job], 1, {})
     made = nbformat.read(job.output, as_version=4)
     said = [output.get("text", "") for cell in made.cells for output in cell.get("outputs", ())]
     assert any(line.strip() in ("reproduced", "not reproduced") for line in said), said

@@ -1,8 +1,13 @@
 """From the command line: what happens to a published verdict when notebooks are tried, broken and run again."""
 
 import json
+import os
+import subprocess
+import sys
 from contextlib import chdir
 
+import jupytext
+import nbformat
 import pytest
 from typer.testing import CliRunner
 
@@ -72,13 +77,44 @@ def test_the_life_of_a_verdict(project):
     assert run().exit_code == 0
     assert verdict()["verdict"] == "reproduced" and verdict()["criteria"][0]["measured"] == 4
 
-    file.write_text(NOTEBOOK.replace("\nnb.record", "\n1 / 0\nnb.record"))
-    assert run().exit_code != 0
-    file.write_text(NOTEBOOK)
-    assert verdict()["verdict"] == "not tested"  # although its code is as it was when it recorded
+    for broken in (NOTEBOOK.replace("\nnb.record", "\n1 / 0\nnb.record"), f"{NOTEBOOK}\n# %%\n1 / 0\n"):
+        file.write_text(broken)
+        assert run().exit_code != 0
+        file.write_text(NOTEBOOK)
+        assert verdict()["verdict"] == "not tested"  # although its code is as it was when it recorded
+        assert run().exit_code == 0
 
-    assert run().exit_code == 0
     assert verdict() == published
+    file.write_text("".join(line for line in NOTEBOOK.splitlines(True) if "nb.record" not in line))
+    assert run().exit_code == 0
+    assert "no measurement with these parameters" in verdict()["reason"]
+    file.write_text(NOTEBOOK)
+    assert run().exit_code == 0
     [stored] = (project / "kept").glob("*.nc")
     stored.write_bytes(b"")
     assert verdict()["verdict"] == "not tested" and "damaged" in verdict()["reason"]
+
+
+def test_a_copy_that_papermill_runs_shows_its_parameters_and_records_nothing(project):
+    elsewhere = project / "elsewhere"
+    elsewhere.mkdir()
+    content = jupytext.reads(f"{NOTEBOOK}\n# %%\nprint(nb.command)\n", fmt="py:percent")
+    nbformat.write(content, elsewhere / "copy.ipynb")
+    told = json.dumps({"command": "phantom run 05", "profile": "zoo", "parameters": {"jumping": 3.0}})
+    words = [
+        "-p",
+        "jumping",
+        "0.5",
+        "-y",
+        "models: [zoo:gpt2-s]",
+        "-k",
+        "python3",
+        "--language",
+        "python",
+        "--no-progress-bar",
+    ]
+    command = [sys.executable, "-m", "papermill", "copy.ipynb", "out.ipynb", *words]
+    subprocess.run(command, cwd=elsewhere, env=os.environ | {"PHANTOM_NOTEBOOK": told}, check=True)
+    shown = (elsewhere / "out.ipynb").read_text()
+    assert "-p jumping '0.5'" in shown and "zoo:gpt2-s" in shown
+    assert "C4 is not recorded" in shown and not list(elsewhere.rglob("measurements"))

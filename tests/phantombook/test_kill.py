@@ -14,10 +14,12 @@ import pytest
 import xarray as xr
 from tiny import contexts, model
 
+from phantombook import build
 from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.store import Store
 
 KILLS = 20
+BOOKS = 30
 RATES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
 
 
@@ -80,10 +82,14 @@ def test_killed_while_a_run_is_put_in_its_place(place, tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------- a whole book
 
 
-def start(root):
+def start(root, *words):
+    """``phantom`` in a session of its own, with a folder of its own for temporary files."""
+    (root / "tmp").mkdir(exist_ok=True)
+    environment = os.environ | {"TMPDIR": str(root / "tmp")}
     return subprocess.Popen(
-        [sys.executable, "-m", "phantombook.cli", "book", "--jobs", "2"],
-        cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        [sys.executable, "-m", "phantombook.cli", *(words or ("book", "--jobs", "2"))],
+        cwd=root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
     )  # fmt: skip
 
 
@@ -93,18 +99,24 @@ def finish(root):
     assert process.returncode == 0, said
 
 
-def hit(process, chance):
+def nothing_is_left(family, root):
+    """Neither processes nor files that are half done, seconds after the book ended."""
+    assert not psutil.wait_procs(family, timeout=5)[1]
+    left = [*root.rglob("*.tmp"), *(root / "tmp").glob("*/*")]
+    assert [path for path in left if not path.is_socket()] == []  # that of Python's fork server
+
+
+def hit(process, chance, root):
     """End the book itself, kindly or not, or kill one of the processes that work for it."""
     family = psutil.Process(process.pid).children(recursive=True)
     if family and chance.random() < 0.4:
-        chance.choice(family).kill()  # a worker or a kernel dies; the book must say so and end
+        chance.choice(family).kill()  # a kernel, the fork server or the builder dies; the book must say so and end
         _, said = process.communicate(timeout=120)
         assert process.returncode == 0 or "Traceback" not in said
     else:
         process.send_signal(chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
         process.communicate(timeout=120)
-    gone, alive = psutil.wait_procs(family, timeout=60)
-    assert not alive  # workers and kernels do not outlive their book
+    nothing_is_left(family, root)
 
 
 def executed(root):
@@ -116,6 +128,38 @@ def pages(root):
     return sorted(path.relative_to(html) for path in html.rglob("*.html"))
 
 
+@pytest.mark.parametrize("number, code", [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_notebook_ends_with_its_runner(toy_book, number, code):
+    output = toy_book / "out" / "01.ipynb"
+    process = start(toy_book, "run", "01", "-p", "label", "slow", "-o", str(output))
+    while not list((toy_book / "tmp").glob("pymp-*/*/")):  # the kernel is there
+        assert process.poll() is None
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    nothing_is_left(family, toy_book)
+    assert family and list(output.parent.iterdir()) == []
+    assert process.returncode == code and "Traceback" not in said
+
+
+def test_the_builder_ends_with_its_caller():
+    sleep = "import phantombook.ends_with_parent, time; time.sleep(600)"
+    code = (
+        f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {sleep!r}]).pid, flush=True); input()"
+    )
+    caller = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    builder = psutil.Process(int(caller.stdout.readline()))
+    while "phantombook" not in "".join(builder.cmdline()) or builder.cpu_times().user < 0.02:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    assert builder.is_running()
+    caller.kill()
+    caller.communicate()
+    assert not psutil.wait_procs([builder], timeout=5)[1]
+    assert build.BUILDER.startswith("import phantombook.ends_with_parent;")
+
+
 @pytest.mark.slow
 def test_a_book_killed_at_random_points(toy_book, tmp_path_factory):
     root = tmp_path_factory.mktemp("killed") / "book"
@@ -125,12 +169,12 @@ def test_a_book_killed_at_random_points(toy_book, tmp_path_factory):
     usual = time.monotonic() - began
     assert set(executed(toy_book)) == {"01_toy.ipynb", "02_after.ipynb"}  # and nothing partial
     chance, kills = random.Random(1), 0
-    while kills < KILLS:
+    while kills < BOOKS:
         process = start(root)
         try:
-            process.wait(chance.uniform(0, 0.7) * usual)
+            process.wait(chance.uniform(0, 0.9) * usual)  # pages included
         except subprocess.TimeoutExpired:
-            hit(process, chance)
+            hit(process, chance, root)
             kills += 1
         else:  # it got through: begin again
             assert process.returncode == 0, process.stderr.read()

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import re
+import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 import xarray as xr
 from markdown_it import MarkdownIt
 
+from phantombook import notebook
 from phantombook.notebook import Notebook
 from phantomlib.contexts import Context, load_contexts
-from phantomlib.errors import ContextError
+from phantomlib.errors import ContextError, ParameterError
 from phantomlib.models.language_model import load
 
 
@@ -96,6 +98,30 @@ def test_runs_are_named_by_datasets_searches_and_tables(book, shown):
     table.attrs["run_ids"] = ["four"]
     book.table(table, runs={"a": run, "b": [search, table, run]})
     assert re.findall(r"<code>(one|two|three|four)</code>", shown[1]["text/html"]) == ["one", "two", "three", "four"]
+
+
+def test_a_dataset_without_a_run_is_refused(book):
+    with pytest.raises(ParameterError, match="names no run"):
+        book.table(pd.DataFrame({"x": [1]}), runs=xr.Dataset())
+
+
+def test_only_the_runner_records(book, shown):
+    book.record("C8", 0.04, optimizer="adam", n={"architectures": 5, "contexts": 10}, runs=["abc"])
+    assert "C8 is not recorded" in shown[0]["text/markdown"]
+    assert book.measured["C8", "adam"].runs == ("abc",)
+
+
+def test_a_notebook_starts_under_its_own_name(monkeypatch, tmp_path):
+    monkeypatch.setattr(notebook, "RUNNER", notebook.Runner(tmp_path / "24_copy.py", "phantom run 24", "", tmp_path))
+    with pytest.raises(ParameterError, match="This is 24_copy.py, but it starts as '08_x'"):
+        notebook.start("08_x")
+
+
+def test_text_for_a_list_leads_to_the_right_option(monkeypatch):
+    main = type("Main", (), {"In": ["models: list[str] = []"], "models": '["zoo:gpt2-s"]'})
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    with pytest.raises(ParameterError, match="use -y"):
+        notebook.declared_here()
 
 
 HOSTILE = [

@@ -147,7 +147,7 @@ def test_everything_is_checked_before_anything_is_touched(options, kind, tmp_pat
 
 def test_a_contexts_file_that_is_missing_is_refused_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(build, "Worker", None)  # no notebook is started
+    monkeypatch.setattr(build, "run_jobs", None)  # no notebook is started
     command = ["book", "--models", "zoo:gpt2-s", "--contexts", "nowhere.yaml", "--output", "mine"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 1 and result.stderr.count("nowhere.yaml") == 1 and not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from phantombook import build
 from phantombook.cli import app
 from phantombook.plan import hash_inputs, make_job, make_plan
 from phantombook.project import load_profile, notebooks
@@ -24,10 +25,8 @@ def test_values_of_a_profile_and_of_the_user(toy_book):
 
 @pytest.mark.parametrize("label", ["plain", "two words", "it's", "#1", "a;b $HOME", "1e5", "", "-x", "a=b"])
 def test_the_command_gives_the_same_values_again(toy_book, label, monkeypatch):
-    from phantombook import worker
-
     done = []
-    monkeypatch.setattr(worker, "execute", lambda job, on_progress: done.append(job))
+    monkeypatch.setattr(build, "run_jobs", lambda jobs, *_: done.extend(jobs))
     monkeypatch.chdir(toy_book)
     values = {"label": label, "rates": [1.0, 1e-7]}
     job = make_job(toy_book, "01", values)
@@ -137,11 +136,14 @@ def test_the_optimizer_re_runs_all_that_train(package):
     assert changed(before) == {name[:2] for name in before}
 
 
-def test_comments_and_the_machinery_re_run_nothing(package):
+def test_comments_and_what_only_starts_notebooks_re_run_nothing(package):
     before = keys(ROOT)
-    for name in ("phantombook/build.py", "phantombook/cli.py", "phantomlib/progress.py"):
+    for name in ("phantombook/build.py", "phantombook/cli.py", "phantombook/edit.py"):
         with open(package / name, "a") as file:
             file.write("\nMORE = 1\n")
     with open(package / "phantomlib/engine/optimizer.py", "a") as file:
         file.write("\n# a remark\n")
     assert changed(before) == set()
+    with open(package / "phantombook/execution.py", "a") as file:
+        file.write("\nMORE = 1\n")
+    assert changed(before) == {name[:2] for name in before}

@@ -4,14 +4,14 @@ import dataclasses
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import tiny
 import yaml
 
-from phantombook.ledger import claims
-from phantombook.ledger.measurements import Source
-from phantomlib.contexts import Context
+from phantombook.ledger import claims, measurements
+from phantombook.ledger.measurements import Experiment
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ParameterError
 from phantomlib.runs.store import Store
@@ -49,13 +49,13 @@ def source(tmp_path):
     return make_source(tmp_path)
 
 
-def make_source(folder, number="08", models=("m",), contexts=(), **parameters):
-    """A source as it is now on the disk; the notebook is written if it is not there."""
+def make_source(folder, number="08", models=("m",), **parameters):
+    """An experiment as it is now on the disk; the notebook is written if it is not there."""
     path = folder / "notebooks" / f"{number}_toy.py"
     path.parent.mkdir(exist_ok=True)
     if not path.exists():
         path.write_text(NOTEBOOK)
-    return Source(path, {"models": list(models), "steps": 20, "store": "runs"} | parameters, contexts)
+    return Experiment(path, {"models": list(models), "steps": 20, "store": "runs"} | parameters)
 
 
 def claim(identifier="C8"):
@@ -63,11 +63,16 @@ def claim(identifier="C8"):
 
 
 @pytest.fixture
-def measure(store, source, runs):
-    def record(value, identifier="C8", optimizer="adam", n=None, runs=runs, source=source, **more):
+def measure(store, source, runs, tmp_path):
+    """Record as the only measurement of a notebook that ran through."""
+
+    def record(value, identifier="C8", optimizer="adam", n=None, runs=runs, source=source):
         n = claim(identifier).needs if n is None else n
-        options = {"source": source, "optimizer": optimizer, "n": n, "runs": runs} | more
-        claims.record_measurement(store, identifier, value, **options)
+        found, made = claims.measured(identifier, value, optimizer=optimizer, n=n, runs=runs)
+        record = measurements.begin(store, source)
+        record.measurements[f"{found.id}-{optimizer}"] = made
+        measurements.wait_with(record, source.file(store), tmp_path)
+        measurements.complete(tmp_path)
 
     return record
 
@@ -157,7 +162,7 @@ def test_only_the_size_of_the_sample_leaves_an_outlook(store, source, measure, r
     measure(0.04, n=small, runs=[])
     assert claims.judge(claim(), store, source).shown == claims.NOT_TESTED
     measure(0.04, n=small)
-    stale = Source(source.notebook, source.parameters)
+    stale = Experiment(source.notebook, source.parameters)
     stale.key = "another"
     assert claims.judge(claim(), store, stale).shown == claims.STALE
     next(store.root.glob(f"*-{runs[1]}.nc")).unlink()
@@ -174,7 +179,7 @@ def test_undefined_value_withholds_the_verdict(store, source, measure):
 )
 def test_missing_or_damaged_measurement_withholds_the_verdict(store, source, measure, damage):
     measure(0.04)
-    damage(source.folder(store) / "C8-adam.json")
+    damage(source.file(store))
     assert claims.judge(claim(), store, source).status == claims.NOT_TESTED
 
 
@@ -203,38 +208,100 @@ def test_every_criterion_must_hold(store, source, measure, values, status):
         ("C8", 1.0, "adam", {"architectures": 5}),
     ],
 )
-def test_measurement_of_something_else_is_refused(store, source, identifier, value, optimizer, n):
+def test_measurement_of_something_else_is_refused(identifier, value, optimizer, n):
     with pytest.raises(ParameterError):
-        claims.record_measurement(store, identifier, value, source=source, optimizer=optimizer, n=n, runs=[])
+        claims.measured(identifier, value, optimizer=optimizer, n=n, runs=[])
 
 
-@pytest.mark.parametrize("change", [{"direction": "about"}, {"threshold": None}])
-def test_incomplete_ledger_is_refused(tmp_path, change):
-    entries = yaml.safe_load(claims.LEDGER.read_text(encoding="utf-8"))
-    criterion = entries[0]["criteria"]["fewest_silent_contexts"]
-    criterion.update({k: v for k, v in change.items() if v is not None})
-    for key in [k for k, v in change.items() if v is None]:
-        del criterion[key]
-    path = tmp_path / "claims.yaml"
-    path.write_text(yaml.safe_dump(entries), encoding="utf-8")
-    with pytest.raises(ParameterError, match="C1"):
+def entry(**changes):
+    return {"id": "X", "statement": "s", "notebook": "01", "figure": "f", "decides": "adam",
+            "needs": {"contexts": 2},
+            "criteria": {"a": {"quantity": "q", "direction": "at least", "threshold": 1, "unit": "1"}},
+            "changes": []} | changes  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ([entry(decides="lion")], "Claim X .*decides"),
+        ([entry(criteria={})], "Claim X .*criteria"),
+        ([entry(statment="s")], "Claim X .*statment"),
+        (
+            [entry(criteria={"a": {"quantity": "q", "direction": "about", "threshold": 1, "unit": "1"}})],
+            "criteria.0.direction",
+        ),
+        ([entry(criteria={"a": {"quantity": "q", "direction": "at least", "unit": "1"}})], "criteria.0.threshold"),
+        (
+            [entry(criteria={"a": {"quantity": "q", "direction": "at least", "threshold": "1", "unit": "1"}})],
+            "threshold",
+        ),
+        (
+            [entry(criteria={"a": {"quantity": "q", "direction": "at least", "threshold": math.nan, "unit": "1"}})],
+            "threshold",
+        ),
+        ([entry(changes=[{"what": "x"}])], "Claim X .*changes.0"),
+        ([entry(), entry()], "more than one claim X"),
+        ([{"id": "X"}], "list of claims"),
+        ([3], "list of claims"),
+        (3, "list of claims"),
+        ("- id: X\n  id: Y\n", "'id' is given twice"),
+        ("- id: [", "not valid YAML"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_ledger_that_is_broken_says_where(tmp_path, text, words):
+    path = tmp_path / "mine.yaml"
+    if text is not None:
+        path.write_text(text if isinstance(text, str) else yaml.safe_dump(text), encoding="utf-8")
+    with pytest.raises(ParameterError, match=words):
         claims.load_claims(path)
 
 
-def test_a_source_is_every_parameter_but_the_place_of_the_store(store, tmp_path):
-    one, other = Context("a", "p", "x", "y"), Context("a", "p", "x", "z")
+def test_one_that_is_sound_is_read(tmp_path):
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump([entry()]), encoding="utf-8")
+    assert claims.load_claims(tmp_path / "mine.yaml")[0].criteria[0].name == "a"
+
+
+def test_an_experiment_is_every_parameter_but_the_place_of_the_store(store, tmp_path):
+    (tmp_path / "mine.yaml").write_text("one")
+    (tmp_path / "folder").mkdir()
+    ours = make_source(tmp_path, real_contexts="fitting:mine.yaml").file(store)
     sources = [
         make_source(tmp_path),
         make_source(tmp_path, "10"),
         make_source(tmp_path, models=["n"]),
-        make_source(tmp_path, contexts=[one]),
-        make_source(tmp_path, contexts=[other]),
+        make_source(tmp_path, real_contexts="mine.yaml"),
         make_source(tmp_path, dtype="float64"),
         make_source(tmp_path, size_factor=5.0),
         make_source(tmp_path, steps=21),
     ]
-    assert len({source.folder(store) for source in sources}) == len(sources)
-    assert make_source(tmp_path, store="elsewhere").folder(store) == sources[0].folder(store)
+    assert len({ours, *(source.file(store) for source in sources)}) == 1 + len(sources)
+    assert make_source(tmp_path, store="folder").file(store) == sources[0].file(store)
+    (tmp_path / "mine.yaml").write_text("two")  # whatever parameter names a file: its words count
+    assert make_source(tmp_path, real_contexts="fitting:mine.yaml").file(store) != ours
+
+
+FROZEN = Path(__file__).with_name("thresholds.json")
+
+
+def test_no_threshold_changes_without_a_word():
+    """Against a copy; whoever changes one changes that, too, and says in ``changes`` what it was and why."""
+    frozen = json.loads(FROZEN.read_text(encoding="utf-8"))
+    stated, changes = {}, {}
+    for found in claims.load_claims():
+        tests = {f"{test}.{name}": bound for test, bounds in found.tests.items() for name, bound in bounds.items()}
+        for name, bound in {**{c.name: c for c in found.criteria}, **tests}.items():
+            stated[f"{found.id}.{name}"] = [bound.direction, bound.threshold]
+        stated[f"{found.id} needs"] = found.needs
+        changes[found.id] = len(found.changes)
+    assert stated == frozen["thresholds"] and changes == frozen["changes"]
+
+
+@pytest.mark.parametrize("id, name, value", [("C8", "coefficient_of_variation", 0.05), ("C5", "loop_area", 0.1)])
+def test_a_threshold_by_its_name(id, name, value):
+    assert claims.threshold(id, name) == value
+    with pytest.raises(ParameterError, match="no criterion"):
+        claims.threshold(id, "another")
 
 
 def test_ours_are_kept_apart_from_the_papers(store):

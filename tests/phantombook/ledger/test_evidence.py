@@ -9,7 +9,7 @@ import tiny
 import xarray as xr
 
 from phantombook.ledger import claims, measurements
-from phantombook.ledger.measurements import Source
+from phantombook.ledger.measurements import Experiment
 from phantomlib import files
 from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.store import Store
@@ -42,25 +42,31 @@ class Case:
         self.record(0.01)
 
     def source(self, **parameters):
-        return Source(self.notebook, {"models": ["zoo:gpt2-s"], "size_factor": 0.1} | parameters)
+        return Experiment(self.notebook, {"models": ["zoo:gpt2-s"], "size_factor": 0.1} | parameters)
 
-    def record(self, value, optimizer="adam", identifier="C8", runs=None, **parameters):
-        options = {
-            "optimizer": optimizer,
-            "n": {"architectures": 5, "contexts": 10},
-            "source": self.source(**parameters),
-        }
-        runs = self.runs[:2] if runs is None else runs
-        claims.record_measurement(self.store, identifier, value, runs=runs, **options)
-        return self.source(**parameters).folder(self.store) / f"{identifier}-{optimizer}.json"
+    def record(self, value, optimizer="adam", identifier="C8", through=True, **parameters):
+        """What a notebook does that records this alone; ``through``: whether it comes to its end."""
+        n = {"architectures": 5, "contexts": 10}
+        _, made = claims.measured(identifier, value, optimizer=optimizer, n=n, runs=self.runs[:2])
+        source = self.source(**parameters)
+        record = measurements.begin(self.store, source)
+        record.measurements[f"{identifier}-{optimizer}"] = made
+        measurements.wait_with(record, source.file(self.store), self.notebook.parent)
+        if through:
+            measurements.complete(self.notebook.parent)
+        return source.file(self.store)
 
     @property
     def path(self):
-        return self.source().folder(self.store) / "C8-adam.json"
+        return self.source().file(self.store)
 
     def forge(self, **changes):
         """Change the measurement and write it with a fitting checksum."""
-        files.write_json(self.path, files.read_json(self.path) | changes)
+        content = files.read_json(self.path)
+        ours = content["measurements"]["C8-adam"]
+        for name, value in changes.items():
+            (ours if name in ours else content)[name] = value
+        files.write_json(self.path, content)
 
     def run(self, number=0):
         return next(self.store.root.glob(f"*-{self.runs[number]}.nc"))
@@ -121,16 +127,26 @@ def copied_from_a_private_experiment(case):
     shutil.copy(private, case.path)
 
 
-def copied_from_the_other_optimiser(case):
-    shutil.copy(case.record(0.001, "sgd"), case.path)
+def recorded_under_the_other_optimiser(case):
+    case.record(0.001, "sgd")
 
 
-def copied_from_another_claim(case):
-    shutil.copy(case.record(0.001, identifier="C10"), case.path)
+def recorded_for_another_claim(case):
+    case.record(0.001, identifier="C10")
 
 
 def started_again_but_failed(case):
-    measurements.forget_measurements(case.store, case.source())  # what notebook.start does; then a cell raised
+    measurements.begin(case.store, case.source())  # what notebook.start does; then a cell raised
+
+
+def recorded_but_failed_later(case):
+    case.record(0.001, through=False)
+
+
+def started_again_while_it_ran(case):
+    case.record(0.001, through=False)
+    measurements.begin(case.store, case.source())  # another process, which fails
+    measurements.complete(case.notebook.parent)  # and the first comes to its end
 
 
 def no_longer_recorded(case):
@@ -164,9 +180,13 @@ WAYS = {
         another_run_under_its_name,
         removed_run,
         copied_from_a_private_experiment,
-        copied_from_the_other_optimiser,
-        copied_from_another_claim,
+        recorded_under_the_other_optimiser,
+        recorded_for_another_claim,
         started_again_but_failed,
+        recorded_but_failed_later,
+        started_again_while_it_ran,
+        forged(complete=False),
+        forged(complete="yes"),
         forged(runs=[]),
         forged(runs=["*"]),
         forged(runs=["????????????"]),
@@ -185,7 +205,8 @@ WAYS = {
         forged(interval=3),
         forged(detail=3),
         forged(key=None),
-        forged(source={}),
+        forged(experiment={}),
+        forged(measurements={}),
     ],
     claims.STALE: [
         no_longer_recorded,
@@ -211,7 +232,12 @@ def test_no_way_leads_to_a_false_verdict(case, status, way):
 
 
 @pytest.mark.parametrize(
-    "module", ["transition/jumps.py", "engine/optimizer.py", "models/zoo_models.py", "contexts.yaml"]
+    "module",
+    [
+        *("transition/jumps.py", "engine/optimizer.py", "models/zoo_models.py", "contexts.yaml"),
+        *("progress.py", "engine/cluster.py", "__init__.py"),  # whatever runs in the kernel can change its numbers
+        *("../phantombook/execution.py", "../phantombook/preloaded_kernel.py", "../phantombook/plan.py"),
+    ],
 )
 def test_other_code_makes_a_verdict_stale(package, case, module):
     path = package / "phantomlib" / module

@@ -1,6 +1,6 @@
 """The tests behind a counted claim: which pass, and what is shown."""
 
-import copy
+import dataclasses
 
 import pytest
 from toys import STARTS, examined
@@ -26,8 +26,9 @@ def test_the_board_shows_every_criterion():
 
 def test_a_changed_threshold_changes_a_verdict():
     measured = examine.summarise_tests([examined(double_well.DoubleWell(STARTS), 1.5)])
-    strict = copy.deepcopy(C5)
-    strict.tests["refinement"]["median_slope"]["threshold"] = -2
+    bounds = C5.tests["refinement"]
+    stricter = bounds | {"median_slope": dataclasses.replace(bounds["median_slope"], threshold=-2)}
+    strict = dataclasses.replace(C5, tests=C5.tests | {"refinement": stricter})
     assert (
         scoreboard.passed_tests(C5, measured)["refinement"]
         and not scoreboard.passed_tests(strict, measured)["refinement"]

@@ -1,0 +1,68 @@
+"""An executed notebook as the book shows it: nothing that differs from run to run, and folded what only presents."""
+
+import ast
+import re
+
+from phantombook.plan import Job
+
+LABEL_LENGTH = 40  # characters of a heading shown while its cells run
+FOLDED = {  # tag -> what the fold says
+    "parameters": "Parameters and their defaults",
+    "injected-parameters": "Parameters of this run",
+    "answer": "Where the answer at the head comes from",  # such a cell shows nothing here
+}
+PRESENTING = {"answer", "caption", "figure", "glue", "page", "record", "say", "table"}  # methods of a Notebook
+
+
+def tidy(executed, job: Job) -> None:
+    """Drop what differs from run to run, fold what a reader of the book need not see, and note what made it."""
+    executed.metadata.pop("papermill", None)
+    executed.metadata.pop("jupytext", None)
+    executed.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    made = {"notebook": job.name, "profile": job.profile, "parameters": job.parameters, "key": job.key}
+    executed.metadata["phantom"] = made
+    for index, cell in enumerate(executed.cells):
+        cell["id"] = f"{job.name}-{index:03d}"[-64:]
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            _tidy_code(cell)
+
+
+def _tidy_code(cell) -> None:
+    tags = set(cell.metadata.get("tags", ()))
+    kinds = tags | ({"answer"} if "nb.answer(" in cell.source and len(cell.outputs) == 1 else set())
+    title = next((words for kind, words in FOLDED.items() if kind in kinds), None)
+    if tags & FOLDED.keys() or only_presents(cell.source):
+        tags.add("hide-input")
+    if title and "hide-input" in tags:
+        cell.metadata["mystnb"] = {"code_prompt_show": title, "code_prompt_hide": title}
+    if tags:
+        cell.metadata["tags"] = sorted(tags)
+    # progress bars that found no terminal; warnings stay in the notebook, the book leaves them out
+    cell["outputs"] = [o for o in cell.outputs if not (o.get("name") == "stderr" and "\r" in o.get("text", ""))]
+
+
+def only_presents(source: str) -> bool:
+    """Whether a cell does nothing but call ``nb.say``, ``nb.figure`` and their like."""
+    try:
+        lines = ast.parse(source).body
+    except SyntaxError:  # commands of IPython
+        return False
+
+    def presents(line) -> bool:
+        match line:
+            case ast.Expr(ast.Call(ast.Attribute(ast.Name("nb"), method))):
+                return method in PRESENTING
+        return False
+
+    return bool(lines) and all(map(presents, lines))
+
+
+def last_heading(cells) -> str:
+    """The last heading at or above the last of some cells, as plain words."""
+    for cell in reversed(cells):
+        found = re.findall(r"^#+\s+(.+)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else []
+        if found:
+            return re.sub(r"[*_`$\\{}]", "", found[-1])[:LABEL_LENGTH]
+    return ""

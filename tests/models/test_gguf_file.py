@@ -19,7 +19,7 @@ from phantomlib.models.language_model import add_lora, load
 # The largest rounding in a block of 32, in units of its largest absolute value, by the definition of each format:
 # half a step (a whole one at Q4_0's far end, which has no level), and scale and offset in half precision.
 HALF = 2.0**-11
-COARSENESS = {
+LARGEST_ROUNDING = {
     "F32": 0.0,
     "F16": HALF,
     "Q8_0": 0.5 / 127 + HALF,
@@ -30,7 +30,7 @@ COARSENESS = {
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("kind", COARSENESS)
+@pytest.mark.parametrize("kind", LARGEST_ROUNDING)
 def test_weights_are_those_that_gguf_dequantises(kind, tied, tmp_path):
     written = tiny_gguf.write(tmp_path / "small.gguf", kind, tied)
     model = load(str(tmp_path / "small.gguf"))
@@ -41,7 +41,7 @@ def test_weights_are_those_that_gguf_dequantises(kind, tied, tmp_path):
             found = tiny_gguf.interleave(found, tiny_gguf.HEADS if "q_proj" in name else tiny_gguf.KEY_HEADS)
         assert np.array_equal(found, dequantised), name
         blocks = np.abs(original.reshape(-1, 32)).max(axis=1, keepdims=True)
-        assert (np.abs(found.reshape(-1, 32) - original.reshape(-1, 32)) <= COARSENESS[kind] * blocks).all(), name
+        assert (np.abs(found.reshape(-1, 32) - original.reshape(-1, 32)) <= LARGEST_ROUNDING[kind] * blocks).all(), name
     assert (
         model.tied == tied and state.keys() == tiny_gguf.llama(tied, len(state["lm_head.weight"])).state_dict().keys()
     )

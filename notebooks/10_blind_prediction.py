@@ -110,7 +110,7 @@ errors = {o: scaling.leave_one_out(table) for o, table in tables.items()}
 # %% tags=["hide-input"]
 for o, label in labels.items():
     nb.say("**{label}**, leave-one-out errors in per cent, best first:", label=label)
-    nb.table(scaling.in_words(scaling.ranking(errors[o])), digits=2, top=5, runs=others.sel(o))
+    nb.table(scaling.in_per_cent(scaling.ranking(errors[o])), digits=2, top=5, runs=others.sel(o))
 
 # %% [markdown]
 # ## Step 3: the prediction
@@ -343,7 +343,7 @@ for optimizer, p in predictions.items():
         single=np.expm1(single).median(),
         n=len(single),
     )
-    ranked = scaling.in_words(scaling.ranking(again[again.optimizer == optimizer]))
+    ranked = scaling.in_per_cent(scaling.ranking(again[again.optimizer == optimizer]))
     nb.table(ranked, digits=2, top=5, runs=[others.sel(optimizer), measured[optimizer]])
 
 # %% [markdown]

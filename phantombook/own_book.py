@@ -21,7 +21,6 @@ from phantomlib.models.language_model import short_name
 
 PROFILE = "own"
 MARKER = ".phantom-own-book"  # says that the folder is ours, and that its pages may be replaced
-ABOUT_OTHERS = ("13", "14", "15")  # the chapters on the companion's own real models, whose constants come from the zoo
 COPIED = ("_toc.yml", "_config.yml", "book", "notebooks", "benchmarks", "zoo")
 LONGEST_NAME = 60  # characters
 
@@ -89,11 +88,13 @@ def build_own_book(
         )
     check_todo([job for job in plan if job.all_parameters.get("held_out") != ""], root)
     blind = bool(held_out) and len(models) >= FEWEST_FITTED
+    # chapters on published runs are about the companion's own real models, whose constants come from the zoo
+    about_others = [job.name[:2] for job in plan if "published" in job.defaults]
     try:
         _copy_project(root, output)
         text = json.dumps({"common": common} | own, indent=2, ensure_ascii=False)  # JSON is YAML
         write_text(output / "notebooks" / "profiles" / f"{PROFILE}.yaml", text)
-        for number in ABOUT_OTHERS if blind else (*ABOUT_OTHERS, "10"):
+        for number in about_others if blind else [*about_others, "10"]:
             _leave_out(number, output)
         _say_which(output / "book" / "intro.md", names, contexts, blind)
     except OSError as error:
@@ -138,8 +139,8 @@ def _say_which(intro: Path, names: list[str], contexts: str, blind: bool) -> Non
     note = (
         f"This copy of the book was made for {', '.join(f'`{name}`' for name in names)} with {sentences}. Where its prose "
         "speaks of the zoo or of five architectures, it describes the original; the numbers, tables and figures are those "
-        "of these models. The chapters on two real models are left out: they are about those two, and what is said of "
-        "them below holds for the original."
+        "of these models. What is about two real models in particular is left out, and what is said of them below holds for "
+        "the original."
     )
     if not blind:
         note += (

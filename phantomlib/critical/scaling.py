@@ -166,7 +166,7 @@ def ranking(errors: pd.DataFrame) -> pd.DataFrame:
     return table.loc[order].reset_index()
 
 
-def in_words(ranked: pd.DataFrame) -> pd.DataFrame:
+def in_per_cent(ranked: pd.DataFrame) -> pd.DataFrame:
     """A :func:`ranking` as a reader wants it: errors in per cent, words for names."""
     shares = ("rms", "context_median", "architecture_median", "architecture_worst")
     table = ranked.assign(**{c: 100 * ranked[c] for c in shares}, predictor=ranked.predictor.str.replace("_", " "))

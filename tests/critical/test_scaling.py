@@ -80,7 +80,7 @@ def test_the_best_predictor_ranks_first_and_partial_ones_last():
     assert [predictor for predictor, _ in order[1:4]] == ["third_order"] * 3 and ranked.rms[1] < 1e-3  # but for noise
     assert order[4:6] == [("velocity", "constant"), ("velocity", "none")]
     assert set(ranked.predictor.tail(3)) == {"first_steps"} and (ranked.missing.tail(3) == 50).all()
-    words = scaling.in_words(ranked)
+    words = scaling.in_per_cent(ranked)
     np.testing.assert_allclose(words["rms (%)"], 100 * ranked.rms)
     assert "third order" in set(words.predictor)
 

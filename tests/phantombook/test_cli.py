@@ -190,10 +190,11 @@ def test_zoo_refuses_unknown_names():
 
 def test_zoo_weights_that_cannot_be_replaced_are_told_beforehand(tmp_path, monkeypatch):
     from phantomlib.models import zoo_models
+    from zoo import training
 
     (tmp_path / "file").touch()
     monkeypatch.setattr(zoo_models, "WEIGHTS", tmp_path / "file" / "weights")
-    monkeypatch.setattr(zoo_models, "train", None)
+    monkeypatch.setattr(training, "train", None)
     refused(phantom("zoo", "train", "--model", "gpt2-s"), "weights")
 
 

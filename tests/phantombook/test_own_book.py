@@ -47,7 +47,8 @@ def test_a_folder_with_everything_a_book_needs(tmp_path, built):
     assert "`gpt2-m`" in (output / "book/intro.md").read_text()
     plan = make_plan(output, load_profile(output, "own"))  # every notebook takes what the profile gives
     left_out = set(pages_to_generate(ROOT)) - {job.name for job in plan}
-    assert left_out == {"13_real_blind", "14_real_failures", "15_real_lora"}  # they are about other models
+    about_others = {path.stem for path in (ROOT / "notebooks").glob("*.py") if "\npublished: " in path.read_text()}
+    assert left_out == about_others != set()  # they are about other models
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ PORT    ?= 8000
 DEVICE  ?= cpu
 SUITES  ?=
 COVERAGE ?=
+LONG     ?=
 VENV    := .venv
 BIN     := $(VENV)/bin
 # The stamp's name holds a checksum of what was installed, so only a change of requirements installs again.
@@ -17,7 +18,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: help book test bench lint serve publish clean
 help:
 	@echo "make book    install, run the notebooks, build the book      (PROFILE=smoke|zoo|pretrained|paper)"
-	@echo "make test    install, run the tests                         (COVERAGE=1: which lines none of them reaches)"
+	@echo "make test    install, run the tests                         (COVERAGE=1: which lines none of them reaches; LONG=1: the long tables too)"
 	@echo "make lint    ruff, its formatter, the type checker"
 	@echo "make bench   measure speed, write benchmarks/results/     (DEVICE=cpu|cuda, SUITES='throughput search ...')"
 	@echo "make serve   show the built book at http://localhost:$(PORT)"
@@ -28,7 +29,7 @@ book: $(STAMP)
 	$(BIN)/phantom book --profile $(PROFILE)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(if $(COVERAGE),--cov=phantomlib --cov=phantombook --cov-report=term-missing:skip-covered)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(if $(LONG),,-m "not long") $(if $(COVERAGE),--cov=phantomlib --cov=phantombook --cov-report=term-missing:skip-covered)
 
 bench: $(STAMP)
 	MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/python -m benchmarks --device $(DEVICE) $(SUITES:%=--only %)

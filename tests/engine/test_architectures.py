@@ -105,7 +105,7 @@ def plain_step(model, context, method):
     return gaps, float(torch.cat([p.grad.flatten() for p in trained if p.grad is not None]).norm())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in CLASSES if name not in UNBUILT])
 def test_every_causal_class_is_advanced_right_or_refused(name):
     model = built(getattr(transformers, CLASSES[name]))

@@ -160,7 +160,7 @@ def test_the_builder_ends_with_its_caller():
     assert build.BUILDER.startswith("import phantombook.ends_with_parent;")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_book_killed_at_random_points(toy_book, tmp_path_factory):
     root = tmp_path_factory.mktemp("killed") / "book"
     shutil.copytree(toy_book, root)

@@ -66,7 +66,7 @@ def tell(folder, identifier, told):
 
 
 @pytest.mark.parametrize(
-    "counts", [(20, 6, 6), pytest.param((500, 200, 200), marks=pytest.mark.slow)], ids=["sample", "all"]
+    "counts", [(20, 6, 6), pytest.param((500, 200, 200), marks=pytest.mark.long)], ids=["sample", "all"]
 )
 def test_every_damage_is_told_by_a_fresh_process_in_time(stored, counts):
     path, run = stored

@@ -196,7 +196,9 @@ nb.table(
 def predict(model, optimizer):
     recipe = Recipe(optimizer=optimizer, steps=steps)
     fitting = nb.fitting_contexts(model)
-    return predictors.measured_and_predicted(nb.store, model, fitting, recipe, tolerance=tolerance)
+    return predictors.measured_and_predicted(
+        nb.store, model, fitting, recipe, tolerance=tolerance
+    )
 
 
 predicted = Study.of(predict, loaded)

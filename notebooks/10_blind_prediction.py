@@ -100,7 +100,9 @@ reported = claim.criteria[0].threshold  # the error that the paper's abstract re
 # %%
 def predict_and_measure(model, optimizer):
     recipe, fitting = recipes[optimizer], nb.fitting_contexts(model)
-    return predictors.measured_and_predicted(nb.store, model, fitting, recipe, tolerance=tolerance)
+    return predictors.measured_and_predicted(
+        nb.store, model, fitting, recipe, tolerance=tolerance
+    )
 
 
 others = Study.of(predict_and_measure, loaded)

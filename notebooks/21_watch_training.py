@@ -24,7 +24,10 @@
 # ```
 
 # %% tags=["parameters"]
-models: list[str] = ["zoo:gpt2-s", "zoo:neox-s"]  # zoo:NAME, pretrained:NAME, a folder, a GGUF file or a hub id
+models: list[str] = [
+    "zoo:gpt2-s",
+    "zoo:neox-s",
+]  # zoo:NAME, pretrained:NAME, a folder, a GGUF file or a hub id
 contexts: str = "default"  # 'default' for the book's ten contexts, or a YAML file
 device: str = "cpu"  # torch device, cpu or cuda
 dtype: str = "float32"  # float32 or float64
@@ -33,7 +36,9 @@ seed: int = 0  # base seed
 steps: int = 40  # optimiser steps of each training
 every: int = 4  # steps between two measurements
 too_small: float = 0.6  # learning rate of the failing trainings, in units of the predicted critical one
-large_enough: float = 1.4  # learning rate of the successful trainings, in the same units
+large_enough: float = (
+    1.4  # learning rate of the successful trainings, in the same units
+)
 
 # %% tags=["hide-cell"]
 import copy
@@ -88,24 +93,36 @@ loaded = [nb.load(ref) for ref in nb.models]
 
 # %%
 def train(model, context, rate, method="full", batch=1, watched=None, interval=every):
-    """One training with Adam; returns the Trainer, the callback and the warnings it gave."""
+    """One training with Adam: the Trainer, the callback and the warnings it gave."""
     module = copy.deepcopy(model.module).requires_grad_(method == "full")
     if method == "lora":
         module = add_lora(module, rank=8, alpha=16.0, seed=seed)
     sentence = [*context.prompt_ids, context.correct_id]
-    row = {"input_ids": sentence, "labels": [-100] * len(context.prompt_ids) + sentence[-1:]}
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as caught:
+    row = {
+        "input_ids": sentence,
+        "labels": [-100] * len(context.prompt_ids) + sentence[-1:],
+    }
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        warnings.catch_warnings(record=True) as caught,
+    ):
         warnings.simplefilter("always")
         arguments = TrainingArguments(
-            folder, max_steps=steps, per_device_train_batch_size=batch, learning_rate=rate, max_grad_norm=0.0,
-            lr_scheduler_type="constant", logging_steps=every, save_strategy="no", report_to=[],
+            folder, max_steps=steps, per_device_train_batch_size=batch,
+            learning_rate=rate, max_grad_norm=0.0,
+            lr_scheduler_type="constant", logging_steps=every,
+            save_strategy="no", report_to=[],
             disable_tqdm=True, use_cpu=device == "cpu", seed=seed,
         )  # fmt: skip
         trainer = Trainer(module, arguments, train_dataset=[row] * batch * steps)
         trainer.remove_callback(PrinterCallback)
         watch = PhantomCallback(watched or [context], every=interval).attach(trainer)
         trainer.train()
-    return trainer, watch, [str(w.message) for w in caught if w.category is SilentFailureWarning]
+    return (
+        trainer,
+        watch,
+        [str(w.message) for w in caught if w.category is SilentFailureWarning],
+    )
 
 
 # %% [markdown]
@@ -121,8 +138,10 @@ critical = estimate_critical_rate(model, [context], Recipe(steps=steps))[0]
 failing, failing_watch, said = train(model, context, too_small * critical.rate)
 winning, winning_watch, _ = train(model, context, large_enough * critical.rate)
 nb.say(
-    "Predicted for {model}, “{correct}” against “{competitor}”, {steps} steps: {rate:.3g} (between "
-    "{low:.3g} and {high:.3g}). We train at {factor:g} times that rate. The callback says:",
+    "Predicted for {model}, “{correct}” against “{competitor}”, {steps} steps: "
+    "{rate:.3g} (between "
+    "{low:.3g} and {high:.3g}). We train at {factor:g} times that rate. "
+    "The callback says:",
     model=model.name,
     correct=context.context.correct,
     competitor=context.context.competitor,
@@ -139,11 +158,18 @@ for message in said or ["(nothing)"]:
 # This is the Trainer's own log at the end of that run, as a reporter would get it:
 
 # %%
-log = pd.DataFrame(failing.state.log_history).rename(columns=lambda c: c.removeprefix(f"phantom/{context.id}/"))
+log = pd.DataFrame(failing.state.log_history).rename(
+    columns=lambda c: c.removeprefix(f"phantom/{context.id}/")
+)
 watched = ["phi", "signal", "drag", "rank", "gap", "overlap", "kinematic_number_alone"]
-table = log.dropna(subset=["gap"])[["step", *watched]].merge(log.dropna(subset=["loss"])[["step", "loss"]], how="left")
+table = log.dropna(subset=["gap"])[["step", *watched]].merge(
+    log.dropna(subset=["loss"])[["step", "loss"]], how="left"
+)
 table["rank"] = table["rank"].astype(int)
-words = {"phi": r"$\Phi$", "kinematic_number_alone": "kinematic number, this sentence alone"}
+words = {
+    "phi": r"$\Phi$",
+    "kinematic_number_alone": "kinematic number, this sentence alone",
+}
 nb.table(table.rename(columns=words), top=6)
 
 # %% tags=["remove-cell"]
@@ -163,10 +189,16 @@ runs = {
 }
 nb.figure(
     watched_trainings(
-        {label: (pd.DataFrame(t.state.log_history), watch.frame()) for label, (t, watch) in runs.items()}
+        {
+            label: (pd.DataFrame(t.state.log_history), watch.frame())
+            for label, (t, watch) in runs.items()
+        }
     ),
     "fig-watch",
-    data=pd.concat([watch.frame().assign(run=label) for label, (_, watch) in runs.items()], ignore_index=True),
+    data=pd.concat(
+        [watch.frame().assign(run=label) for label, (_, watch) in runs.items()],
+        ignore_index=True,
+    ),
 )
 
 # %% [markdown]
@@ -178,9 +210,11 @@ nb.figure(
 
 # %%
 def outcome(model, method, factor):
-    """One training at a multiple of the predicted critical rate, and whether the callback warned."""
+    """A training at a multiple of the predicted rate, and whether the callback warned."""
     context = nb.fitting_contexts(model)[0]
-    critical = estimate_critical_rate(model, [context], Recipe(steps=steps, method=method))[0]
+    critical = estimate_critical_rate(
+        model, [context], Recipe(steps=steps, method=method)
+    )[0]
     _, watch, said = train(model, context, factor * critical.rate, method)
     seen = watch.frame()
     return {
@@ -223,12 +257,24 @@ nb.answer(
 def cost(interval):
     """Time in the callback, as a share of the time spent training."""
     fitting = nb.fitting_contexts(loaded[0])
-    trainer, watch, _ = train(loaded[0], fitting[0], critical.rate, batch=8, watched=fitting, interval=interval)
-    runtime = next(row["train_runtime"] for row in trainer.state.log_history if "train_runtime" in row)
+    trainer, watch, _ = train(
+        loaded[0],
+        fitting[0],
+        critical.rate,
+        batch=8,
+        watched=fitting,
+        interval=interval,
+    )
+    runtime = next(
+        row["train_runtime"]
+        for row in trainer.state.log_history
+        if "train_runtime" in row
+    )
+    share = watch.seconds / (runtime - watch.seconds)
     return {
         "steps between measurements": interval,
         "contexts watched": len(fitting),
-        "share of the training time": f"{watch.seconds / (runtime - watch.seconds):.1%}",
+        "share of the training time": f"{share:.1%}",
     }
 
 

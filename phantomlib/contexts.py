@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from phantomlib.errors import ContextError, all_at_once, shown
 from phantomlib.plain_yaml import read_yaml
 
 DEFAULT = Path(__file__).with_name("contexts.yaml")
+WORDNET = Path(__file__).with_name("wordnet.tsv")  # its first lines say what it is and where it comes from
 LOOKED_AT = 200  # characters of a prompt, from the first that is lost, in which lost ones are named
 ID = re.compile(r"[\w.-]{1,100}")  # ids stand in file names, in pages and in log entries
 RUNS = re.compile(r"\s*[^\S ]\s*|  +")  # blanks that are more than the space between two words
@@ -31,6 +32,11 @@ class Context:
         correct: the completion to be learnt (``c``).
         competitor: the near-synonym the model prefers before training (``k``).
         kind: what the competitor is: ``near-synonym``, or the name of a control.
+
+    Example:
+        >>> import phantomlib as ph
+        >>> ph.Context("shame", "After the lie, Anna felt a deep sense of", "shame", "guilt").kind
+        'near-synonym'
     """
 
     id: str
@@ -58,7 +64,8 @@ def load_contexts(source: str | Path = "default") -> list[Context]:
     """Read contexts from a YAML list of mappings with ``id``, ``prompt``, ``correct`` and ``competitor``.
 
     Args:
-        source: ``"default"`` for the ten contexts of the book, or a path.
+        source: ``"default"`` for the ten contexts of the book; ``"wordnet"`` for some seven thousand, one for each sentence
+            and each near-synonym of its word; or a path.
 
     Raises:
         ContextError: the file is missing, unreadable or too large, is not such a list, repeats an id or a key, or names
@@ -70,6 +77,8 @@ def load_contexts(source: str | Path = "default") -> list[Context]:
         >>> len(contexts), contexts[0].correct, contexts[0].competitor
         (10, 'shame', 'guilt')
     """
+    if str(source) == "wordnet":
+        return list(_wordnet())
     path = DEFAULT if str(source) == "default" else Path(str(source))
     name = shown(str(source))
     if not os.path.isfile(path):  # unlike path.is_file(), also False for text that cannot be a path
@@ -102,6 +111,15 @@ def load_contexts(source: str | Path = "default") -> list[Context]:
         )
     all_at_once(problems, f"of the {len(entries)} entries")
     return contexts
+
+
+def _wordnet() -> Iterator[Context]:
+    """Sentences from WordNet's usage examples; an id is the synset, the sentence's number and the competitor."""
+    lines = (line for line in WORDNET.read_text(encoding="ascii").splitlines() if not line.startswith("#"))
+    for number, line in enumerate(lines, 1):
+        synset, prompt, correct, others = line.split("\t")
+        for competitor in others.split():
+            yield Context(f"{synset}.{number}.{competitor}", prompt, correct, competitor)
 
 
 def _context(entry, number: int, source: str) -> Context:

@@ -42,7 +42,14 @@ WARMING = 0.25  # share of the learning-rate budget before which no forecast is 
 
 
 class SilentFailureWarning(UserWarning):
-    """The loss of a context falls, and the model does not come to prefer its correct word."""
+    """The loss of a context falls, and the model does not come to prefer its correct word.
+
+    Example:
+        >>> import warnings
+        >>> import phantomlib as ph
+        >>> warnings.simplefilter("error", ph.SilentFailureWarning)  # a training stops as soon as it fails silently
+        >>> warnings.resetwarnings()
+    """
 
 
 @dataclass

@@ -13,7 +13,9 @@ LONGEST = 4000  # characters of a message; ten problems at once are the longest
 
 
 def tree(folder):
-    return {path: path.read_bytes() if path.is_file() else path.is_symlink() for path in folder.rglob("*")}
+    """Every file and link of a folder; without the mark of a notebook that has begun, which stays when it is refused."""
+    files = (path for path in folder.rglob("*") if "measurements" not in path.parts and not path.is_dir())
+    return {path: path.read_bytes() if path.is_file() else path.is_symlink() for path in files}
 
 
 def refuse(arguments, words, folder):

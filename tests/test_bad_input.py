@@ -63,7 +63,7 @@ RUN = {
     "parameter file a pipe": (["run", "02", "-f", "pipe.yaml"], "no ordinary file"),
     "parameter file not text": (["run", "02", "-f", "binary.yaml"], "not valid YAML"),
     "unknown profile": (["run", "02", "--profile", "zooo"], "nearest: 'zoo'"),
-    "output a folder": (["run", "02", "-o", "empty"], "is a folder"),
+    "output a folder": (["run", "02", "-o", "empty"], "cannot be a notebook"),
     "output below a file": (["run", "02", "-o", "taken/out.ipynb"], "Cannot write"),
 }
 

@@ -1,6 +1,7 @@
 """Contexts: files that are read or refused, words that become single tokens whatever a tokenizer does with spaces."""
 
 import time
+from pathlib import Path
 
 import pytest
 import tiny
@@ -8,6 +9,7 @@ import yaml
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+import phantomlib
 from phantomlib.contexts import Context, check_spelling, load_contexts, resolve
 from phantomlib.control_contexts import ANTONYMS
 from phantomlib.errors import ContextError
@@ -294,3 +296,13 @@ def test_a_prompt_on_which_the_tokenizer_gives_up_is_told():
 def test_what_is_no_context_is_told(given):
     with pytest.raises(ContextError, match=r"is no context; give a ph.Context\("):
         resolve(given, tiny.bare())
+
+
+def test_sentences_of_wordnet_are_contexts():
+    """Counted in another way: one for each competitor that a line of the file lists."""
+    lines = [line.split("\t") for line in (Path(phantomlib.__file__).parent / "wordnet.tsv").read_text().splitlines()]
+    rows = [row for row in lines if not row[0].startswith("#")]
+    found = load_contexts("wordnet")
+    assert len(found) == len({context.id for context in found}) == sum(len(row[3].split()) for row in rows) > 6000
+    assert {context.prompt for context in found} == {row[1] for row in rows}
+    assert all(len(context.prompt.split()) >= 4 and context.correct != context.competitor for context in found)

@@ -134,7 +134,7 @@ def load_claims(path: Path = LEDGER) -> list[Claim]:
     try:
         entries = read_yaml(path)
         claims = TypeAdapter(list[Claim]).validate_json(
-            json.dumps([_with_names(entry) for entry in entries]), strict=True
+            json.dumps([_with_names(entry, entries) for entry in entries]), strict=True
         )
     except OSError as error:
         raise ParameterError(f"The ledger '{path}' cannot be read ({error.strerror}).") from None
@@ -157,12 +157,12 @@ def load_claims(path: Path = LEDGER) -> list[Claim]:
     return claims
 
 
-def _with_names(entry: dict) -> dict:
-    """An entry of the ledger; its criteria hold their names."""
-    tests = {
-        test: {name: bound | {"name": name} for name, bound in bounds.items()}
-        for test, bounds in entry.get("tests", {}).items()
-    }
+def _with_names(entry: dict, entries: list[dict]) -> dict:
+    """An entry of the ledger; its criteria hold their names. ``tests: C5`` stands for those of that claim."""
+    listed = entry.get("tests", {})
+    if isinstance(listed, str):
+        [listed] = [other["tests"] for other in entries if other["id"] == listed]
+    tests = {test: {name: bound | {"name": name} for name, bound in bounds.items()} for test, bounds in listed.items()}
     return entry | {"criteria": [bound | {"name": name} for name, bound in entry["criteria"].items()], "tests": tests}
 
 

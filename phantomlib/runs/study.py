@@ -12,15 +12,14 @@ from phantomlib.models.language_model import LanguageModel
 class Study(dict[tuple[str, str], Any]):
     """Results by ``(optimizer, model name)``, in order: datasets of the store, or whatever was made of them.
 
-    Example::
-
-        def fine_tune(model, optimizer):
-            return nb.store.run(model, nb.fitting_contexts(model), rates, Recipe(optimizer=optimizer))
-
-        study = Study.of(fine_tune, loaded)
-        study.sel("adam")                          # {model: dataset}
-        study.map(overtakes)                       # the same study, of truth values
-        study.table(silent_failure.failure_table)  # one tidy table, with the columns optimizer and model
+    Example:
+        >>> import phantomlib as ph
+        >>> loaded = [ph.load("zoo:gpt2-s"), ph.load("zoo:neox-s")]
+        >>> study = ph.Study.of(lambda model, optimizer: len(model.readout), loaded)  # or runs of the store
+        >>> study.sel("adam")
+        {'gpt2-s': 1157, 'neox-s': 1157}
+        >>> study.map(lambda tokens: tokens > 1000)["sgd", "neox-s"]
+        True
     """
 
     @classmethod

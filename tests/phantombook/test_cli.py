@@ -184,7 +184,7 @@ def test_doctor_names_what_is_wrong(toy_book, monkeypatch):
 
 
 def test_zoo_refuses_unknown_names():
-    refused(phantom("zoo", "train", "--model", "gpt2-x"), "nearest names: gpt2-s", "neox-s")
+    refused(phantom("zoo", "train", "--model", "gpt2-x"), "nearest: 'gpt2-s'", "neox-s")
     refused(phantom("zoo", "train", "--model", "gpt2-s", "--device", "abacus"), "abacus")
 
 

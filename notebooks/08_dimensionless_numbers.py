@@ -183,14 +183,15 @@ nb.table(
     runs=scans,
 )
 
+
 # %% [markdown]
 # ## Without any fitted constant
 #
 # $N_c$ is not exactly 1 because the path bends. How much it bends can be read off the untrained model. The
 # **three-gradient** prediction follows the optimiser for $T$ steps while three numbers move: the logits of $c$ and of
 # $k$, and the log-sum-exp of all others. Their gradients are kept as they are at step 0. Nothing is fitted.
-
-
+#
+#
 
 # %%
 def predict(model, optimizer):

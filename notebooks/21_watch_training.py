@@ -24,10 +24,7 @@
 # ```
 
 # %% tags=["parameters"]
-models: list[str] = [
-    "zoo:gpt2-s",
-    "zoo:neox-s",
-]  # zoo:NAME, pretrained:NAME, a folder, a GGUF file or a hub id
+models: list[str] = ["zoo:gpt2-s", "zoo:neox-s"]  # zoo:NAME, pretrained:NAME, a folder, a GGUF file or a hub id
 contexts: str = "default"  # 'default' for the book's ten contexts, or a YAML file
 device: str = "cpu"  # torch device, cpu or cuda
 dtype: str = "float32"  # float32 or float64
@@ -36,9 +33,7 @@ seed: int = 0  # base seed
 steps: int = 40  # optimiser steps of each training
 every: int = 4  # steps between two measurements
 too_small: float = 0.6  # learning rate of the failing trainings, in units of the predicted critical one
-large_enough: float = (
-    1.4  # learning rate of the successful trainings, in the same units
-)
+large_enough: float = 1.4  # learning rate of the successful trainings, in the same units
 
 # %% tags=["hide-cell"]
 import copy
@@ -210,7 +205,7 @@ nb.figure(
 
 # %%
 def outcome(model, method, factor):
-    """A training at a multiple of the predicted rate, and whether the callback warned."""
+    """A training at a multiple of the predicted rate; whether the callback warned."""
     context = nb.fitting_contexts(model)[0]
     critical = estimate_critical_rate(
         model, [context], Recipe(steps=steps, method=method)

@@ -7,8 +7,10 @@ what it works for, not by an environment variable that anybody could set, and it
 """
 
 import multiprocessing
+import multiprocessing.util
 import os
 import shutil
+import tempfile
 import threading
 from contextvars import ContextVar
 from multiprocessing import forkserver
@@ -20,6 +22,7 @@ from jupyter_client.provisioning import LocalProvisioner
 
 from phantombook.plan import Job
 
+LONGEST_FOLDER = 75  # characters of a path below which a socket can lie: with its name it may have 107
 NAME = "phantom-preloaded"  # of the entry point
 PRELOAD = [
     "phantombook.ends_with_parent",
@@ -81,6 +84,9 @@ class Preloaded(LocalProvisioner):
 
 def start_server() -> None:
     """Start the fork server unless it runs, and wait until it is ready; before any thread that reads the environment."""
+    if len(tempfile.gettempdir()) > LONGEST_FOLDER:  # its socket lies in there, and a socket's path must be short
+        with patch.object(tempfile, "tempdir", "/tmp"):
+            multiprocessing.util.get_temp_dir()
     with patch.dict(os.environ, SETTINGS):  # the packages and glibc read them when they start
         forkserver.set_forkserver_preload(PRELOAD)
         first = Kernel(target=int)  # a child that does nothing comes once all is imported

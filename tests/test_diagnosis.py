@@ -135,7 +135,7 @@ def test_an_architecture_without_lora_gets_the_rest(name):
     run = finetune(odd, [context], [found.critical.low, found.critical.high], Recipe(steps=2), chunk=1)
     assert (run.logit_gap > 0).any("step").values.ravel().tolist() == [False, True]
     assert f"LoRA on all linear layers cannot be applied to 'tiny-{name}'" in diagnosis_as_text(found)
-    with pytest.raises(PhantomError, match="cannot be applied.*Ask about full"):
+    with pytest.raises(PhantomError, match="cannot be put on.*[Uu]se full"):
         diagnose(odd, context, Recipe(method="lora", steps=2))
 
 

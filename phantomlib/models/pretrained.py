@@ -47,7 +47,9 @@ class Checkpoint:
         return self.wheels[0].split()[0]
 
 
-CATALOGUE = {name: Checkpoint(**entry) for name, entry in read_yaml(Path(__file__).with_name("pretrained.yaml")).items()}
+CATALOGUE = {
+    name: Checkpoint(**entry) for name, entry in read_yaml(Path(__file__).with_name("pretrained.yaml")).items()
+}
 
 
 def entry(name: str) -> Checkpoint:

@@ -13,7 +13,7 @@ from phantombook.execution import execute
 from phantombook.plan import make_job
 from phantombook.preloaded_kernel import NAME, PRELOAD, Kernel, Preloaded, start_server
 from phantombook.project import load_profile
-from phantomlib.errors import BookError, ContextError
+from phantomlib.errors import BookError, ContextError, ParameterError
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,7 +66,7 @@ def test_a_dead_kernel_is_reported(toy_book):
 
 
 def test_an_output_that_cannot_be_written(toy_book):
-    with pytest.raises(BookError, match="is a folder"):
+    with pytest.raises(ParameterError, match="cannot be a notebook"):
         run(toy_book, {}, toy_book)
     (toy_book / "file").touch()
     with pytest.raises(BookError, match="Cannot write"):

@@ -129,7 +129,7 @@ def pages(root):
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_notebook_ends_with_its_runner(toy_book, number, code):
+def test_runner_ends(toy_book, number, code):
     output = toy_book / "out" / "01.ipynb"
     process = start(toy_book, "run", "01", "-p", "label", "slow", "-o", str(output))
     while not list((toy_book / "tmp").glob("pymp-*/*/")):  # the kernel is there

@@ -257,8 +257,8 @@ def failures(pairs, recipe, least_fall=0.1, drag_worsens=silent_failure.DRAG_WOR
     for model, contexts in pairs:
         known, rates = contexts_with_rates(nb.store, model, contexts, dynamics(recipe))
         grids.append(nb.store.run(model, known, np.outer(rates, multiples), recipe))
-    failed = [silent_failure.silent(ds, least_fall).any(["rate", "seed"]) for ds in grids]
-    silent = min(int(contexts.sum()) for contexts in failed)
+    failed = [silent_failure.silent(ds, least_fall) for ds in grids]
+    silent = min(int(runs.any(["rate", "seed"]).sum()) for runs in failed)
     tables = [silent_failure.failure_table(ds, drag_worsens) for ds in grids]
     modes = pd.concat(tables)["mode"].value_counts()
     by_mode = {f"{m}_failures": modes.get(m, 0) for m in ("kinematic", "structural")}

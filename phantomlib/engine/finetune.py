@@ -65,7 +65,7 @@ def finetune(
         the step of divergence on, values are nan (``rank_correct`` 0). With snapshots also ``spectrum`` (..., snapshot,
         component), eigenvalues of ρ, and ``phi_trace`` (..., snapshot), Φ computed from ρ by the trace formula. With a
         loss other than cross-entropy also ``loss``. Attributes say how it was computed: ``engine`` (names of
-        :data:`phantomlib.engine.replicas.ENGINES`; two where a replica left over took another), ``replicas_together`` (at
+        ``phantomlib.engine.replicas.ENGINES``; two where a replica left over took another), ``replicas_together`` (at
         most) and ``equal_lengths_only``, 1 where a prompt is read otherwise beside a longer one.
 
     Example:

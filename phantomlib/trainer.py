@@ -3,7 +3,6 @@
 ::
 
     from phantomlib import PhantomCallback
-
     trainer = Trainer(...)                                   # any Trainer, full or peft; TRL's are Trainers too
     watch = PhantomCallback("my_contexts.yaml", every=10).attach(trainer)
     trainer.train()
@@ -45,7 +44,8 @@ class SilentFailureWarning(UserWarning):
     """The loss of a context falls, and the model does not come to prefer its correct word.
 
     Example:
-        >>> issubclass(SilentFailureWarning, UserWarning)  # warnings.simplefilter("error", ...) stops a training
+        >>> import phantomlib as ph
+        >>> issubclass(ph.SilentFailureWarning, UserWarning)  # warnings.simplefilter("error", ...) stops a training
         True
     """
 

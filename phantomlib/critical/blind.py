@@ -226,7 +226,7 @@ def seen_of(store: Store, model: LanguageModel) -> dict[Path, dict]:
     """
 
     def is_of_it(said: dict) -> bool:
-        keys = said["weights_key"], getattr(model, "weights_key", "")
+        keys = said["weights_key"], model.weights_key
         return keys[0] == keys[1] if all(keys) else said["model"] == model.fingerprint
 
     return {path: said for path, said in _looked_into(store).items() if is_of_it(said)}

@@ -73,13 +73,7 @@ class BatchLoss:
                 if part is not None:
                     g += part
         if clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(_holding(found), clip, torch.nn.utils.get_total_norm(found))
+            share = clip / (torch.nn.utils.get_total_norm(found) + 1e-6)  # as torch.nn.utils.clip_grad_norm_
+            for g in found:
+                g *= share.clamp(max=1.0)
         return found
-
-
-def _holding(gradients: list[Tensor]) -> list[Tensor]:
-    """Tensors that hold these gradients, as torch's own clipping wants them."""
-    held = [torch.empty_like(g) for g in gradients]
-    for one, g in zip(held, gradients, strict=True):
-        one.grad = g
-    return held

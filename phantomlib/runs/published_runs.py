@@ -106,7 +106,7 @@ def describe(store: Store, model: LanguageModel, contexts: Sequence[Resolved], l
         "shape": list(model.readout.shape),
         "contexts": [asdict(context) for context in contexts],
         "left_out": list(left_out),
-        "weights_key": getattr(model, "weights_key", ""),
+        "weights_key": model.weights_key,
         "engine_version": ENGINE_VERSION,
     }
     _write(store.root / MODELS / f"{file_stem(model.name)}.json", description)

@@ -182,7 +182,7 @@ class Store:
                 _set_aside(path)  # a copy of another file
                 kept = None
             if kept is None or (holds and not holds(kept["found"])):
-                named = {"model": model.fingerprint, "weights": getattr(model, "weights_key", "")}
+                named = {"model": model.fingerprint, "weights": model.weights_key}
                 kept = {"kind": kind, "key": whole_key, **named, "found": compute()}
                 try:
                     files.write_json(path, kept)
@@ -207,7 +207,7 @@ class Store:
             "model_revision": model.revision,
             "n_parameters": model.n_parameters,
             "tied_readout": int(model.tied),
-            "weights_key": getattr(model, "weights_key", ""),
+            "weights_key": model.weights_key,
             "seconds": time.perf_counter() - started,
             "peak_memory_bytes": memory.peak(model.device),
             "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.machine(),

@@ -111,7 +111,7 @@ def _is_same_model(model: LanguageModel, run: xr.Dataset, fingerprint: str, fold
     """Whether the weights are those of a run; its fingerprint may have been taken in an older way."""
     weights = next((m.weights_key for m in published_models(folder) if m.fingerprint == fingerprint), "")
     if weights:
-        return weights == getattr(model, "weights_key", "")
+        return weights == model.weights_key
     return model.fingerprint == fingerprint or "" != model.revision == run.attrs["model_revision"]
 
 

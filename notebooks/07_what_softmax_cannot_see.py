@@ -260,7 +260,7 @@ plain = exact[subject.name]["as it is"]
 first = nb.fitting_contexts(subject)[0]
 middle = -plain.readout[[first.correct_id, first.competitor_id]].mean(0)
 blank = own_readout(plain, "blank", middle)
-rate = critical["adam", subject.name].critical_rate.values[0] * exact_multiples[-1:]
+rate = critical["adam", subject.name].critical_rate.values[:1] * exact_multiples[-1]
 blank_runs = {
     method: nb.store.run(blank, [first], rate, Recipe(method=method, steps=steps))
     for method in ("full", "lora")

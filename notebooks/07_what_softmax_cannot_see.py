@@ -371,6 +371,10 @@ def falls(drag):
     return drag.isel(step=0) - drag.isel(step=-1)
 
 
+def mean_end(values):
+    return float(values.isel(step=-1).mean())
+
+
 def as_phi(runs):
     """The same runs with M where Φ was; its bound is 1."""
     return runs.assign(phi=runs.m, overlap=xr.zeros_like(runs.overlap))
@@ -399,8 +403,8 @@ def in_gauge(gauge, optimizer="adam"):
         ),
         "C9: LoRA overtakes": sum(int(won.sum()) for won in ahead),
         "C9: and ends with Φ > 0": sum(int((a & h).sum()) for a, h in zip(ahead, high)),
-        "final Φ, mean": f"{np.mean([float(ds.phi.isel(step=-1).mean()) for ds in runs]):.3f}",
-        "final M, mean": f"{np.mean([float(ds.m.isel(step=-1).mean()) for ds in runs]):.3f}",
+        "final Φ, mean": f"{np.mean([mean_end(ds.phi) for ds in runs]):.3f}",
+        "final M, mean": f"{np.mean([mean_end(ds.m) for ds in runs]):.3f}",
         "jumps of M": sum(len(jumps.find_jumps(as_phi(ds))) for ds in runs),
     }
 

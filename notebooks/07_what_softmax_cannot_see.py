@@ -929,6 +929,8 @@ for optimizer in summary.index:
         detail={"deviation of M": typical.m[optimizer], "split": summary.loc[optimizer].to_dict()},
     )
 adam_split = summary.loc["adam"]
+nb.glue("jumps_seen", float(adam_split["jumps of Φ"]))
+nb.glue("jumps_of_null", float(adam_split["made at constant velocity"]))
 nb.say(
     "The runs of a sentence deviate from the curve of its others by {phi:.1%} of the range of $\\Phi$ in the median "
     "sentence under Adam ($M$: {m:.1%}; SGD: {sgd.phi:.1%} and {sgd.m:.1%}), so the picture is the same everywhere. "

@@ -104,26 +104,23 @@ def own_readout(model, gauge="as it is", a=0.0):
     return LanguageModel(name, model.ref, module, model.tokenizer)
 
 
-def in_four_gauges(model, contexts):
-    """The model in each gauge, by name."""
+def shifts(model, contexts):
+    """The vectors that lead from the readout as it is to each gauge."""
     E = model.readout.detach()  # (V, d)
     p = next_token_logits(model, contexts).softmax(-1).mean(0)  # (V,)
     generator = torch.Generator().manual_seed(seed)
     away = torch.randn(E.shape[1], generator=generator, dtype=torch.float64).to(E)
-    vectors = {
+    return {
         "as it is": 0 * away,
         "centred": -E.mean(0),
         "expected": -p @ E,
         "shifted": away * E.norm(dim=-1).mean() / away.norm(),
     }
-    return {gauge: own_readout(model, gauge, a) for gauge, a in vectors.items()}
 
 
-exact = {}
-for ref in nb.models:
-    model = nb.load(ref, dtype="float64")
-    exact[model.name] = in_four_gauges(model, nb.fitting_contexts(model))
-gauges = list(next(iter(exact.values())))
+exact = {m.name: nb.load(ref, dtype="float64") for m, ref in zip(loaded, nb.models)}
+vectors = {name: shifts(m, nb.fitting_contexts(m)) for name, m in exact.items()}
+gauges = list(next(iter(vectors.values())))
 
 # %% [markdown]
 # ## The exact experiment
@@ -166,8 +163,14 @@ def fine_tune_in_gauges(model, optimizer, method, at, only=None):
     )
     extra = {"entropy": entropy, "row_sum": row_sum}
     runs = [
-        nb.store.run(one, fitting[:only], rates, recipe, extra=extra)
-        for one in exact[model.name].values()
+        nb.store.run(
+            own_readout(exact[model.name], *gauge),
+            fitting[:only],
+            rates,
+            recipe,
+            extra=extra,
+        )
+        for gauge in vectors[model.name].items()
     ]
     joined = xr.concat(runs, pd.Index(gauges, name="gauge"), combine_attrs="drop")
     return joined.assign_attrs(run_ids=[run.attrs["run_id"] for run in runs])
@@ -221,7 +224,9 @@ nb.table(
     worst.map("{:.0e}".format).rename(titles).rename_axis(["optimiser", "method"]).reset_index(),
     runs=[full, lora],
 )
-coherences = pd.DataFrame({g: {name: coherence(one[g].readout) for name, one in exact.items()} for g in gauges})
+coherences = pd.DataFrame(
+    {g: {name: coherence(m.readout + vectors[name][g]) for name, m in exact.items()} for g in gauges}
+)
 nb.say(
     "The largest difference of any prediction, in nats, from the gauge as it is: over {models} models, {gauges} "
     "gauges, all steps and contexts, while $B$ runs from {least:.1f} to {most:.1f}. What is left is rounding. At "
@@ -256,7 +261,7 @@ for optimizer in titles:
 
 # %%
 subject = next((m for m in loaded if not m.tied), loaded[0])
-plain = exact[subject.name]["as it is"]
+plain = exact[subject.name]
 first = nb.fitting_contexts(subject)[0]
 middle = -plain.readout[[first.correct_id, first.competitor_id]].mean(0)
 blank = own_readout(plain, "blank", middle)

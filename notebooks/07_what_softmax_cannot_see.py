@@ -536,9 +536,9 @@ for optimizer in titles:
         detail=counts.loc[optimizer].to_dict("index"),
     )
 nb.say(
-    "By the threshold on $\\Phi$, {adam} of these failures are structural under Adam and {sgd} under SGD, all in the "
-    "gauge as it is. By $M$, {m_adam} and {m_sgd} are, in every gauge. A falling drag is rarely one that drags: in "
-    "{both} of these {structural} the drag of $M$ is below zero at the end.",
+    "By the threshold on $\\Phi$, {adam} of these failures are structural under Adam and {sgd} under SGD, in the "
+    "gauge as it is. By $M$, {m_adam} and {m_sgd} are, in every gauge. In {both} of these {structural} the drag of "
+    "$M$ is below zero at the end, so that it drags; in the others it falls and still helps.",
     adam=counts.loc["adam", "structural by Φ"].sum(),
     sgd=counts.loc["sgd", "structural by Φ"].sum(),
     m_adam=counts.loc["adam", "structural by M"].sum(),
@@ -673,9 +673,9 @@ nb.say(
 # %% [markdown]
 # ## Where the jumps come from
 #
-# Is a [jump](../definitions.md#jumps) of $\Phi$ a jump of the model, or of the curve through which we look? Plotted
-# against the [logit gap](../definitions.md#context), the runs of one sentence at many learning rates, full and LoRA,
-# lie on one smooth curve. A jump is a large step along it.
+# Is a [jump](../definitions.md#jumps) of $\Phi$ a jump of the model, or of the curve through which we look? We plot
+# the runs of one sentence at many learning rates, full and LoRA, against the [logit gap](../definitions.md#context). If
+# they lie on one smooth curve, a jump is a large step along it. Each run is judged by the curve of the others.
 
 
 # %%
@@ -866,7 +866,7 @@ nb.caption(
         LoRA (dashed, crosses). Top: the order parameter, with its jumps ringed; below: M, which no shift changes, with
         the same steps ringed. Left: against the step. Right: the same points against the logit gap; grey: the curve
         through all of them. One deterministic run per learning rate.""",
-    alt="Left, curves that leap at large learning rates. Right, the same points, all on one smooth curve.",
+    alt="Left, curves that leap at large learning rates. Right, the same points against the gap, along one curve.",
 )
 
 
@@ -938,11 +938,12 @@ nb.glue("jumps_seen", float(adam_split["jumps of Φ"]))
 nb.glue("jumps_of_null", float(adam_split["made at constant velocity"]))
 nb.say(
     "The runs of a sentence deviate from the curve of its others by {phi:.1%} of the range of $\\Phi$ in the median "
-    "sentence under Adam ($M$: {m:.1%}; SGD: {sgd.phi:.1%} and {sgd.m:.1%}), so the picture is the same everywhere. "
-    "But a gap that grows at constant velocity makes only {made:.0f} of the {jumps:.0f} jumps. In the median jump "
-    "$\\Phi$ makes {factor:.0f} times the usual step of its run, and the gap itself {gap_factor:.1f} times its own: "
-    "the gap moves by {moved:.1f} nats. {own:.0f} jumps are jumps of the gap by the same rule. So the curve turns "
-    "steps of the gap into jumps, and the steps are uneven already.",
+    "sentence under Adam ($M$: {m:.1%}), and by {sgd.phi:.1%} under SGD ($M$: {sgd.m:.1%}), whose long steps leave "
+    "the curve few points. A gap that grows at constant velocity makes {made:.0f} of the {jumps:.0f} jumps under "
+    "Adam. In the median jump $\\Phi$ makes {factor:.0f} times the median step of its run, and the gap "
+    "{gap_factor:.1f} times its own: it moves by {moved:.1f} nats. {own:.0f} jumps are jumps of the gap by the same "
+    "rule. So a jump has two parts: a curve that is steep in some places and flat in others, and a gap that does not "
+    "grow steadily.",
     typical.loc["adam"],
     sgd=typical.loc["sgd"],
     made=adam_split["made at constant velocity"],
@@ -959,8 +960,15 @@ nb.answer(
     "gauges, full fine-tuning and LoRA, Adam and SGD, predictions differ by {worst:.0e} nats at most while the bulk "
     "coherence runs from {least:.0f} to {most:.0f}. Gaps, critical rates and kinematic numbers are about the model. "
     "The size of $\\Phi$, structural failures by its drag ({few} to {many} of the same {silent} failures, by gauge) "
-    "and the class by $B$ are about a choice. An order parameter that is no such choice, $M$, fails in both ways and "
-    "jumps as well.",
+    "and the class by $B$ are about a choice. By $M$, an order parameter that is no such choice, {by_m} of {all} "
+    "silent failures under Adam are structural, and {jumping} of {contexts} contexts jump. $\\Phi$ follows one curve "
+    "over the gap; that curve alone, walked at constant velocity, makes {made:.0f} of {jumps:.0f} jumps.",
+    by_m=counts.loc["adam", "structural by M"].sum(),
+    all=counts.loc["adam", "silent"].sum(),
+    jumping=int(of_m.loc["adam", "jumps of M"].sum()),
+    contexts=sum(ds.sizes["context"] for ds in adam.values()),
+    made=adam_split["made at constant velocity"],
+    jumps=adam_split["jumps of Φ"],
     gauges=len(gauges),
     worst=worst.max(axis=None),
     least=coherences.min(axis=None),
@@ -974,10 +982,11 @@ nb.answer(
 # ## What it means
 #
 # The paper says that the discontinuity lives in the softmax readout and not in the geometry of the embeddings. The
-# shift makes this a theorem: the geometry can be changed at will and no prediction follows. It also cuts the other
-# way. What is measured in overlaps, the size of $\Phi$, the kinds of failure by its drag, the class by $B$, is
+# shift makes the second half exact: the geometry can be changed at will, and no prediction follows. It also cuts the
+# other way. What is measured in overlaps (the size of $\Phi$, the kinds of failure by its drag, the class by $B$) is
 # measured in one gauge. Statements about the model are those that hold in every gauge: the gap, the probabilities,
-# critical rates, kinematic numbers, and $M$.
+# critical rates, kinematic numbers, and $M$. And the first half has two parts: the softmax curve, and uneven steps of
+# the gap itself.
 #
 # ## What could be wrong
 #

@@ -443,8 +443,8 @@ if len(gained):
     nb.figure(figure, "fig-who-pays", runs=adam, data=gained)
     nb.say(
         "In {rising} of {n} silent failures the competitor gains probability as well; the ratio has the median "
-        "{median:+.2f}, and its rank correlation with the overlap is {trend:+.2f}. The bulk loses {bulk:.2f} times what "
-        "the correct token gains, in the median.",
+        "{median:+.2f}, and its rank correlation with the overlap is {trend:+.2f}. The bulk loses {bulk:.2f} times "
+        "what the correct token gains, in the median.",
         rising=int((gained.p_k > 0).sum()),
         n=len(gained),
         median=gained.ratio.median(),

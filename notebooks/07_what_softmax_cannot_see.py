@@ -631,9 +631,9 @@ changed = sum(
 nb.caption(
     "fig-classes-in-gauges",
     f"""Bulk coherence of each model in the four gauges, and the boundary between the two classes of the models as
-        they are (grey). At the right: contexts in which the correct token overtakes under LoRA, at {exact_lora:g}
-        times the critical rate of full fine-tuning with Adam, in each of the four gauges. The tied models have a
-        readout of their own here.""",
+        they are (grey). At the right: contexts in which the correct token overtakes under LoRA, at {exact_lora:g} times
+        the critical rate of full fine-tuning with Adam, in each of the four gauges. The tied models have a readout of
+        their own here.""",
     alt="For each model dots on both sides of the boundary, and the same number of LoRA successes in all gauges.",
 )
 
@@ -936,12 +936,13 @@ nb.glue("jumps_of_null", float(adam_split["made at constant velocity"]))
 nb.glue("jumps_of_first_velocity", float(adam_split["made at first velocity"]))
 nb.say(
     "The runs of a sentence deviate from the curve of its others by {phi:.1%} of the range of $\\Phi$ in the median "
-    "sentence under Adam ($M$: {m:.1%}), and by {sgd.phi:.1%} under SGD ($M$: {sgd.m:.1%}), whose long steps leave the "
-    "curve few points. Under Adam a gap that goes the whole way at constant velocity makes {made:.0f} of the {jumps:.0f} "
-    "jumps; one that keeps the first velocity of its run, and so goes on where the run slows down, makes {first:.0f}. In "
-    "the median jump $\\Phi$ makes {factor:.0f} times the median step of its run, and the gap {gap_factor:.1f} times its "
-    "own: it moves by {moved:.1f} nats. {own:.0f} jumps are jumps of the gap by the same rule. So a jump has two parts: a "
-    "curve that is steep in some places and flat in others, and a gap that does not grow steadily.",
+    "sentence under Adam ($M$: {m:.1%}), and by {sgd.phi:.1%} under SGD ($M$: {sgd.m:.1%}), whose long steps leave "
+    "the curve few points. Under Adam a gap that goes the whole way at constant velocity makes {made:.0f} of the "
+    "{jumps:.0f} jumps; one that keeps the first velocity of its run, and so goes on where the run slows down, makes "
+    "{first:.0f}. In the median jump $\\Phi$ makes {factor:.0f} times the median step of its run, and the gap "
+    "{gap_factor:.1f} times its own: it moves by {moved:.1f} nats. {own:.0f} jumps are jumps of the gap by the same "
+    "rule. So a jump has two parts: a curve that is steep in some places and flat in others, and a gap that does not "
+    "grow steadily.",
     typical.loc["adam"],
     sgd=typical.loc["sgd"],
     made=adam_split["made at constant velocity"],

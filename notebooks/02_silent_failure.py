@@ -38,6 +38,7 @@ least_fall: float = 0.1  # nats by which cross-entropy must end lower for a fail
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import xarray as xr
 from matplotlib.ticker import MaxNLocator
 
 from phantombook import notebook
@@ -46,7 +47,7 @@ from phantomlib.critical.predictors import contexts_with_rates
 from phantombook.figures.escaping import in_figure
 from phantombook.figures.palette import COMPETITOR, CORRECT, LOSS, REFERENCE, model_colours
 from phantombook.figures.silent_failure import count_map
-from phantombook.figures.style import WIDTH, label_line, small_multiples
+from phantombook.figures.style import WIDTH, label_line, legend_above, small_multiples
 from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.study import Study
 from phantomlib.transition import silent_failure
@@ -395,11 +396,67 @@ for side, run in {"below": below, "above": above}.items():
     nb.glue(f"below_and_above_gap_{side}", run.logit_gap)
 
 # %% [markdown]
+# ## Who pays
+#
+# Does an update that lifts the correct token lift its near-synonym too, because the two rows of the readout lie close
+# together? In each silent failure of Adam we compare the change of $\log p_k$ with that of $\log p_c$. (Log
+# probabilities, since a number that all logits share is seen by nobody, see [chapter
+# 07](07_what_softmax_cannot_see.ipynb).)
+
+
+# %%
+def gains(ds):
+    """A row for every silent failure: what both words and the bulk gained."""
+    end, begin = ds.isel(step=-1, drop=True), ds.isel(step=0, drop=True)
+    log_c = begin.cross_entropy - end.cross_entropy
+    columns = {
+        "silent": silent_failure.silent(ds, least_fall),
+        "ratio": (log_c - (end.logit_gap - begin.logit_gap)) / log_c,
+        "p_c": end.p_correct - begin.p_correct,
+        "p_k": end.p_competitor - begin.p_competitor,
+        "overlap": begin.overlap,
+    }
+    table = xr.Dataset(columns).to_dataframe().reset_index()
+    return table[table.silent]
+
+
+gained = runs.table(gains).query("optimizer == 'adam'")
+trend = gained[["overlap", "ratio"]].corr(method="spearman").iloc[0, 1]
+
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-who-pays",
+    """Change of the competitor's log probability over that of the correct token in every silent failure under Adam,
+        against the overlap of their two rows at step 0, coloured by model. Above the grey line both gain. Full
+        fine-tuning, deterministic.""",
+    alt="Scatter plot of the ratio of the two changes against the overlap.",
+)
+
+# %% tags=["hide-input"]
+if len(gained):
+    figure, axes = plt.subplots(figsize=(WIDTH, 2.9), layout="constrained")
+    axes.axhline(0, color=REFERENCE, linewidth=1)
+    of_models = model_colours(loaded)
+    axes.scatter(gained.overlap, gained.ratio, c=list(gained.model.map(of_models)), s=12, alpha=0.8, linewidths=0)
+    axes.set(xlabel="overlap $g_{ck}$", ylabel=r"$\Delta\log p_k\,/\,\Delta\log p_c$")
+    legend_above(figure, of_models)
+    nb.figure(figure, "fig-who-pays", runs=adam, data=gained)
+    nb.say(
+        "In {rising} of {n} silent failures the competitor gains probability as well; the ratio has the median "
+        "{median:+.2f}, and its rank correlation with the overlap is {trend:+.2f}. The bulk loses {bulk:.2f} times "
+        "what the correct token gains, in the median.",
+        rising=int((gained.p_k > 0).sum()),
+        n=len(gained),
+        median=gained.ratio.median(),
+        trend=trend,
+        bulk=(1 + gained.p_k / gained.p_c).median(),
+    )
+
+# %% [markdown]
 # ## What it means
 #
-# A falling loss says that the correct token gains probability. It does not say from whom. Near-synonyms sit close
-# together in the readout, so an update that lifts one lifts the other; most of the gain comes from the bulk of the
-# vocabulary.
+# A falling loss says that the correct token gains probability. It does not say from whom: as long as the competitor
+# keeps its own, the bulk of the vocabulary pays.
 #
 # ## What could be wrong
 #

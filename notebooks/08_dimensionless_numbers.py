@@ -45,6 +45,7 @@ from phantombook import notebook
 from phantombook.figures.critical import contexts_and_means
 from phantombook.figures.palette import OTHER_FAMILY, REFERENCE, model_colours
 from phantombook.figures.style import WIDTH, legend_above, log_ticks
+from phantombook.ledger.claims import threshold
 from phantomlib.critical import predictors, search
 from phantomlib.critical.scaling import (
     architecture_numbers,
@@ -59,6 +60,7 @@ nb = notebook.start("08_dimensionless_numbers")
 loaded = [nb.load(ref) for ref in nb.models]
 colours = model_colours(loaded)
 optimizers = {"adam": "Adam", "sgd": "SGD"}
+of_C8 = threshold("C8", "coefficient_of_variation")
 
 # %% [markdown]
 # ## The kinematic number
@@ -139,11 +141,12 @@ for optimizer, summary in summaries.items():
     nb.table(summary.rename(columns=words), runs=critical.sel(optimizer))
     searches = by_optimizer[optimizer]
     nb.say(
-        "The coefficient of variation over the {models} architectures is {spread:.1%} (95 % bootstrap "
-        "interval {low:.1%} to {high:.1%}). The critical learning rates themselves vary by {rates:.0%}. "
-        "The searches took {n_runs} runs for {brackets} brackets, of which {converged} closed; {reentries} "
-        "re-entries and {diverged} diverged runs were seen. In {undefined} cells $v_0$ is not positive "
-        "and $N$ is undefined.",
+        "The coefficient of variation over the {models} architectures is {spread:.1%} (95 % bootstrap interval "
+        "{low:.1%} to {high:.1%}). The critical learning rates themselves vary by {rates:.0%}. The searches took "
+        "{n_runs} runs for {brackets} brackets, of which {converged} closed; {reentries} re-entries and {diverged} "
+        "diverged runs were seen. In {undefined} cells $v_0$ is not positive and $N$ is undefined. The upper end of "
+        "the interval lies {side} the threshold of C8, {threshold:.0%}; and where critical rates differ by so little "
+        "between models, {rates:.0%}, a number that varies less has little to explain.",
         searches[["n_runs", "converged", "reentries", "diverged"]].sum().astype(int),
         models=len(loaded),
         spread=spread[optimizer],
@@ -152,9 +155,14 @@ for optimizer, summary in summaries.items():
         rates=coefficient_of_variation(searches.groupby("model").critical_rate.agg(gmean)),
         brackets=len(searches),
         undefined=int(summary.undefined.sum()),
+        side="above" if between[optimizer][1] > of_C8 else "below",
+        threshold=of_C8,
     )
 
 # %% [markdown]
+# These are the models on which C8 is judged. How far the number of a model that was held out lies from theirs says
+# [chapter 10](10_blind_prediction.ipynb), after its blind prediction.
+#
 # A bracket tells of one boundary. Could there be another, far from it? For the first context of each model we also
 # ran a scan over three decades of learning rates.
 

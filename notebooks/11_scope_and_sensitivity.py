@@ -109,8 +109,8 @@ varied = variants(steps, only)  # an unknown name is refused before anything run
 # For every [context](../definitions.md#context) we keep the prompt and change the pair.
 #
 # - **unrelated**: the competitor stays. The correct token is replaced by the one whose logit is nearest, among those
-#   whose readout row overlaps with the competitor's no more than usual. So the gap to close is the same and the
-#   relation is gone.
+#   whose readout row overlaps with the competitor's no more than usual. The relation is gone; how far the gap to close
+#   is the same, the table says.
 # - **random pair**: two tokens drawn among the two hundred most probable.
 # - **antonym**: words of opposite meaning, where the tokenizer and vocabulary have them. The generated language of
 #   the zoo knows few such words, and does not know that they are opposites; this control counts for public
@@ -197,7 +197,14 @@ summary = pd.DataFrame(
         "log sd over contexts": by_kind.std(),
         "defined": by_kind.size(),
         "pairs": measured.groupby(["optimizer", "kind"]).size(),
+        "variation over models (%)": 100
+        * np.exp(by_model).groupby(["optimizer", "kind"]).agg(coefficient_of_variation),
+        "gap, median (nat)": measured.groupby(["optimizer", "kind"]).gap.median(),
     }
+)
+gaps = measured.groupby("kind").gap
+confounded = "unrelated" in kinds and (
+    gaps.max().get("unrelated") < gaps.min()["near-synonym"]
 )
 both = overall.unstack("kind").reindex(columns=["near-synonym", "unrelated"])
 shift = (both["unrelated"] / both["near-synonym"] - 1).reindex(labels)
@@ -220,11 +227,26 @@ for optimizer, label in labels.items():
     )
     nb.say(
         "Under {label}, $N_c$ is {near:.3f} for near-synonyms and {control:.3f} for unrelated pairs: a "
-        "shift of {shift:+.1%}.",
+        "shift of {shift:+.1%}. Over the models it varies by {near_spread:.1f} % for near-synonyms and by "
+        "{control_spread:.1f} % for unrelated pairs.",
+        near_spread=summary["variation over models (%)"].get((optimizer, "near-synonym"), np.nan),
+        control_spread=summary["variation over models (%)"].get((optimizer, "unrelated"), np.nan),
         label=label,
         near=near,
         control=unrelated,
         shift=shift[optimizer],
+    )
+if "unrelated" in kinds and "unrelated" in gaps.groups:
+    nb.say(
+        "The gaps of near-synonyms run from {near.iloc[0]:.1f} to {near.iloc[1]:.1f} nats, those of unrelated pairs "
+        "from {far.iloc[0]:.1f} to {far.iloc[1]:.1f}: {what}",
+        near=gaps.agg(["min", "max"]).loc["near-synonym"],
+        far=gaps.agg(["min", "max"]).loc["unrelated"],
+        what="the two do not overlap, so the comparison is **confounded**. Whether the constant is another because the "
+        "words are unrelated or because the way is longer, these pairs cannot say."
+        if confounded
+        else "the two overlap only in part, so the comparison is **confounded** as far as longer ways bend more. "
+        "Whether the constant is another because the words are unrelated, these pairs alone cannot say.",
     )
 
 # %% [markdown]

@@ -146,7 +146,7 @@ def test_run_writes_where_it_is_told(toy_book, monkeypatch):
 
 
 def test_paths_are_those_of_the_user(tmp_path, monkeypatch):
-    from phantombook.cli import typed_paths
+    from phantombook.inputs import typed_paths
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()

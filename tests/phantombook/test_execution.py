@@ -88,7 +88,7 @@ def test_an_interrupt_ends_the_kernels_and_what_is_done_stays(toy_book, monkeypa
 
     monkeypatch.setattr(build.Display, "update", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        build.run_jobs([first, *slow], 2, {})
+        build.run_jobs([first, *slow], 2)
     assert "1 of 3 notebooks are done" in capsys.readouterr().err
     assert not [child for child in multiprocessing.active_children() if isinstance(child, Kernel)]
     assert [path.name for path in toy_book.glob("*.ipynb")] == ["03.ipynb"]

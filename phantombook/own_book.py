@@ -12,7 +12,7 @@ from pathlib import Path
 
 from phantombook.build import build_book, check_todo, choose
 from phantombook.inputs import FITTING
-from phantombook.plan import make_plan
+from phantombook.plan import make_jobs
 from phantombook.project import GENERATED, Profile, find_root, load_profile
 from phantomlib.critical.blind import FEWEST_FITTED
 from phantomlib.errors import BookError, ParameterError
@@ -64,7 +64,7 @@ def build_own_book(
     own = {number: {k: v for k, v in values.items() if k != "models"} for number, values in base.own.items()}
     own.setdefault("10", {})["held_out"] = held_out
     own.setdefault("12", {})["charted"] = models[-1:]  # the boundary comes from the others
-    plan = make_plan(root, Profile(PROFILE, common, own))
+    plan = make_jobs(root, Profile(PROFILE, common, own))
     choose(plan, root, only, 1 if jobs is None else jobs)
     names = [re.sub(r"[^\w.-]", "-", short_name(ref)) for ref in models]
     output = Path(os.path.abspath(output or root / "books" / "+".join(names)[:LONGEST_NAME]))

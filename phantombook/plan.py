@@ -82,21 +82,23 @@ def make_job(
     )
 
 
-def make_plan(root: Path, profile: Profile) -> list[Job]:
-    """One job per notebook page of ``_toc.yml``.
-
-    A notebook that reads what others recorded says so in its header, ``phantom: {after: all}`` under ``jupyter:``, or
-    ``after: ["01", "02"]``. It then runs after them, and again whenever they may record something else. With
-    ``minutes: 5`` it starts before shorter ones.
-
-    Raises:
-        BookError: the table of contents, or a notebook's header, names a notebook that does not exist.
-    """
+def make_jobs(root: Path, profile: Profile) -> list[Job]:
+    """One job for each notebook page of ``_toc.yml``, without keys; BookError if it names a notebook that does not exist."""
     listed, available = pages_to_generate(root), [path.stem for path in notebooks(root).values()]
     if missing := [name for name in listed if name not in available]:
         raise BookError(f"_toc.yml lists '{GENERATED / missing[0]}', but there is no notebooks/{missing[0]}.py.")
-    plan = [make_job(root, name, {}, root / GENERATED / f"{name}.ipynb", profile) for name in listed]
-    names = {name[:2]: name for name in listed}
+    return [make_job(root, name, {}, root / GENERATED / f"{name}.ipynb", profile) for name in listed]
+
+
+def make_plan(root: Path, profile: Profile) -> list[Job]:
+    """The jobs of :func:`make_jobs` with their keys, and each with the names of those that it comes after.
+
+    A notebook that reads what others recorded says so in its header, ``phantom: {after: all}`` under ``jupyter:``, or
+    ``after: ["01", "02"]``. It then runs after them, and again whenever they may record something else. With
+    ``minutes: 5`` it starts before shorter ones. BookError if a header names a notebook that does not exist.
+    """
+    plan = make_jobs(root, profile)
+    names = {job.name[:2]: job.name for job in plan}
     recorded = {job.name: hash_inputs(job, without="phantombook.figures") for job in plan}
     independent = [job.name[:2] for job in plan if job.after != "all"]
     planned = []

@@ -51,11 +51,8 @@ def test_usage_errors_exit_with_2(arguments):
     "arguments, words",
     [
         (["run", "01", "-p", "step", "4"], ["'step'", "nearest: 'steps'", "rates"]),
-        (["run", "01", "-p", "steps", "x"], ["steps", "'x'", "int"]),
         (["run", "01", "-p", "steps", "true"], ["steps", "'true'", "int"]),
-        (["run", "01", "-p", "steps", "2.5"], ["steps", "2.5", "int"]),
         (["run", "01", "-p", "rates", "0.1"], ["rates", "list[float]", "'[0.1]'"]),
-        (["run", "01", "-p", "rates", '["a"]'], ["rates", "'a'", "list[float]"]),
         (["run", "01", "-p", "rates", "[1, 2"], ["not valid YAML"]),
         (["run", "01", "-p", "rates="], ["rates is ''", "list[float]"]),
         (["run", "7"], ["'7'", "01_toy"]),
@@ -75,15 +72,7 @@ def test_refusals(toy_book, monkeypatch, arguments, words):
     assert sorted(toy_book.rglob("*")) == before
 
 
-@pytest.mark.parametrize(
-    "text, words",
-    [
-        ("steps: [1", ["not valid YAML", "line 1"]),
-        ("- steps", ["mapping"]),
-        ("steps: 1\nsteps: 2", ["given twice", "line 2"]),
-        ("stesp: 1", ["nearest: 'steps'"]),
-    ],
-)
+@pytest.mark.parametrize("text, words", [("steps: [1", ["YAML", "line 1"]), ("stesp: 1", ["nearest: 'steps'"])])
 def test_refused_parameter_files(toy_book, monkeypatch, text, words):
     (toy_book / "mine.yaml").write_text(text)
     refused(phantom("run", "01", "-f", "mine.yaml", cwd=toy_book, monkeypatch=monkeypatch), *words)
@@ -104,6 +93,15 @@ def test_refused_profiles(toy_book, monkeypatch, text, words):
     refused(phantom("book", "--profile", "bad", cwd=toy_book, monkeypatch=monkeypatch), *words)
 
 
+def test_options_of_several_words(toy_book, monkeypatch):
+    taken = []
+    monkeypatch.setattr("phantombook.own_book.build_own_book", lambda **given: taken.append(given["models"]))
+    monkeypatch.setattr("phantombook.build.run_jobs", lambda jobs: taken.append(jobs[0].parameters))
+    phantom("book", "--models", "a", "b", "--jobs", "2", "--models", "c", cwd=toy_book, monkeypatch=monkeypatch)
+    phantom("run", "01", "-p", "label", "-x", "--parameter", "steps=7", "-p", "rates", "[-1]")
+    assert taken == [["a", "b", "c"], {"label": "-x", "steps": 7, "rates": [-1.0]}]
+
+
 def test_a_contexts_file_that_is_missing_is_refused_before_a_kernel_starts(toy_book, monkeypatch):
     source = toy_book / "notebooks/01_toy.py"
     source.write_text(source.read_text().replace("label: str", 'contexts: str = "default"  # sentences\nlabel: str'))
@@ -112,10 +110,10 @@ def test_a_contexts_file_that_is_missing_is_refused_before_a_kernel_starts(toy_b
     refused(phantom(*arguments, cwd=toy_book, monkeypatch=monkeypatch), "nowhere.yaml")
 
 
-@pytest.mark.parametrize("jobs", ["abc", "0", "-1", "1.5", "²", ""])
+@pytest.mark.parametrize("jobs", ["abc", "0", "-1", "1.5", "²", "", "9" * 5000])
 def test_a_number_of_jobs_that_is_none(jobs, monkeypatch):
     monkeypatch.setenv("PHANTOM_JOBS", jobs)
-    refused(phantom("claims"), "PHANTOM_JOBS", repr(jobs))
+    assert len(refused(phantom("claims"), "PHANTOM_JOBS", repr(jobs)[:20]).stderr) < 500
 
 
 def test_claims_before_anything_was_measured(toy_book, monkeypatch):
@@ -181,6 +179,7 @@ def test_doctor_names_what_is_wrong(toy_book, monkeypatch):
     assert result.exit_code == 1
     assert "no-such-package" in result.stdout and "model.safetensors is missing" in result.stdout
     assert "Packages, Zoo" in result.stderr
+    refused(phantom("zoo", "verify"), "model.safetensors is missing")
 
 
 def test_zoo_refuses_unknown_names():
@@ -206,13 +205,6 @@ def test_what_the_system_refuses_is_one_message(monkeypatch):
 
     monkeypatch.setattr(doctor, "findings", full)
     refused(phantom("doctor"), "No space left on device '/somewhere'")
-
-
-def test_zoo_verify_fails_on_a_changed_file(monkeypatch):
-    from phantomlib.models import zoo_models
-
-    monkeypatch.setattr(zoo_models, "verify", lambda: ["gpt2-s/config.json has changed."])
-    refused(phantom("zoo", "verify"), "config.json has changed")
 
 
 # ------------------------------------------------------------------------------------------- what the texts promise
@@ -242,10 +234,6 @@ def test_promised_commands_are_understood(line):
     while hasattr(command, "commands"):
         command, arguments = command.commands[arguments[0]], arguments[1:]
     command.make_context(line, arguments)  # raises on an unknown option or a missing argument
-
-
-def test_the_readme_mentions_what_a_reader_needs():
-    assert {"make book", "make serve", "make test", "phantom doctor"} <= set(commands(ROOT / "README.md"))
 
 
 def test_the_transcript_is_what_the_command_prints():

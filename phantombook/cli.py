@@ -12,12 +12,12 @@ from typing import Annotated, Any
 import typer
 
 from phantombook.command_words import Group, ManyWords, what_the_system_said
-from phantombook.project import find_root
+from phantombook.project import find_root, load_profile
 from phantombook.scan_command import scan_data
+from phantomlib import progress
 from phantomlib.contexts import load_contexts
 from phantomlib.errors import ParameterError, PhantomError, shown
 from phantomlib.models import pretrained, zoo_models
-from phantomlib.progress import jobs as jobs_of_the_book
 
 PLAIN: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
 PLAIN |= {"rich_markup_mode": None}
@@ -38,7 +38,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Everything, as JSON.")]
 @app.callback()
 def phantom(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False):
     """Phantom transitions: run the notebooks, build the book, check the installation."""
-    jobs_of_the_book()  # refused here and not in the midst of a run
+    progress.jobs()  # refused here and not in the midst of a run
 
 
 @app.command(cls=ManyWords)
@@ -47,10 +47,7 @@ def book(
     only: Annotated[str | None, typer.Option(metavar="NN", help="Run only this notebook, then build.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Notebooks run at once [default: cores + 1].")] = None,
     scheduler: Scheduler = "",
-    models: Annotated[
-        list[str] | None,
-        typer.Option("--models", metavar="ID...", help="A book for these models instead, in a folder of its own."),
-    ] = None,
+    models: Annotated[list[str] | None, typer.Option(metavar="ID...", help="Make a book of its own for these.")] = None,
     contexts: Annotated[str, typer.Option(metavar="FILE", help="With --models: your sentences.")] = "default",
     held_out: Annotated[str, typer.Option(metavar="ID", help="With --models: one to be predicted blindly.")] = "",
     device: Annotated[str, typer.Option(help="With --models: a torch device, e.g. cpu or cuda.")] = "cpu",
@@ -92,7 +89,6 @@ def run(
     from phantombook.inputs import FITTING, typed_paths
     from phantombook.parameters import load_mapping, parse_value
     from phantombook.plan import make_job
-    from phantombook.project import load_profile
 
     root = find_root()
     given = load_mapping(file) if file else {}
@@ -132,9 +128,7 @@ def diagnose(
     method: Annotated[str, typer.Option(help="full or lora.")] = "full",
     rank: Annotated[int, typer.Option(help="Of LoRA, on all linear layers but the readout.")] = 8,
     alpha: Annotated[float, typer.Option(help="Of LoRA.")] = 16.0,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="The prompt is a user's turn in the model's chat template.")
-    ] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="The prompt is a user's turn, for a chat template.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Then run the fine-tune, and compare.")] = False,
     store: Annotated[Path | None, typer.Option(help="Keep the runs of --check here.")] = None,
     device: Device = "cpu",
@@ -174,7 +168,6 @@ def claims(profile: ProfileName = "zoo", as_json: AsJson = False):
     """The ledger: every claim with its measured value, threshold and verdict."""
     from phantombook.evidence import expected_experiments
     from phantombook.ledger.claims import verdict_as_dict, verdicts
-    from phantombook.project import load_profile
     from phantomlib.runs.store import Store
 
     root = find_root()
@@ -262,9 +255,7 @@ def remove(name: Annotated[str, typer.Argument(help="See 'phantom models list'."
 
 @zoo_app.command()
 def train(
-    model: Annotated[
-        list[str] | None, typer.Option("--model", metavar="NAME", help="Only this one. Repeatable.")
-    ] = None,
+    model: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this one. Repeatable.")] = None,
     device: Device = "cpu",
 ):
     """Pretrain the zoo again from its seeds; replaces the shipped weights."""
@@ -283,9 +274,7 @@ def train(
 
 
 @zoo_app.command()
-def constants(
-    store: Annotated[Path | None, typer.Option(help="Where runs are kept [default: the book's own].")] = None,
-):
+def constants(store: Annotated[Path | None, typer.Option(help="Of runs [default: the book's own].")] = None):
     """Measure again how far predictions are off on the zoo and on the published models, for 'phantom diagnose'."""
     from phantomlib import Store, files, load, load_contexts, resolve
     from phantomlib.critical.rehearsal import CONSTANTS

@@ -102,21 +102,20 @@ def new_chapter(root: Path, name: str) -> Path:
             f"'{name}' cannot name a chapter; write lower-case words joined by _, such as my_question."
         )
     there = notebooks(root)
-    taken = [path.name for path in there.values() if path.stem[3:] == name]
-    if taken:
+    if taken := [path.name for path in there.values() if path.stem[3:] == name]:
         raise ParameterError(f"There is a chapter notebooks/{taken[0]} already; choose another name.")
     number = f"{max(map(int, there), default=-1) + 1:02d}"
     source = root / "notebooks" / f"{number}_{name}.py"
-    words = name.replace("_", " ")
-    values = {"number": number, "name": source.stem, "title": words.capitalize(), "label": name.replace("_", "-")}
+    values = {"number": number, "name": source.stem, "label": name.replace("_", "-")}
+    values["title"] = name.replace("_", " ").capitalize()
     contents, smoke = root / "_toc.yml", root / "notebooks" / "profiles" / "smoke.yaml"
     page = f"- file: {GENERATED.as_posix()}/"
     before, last, after = contents.read_text(encoding="utf-8").rpartition(page)
     if not last:
         raise BookError(f"_toc.yml lists no notebook yet; add '{page}{source.stem}' where it belongs.")
-    indent, (name, *rest) = before.rpartition("\n")[2], after.split("\n", 1)
+    indent, (last, *rest) = before.rpartition("\n")[2], after.split("\n", 1)
     write_text(source, TEMPLATE.read_text(encoding="utf-8").format(**values))
-    write_text(contents, "\n".join([f"{before}{page}{name}", f"{indent}{page}{source.stem}", *rest]))
+    write_text(contents, "\n".join([f"{before}{page}{last}", f"{indent}{page}{source.stem}", *rest]))
     if smoke.is_file():
         write_text(smoke, smoke.read_text(encoding="utf-8").rstrip() + f'\n"{number}":\n  steps: {SMALL_STEPS}\n')
     return source

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from phantombook import build
 from phantombook.cli import app
 from phantombook.project import notebooks, pages_to_generate
-from phantomlib.errors import BookError, ContextError, ModelError, ParameterError
+from phantomlib.errors import BookError, ContextError, ParameterError
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,11 +92,8 @@ def with_models(root, count):
 @pytest.mark.parametrize(
     "values, kind, words",
     [
-        ("contexts: nowhere.yaml", ContextError, "nowhere.yaml"),
         ("contexts: fitting:nowhere.yaml", ContextError, "nowhere.yaml"),
-        ("models: [zoo:gpt2-q]", ModelError, "gpt2-q"),
         ("device: abacus", ParameterError, "abacus"),
-        ("dtype: float16", ParameterError, "float16"),
     ],
 )
 def test_what_every_notebook_would_refuse_is_refused_before_they_start(toy_book, monkeypatch, values, kind, words):
@@ -110,18 +107,21 @@ def test_what_every_notebook_would_refuse_is_refused_before_they_start(toy_book,
 
 
 @pytest.mark.parametrize(
-    "models, held_out, refused", [("my/model", "", True), ("my/model", "my/other", False), ("zoo:gpt2-s", "", False)]
+    "models, held_out, kind, said",
+    [
+        ("my/model", "", ParameterError, "held_out"),
+        ("my/model", "my/other", BookError, "has not been run"),
+        ("zoo:gpt2-s", "", BookError, "has not been run"),
+    ],
 )
-def test_a_profile_of_ones_own_models_must_name_the_held_out_one(toy_book, monkeypatch, models, held_out, refused):
+def test_a_profile_of_ones_own_models_must_name_the_held_out_one(toy_book, monkeypatch, models, held_out, kind, said):
     root = with_models(toy_book, 1)
     notebook = root / "notebooks/01_toy.py"
     notebook.write_text(notebook.read_text().replace("\n\n# %%\nif", '\nheld_out: str = ""  # predicted\n\n# %%\nif'))
     (root / "notebooks/profiles/mine.yaml").write_text(f"common: {{models: [{models}], held_out: '{held_out}'}}")
-    started = []
-    monkeypatch.setattr(build, "run_jobs", lambda *_: started.append(1))
-    with pytest.raises(ParameterError if refused else BookError, match="held_out" if refused else "has not been run"):
+    monkeypatch.setattr(build, "run_jobs", lambda *_: None)
+    with pytest.raises(kind, match=said):
         build.build_book("mine", root=root)
-    assert bool(started) != refused
 
 
 def test_what_two_notebooks_refuse_the_others_are_spared(toy_book, monkeypatch, capsys):

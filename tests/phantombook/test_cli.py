@@ -41,56 +41,21 @@ def test_help_answers_without_heavy_imports():
     assert out.strip() == "[]"
 
 
-@pytest.mark.parametrize("arguments", [["nothing"], ["run"], ["book", "--jobs", "two"], ["run", "01", "-p"]])
-def test_usage_errors_exit_with_2(arguments):
-    result = phantom(*arguments)
-    assert result.exit_code == 2 and "Traceback" not in result.output
-
-
-@pytest.mark.parametrize(
+@pytest.mark.parametrize(  # more of them in tests/test_bad_input.py
     "arguments, words",
     [
-        (["run", "01", "-p", "step", "4"], ["'step'", "nearest: 'steps'", "rates"]),
-        (["run", "01", "-p", "steps", "true"], ["steps", "'true'", "int"]),
-        (["run", "01", "-p", "rates", "0.1"], ["rates", "list[float]", "'[0.1]'"]),
-        (["run", "01", "-p", "rates", "[1, 2"], ["not valid YAML"]),
         (["run", "01", "-p", "rates="], ["rates is ''", "list[float]"]),
         (["run", "7"], ["'7'", "01_toy"]),
-        (["run", "01_tod"], ["nearest: '01_toy'"]),
-        (["run", "01", "-f", "absent.yaml"], ["absent.yaml", "No such file"]),
-        (["run", "01", "--profile", "zo"], ["'zo'", "nearest: 'zoo'"]),
         (["run", "01", "-o", "/"], ["'/' cannot be a notebook"]),
         (["run", "01", "-o", "notebooks/01_toy.py"], ["01_toy.py' cannot be a notebook", ".ipynb"]),
-        (["book", "--profile", "paper"], ["'paper'", "zoo"]),
         (["book", "--only", "09"], ["'09'", "01_toy"]),
-        (["book", "--jobs", "0"], ["jobs is 0"]),
+        (["book", "--held-out", "zoo:llama-s"], ["go with --models"]),
     ],
 )
 def test_refusals(toy_book, monkeypatch, arguments, words):
     before = sorted(toy_book.rglob("*"))
     refused(phantom(*arguments, cwd=toy_book, monkeypatch=monkeypatch), *words)
     assert sorted(toy_book.rglob("*")) == before
-
-
-@pytest.mark.parametrize("text, words", [("steps: [1", ["YAML", "line 1"]), ("stesp: 1", ["nearest: 'steps'"])])
-def test_refused_parameter_files(toy_book, monkeypatch, text, words):
-    (toy_book / "mine.yaml").write_text(text)
-    refused(phantom("run", "01", "-f", "mine.yaml", cwd=toy_book, monkeypatch=monkeypatch), *words)
-
-
-@pytest.mark.parametrize(
-    "text, words",
-    [
-        ('"77": {steps: 1}', ["'77'"]),
-        ("01: {steps: x}", ["steps is 'x'"]),
-        ("{a: 1}: {steps: 1}", ["not valid YAML"]),
-        ("common: 3", ["'common'", "3"]),
-        ('"01": {stesp: 1}', ["nearest: 'steps'"]),
-    ],
-)
-def test_refused_profiles(toy_book, monkeypatch, text, words):
-    (toy_book / "notebooks/profiles/bad.yaml").write_text(text)
-    refused(phantom("book", "--profile", "bad", cwd=toy_book, monkeypatch=monkeypatch), *words)
 
 
 def test_options_of_several_words(toy_book, monkeypatch):
@@ -180,11 +145,6 @@ def test_doctor_names_what_is_wrong(toy_book, monkeypatch):
     assert "no-such-package" in result.stdout and "model.safetensors is missing" in result.stdout
     assert "Packages, Zoo" in result.stderr
     refused(phantom("zoo", "verify"), "model.safetensors is missing")
-
-
-def test_zoo_refuses_unknown_names():
-    refused(phantom("zoo", "train", "--model", "gpt2-x"), "nearest: 'gpt2-s'", "neox-s")
-    refused(phantom("zoo", "train", "--model", "gpt2-s", "--device", "abacus"), "abacus")
 
 
 def test_zoo_weights_that_cannot_be_replaced_are_told_beforehand(tmp_path, monkeypatch):

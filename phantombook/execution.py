@@ -16,7 +16,7 @@ from phantombook import preloaded_kernel, tidy
 from phantombook.ledger import measurements
 from phantombook.plan import Job
 from phantombook.project import read_notebook
-from phantomlib import errors, files, progress
+from phantomlib import files, progress
 from phantomlib.errors import BookError, PhantomError
 
 
@@ -30,8 +30,7 @@ def execute(
 
     Args:
         job: what to run.
-        on_progress: called as a cell starts, with ``cell``, ``of``, ``heading`` and ``watch``, the file for
-            :func:`phantomlib.progress.read_report`.
+        on_progress: called as a cell starts, with ``cell``, ``of``, ``heading``, and for ``read_report`` a file ``watch``.
         jobs: how many notebooks share the machine's memory.
         stopped: whether its kernel was ended on purpose; then KeyboardInterrupt is raised.
 
@@ -90,8 +89,8 @@ def _failure(job: Job, begun: list, error) -> PhantomError:
     """What to raise; unless the notebook refused before it showed anything, what it did is kept."""
     import nbformat
 
-    kind = getattr(errors, getattr(error, "ename", ""), None)
-    refused = kind if isinstance(kind, type) and issubclass(kind, PhantomError) else None
+    ours = {kind.__name__: kind for kind in (PhantomError, *PhantomError.__subclasses__())}
+    refused = ours.get(getattr(error, "ename", ""))
     shown = {output.output_type for cell in begun for output in cell.get("outputs", ())}
     kept = ""
     if begun and (not refused or shown & {"display_data", "execute_result"}):

@@ -5,13 +5,12 @@ the runner does. Jupyter finds :class:`Preloaded` by its entry point (``jupyter_
 """
 
 import multiprocessing
-import multiprocessing.util
 import os
 import shutil
 import tempfile
 import threading
 from contextvars import ContextVar
-from multiprocessing import forkserver
+from multiprocessing import forkserver, util
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from unittest.mock import patch
@@ -20,7 +19,6 @@ from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvision
 
 from phantombook.plan import Job
 
-LONGEST_FOLDER = 75  # characters of a path below which a socket can lie: with its name it may have 107
 NAME = "phantom-preloaded"  # of the entry point
 PRELOAD = [
     "phantombook.ends_with_parent",
@@ -70,9 +68,11 @@ class Preloaded(LocalProvisioner):
 
 def start_server() -> None:
     """Start the fork server unless it runs, and wait until it is ready; before any thread that reads the environment."""
-    if len(tempfile.gettempdir()) > LONGEST_FOLDER:  # its socket lies in there, and a socket's path must be short
+    if (
+        len(tempfile.gettempdir()) > 75
+    ):  # its socket lies in there, and with a name of 32 the path may have 107 characters
         with patch.object(tempfile, "tempdir", "/tmp"):
-            multiprocessing.util.get_temp_dir()
+            util.get_temp_dir()
     with patch.dict(os.environ, SETTINGS):  # the packages and glibc read them when they start
         forkserver.set_forkserver_preload(PRELOAD)
         first = Kernel(target=int)  # a child that does nothing comes once all is imported

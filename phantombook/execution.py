@@ -89,8 +89,8 @@ def _failure(job: Job, begun: list, error) -> PhantomError:
     """What to raise; unless the notebook refused before it showed anything, what it did is kept."""
     import nbformat
 
-    ours = {kind.__name__: kind for kind in (PhantomError, *PhantomError.__subclasses__())}
-    refused = ours.get(getattr(error, "ename", ""))
+    kinds: list[type[PhantomError]] = [PhantomError, *PhantomError.__subclasses__()]
+    refused = next((kind for kind in kinds if kind.__name__ == getattr(error, "ename", "")), None)
     shown = {output.output_type for cell in begun for output in cell.get("outputs", ())}
     kept = ""
     if begun and (not refused or shown & {"display_data", "execute_result"}):

@@ -91,11 +91,12 @@ def check_todo(todo: list[Job], root: Path) -> None:
     for values in (job.all_parameters for job in todo):
         if "held_out" in values:
             chosen_held_out(values["models"], values["held_out"])
-        inputs = {name: values[name] for name in ("models", "contexts", "device", "dtype") if name in values}
         further = [*values.get("charted", ()), *filter(None, [values.get("held_out")])]
-        if inputs and further:
-            inputs["models"] = inputs["models"] + [ref for ref in further if ref not in inputs["models"]]
-        if inputs and inputs not in given:
+        models = values.get("models", [])
+        inputs = {"models": models + [ref for ref in further if ref not in models]}
+        for name, default in (("contexts", "default"), ("device", "cpu"), ("dtype", "float32")):
+            inputs[name] = values.get(name, default)
+        if "models" in values and inputs not in given:
             given.append(inputs)
     with contextlib.chdir(root):
         for inputs in given:

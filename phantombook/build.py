@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -18,18 +17,19 @@ from filelock import FileLock, Timeout
 
 from phantombook.display import Display, duration
 from phantombook.execution import execute
-from phantombook.inputs import chosen_held_out
+from phantombook.inputs import check_inputs, chosen_held_out
 from phantombook.plan import Job, is_current, made_from, make_plan
-from phantombook.preloaded_kernel import Kernel, start_server
+from phantombook.preloaded_kernel import start_server
 from phantombook.project import GENERATED, cores, find_notebook, find_root, load_profile, notebooks
 from phantomlib.errors import BookError, ParameterError, PhantomError
-from phantomlib.files import digest, write_text
+from phantomlib.files import write_text
 from phantomlib.progress import read_report
 
-TIMES = "run_times.json"
+TIMES = GENERATED / "run_times.json"  # seconds that each notebook took last, by notebook and profile
 MOST_JOBS = 8  # unless more are asked for: each takes memory
 # Of this Python, wherever its scripts are installed
 BUILDER = "import phantombook.ends_with_parent; from jupyter_book.cli.main import main; main()"
+GLUED = {"image/svg+xml": "svg", "text/markdown": "md"}  # kinds of glued output that other pages include as files
 
 
 def build_book(
@@ -61,13 +61,12 @@ def build_book(
     (root / GENERATED).mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(root / GENERATED / ".lock", timeout=0):
-            if not todo:
+            if todo:
+                run_jobs(todo, jobs, root / TIMES)
+            else:
                 print("All notebooks are up to date.")
-            times = read_times(root)
-            run_jobs(todo, jobs, times, lambda job, seconds: record_time(root, job, seconds))
             check_complete(plan, profile)
-            write_times(root, plan)
-            write_glued(root, plan)
+            write_included(root, plan)
             index = build_pages(root)
     except Timeout:
         raise BookError(f"Another 'phantom book' is at work in '{root}'. Wait until it ends, then run again.") from None
@@ -87,36 +86,25 @@ def choose(plan: list[Job], root: Path, only: str | None, jobs: int) -> list[Job
 
 
 def check_todo(todo: list[Job], root: Path) -> None:
-    """Refuse at once, and once, what every notebook would refuse when it starts.
-
-    Raises:
-        PhantomError: contexts, a model, a device or a precision cannot be used.
-    """
+    """Refuse at once, and once, what every notebook would refuse when it starts: contexts, a model, a device, a precision."""
+    given: list[dict] = []
     for values in (job.all_parameters for job in todo):
         if "held_out" in values:
             chosen_held_out(values["models"], values["held_out"])
-    given = {digest(inputs): inputs for inputs in (_inputs(job.all_parameters) for job in todo) if inputs}
-    if given:
-        from phantombook.inputs import check_inputs
-
-        with contextlib.chdir(root):
-            for inputs in given.values():
-                check_inputs(**inputs)
-
-
-def _inputs(values: dict) -> dict:
-    """What a notebook with these parameters measures, with the models that it names elsewhere; empty if it needs no model."""
-    inputs = {name: values[name] for name in ("models", "contexts", "device", "dtype") if name in values}
-    further = [*values.get("charted", ()), *filter(None, [values.get("held_out")])]
-    return inputs and inputs | {"models": inputs["models"] + [ref for ref in further if ref not in inputs["models"]]}
+        further = [*values.get("charted", ()), *filter(None, [values.get("held_out")])]
+        models = values.get("models", [])
+        inputs = {"models": models + [ref for ref in further if ref not in models]}
+        for name, default in (("contexts", "default"), ("device", "cpu"), ("dtype", "float32")):
+            inputs[name] = values.get(name, default)
+        if "models" in values and inputs not in given:
+            given.append(inputs)
+    with contextlib.chdir(root):
+        for inputs in given:
+            check_inputs(**inputs)
 
 
 def check_complete(plan: list[Job], profile: str) -> None:
-    """Refuse to build a book from missing, failed or mixed notebooks.
-
-    Raises:
-        BookError: naming each such notebook.
-    """
+    """Raise BookError if a notebook is missing, failed, or was run with another profile."""
     problems = []
     for job in plan:
         made = made_from(job)
@@ -134,9 +122,7 @@ def check_complete(plan: list[Job], profile: str) -> None:
         )
 
 
-def run_jobs(
-    todo: list[Job], jobs: int, times: dict, finished: Callable[[Job, float], None] = lambda job, seconds: None
-) -> None:
+def run_jobs(todo: list[Job], jobs: int = 1, times: Path | None = None) -> None:
     """Run notebooks, several at a time; those that finish stay even if another fails or the user interrupts.
 
     What two of them refuse for the same reason, the others would refuse too: they are not started.
@@ -144,14 +130,13 @@ def run_jobs(
     Args:
         todo: what to run; a notebook waits for those of its ``after`` that are among them.
         jobs: how many at once.
-        times: seconds that each took last, by notebook and profile.
-        finished: called with each job that is done, and the seconds it took.
+        times: a file of how long each took (:func:`read_times`), read for the time left and kept up.
 
     Raises:
         PhantomError: what one notebook raised on purpose; BookError if several failed.
         KeyboardInterrupt: after all kernels have ended.
     """
-    by_name, failures = {job.name: job for job in todo}, dict[str, BaseException]()
+    by_name = {job.name: job for job in todo}
     graph = TopologicalSorter({job.name: by_name.keys() & set(job.after) for job in todo})
     try:
         graph.prepare()
@@ -159,26 +144,24 @@ def run_jobs(
         raise BookError(
             f"Notebooks wait for each other: {', '.join(error.args[1])}. Mend 'after' in a header."
         ) from None
-    if todo:
-        start_server()
-    expected = {job.name: times.get(job.name, {}).get(job.profile) for job in todo}
-    latest: dict[str, dict] = {}  # what each notebook said last
+    start_server()
+    took = read_times(times) if times else {}
+    expected = {job.name: took.get(job.name, {}).get(job.profile) for job in todo}
     running: dict[concurrent.futures.Future, str] = {}
-    stop = threading.Event()
-    ready: list[str] = []
+    latest, failures = dict[str, dict](), dict[str, BaseException]()  # what each notebook said last; what it raised
+    ready, stop = list[str](), threading.Event()
     with Display(expected, jobs) as display, concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         try:
-            while graph.is_active():
+            while True:
                 ready = sorted([*ready, *graph.get_ready()], key=lambda name: -by_name[name].minutes)
                 shared = len({str(error) for error in failures.values()}) < len(failures)
                 while ready and len(running) < jobs and not shared:
                     name = ready.pop(0)
                     display.started(name)
-                    told = partial(latest.__setitem__, name)
-                    share = min(jobs, len(todo))
+                    told, share = partial(latest.__setitem__, name), min(jobs, len(todo))
                     running[pool.submit(execute, by_name[name], told, share, stop.is_set)] = name
                 if not running:
-                    break  # what is left waits for a notebook that failed
+                    break  # what is left, if anything, waits for a notebook that failed
                 done, _ = concurrent.futures.wait(running, 0.3, concurrent.futures.FIRST_COMPLETED)
                 for name in latest.keys() & {running[future] for future in running.keys() - done}:
                     display.update(name, latest[name] | (read_report(latest[name]["watch"]) or {}))
@@ -188,26 +171,20 @@ def run_jobs(
                         failures[name] = problem
                     else:
                         graph.done(name)
-                        finished(by_name[name], future.result())
+                        took.setdefault(name, {})[by_name[name].profile] = round(future.result(), 1)
                     display.finished(name, problem)
+                if times and done:
+                    write_text(times, json.dumps(took, indent=1, sort_keys=True) + "\n")
         except BaseException:  # Ctrl-C above all
             stop.set()
-            end_kernels(running)
-            done_so_far = len(display.done) - len(failures)
-            display.say(
-                f"Interrupted: {done_so_far} of {len(todo)} notebooks are done and stay; the next start resumes."
-            )
+            while not all(future.cancel() or future.done() for future in running):
+                for kernel in multiprocessing.active_children():  # those too that are only being started
+                    kernel.kill()
+                concurrent.futures.wait(running, 0.2)
+            finished = len(display.done) - len(failures)
+            display.say(f"Interrupted: {finished} of {len(todo)} notebooks are done and stay; the next start resumes.")
             raise
     raise_failures(failures)
-
-
-def end_kernels(running: Iterable[concurrent.futures.Future]) -> None:
-    """Kill kernels, those too that are only being started, until nothing runs any more."""
-    while not all(future.cancel() or future.done() for future in running):
-        for process in multiprocessing.active_children():
-            if isinstance(process, Kernel):
-                process.kill()
-        concurrent.futures.wait(running, 0.2)
 
 
 def raise_failures(failures: dict[str, BaseException]) -> None:
@@ -223,37 +200,20 @@ def raise_failures(failures: dict[str, BaseException]) -> None:
         raise BookError("\n".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items()))
 
 
-def read_times(root: Path) -> dict[str, dict[str, float]]:
-    """Seconds each notebook took when it last ran, by notebook and profile."""
+def read_times(path: Path) -> dict[str, dict[str, float]]:
+    """Seconds each notebook took when it last ran, by notebook and profile; empty if nothing readable is there."""
     try:
-        return json.loads((root / GENERATED / TIMES).read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 
 
-def record_time(root: Path, job: Job, seconds: float) -> None:
-    times = read_times(root)
-    times.setdefault(job.name, {})[job.profile] = round(seconds, 1)
-    write_text(root / GENERATED / TIMES, json.dumps(times, indent=1, sort_keys=True) + "\n")
-
-
-def write_times(root: Path, plan: list[Job]) -> None:
-    """The table of run times that a page of the book includes."""
-    times = read_times(root)
-    rows = ["| Notebook | Profile | Last run took |", "|---|---|---|"]
+def write_included(root: Path, plan: list[Job]) -> None:
+    """Write what pages include as files: the table of run times, and what notebooks glued, as ``glued_KEY.svg`` or ``.md``."""
+    times, rows = read_times(root / TIMES), ["| Notebook | Profile | Last run took |", "|---|---|---|"]
     for job in plan:
         seconds = times.get(job.name, {}).get(job.profile)
-        took = "not recorded" if seconds is None else duration(seconds)
-        rows.append(f"| `{job.name}` | `{job.profile}` | {took} |")
-    write_text(root / GENERATED / "run_times.md", "\n".join(rows) + "\n")
-
-
-GLUED = {"image/svg+xml": "svg", "text/markdown": "md"}  # kinds of glued output that other pages include as files
-
-
-def write_glued(root: Path, plan: list[Job]) -> None:
-    """Write glued figures and tables to ``glued_KEY.svg`` or ``.md``: pages outside the notebook include them from there."""
-    for job in plan:
+        rows.append(f"| `{job.name}` | `{job.profile}` | {duration(seconds) if seconds else 'not recorded'} |")
         cells = json.loads(job.output.read_text(encoding="utf-8"))["cells"]
         for output in (output for cell in cells for output in cell.get("outputs", ())):
             name = output.get("metadata", {}).get("scrapbook", {}).get("name")
@@ -261,14 +221,11 @@ def write_glued(root: Path, plan: list[Job]) -> None:
                 ending = GLUED.get(kind.removeprefix("application/papermill.record/"))
                 if name and ending:
                     write_text(root / GENERATED / f"glued_{name}.{ending}", "".join(text) + "\n")
+    write_text(root / GENERATED / "run_times.md", "\n".join(rows) + "\n")
 
 
 def build_pages(root: Path) -> Path:
-    """Build the HTML with warnings as errors, from nothing: stale pages of an earlier build would stay otherwise.
-
-    Raises:
-        BookError: with Sphinx's warnings.
-    """
+    """Build the HTML from nothing, so that no stale page stays; BookError with Sphinx's warnings, if there are any."""
     for folder in ("_build/html", "_build/.doctrees", "_build/jupyter_execute", GENERATED / "reference"):
         shutil.rmtree(root / folder, ignore_errors=True)
     command = [sys.executable, "-c", BUILDER, "build", str(root), "-W", "-n", "--keep-going"]

@@ -7,28 +7,23 @@ import sys
 import tempfile
 from contextlib import chdir
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from phantombook.command_words import Group, ManyModels, WithParameters, what_the_system_said
-from phantombook.inputs import FITTING, typed_paths
+from phantombook.command_words import Group, ManyWords, what_the_system_said
+from phantombook.project import find_root, load_profile
 from phantombook.scan_command import scan_data
+from phantomlib import progress
 from phantomlib.contexts import load_contexts
 from phantomlib.errors import ParameterError, PhantomError, shown
-from phantomlib.models import pretrained
-from phantomlib.progress import JOBS
+from phantomlib.models import pretrained, zoo_models
 
-
-def _commands(**options) -> typer.Typer:
-    return typer.Typer(
-        no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **options
-    )
-
-
-app = _commands(cls=Group)
-zoo_app = _commands(help="The small models that ship with the package.")
-models_app = _commands(help="Pretrained checkpoints from the package index: 'pretrained:NAME'.")
+PLAIN: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
+PLAIN |= {"rich_markup_mode": None}
+app = typer.Typer(cls=Group, **PLAIN)
+zoo_app = typer.Typer(help="The small models that ship with the package.", **PLAIN)
+models_app = typer.Typer(help="Pretrained checkpoints from the package index: 'pretrained:NAME'.", **PLAIN)
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(models_app, name="models")
 app.command("scan")(scan_data)
@@ -43,21 +38,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Everything, as JSON.")]
 @app.callback()
 def phantom(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False):
     """Phantom transitions: run the notebooks, build the book, check the installation."""
-    jobs = os.environ.get(JOBS, "1")
-    if not (jobs.isascii() and jobs.isdigit() and int(jobs) > 0):
-        raise ParameterError(f"The environment variable {JOBS} is {shown(jobs)}; make it a whole number, or unset it.")
+    progress.jobs()  # refused here and not in the midst of a run
 
 
-@app.command(cls=ManyModels)
+@app.command(cls=ManyWords)
 def book(
     profile: ProfileName = "zoo",
     only: Annotated[str | None, typer.Option(metavar="NN", help="Run only this notebook, then build.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Notebooks run at once [default: cores + 1].")] = None,
     scheduler: Scheduler = "",
-    models: Annotated[
-        list[str] | None,
-        typer.Option("--models", metavar="ID...", help="A book for these models instead, in a folder of its own."),
-    ] = None,
+    models: Annotated[list[str] | None, typer.Option(metavar="ID...", help="Make a book of its own for these.")] = None,
     contexts: Annotated[str, typer.Option(metavar="FILE", help="With --models: your sentences.")] = "default",
     held_out: Annotated[str, typer.Option(metavar="ID", help="With --models: one to be predicted blindly.")] = "",
     device: Annotated[str, typer.Option(help="With --models: a torch device, e.g. cpu or cuda.")] = "cpu",
@@ -69,7 +59,8 @@ def book(
 
     use_scheduler(scheduler)
     if models:
-        from phantombook.own_book import build_own_book  # imports torch
+        from phantombook.inputs import typed_paths
+        from phantombook.own_book import build_own_book
 
         given = typed_paths({"models": models, "contexts": contexts, "held_out": held_out})
         given |= {"device": device, "dtype": dtype, "profile": profile, "output": output, "only": only, "jobs": jobs}
@@ -81,7 +72,7 @@ def book(
     typer.echo(f"The book is ready. Open {index}")
 
 
-@app.command(cls=WithParameters)
+@app.command(cls=ManyWords)
 def run(
     number: Annotated[str, typer.Argument(metavar="NN", help="Number or name of the notebook, e.g. 01.")],
     parameter: Annotated[
@@ -95,9 +86,9 @@ def run(
 ):
     """Run one notebook with your parameters: -p models '["my/model"]' -p contexts my_contexts.yaml."""
     from phantombook.build import run_jobs
+    from phantombook.inputs import FITTING, typed_paths
     from phantombook.parameters import load_mapping, parse_value
     from phantombook.plan import make_job
-    from phantombook.project import find_root, load_profile
 
     root = find_root()
     given = load_mapping(file) if file else {}
@@ -110,7 +101,7 @@ def run(
     use_scheduler(scheduler)
     with chdir(root):  # seconds before a kernel would refuse it
         load_contexts(job.all_parameters.get("contexts", "default").removeprefix(FITTING))
-    run_jobs([job], 1, {})
+    run_jobs([job])
     typer.echo(f"Written: {job.output}")
 
 
@@ -137,9 +128,7 @@ def diagnose(
     method: Annotated[str, typer.Option(help="full or lora.")] = "full",
     rank: Annotated[int, typer.Option(help="Of LoRA, on all linear layers but the readout.")] = 8,
     alpha: Annotated[float, typer.Option(help="Of LoRA.")] = 16.0,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="The prompt is a user's turn in the model's chat template.")
-    ] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="The prompt is a user's turn, for a chat template.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Then run the fine-tune, and compare.")] = False,
     store: Annotated[Path | None, typer.Option(help="Keep the runs of --check here.")] = None,
     device: Device = "cpu",
@@ -149,8 +138,6 @@ def diagnose(
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a figure, e.g. out.png.")] = None,
 ):
     """Before training: will this fine-tune ever prefer the right word, and from which learning rate on?"""
-    import json
-
     import torch
 
     import phantomlib
@@ -172,37 +159,25 @@ def diagnose(
     outcome = diagnosis_text.check_diagnosis(loaded, resolved, recipe, result, kept) if check else None
     if plot is not None:
         write_plot(plot, result, outcome.critical_rate if outcome else None)
-    if as_json:
-        typer.echo(
-            json.dumps(diagnosis_text.diagnosis_as_dict(result, outcome, proposals), indent=1, ensure_ascii=False)
-        )
-    else:
-        typer.echo(diagnosis_text.diagnosis_as_text(result, outcome, proposals))
+    tell = diagnosis_text.diagnosis_as_dict if as_json else diagnosis_text.diagnosis_as_text
+    echo(tell(result, outcome, proposals))
 
 
 @app.command()
 def claims(profile: ProfileName = "zoo", as_json: AsJson = False):
     """The ledger: every claim with its measured value, threshold and verdict."""
-    import json
-
     from phantombook.evidence import expected_experiments
     from phantombook.ledger.claims import verdict_as_dict, verdicts
-    from phantombook.project import find_root, load_profile
     from phantomlib.runs.store import Store
 
     root = find_root()
     chosen = load_profile(root, profile)
     store, experiments = Store(root / chosen.common.get("store", "runs")), expected_experiments(root, chosen)
-    pairs = (
-        verdicts(store, experiments)
-        + verdicts(store, experiments, group="real")
-        + verdicts(store, experiments, group="ours")
-    )
+    pairs = [pair for group in ("paper", "real", "ours") for pair in verdicts(store, experiments, group=group)]
     if not any(verdict.measurement for pair in pairs for verdict in pair):
         typer.echo(f"Nothing has been measured here yet: run 'phantom book --profile {profile}' first.", err=True)
     if as_json:
-        typer.echo(json.dumps([verdict_as_dict(verdict) for pair in pairs for verdict in pair], indent=1))
-        return
+        return echo([verdict_as_dict(verdict) for pair in pairs for verdict in pair])
     for decisive, other in pairs:
         typer.echo(f"{decisive.claim.id:<4} {decisive.shown:<15} {decisive.claim.statement}")
         typer.echo(f"     {decisive.optimizer}: {decisive.reason}")
@@ -215,7 +190,6 @@ def verify(
     seed: Annotated[int | None, typer.Option(help="Draw the same ones again.")] = None,
 ):
     """Check the published runs: that every file is what was published, and that computing some again gives the same."""
-    from phantombook.project import find_root
     from phantomlib.runs import verification
 
     verification.check_published(find_root() / "results", sample, seed, say=typer.echo)
@@ -228,23 +202,21 @@ def edit(
     check: Annotated[bool, typer.Option("--check", help="No browser: convert, run, save, convert back.")] = False,
 ):
     """Open a notebook in JupyterLab; what you save there is written back to its .py file."""
-    from phantombook import edit
-    from phantombook.project import find_root
+    from phantombook.edit import check_edit, open_in_lab
 
     if check:
-        edit.check(find_root(), number, profile)
+        check_edit(find_root(), number, profile)
         typer.echo("It opens, runs, and comes back unchanged.")
     else:
-        typer.echo(f"Closed. Written back: {edit.open_in_lab(find_root(), number, profile)}")
+        typer.echo(f"Closed. Written back: {open_in_lab(find_root(), number, profile)}")
 
 
 @app.command()
 def new(name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case words joined by _: my_question.")]):
     """Make a chapter from a template, and list it in the contents."""
-    from phantombook import edit
-    from phantombook.project import find_root
+    from phantombook.edit import new_chapter
 
-    source = edit.new_chapter(find_root(), name)
+    source = new_chapter(find_root(), name)
     typer.echo(f"Written: {source}. Try it: phantom edit {source.name[:2]}; put it into the book: phantom book")
 
 
@@ -283,14 +255,10 @@ def remove(name: Annotated[str, typer.Argument(help="See 'phantom models list'."
 
 @zoo_app.command()
 def train(
-    model: Annotated[
-        list[str] | None, typer.Option("--model", metavar="NAME", help="Only this one. Repeatable.")
-    ] = None,
+    model: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this one. Repeatable.")] = None,
     device: Device = "cpu",
 ):
     """Pretrain the zoo again from its seeds; replaces the shipped weights."""
-    from phantombook.project import find_root
-    from phantomlib.models import zoo_models
     from phantomlib.models.language_model import check_device
 
     sys.path.insert(0, str(find_root()))  # the zoo is made in a clone: it is no part of what is installed
@@ -306,14 +274,10 @@ def train(
 
 
 @zoo_app.command()
-def constants(
-    store: Annotated[Path | None, typer.Option(help="Where runs are kept [default: the book's own].")] = None,
-):
+def constants(store: Annotated[Path | None, typer.Option(help="Of runs [default: the book's own].")] = None):
     """Measure again how far predictions are off on the zoo and on the published models, for 'phantom diagnose'."""
-    from phantombook.project import find_root
     from phantomlib import Store, files, load, load_contexts, resolve
     from phantomlib.critical.rehearsal import CONSTANTS
-    from phantomlib.models import zoo_models
 
     sys.path.insert(0, str(find_root()))  # as above
     from zoo.constants import measure_errors
@@ -327,12 +291,17 @@ def constants(
 @zoo_app.command("verify")
 def verify_zoo():
     """Compare the shipped weights with their checksums."""
-    from phantomlib.models import zoo_models
-
     if problems := zoo_models.verify():
         raise PhantomError("\n".join(problems))
     here = [name for name in zoo_models.ALL if (zoo_models.home(name) / name).is_dir()]
     typer.echo(f"{len(here)} models verified.")
+
+
+def echo(content) -> None:
+    """Say a text; anything else as JSON."""
+    import json
+
+    typer.echo(content if isinstance(content, str) else json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def prepare_terminal() -> None:

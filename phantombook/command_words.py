@@ -28,32 +28,18 @@ def what_the_system_said(error: OSError) -> str:
     return f"{error.strerror or error}{place}. Mend that, or work in a folder that can be written to and has room."
 
 
-class ManyModels(TyperCommand):
-    """Lets ``--models`` take several words: ``--models A B`` is read as ``--models A --models B``."""
+class ManyWords(TyperCommand):
+    """Options of several words: ``-p steps 30`` is read as ``-p steps=30``, and ``--models A B`` as ``--models A --models B``."""
 
     def parse_args(self, ctx, args):
-        spread: list[str] = []
-        inside = False
-        for word in args:
-            if inside and not word.startswith("-"):
-                spread += ([] if spread[-1] == "--models" else ["--models"]) + [word]
-            else:
-                spread.append(word)
-                inside = word == "--models"
-        return super().parse_args(ctx, spread)
-
-
-class WithParameters(TyperCommand):
-    """Lets ``-p`` take two words, as papermill's does: ``-p steps 30`` is read as ``-p steps=30``."""
-
-    def parse_args(self, ctx, args):
-        joined, words = [], iter(args)
-        for word in words:
-            joined.append(word)
-            if word in ("-p", "--parameter"):
-                name = next(words, None)
-                if name is None:
-                    continue
-                value = None if "=" in name else next(words, None)
-                joined.append(name if value is None else f"{name}={value}")
-        return super().parse_args(ctx, joined)
+        read, words = list[str](), list(args)
+        while words:
+            word = words.pop(0)
+            read.append(word)
+            if word in ("-p", "--parameter") and len(words) > 1 and "=" not in words[0]:
+                read.append(f"{words.pop(0)}={words.pop(0)}")
+            elif word == "--models" and words:
+                read.append(words.pop(0))
+                while words and not words[0].startswith("-"):
+                    read += ["--models", words.pop(0)]
+        return super().parse_args(ctx, read)

@@ -3,35 +3,32 @@
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import metadata
 
 from phantombook.project import cores, find_root, notebooks
 from phantomlib.errors import BookError, PhantomError
 from phantomlib.models import pretrained, zoo_models
 
-NO_BOOK = "none here; 'phantom diagnose' and the library need none, 'phantom book' works in a clone"
-
 
 def findings() -> Iterator[tuple[str, bool, str]]:
     """One after the other: what was looked at, whether it is as it must be, and what was found."""
     for name, check in {
-        "Python": _python,
+        "Python": lambda: sys.version.split()[0],
         "Packages": _packages,
-        "Book": _root,
+        "Book": lambda: f"{find_root()} with {len(notebooks(find_root()))} notebooks",
         "Devices": _devices,
-        "Threads": _threads,
+        "Threads": lambda: f"{cores()} cores; notebooks use one each, so --jobs {cores() + 1} at most is worth it",
         "Store": _store,
         "Zoo": _zoo,
         "Pretrained": _pretrained,
     }.items():
         try:
             yield name, True, check()
+        except BookError:
+            yield name, True, "none here; 'phantom diagnose' and the library need none, 'phantom book' works in a clone"
         except PhantomError as error:
             yield name, False, str(error)
-
-
-def _python() -> str:
-    return sys.version.split()[0]
 
 
 def pins(text: str) -> dict[str, str]:
@@ -42,32 +39,27 @@ def pins(text: str) -> dict[str, str]:
 
 
 def _packages() -> str:
-    try:
-        wanted = pins((find_root() / "requirements.txt").read_text(encoding="utf-8"))
-    except (PhantomError, OSError):
+    file = find_root() / "requirements.txt"
+    if not file.is_file():
         return "not compared (no requirements.txt here)"
-    missing, other = [], []
-    for name, version in wanted.items():
-        try:
-            found = metadata.version(name).split("+")[0]  # torch appends its build, as in 2.13.0+cpu
-        except metadata.PackageNotFoundError:
-            missing.append(name)
-            continue
-        if found != version:
-            other.append(f"{name} {found} instead of {version}")
-    if missing:
-        raise PhantomError(f"missing: {', '.join(missing)}. Run: pip install -r requirements.txt")
-    if other:
-        return f"{len(wanted)} installed; other versions than the book was made with: {', '.join(other)}"
-    return f"{len(wanted)} installed, all at the pinned versions"
+    wanted = pins(file.read_text(encoding="utf-8"))
+    found = {}
+    for name in wanted:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name).split("+")[0]  # torch appends its build, as in 2.13.0+cpu
+    if missing := ", ".join(wanted.keys() - found.keys()):
+        raise PhantomError(f"missing: {missing}. Run: pip install -r requirements.txt")
+    other = ", ".join(f"{name} {found[name]} instead of {want}" for name, want in wanted.items() if found[name] != want)
+    told = f"other versions than the book was made with: {other}" if other else "all at the pinned versions"
+    return f"{len(wanted)} installed; {told}"
 
 
-def _root() -> str:
-    try:
-        root = find_root()
-    except BookError:
-        return NO_BOOK
-    return f"{root} with {len(notebooks(root))} notebooks"
+def _store() -> str:
+    folder = find_root() / "runs"
+    if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
+        raise PhantomError(f"'{folder}' cannot be written. Mend its permissions, or give another folder with -p store.")
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return f"{folder}: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB"
 
 
 def _devices() -> str:
@@ -79,24 +71,8 @@ def _devices() -> str:
     return f"{', '.join(found)}; torch {torch.__version__}"
 
 
-def _threads() -> str:
-    return f"{cores()} cores; notebooks use one thread each, so --jobs {cores() + 1} at most is worth it"
-
-
-def _store() -> str:
-    try:
-        folder = find_root() / "runs"
-    except BookError:
-        return NO_BOOK
-    if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
-        raise PhantomError(f"'{folder}' cannot be written. Mend its permissions, or give another folder with -p store.")
-    files = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
-    return f"{folder}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB"
-
-
 def _zoo() -> str:
-    problems = zoo_models.verify()
-    if problems:
+    if problems := zoo_models.verify():
         raise PhantomError(" ".join(problems))
     return f"weights of {', '.join(zoo_models.ALL)} verified"
 

@@ -28,13 +28,8 @@ VIEWERS = {"@jupyterlab/docmanager-extension:plugin": {"defaultViewers": {"pytho
 def open_in_lab(root: Path, number: str, profile: str = "smoke") -> Path:
     """Open a notebook in JupyterLab, through jupytext's contents manager: what is saved there is the ``.py`` itself.
 
-    Args:
-        root: the project's root.
-        number: which notebook.
-        profile: its parameters in JupyterLab. ``notebook.start`` sets them there; they are in no file.
-
-    Returns:
-        the ``.py`` file, once JupyterLab is closed.
+    There, ``notebook.start`` sets the parameters of the profile; they are in no file. Returns the ``.py`` file, once
+    JupyterLab is closed.
 
     Raises:
         ParameterError: there is no such notebook or profile.
@@ -69,24 +64,19 @@ def open_in_lab(root: Path, number: str, profile: str = "smoke") -> Path:
 
 def lab(root: Path, source: Path) -> list[str]:
     """The command that opens a notebook; Ctrl-C ends it without a question."""
-    manager = "--ServerApp.contents_manager_class=jupytext.TextFileContentsManager"
-    place = f"--LabApp.default_url=/lab/tree/{source.relative_to(root).as_posix()}"
-    return [
-        sys.executable,
-        "-m",
-        "jupyterlab",
-        "--ServerApp.answer_yes=True",
-        f"--ServerApp.root_dir={root}",
-        manager,
-        place,
-    ]
+    options = {
+        "ServerApp.answer_yes": True,
+        "ServerApp.root_dir": root,
+        "ServerApp.contents_manager_class": "jupytext.TextFileContentsManager",
+        "LabApp.default_url": f"/lab/tree/{source.relative_to(root).as_posix()}",
+    }
+    return [sys.executable, "-m", "jupyterlab", *(f"--{name}={value}" for name, value in options.items())]
 
 
-def check(root: Path, number: str, profile: str = "smoke") -> None:
+def check_edit(root: Path, number: str, profile: str = "smoke") -> None:
     """Do what an edit does, without a browser: convert, run with the parameters of a profile, convert back.
 
-    Raises:
-        BookError: a cell failed, or the ``.py`` would not come back as it is.
+    BookError if a cell failed, or the ``.py`` would not come back as it is.
     """
     import jupytext
 
@@ -98,51 +88,34 @@ def check(root: Path, number: str, profile: str = "smoke") -> None:
         raise BookError(f"{source.name} does not come back from JupyterLab as it is:\n" + "\n".join(changes))
     with tempfile.TemporaryDirectory() as folder:
         job = make_job(root, source.stem, {}, Path(folder) / "checked.ipynb", load_profile(root, profile))
-        run_jobs([job], 1, {})
+        run_jobs([job])
 
 
 def new_chapter(root: Path, name: str) -> Path:
     """Make a chapter that runs as it is: a notebook from the template, listed in ``_toc.yml`` and the smoke profile.
 
-    Args:
-        root: the project's root.
-        name: lower-case words joined by ``_``; the next free number is put before it.
-
-    Returns:
-        the new ``.py`` file.
-
-    Raises:
-        ParameterError: the name is none for a notebook, or is taken.
+    The next free number is put before ``name``, lower-case words joined by ``_``; ParameterError if it cannot be, or is
+    taken. Returns the new ``.py`` file.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
         raise ParameterError(
             f"'{name}' cannot name a chapter; write lower-case words joined by _, such as my_question."
         )
     there = notebooks(root)
-    taken = [path.name for path in there.values() if path.stem[3:] == name]
-    if taken:
+    if taken := [path.name for path in there.values() if path.stem[3:] == name]:
         raise ParameterError(f"There is a chapter notebooks/{taken[0]} already; choose another name.")
     number = f"{max(map(int, there), default=-1) + 1:02d}"
     source = root / "notebooks" / f"{number}_{name}.py"
-    words = name.replace("_", " ")
-    values = {"number": number, "name": source.stem, "title": words.capitalize(), "label": name.replace("_", "-")}
+    values = {"number": number, "name": source.stem, "label": name.replace("_", "-")}
+    values["title"] = name.replace("_", " ").capitalize()
     contents, smoke = root / "_toc.yml", root / "notebooks" / "profiles" / "smoke.yaml"
-    listed = _listed(contents.read_text(encoding="utf-8"), source.stem)
+    page = f"- file: {GENERATED.as_posix()}/"
+    before, last, after = contents.read_text(encoding="utf-8").rpartition(page)
+    if not last:
+        raise BookError(f"_toc.yml lists no notebook yet; add '{page}{source.stem}' where it belongs.")
+    indent, (last, *rest) = before.rpartition("\n")[2], after.split("\n", 1)
     write_text(source, TEMPLATE.read_text(encoding="utf-8").format(**values))
-    write_text(contents, listed)
+    write_text(contents, "\n".join([f"{before}{page}{last}", f"{indent}{page}{source.stem}", *rest]))
     if smoke.is_file():
         write_text(smoke, smoke.read_text(encoding="utf-8").rstrip() + f'\n"{number}":\n  steps: {SMALL_STEPS}\n')
     return source
-
-
-def _listed(contents: str, name: str) -> str:
-    """The table of contents with one more notebook, after the last."""
-    lines = contents.splitlines()
-    end = max((at for at, line in enumerate(lines, 1) if f"- file: {GENERATED.as_posix()}/" in line), default=0)
-    if not end:
-        raise BookError(
-            f"_toc.yml lists no notebook yet; add '- file: {GENERATED.as_posix()}/{name}' where it belongs."
-        )
-    indent = lines[end - 1].partition("-")[0]
-    lines.insert(end, f"{indent}- file: {GENERATED.as_posix()}/{name}")
-    return "\n".join(lines) + "\n"

@@ -16,7 +16,7 @@ from phantombook import preloaded_kernel, tidy
 from phantombook.ledger import measurements
 from phantombook.plan import Job
 from phantombook.project import read_notebook
-from phantomlib import errors, files, progress
+from phantomlib import files, progress
 from phantomlib.errors import BookError, PhantomError
 
 
@@ -26,36 +26,55 @@ def execute(
     jobs: int = 1,
     stopped: Callable[[], bool] = lambda: False,
 ) -> float:
-    """Run a job; the output file appears only when all of it is done.
+    """Run a job; the output file appears only when all of it is done. Returns the seconds it took.
 
     Args:
         job: what to run.
-        on_progress: called as a cell starts, with ``cell``, ``of``, ``heading`` and ``watch``, the path where
-            :func:`phantomlib.progress.read_report` finds what the kernel tracks.
+        on_progress: called as a cell starts, with ``cell``, ``of``, ``heading``, and for ``read_report`` a file ``watch``.
         jobs: how many notebooks share the machine's memory.
         stopped: whether its kernel was ended on purpose; then KeyboardInterrupt is raised.
-
-    Returns:
-        seconds it took.
 
     Raises:
         PhantomError: raised on purpose in the notebook; only its message is passed on.
         BookError: the notebook failed otherwise; what it did until then is kept beside the output.
     """
+    import nbformat
+    import papermill
     from nbclient.exceptions import DeadKernelError
-    from nbformat import NotebookNode
     from papermill.exceptions import PapermillExecutionError
 
-    began = time.monotonic()
+    began, source = time.monotonic(), read_notebook(job.source)
+    scratch, begun = Path(util.get_temp_dir()) / secrets.token_hex(8), list[nbformat.NotebookNode]()
+    watch = str(scratch / "progress.json")
+
+    def on_cell_start(cell, cell_index):
+        begun.append(cell)
+        of = len(source.cells) + bool(job.parameters)  # papermill puts one more in front
+        on_progress({"cell": len(begun), "of": of, "heading": tidy.last_heading(begun), "watch": watch})
+
     try:
         job.output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=job.output.parent):
             pass
     except OSError as error:
         raise BookError(f"Cannot write '{job.output}' ({error.strerror}). Choose another output.") from None
-    scratch, begun = Path(util.get_temp_dir()) / secrets.token_hex(8), list[NotebookNode]()
     try:
-        _run(job, scratch, begun, on_progress, jobs)
+        preloaded_kernel.order(job, scratch, {progress.ENVIRONMENT: watch, progress.JOBS: str(jobs)})
+        executed = papermill.execute_notebook(
+            source,
+            None,
+            job.parameters,
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            start_timeout=300,  # a busy machine may need minutes to start a kernel
+            extra_arguments=["--log-level=40"],
+            on_cell_start=on_cell_start,
+        )
+        tidy.tidy(executed, job)
+        with files.replacing(job.output) as temporary:
+            nbformat.write(executed, temporary)
+            measurements.complete(scratch)
     except (PapermillExecutionError, DeadKernelError, RuntimeError) as error:  # the last: died as it started
         if stopped():
             raise KeyboardInterrupt from None
@@ -66,44 +85,12 @@ def execute(
     return time.monotonic() - began
 
 
-def _run(job: Job, scratch: Path, begun: list, on_progress: Callable[[dict], None], jobs: int) -> None:
-    """Run a job; ``begun`` is filled with the cells that were started."""
-    import nbformat
-    import papermill
-    from jupyter_client.provisioning import KernelProvisionerFactory
-
-    source, watch = read_notebook(job.source), str(scratch / "progress.json")
-
-    def on_cell_start(cell, cell_index):
-        begun.append(cell)
-        of = len(source.cells) + bool(job.parameters)  # papermill puts one more in front
-        on_progress({"cell": len(begun), "of": of, "heading": tidy.last_heading(begun), "watch": watch})
-
-    preloaded_kernel.ORDER.set((job, scratch, {progress.ENVIRONMENT: watch, progress.JOBS: str(jobs)}))
-    KernelProvisionerFactory.instance().default_provisioner_name = preloaded_kernel.NAME
-    executed = papermill.execute_notebook(
-        source,
-        None,
-        job.parameters,
-        kernel_name="python3",
-        language="python",
-        progress_bar=False,
-        start_timeout=300,  # a busy machine may need minutes to start a kernel
-        extra_arguments=["--log-level=40"],
-        on_cell_start=on_cell_start,
-    )
-    tidy.tidy(executed, job)
-    with files.replacing(job.output) as temporary:
-        nbformat.write(executed, temporary)
-        measurements.complete(scratch)
-
-
 def _failure(job: Job, begun: list, error) -> PhantomError:
     """What to raise; unless the notebook refused before it showed anything, what it did is kept."""
     import nbformat
 
-    kind = getattr(errors, getattr(error, "ename", ""), None)
-    refused = kind if isinstance(kind, type) and issubclass(kind, PhantomError) else None
+    kinds: list[type[PhantomError]] = [PhantomError, *PhantomError.__subclasses__()]
+    refused = next((kind for kind in kinds if kind.__name__ == getattr(error, "ename", "")), None)
     shown = {output.output_type for cell in begun for output in cell.get("outputs", ())}
     kept = ""
     if begun and (not refused or shown & {"display_data", "execute_result"}):
@@ -111,7 +98,6 @@ def _failure(job: Job, begun: list, error) -> PhantomError:
         kept = f" What it did until then is in '{job.failed}'."
     if refused:
         return refused(error.evalue + kept)
-    reason = "the kernel died, perhaps for want of memory"
-    if hasattr(error, "ename"):
-        reason = f"cell {error.cell_index} raised {error.ename}: {error.evalue}".rstrip(": ")
+    raised = hasattr(error, "ename") and f"cell {error.cell_index} raised {error.ename}: {error.evalue}".rstrip(": ")
+    reason = raised or "the kernel died, perhaps for want of memory"
     return BookError(f"Notebook {job.name} failed: {reason}.{kept} Mend the cause and run it again: {job.command}")

@@ -1,10 +1,11 @@
 """What every measurement is given: models, contexts, device, precision, store, seed; refused here before anything runs."""
 
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from phantomlib.contexts import Context, load_contexts
 from phantomlib.errors import ParameterError, shown
@@ -13,16 +14,33 @@ from phantomlib.models.zoo_models import HELD_OUT
 FITTING = "fitting:"  # before the name of a contexts file: leave out what does not fit a model
 
 
+Text = Annotated[str, Field(pattern=r"\S")]
+Multiple = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+WANTED: dict[str, tuple[Any, str]] = {  # what is more than text: its type, and how a refusal puts it
+    "models": (
+        Annotated[list[Text], Field(min_length=1)],
+        "a list with at least one model: zoo:NAME such as 'zoo:gpt2-s', pretrained:NAME, a folder, a GGUF file or a hub id",
+    ),
+    "seed": (Annotated[int, Field(ge=0, lt=2**32)], f"a whole number from 0 to {2**32 - 1}"),
+    "multiples": (
+        Annotated[list[Multiple], Field(min_length=1)],
+        "a non-empty list of positive, finite numbers, such as [0.5, 1.5]: learning rates in units of critical ones",
+    ),
+}
+
+
+def _check(**values) -> None:
+    for name, value in values.items():
+        kind, wanted = WANTED.get(name, (Text, "non-empty text"))
+        try:
+            TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
+        except ValidationError:
+            raise ParameterError(f"{name} is {shown(value)}; it must be {wanted}.") from None
+
+
 def check_multiples(multiples: list[float]) -> None:
     """Raise ParameterError unless learning rates in units of critical ones are a non-empty list of positive, finite numbers."""
-    real = isinstance(multiples, list) and all(
-        isinstance(x, int | float) and not isinstance(x, bool) for x in multiples
-    )
-    if not real or not multiples or not all(0 < x < math.inf for x in multiples):
-        raise ParameterError(
-            f"multiples is {shown(multiples)}; it must be a non-empty list of positive, finite numbers, such as [0.5, 1.5]: "
-            "learning rates in units of each context's critical one."
-        )
+    _check(multiples=multiples)
 
 
 def check_inputs(
@@ -42,29 +60,18 @@ def check_inputs(
         ParameterError: a wrong type or an impossible value.
         ContextError, ModelError: the contexts or a model cannot be used.
     """
-    if not isinstance(models, list) or not models or not all(isinstance(ref, str) and ref.strip() for ref in models):
-        raise ParameterError(
-            f"models is {shown(models)}; it must be a list with at least one model: zoo:NAME such as "
-            "'zoo:gpt2-s', pretrained:NAME, a folder, a GGUF file or a hub id."
-        )
-    for ref in models:
-        if models.count(ref) > 1:
-            raise ParameterError(f"models names {shown(ref)} {models.count(ref)} times; name every model once.")
-    for name, value in {"contexts": contexts, "device": device, "dtype": dtype, "store": store}.items():
-        if not isinstance(value, str) or not value.strip():
-            raise ParameterError(f"{name} is {shown(value)}; it must be non-empty text.")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ParameterError(f"seed is {shown(seed)}; it must be a whole number from 0 to {2**32 - 1}.")
+    _check(models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
 
     from phantomlib.models.language_model import DTYPES, check_device, find, short_name  # torch
 
     if dtype not in DTYPES:
         raise ParameterError(f"dtype {shown(dtype)} is not known; choose one of {', '.join(DTYPES)}.")
     check_device(device)
-    for ref in models:
-        find(ref)  # a misspelt zoo name or folder
     named: dict[str, str] = {}
     for ref in models:
+        if models.count(ref) > 1:
+            raise ParameterError(f"models names {shown(ref)} {models.count(ref)} times; name every model once.")
+        find(ref)  # a misspelt zoo name or folder
         other = named.setdefault(short_name(ref), ref)
         if other != ref:  # results, files and figures go by the name
             raise ParameterError(
@@ -81,6 +88,8 @@ def chosen_held_out(models: list[str], held_out: str) -> str:
         ParameterError: it is empty, and a model is not of the zoo; it is one of ``models``.
         ModelError: there is no such model.
     """
+    from phantomlib.models.language_model import find
+
     others = [ref for ref in models if not ref.startswith("zoo:")]
     if others and not held_out.strip():
         raise ParameterError(
@@ -91,8 +100,6 @@ def chosen_held_out(models: list[str], held_out: str) -> str:
     chosen = held_out.strip() or f"zoo:{HELD_OUT}"
     if chosen in models:
         raise ParameterError(f"{shown(chosen, 300)} is held out, so it cannot be among models; take it out there.")
-    from phantomlib.models.language_model import find
-
     find(chosen)
     return chosen
 
@@ -118,18 +125,14 @@ def typed_paths(given: dict, root: Path | None = None) -> dict[str, Any]:
 
 def named_files(value, root: Path) -> dict[str, Path]:
     """Files and folders that the texts in some parameters name, by that text; paths lead from ``root``."""
-    found = {}
-    for text in _texts(value):
-        named = text.removeprefix(FITTING)
-        path = root / named
-        if named and (os.path.isfile(path) or os.path.isdir(path)):  # False, too, for text that cannot be a path
-            found[text] = path
-    return found
 
+    def texts(value) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict | list):
+            for item in value.values() if isinstance(value, dict) else value:
+                yield from texts(item)
 
-def _texts(value) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item)
+    paths = {text: root / text.removeprefix(FITTING) for text in texts(value) if text.removeprefix(FITTING)}
+    # os.path is False, too, for text that cannot be a path
+    return {text: path for text, path in paths.items() if os.path.isfile(path) or os.path.isdir(path)}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from phantombook.build import build_book, check_todo, choose
 from phantombook.inputs import FITTING
-from phantombook.plan import make_plan
+from phantombook.plan import make_jobs
 from phantombook.project import GENERATED, Profile, find_root, load_profile
 from phantomlib.critical.blind import FEWEST_FITTED
 from phantomlib.errors import BookError, ParameterError
@@ -38,7 +38,7 @@ def build_own_book(
     jobs: int | None = None,
     root: Path | None = None,
 ) -> Path:
-    """Make the book for ``models``.
+    """Make the book for ``models``; ``only``, ``jobs``, ``root``, what is returned and BookError are those of ``build_book``.
 
     Args:
         models: references (``zoo:NAME``, ``pretrained:NAME``, absolute folders or GGUF files, hub ids).
@@ -49,33 +49,22 @@ def build_own_book(
         device, dtype: where and in which precision.
         profile: whose multiples of critical rates and numbers of steps to take.
         output: the book's folder, new, empty or made by this function before; ``books/NAMES`` in the repository if None.
-        only, jobs, root: as in :func:`phantombook.build.build_book`.
-
-    Returns:
-        the page to open.
 
     Raises:
         PhantomError: a model is named twice, something given cannot be used, or the folder holds something else: before
             anything is touched.
-        BookError: see :func:`phantombook.build.build_book`.
     """
     root = root or find_root()
     for ref in models:
         if models.count(ref) > 1 or ref == held_out:
             raise ParameterError(f"The model '{ref}' is given twice; give each once, and a held-out one only as such.")
     base = load_profile(root, profile)
-    common = {
-        "models": models,
-        "contexts": contexts if contexts.startswith(FITTING) else FITTING + contexts,
-        "device": device,
-        "dtype": dtype,
-        "store": "runs",
-        "seed": base.common.get("seed", "0"),
-    }
+    common = {"models": models, "contexts": FITTING + contexts.removeprefix(FITTING), "device": device, "dtype": dtype}
+    common |= {"store": "runs", "seed": base.common.get("seed", "0")}
     own = {number: {k: v for k, v in values.items() if k != "models"} for number, values in base.own.items()}
     own.setdefault("10", {})["held_out"] = held_out
     own.setdefault("12", {})["charted"] = models[-1:]  # the boundary comes from the others
-    plan = make_plan(root, Profile(PROFILE, common, own))
+    plan = make_jobs(root, Profile(PROFILE, common, own))
     choose(plan, root, only, 1 if jobs is None else jobs)
     names = [re.sub(r"[^\w.-]", "-", short_name(ref)) for ref in models]
     output = Path(os.path.abspath(output or root / "books" / "+".join(names)[:LONGEST_NAME]))
@@ -106,12 +95,8 @@ def build_own_book(
 def _copy_project(root: Path, output: Path) -> None:
     """Copy pages and notebooks, but no profile and no figures of speed; what was made from earlier copies stays."""
     output.mkdir(parents=True, exist_ok=True)
-    write_text(
-        output / MARKER, "Made by 'phantom book --models', which replaces the pages and notebooks in this folder.\n"
-    )
-    ignored = shutil.ignore_patterns(
-        GENERATED.name, "profiles", "results", "__pycache__", "*.ipynb", ".ipynb_checkpoints"
-    )
+    write_text(output / MARKER, "Made by 'phantom book --models', which replaces the pages and notebooks here.\n")
+    ignored = shutil.ignore_patterns(GENERATED.name, "profiles", "results", "__pycache__", "*.ipynb", ".ipynb_*")
     for name in COPIED:
         if (root / name).is_dir():
             shutil.copytree(root / name, output / name, ignore=ignored, dirs_exist_ok=True)
@@ -132,18 +117,12 @@ def _leave_out(number: str, output: Path) -> None:
 
 def _say_which(intro: Path, names: list[str], contexts: str, blind: bool) -> None:
     """Put a note below the title of the front page."""
-    sentences = (
-        "the ten sentences of the companion" if contexts == "default" else f"the sentences in `{Path(contexts).name}`"
-    )
+    sentences = "the ten of the companion" if contexts == "default" else f"those in `{Path(contexts).name}`"
+    no_blind = "The chapter on blind prediction is left out: it needs a held-out model (`--held-out`) and three others."
     title, _, rest = intro.read_text(encoding="utf-8").partition("\n")
-    note = (
-        f"This copy of the book was made for {', '.join(f'`{name}`' for name in names)} with {sentences}. Where its prose "
-        "speaks of the zoo or of five architectures, it describes the original; the numbers, tables and figures are those "
-        "of these models. What is about two real models in particular is left out, and what is said of them below holds for "
-        "the original."
-    )
-    if not blind:
-        note += (
-            " The chapter on blind prediction is left out: it needs a held-out model (`--held-out`) and three others."
-        )
+    note = f"""\
+This copy of the book was made for {", ".join(f"`{name}`" for name in names)}; its sentences are {sentences}. Where its prose
+speaks of the zoo or of five architectures, it describes the original; the numbers, tables and figures are those of these
+models. What is about two real models in particular is left out, and what is said of them below holds for the original.
+{"" if blind else no_blind}"""
     write_text(intro, f"{title}\n\n:::{{note}}\n{note}\n:::\n{rest}")

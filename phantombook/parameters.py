@@ -33,31 +33,20 @@ def parse_value(text: str):
 
 
 def load_mapping(path: Path) -> dict:
-    """A YAML file of parameters; every scalar is text.
-
-    Raises:
-        ParameterError: missing, not YAML, a name given twice, or not a mapping.
-    """
+    """A YAML file of parameters; every scalar is text. ParameterError if it is none."""
     try:
-        mapping = read_yaml(path, as_text=True)
+        mapping = read_yaml(path, as_text=True) or {}
     except OSError as error:
         raise ParameterError(f"Cannot read '{path}' ({error.strerror}). Give a YAML file of parameters.") from None
     except yaml.YAMLError as error:
         raise ParameterError(f"'{path}' is not valid YAML ({_reason(error)}). Mend it and run again.") from None
-    if mapping and not (isinstance(mapping, dict) and all(isinstance(name, str) for name in mapping)):
+    if not isinstance(mapping, dict) or not all(isinstance(name, str) for name in mapping):
         raise ParameterError(f"'{path}' must be a YAML mapping of names to values, such as 'steps: 30'.")
-    return mapping or {}
+    return mapping
 
 
 def declared(notebook) -> dict[str, Declared]:
-    """The parameters of a notebook, by name.
-
-    Args:
-        notebook: an ``nbformat`` notebook with one code cell tagged ``parameters``: lines ``name: type = value  # help``.
-
-    Raises:
-        BookError: that cell holds something else.
-    """
+    """The parameters of a notebook (``nbformat``), by name; BookError if their cell holds anything else."""
     cells = [cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
     known: dict[str, Declared] = {}
     try:
@@ -91,13 +80,14 @@ def check_parameters(values: dict, known: dict[str, Declared], notebook: str) ->
                 f"{notebook} has no parameter {shown(name)}{did_you_mean(name, known)}. "
                 f"Its parameters: {', '.join(known) or 'none'}."
             )
+        kind = known[name].type
         try:
-            checked[name] = _fit(value, known[name].type)
+            checked[name] = _fit(value, kind)
         except ValueError:
-            listed = known[name].type.startswith("list") and not isinstance(value, list | dict)
+            listed = kind.startswith("list") and not isinstance(value, list | dict)
             hint = f" Write a list, such as -p {name} {shown(f'[{value}]')}." if listed else ""
             raise ParameterError(
-                f"{name} is {shown(value)}, but {notebook} needs {known[name].type} there "
+                f"{name} is {shown(value)}, but {notebook} needs {kind} there "
                 f"(its default is {json.dumps(known[name].default)}).{hint}"
             ) from None
     return checked
@@ -107,9 +97,13 @@ def _fit(value, kind: str):
     """``value`` as pydantic reads it for the annotation ``kind``; ValueError if it does not fit."""
     from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 
-    number = BeforeValidator(_no_truth)
-    words = vars(typing) | {"int": typing.Annotated[int, number, Field(ge=-(2**63), lt=2**63)]}
-    words |= {"float": typing.Annotated[float, number]}
+    def no_truth(value):
+        if isinstance(value, bool):
+            raise ValueError("true and false are no numbers")
+        return value
+
+    whole = typing.Annotated[int, BeforeValidator(no_truth), Field(ge=-(2**63), lt=2**63)]
+    words = vars(typing) | {"int": whole, "float": typing.Annotated[float, BeforeValidator(no_truth)]}
     try:
         annotation = eval(kind, words)
     except (NameError, TypeError, SyntaxError):
@@ -117,12 +111,6 @@ def _fit(value, kind: str):
             f"The type '{kind}' of a parameter is not known; write a plain one, such as list[float]."
         ) from None
     return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
-
-
-def _no_truth(value):
-    if isinstance(value, bool):
-        raise ValueError("true and false are no numbers")
-    return value
 
 
 def _reason(error: yaml.YAMLError) -> str:

@@ -15,31 +15,18 @@ from phantomlib.files import digest, file_digest
 
 @dataclass(frozen=True)
 class Job:
-    """One notebook to run.
+    """One notebook to run."""
 
-    Attributes:
-        source: the ``.py`` notebook.
-        output: where the executed ``.ipynb`` goes.
-        root: the project's root, the kernel's working folder.
-        parameters: the values that differ from the notebook's defaults, checked.
-        defaults: what the notebook declares, by name.
-        command: what a reader types to get the same.
-        profile: name of the profile, or "".
-        key: hash of everything the result depends on, or "".
-        after: names of the notebooks that must have run before.
-        minutes: about how long it takes in the zoo profile; 0 if short.
-    """
-
-    source: Path
-    output: Path
-    root: Path
-    parameters: dict
-    defaults: dict
-    command: str
-    profile: str = ""
-    key: str = ""
-    after: tuple[str, ...] = ()
-    minutes: float = 0
+    source: Path  # the .py notebook
+    output: Path  # where the executed .ipynb goes
+    root: Path  # of the project: the kernel's working folder
+    parameters: dict  # the values that differ from the notebook's defaults, checked
+    defaults: dict  # what the notebook declares, by name
+    command: str  # what a reader types to get the same
+    profile: str  # its name, or ""
+    after: tuple[str, ...]  # names of the notebooks that must have run before
+    minutes: float  # about how long it takes in the zoo profile; 0 if short
+    key: str = ""  # hash of everything the result depends on
 
     @property
     def name(self) -> str:
@@ -70,10 +57,10 @@ def make_job(
     Raises:
         ParameterError: unknown notebook or parameter, a value of a wrong type, or an output that is no notebook.
     """
-    target = Path(output or f"{find_notebook(root, number).stem}.ipynb").resolve()
+    source = find_notebook(root, number)
+    target = Path(output or f"{source.stem}.ipynb").resolve()
     if target.is_dir() or target.suffix != ".ipynb":
         raise ParameterError(f"The output '{target}' cannot be a notebook; name a file that ends in .ipynb.")
-    source = find_notebook(root, number)
     content = read_notebook(source)
     known = declared(content)
     header = content.metadata.get("phantom", {})
@@ -95,54 +82,49 @@ def make_job(
     )
 
 
+def make_jobs(root: Path, profile: Profile) -> list[Job]:
+    """One job for each notebook page of ``_toc.yml``, without keys; BookError if it names a notebook that does not exist."""
+    listed, available = pages_to_generate(root), [path.stem for path in notebooks(root).values()]
+    if missing := [name for name in listed if name not in available]:
+        raise BookError(f"_toc.yml lists '{GENERATED / missing[0]}', but there is no notebooks/{missing[0]}.py.")
+    return [make_job(root, name, {}, root / GENERATED / f"{name}.ipynb", profile) for name in listed]
+
+
 def make_plan(root: Path, profile: Profile) -> list[Job]:
-    """One job per notebook page of ``_toc.yml``.
+    """The jobs of :func:`make_jobs` with their keys, and each with the names of those that it comes after.
 
     A notebook that reads what others recorded says so in its header, ``phantom: {after: all}`` under ``jupyter:``, or
     ``after: ["01", "02"]``. It then runs after them, and again whenever they may record something else. With
-    ``minutes: 5`` it starts before shorter ones.
-
-    Raises:
-        BookError: the table of contents, or a notebook's header, names a notebook that does not exist.
+    ``minutes: 5`` it starts before shorter ones. BookError if a header names a notebook that does not exist.
     """
-    available = [path.stem for path in notebooks(root).values()]
-    plan = []
-    for name in pages_to_generate(root):
-        if name not in available:
-            raise BookError(f"_toc.yml lists '{GENERATED / name}', but there is no notebooks/{name}.py.")
-        plan.append(make_job(root, name, {}, root / GENERATED / f"{name}.ipynb", profile))
+    plan = make_jobs(root, profile)
     names = {job.name[:2]: job.name for job in plan}
     recorded = {job.name: hash_inputs(job, without="phantombook.figures") for job in plan}
-    independent = [job.name for job in plan if job.after != "all"]
+    independent = [job.name[:2] for job in plan if job.after != "all"]
     planned = []
     for job in plan:
-        if job.after != "all" and not set(job.after) <= set(names):
+        numbers = independent if job.after == "all" else job.after
+        if not set(numbers) <= set(names):
             raise BookError(
                 f"Notebook {job.name} comes after {job.after}; give a list of {', '.join(names)}, or 'all'."
             )
-        after = independent if job.after == "all" else [names[number] for number in job.after]
+        after = tuple(names[number] for number in numbers)
         key = digest([hash_inputs(job), *(recorded[name] for name in after)])
-        planned.append(replace(job, after=tuple(after), key=key))
+        planned.append(replace(job, after=after, key=key))
     return planned
 
 
 def hash_inputs(job: Job, without: str = "") -> str:
     """Hash of what an executed notebook is made from: its text, parameters and the files they name, the modules it reaches.
 
-    Args:
-        job: one notebook.
-        without: a package of modules to leave out.
-
-    Raises:
-        BookError: it is not Python.
+    Those of the package ``without`` are left out. BookError if the notebook is not Python.
     """
-    # contexts by content; folders of weights, which may be large, by size and time
-    files = {
-        text: [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(path.glob("*"))]
-        if path.is_dir()
-        else file_digest(path)
-        for text, path in named_files(job.all_parameters | {"store": ""}, job.root).items()
-    }
+    files: dict = {}
+    for name, path in named_files(job.all_parameters | {"store": ""}, job.root).items():
+        if path.is_dir():  # of weights, which may be large
+            files[name] = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(path.glob("*"))]
+        else:
+            files[name] = file_digest(path)
     text = job.source.read_text(encoding="utf-8")
     try:
         code = stale.key(job.source, without)

@@ -1,42 +1,31 @@
-"""Notebook kernels that need not import torch: they are forked from a process that has.
+"""Notebook kernels that need not import torch: the standard library's fork server, which has imported it, forks each.
 
-Importing torch, transformers and the plotting packages takes longer than many a notebook runs. The standard library's fork
-server imports them once and does nothing else; from it one kernel is forked for each notebook. A kernel is told by the runner
-what it works for, not by an environment variable that anybody could set, and it ends when the runner does. Jupyter finds
-:class:`Preloaded` by its entry point (``jupyter_client.kernel_provisioners``).
+A kernel is told by the runner what it works for, not by an environment variable that anybody could set, and it ends when
+the runner does. Jupyter finds :class:`Preloaded` by its entry point (``jupyter_client.kernel_provisioners``).
 """
 
 import multiprocessing
-import multiprocessing.util
 import os
 import shutil
 import tempfile
 import threading
 from contextvars import ContextVar
-from multiprocessing import forkserver
+from multiprocessing import forkserver, util
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from unittest.mock import patch
 
-from jupyter_client.provisioning import LocalProvisioner
+from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 
 from phantombook.plan import Job
 
-LONGEST_FOLDER = 75  # characters of a path below which a socket can lie: with its name it may have 107
 NAME = "phantom-preloaded"  # of the entry point
 PRELOAD = [
     "phantombook.ends_with_parent",
-    "ipykernel.ipkernel",
-    "ipykernel.kernelapp",
-    "peft",
-    "phantomlib.critical.blind",
-    "phantombook.figures.style",
-    "phantomlib.transition.jumps",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.tokenization_auto",
-    "transformers.models.gpt2.modeling_gpt2",
-    "transformers.models.gpt_neox.modeling_gpt_neox",
-    "transformers.trainer",
+    *("ipykernel.ipkernel", "ipykernel.kernelapp", "peft", "phantomlib.critical.blind", "phantomlib.transition.jumps"),
+    *("phantombook.figures.style", "transformers.trainer"),
+    *(f"transformers.models.auto.{name}_auto" for name in ("modeling", "tokenization")),
+    *(f"transformers.models.{name}.modeling_{name}" for name in ("gpt2", "gpt_neox")),
 ]
 SETTINGS = {
     "OMP_NUM_THREADS": "1",
@@ -45,25 +34,20 @@ SETTINGS = {
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # whatever the user has set: figures belong on the page
     # ipywidgets is left out on purpose (see requirements.txt); tqdm would complain
     "PYTHONWARNINGS": ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"])),
-    # glibc: keep memory that tensors gave back, instead of fetching it anew each step; but that of really large ones must
-    # not lie in pieces between what is still used
+    # glibc: keep memory that tensors gave back, but do not let that of really large ones lie in pieces
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
 }
-# What the next kernel of this thread works for: the job, a folder that it makes, and further environment variables
-ORDER: ContextVar[tuple[Job, Path, dict[str, str]]] = ContextVar("ORDER")
+_ORDER: ContextVar[tuple[Job, Path, dict[str, str]]] = ContextVar("_ORDER")
 
 
 class Kernel(ForkServerProcess):
     """A process with the methods of :class:`subprocess.Popen` that a provisioner calls."""
 
     stdin = stdout = stderr = None
+    wait = ForkServerProcess.join
 
     def poll(self) -> int | None:
-        return self.exitcode
-
-    def wait(self) -> int | None:
-        self.join()
         return self.exitcode
 
     def send_signal(self, number: int) -> None:
@@ -72,11 +56,11 @@ class Kernel(ForkServerProcess):
 
 
 class Preloaded(LocalProvisioner):
-    """Starts a kernel by a fork; needs the fork server (:func:`start_server`) and an order."""
+    """Starts a kernel by a fork; needs the fork server (:func:`start_server`) and an :func:`order`."""
 
     async def launch_kernel(self, cmd, **options):
         arguments = cmd[cmd.index("ipykernel_launcher") + 1 :]
-        kernel = Kernel(target=_serve, args=(arguments, dict(options["env"]), *ORDER.get()))
+        kernel = Kernel(target=_serve, args=(arguments, dict(options["env"]), *_ORDER.get()))
         kernel.start()
         self.process, self.pid = kernel, kernel.pid  # type: ignore[assignment]
         return self.connection_info
@@ -84,14 +68,22 @@ class Preloaded(LocalProvisioner):
 
 def start_server() -> None:
     """Start the fork server unless it runs, and wait until it is ready; before any thread that reads the environment."""
-    if len(tempfile.gettempdir()) > LONGEST_FOLDER:  # its socket lies in there, and a socket's path must be short
+    if (
+        len(tempfile.gettempdir()) > 75
+    ):  # its socket lies in there, and with a name of 32 the path may have 107 characters
         with patch.object(tempfile, "tempdir", "/tmp"):
-            multiprocessing.util.get_temp_dir()
+            util.get_temp_dir()
     with patch.dict(os.environ, SETTINGS):  # the packages and glibc read them when they start
         forkserver.set_forkserver_preload(PRELOAD)
         first = Kernel(target=int)  # a child that does nothing comes once all is imported
         first.start()
         first.join()
+
+
+def order(job: Job, scratch: Path, further: dict[str, str]) -> None:
+    """The next kernel of this thread is for ``job``, makes the folder ``scratch``, and has ``further`` environment variables."""
+    KernelProvisionerFactory.instance().default_provisioner_name = NAME
+    _ORDER.set((job, scratch, further))
 
 
 def _serve(arguments: list[str], environment: dict[str, str], job: Job, scratch: Path, further: dict[str, str]) -> None:

@@ -20,10 +20,7 @@ def cores() -> int:
 def find_root(start: Path | None = None) -> Path:
     """The project's root: the nearest folder at or above ``start`` with ``_toc.yml`` and ``notebooks/``.
 
-    Falls back on the checkout this package was installed from (``pip install -e``).
-
-    Raises:
-        BookError: there is no such folder.
+    Falls back on the checkout this package was installed from (``pip install -e``); BookError if there is none.
     """
     start = (start or Path.cwd()).resolve()
     for folder in (start, *start.parents, Path(phantomlib.__file__).resolve().parents[1]):
@@ -41,11 +38,7 @@ def notebooks(root: Path) -> dict[str, Path]:
 
 
 def find_notebook(root: Path, number: str | int) -> Path:
-    """The notebook called ``2``, ``02``, ``silent_failure``, ``02_silent_failure`` or by its path.
-
-    Raises:
-        ParameterError: none is.
-    """
+    """The notebook called ``2``, ``02``, ``silent_failure``, ``02_silent_failure`` or by its path; ParameterError if none is."""
     available = notebooks(root)
     name = Path(str(number)).stem
     wanted = name.lstrip("0").zfill(2) if name.isdecimal() else name
@@ -90,7 +83,7 @@ def load_profile(root: Path, name: str) -> Profile:
     Raises:
         ParameterError: no such profile, not YAML, or a key that is neither ``common`` nor the number of a notebook.
     """
-    folder = root / "notebooks" / "profiles"
+    folder, numbers = root / "notebooks" / "profiles", notebooks(root)
     known = [path.stem for path in sorted(folder.glob("*.yaml"))]
     if name not in known:
         near = did_you_mean(name, known)
@@ -98,7 +91,6 @@ def load_profile(root: Path, name: str) -> Profile:
             f"There is no profile {shown(name)}{near}. Those in {folder}: {', '.join(known) or 'none'}."
         )
     content = load_mapping(folder / f"{name}.yaml")
-    numbers = notebooks(root)
     for key, values in content.items():
         if key != "common" and key not in numbers:
             raise ParameterError(
@@ -106,5 +98,5 @@ def load_profile(root: Path, name: str) -> Profile:
             )
         if values and not isinstance(values, dict):
             raise ParameterError(f"Section '{key}' of profile '{name}' is {shown(values)}; give parameters and values.")
-    own = {key: values or {} for key, values in content.items() if key != "common"}
-    return Profile(name, content.get("common") or {}, own)
+    common = content.pop("common", None) or {}
+    return Profile(name, common, {key: values or {} for key, values in content.items()})

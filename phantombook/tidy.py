@@ -16,15 +16,15 @@ PRESENTING = {"answer", "caption", "figure", "glue", "page", "record", "say", "t
 
 def tidy(executed, job: Job) -> None:
     """Drop what differs from run to run, fold what a reader of the book need not see, and note what made it."""
-    executed.metadata.pop("papermill", None)
-    executed.metadata.pop("jupytext", None)
+    for name in ("papermill", "jupytext"):
+        executed.metadata.pop(name, None)
     executed.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
     made = {"notebook": job.name, "profile": job.profile, "parameters": job.parameters, "key": job.key}
     executed.metadata["phantom"] = made
     for index, cell in enumerate(executed.cells):
         cell["id"] = f"{job.name}-{index:03d}"[-64:]
-        cell.metadata.pop("papermill", None)
-        cell.metadata.pop("execution", None)
+        for name in ("papermill", "execution"):
+            cell.metadata.pop(name, None)
         if cell.cell_type == "code":
             _tidy_code(cell)
 
@@ -49,14 +49,12 @@ def only_presents(source: str) -> bool:
         lines = ast.parse(source).body
     except SyntaxError:  # commands of IPython
         return False
-
-    def presents(line) -> bool:
+    for line in lines:
         match line:
-            case ast.Expr(ast.Call(ast.Attribute(ast.Name("nb"), method))):
-                return method in PRESENTING
+            case ast.Expr(ast.Call(ast.Attribute(ast.Name("nb"), method))) if method in PRESENTING:
+                continue
         return False
-
-    return bool(lines) and all(map(presents, lines))
+    return bool(lines)
 
 
 def last_heading(cells) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -48,7 +49,7 @@ def track(label: str, total: int) -> Iterator[Callable[..., object]]:
 def jobs() -> int:
     """How many processes of a book share the machine; ParameterError if the environment says no number."""
     text = os.environ.get(JOBS, "1")
-    if not text.isdecimal() or not int(text):
+    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
         raise ParameterError(
             f"The environment variable {JOBS} is {shown(text)}; give a number of processes, or remove it."
         )

@@ -17,8 +17,9 @@ import tiny_gguf
 from filelock import FileLock
 from typer.testing import CliRunner
 
-from phantombook.cli import app, typed_paths
+from phantombook.cli import app
 from phantombook.doctor import findings
+from phantombook.inputs import typed_paths
 from phantomlib import progress
 from phantomlib.errors import ModelError
 from phantomlib.files import file_digest, read_json, write_json

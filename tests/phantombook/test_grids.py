@@ -7,7 +7,7 @@ import pytest
 
 from phantombook.ledger.claims import load_claims
 from phantombook.parameters import declared
-from phantombook.plan import make_plan
+from phantombook.plan import make_jobs
 from phantombook.project import find_root, load_profile, notebooks, read_notebook
 
 ROOT = find_root()
@@ -46,7 +46,7 @@ def absolute_runs(source, parameters):
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_no_profile_holds_an_absolute_learning_rate(profile):
-    for job in make_plan(ROOT, load_profile(ROOT, profile)):
+    for job in make_jobs(ROOT, load_profile(ROOT, profile)):
         assert not absolute_parameters(job.all_parameters), job.name
 
 
@@ -70,12 +70,12 @@ def test_one_would_be_found():
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_silent_failures_are_counted_on_one_grid(profile):
-    grids = {job.name[:2]: job.all_parameters.get("multiples") for job in make_plan(ROOT, load_profile(ROOT, profile))}
+    grids = {job.name[:2]: job.all_parameters.get("multiples") for job in make_jobs(ROOT, load_profile(ROOT, profile))}
     assert grids["02"] == grids["04"] == grids["11"]
 
 
 def test_it_is_the_grid_that_the_ledger_declares():
     claim = next(claim for claim in load_claims() if claim.id == "C1")
     grid = re.search(r"\((.+) times each context's predicted critical rate", claim.criteria[0].quantity)[1]
-    (job,) = [job for job in make_plan(ROOT, load_profile(ROOT, "zoo")) if job.name.startswith("02")]
+    (job,) = [job for job in make_jobs(ROOT, load_profile(ROOT, "zoo")) if job.name.startswith("02")]
     assert job.all_parameters["multiples"] == [float(number) for number in re.split(", | and ", grid)]

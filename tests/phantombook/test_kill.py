@@ -82,12 +82,20 @@ def test_killed_while_a_run_is_put_in_its_place(place, tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------- a whole book
 
 
+LIGHT = """
+from phantombook import preloaded_kernel
+preloaded_kernel.PRELOAD = preloaded_kernel.PRELOAD[:2]  # the toys need no torch
+from phantombook.cli import main
+main()
+"""
+
+
 def start(root, *words):
     """``phantom`` in a session of its own, with a folder of its own for temporary files."""
     (root / "tmp").mkdir(exist_ok=True)
     environment = os.environ | {"TMPDIR": str(root / "tmp")}
     return subprocess.Popen(
-        [sys.executable, "-m", "phantombook.cli", *(words or ("book", "--jobs", "2"))],
+        [sys.executable, "-c", LIGHT, *(words or ("book", "--jobs", "2"))],
         cwd=root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
     )  # fmt: skip

@@ -47,15 +47,10 @@ def test_what_makes_a_notebook_run_again(toy_book):
     changed = keys(toy_book)
     # the second comes after all others, so it is made again with them
     assert changed["01_toy"] != before["01_toy"] and changed["02_after"] != before["02_after"]
+    source.write_text(source.read_text().replace("# # A toy", "# # A toy, explained"))  # its own page
+    explained = keys(toy_book)["01_toy"]
     (toy_book / "notebooks/profiles/zoo.yaml").write_text('"01": {steps: 6}')
-    assert keys(toy_book)["01_toy"] != changed["01_toy"]
-
-
-def test_text_cells_count_for_their_own_page(toy_book):
-    before = keys(toy_book)
-    source = toy_book / "notebooks/01_toy.py"
-    source.write_text(source.read_text().replace("# # A toy", "# # A toy, explained"))
-    assert keys(toy_book)["01_toy"] != before["01_toy"]
+    assert len({before["01_toy"], changed["01_toy"], explained, keys(toy_book)["01_toy"]}) == 4
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -94,54 +89,30 @@ def test_a_notebook_after_none_is_refused(toy_book):
 # ------------------------------------------------------------------------------------------- the real notebooks
 
 
-def changed(before):
-    return {name[:2] for name, key in keys(ROOT).items() if key != before[name]}
-
-
-def test_a_colour_re_runs_only_the_notebooks_that_draw_with_it(package):
+def test_a_notebook_runs_again_with_the_modules_that_it_reaches(package):
+    """A colour re-runs those that draw with it, and not the ledger, which comes after all; an optimizer re-runs all."""
     before = keys(ROOT)
     palette = package / "phantombook/figures/palette.py"
     text = palette.read_text()
     palette.write_text(re.sub(r"#[0-9A-Fa-f]{6}", "#123456", text, count=1))
     assert palette.read_text() != text
     # counted in another way: those whose figures are drawn by a module that mentions the palette
-    with_colours = {p.stem for p in (package / "phantombook/figures").glob("*.py") if "palette" in p.read_text()} | {
-        "palette"
-    }
+    figures = (package / "phantombook/figures").glob("*.py")
+    with_colours = {path.stem for path in figures if "palette" in path.read_text()} | {"palette"}
     drawing = {
-        number
-        for number, path in notebooks(ROOT).items()
+        path.stem
+        for path in notebooks(ROOT).values()
         if with_colours & set(re.findall(r"phantombook\.figures(?:\.| import )(\w+)", path.read_text()))
     }
-    assert changed(before) == drawing
+    assert {name for name, key in keys(ROOT).items() if key != before[name]} == drawing
     assert 0 < len(drawing) < len(before)
     palette.write_text(text)
-    assert changed(before) == set()
-
-
-@pytest.mark.parametrize("module, number", [("phantombook/ledger_page.py", "00")])
-def test_what_one_chapter_shows_re_runs_that_chapter(package, module, number):
-    before = keys(ROOT)
-    with open(package / module, "a") as file:
-        file.write("\nMARGIN = 1\n")
-    assert changed(before) == {number}
-
-
-def test_the_optimizer_re_runs_all_that_train(package):
-    before = keys(ROOT)
-    with open(package / "phantomlib/engine/optimizer.py", "a") as file:
-        file.write("\nDECAY = 1\n")
-    assert changed(before) == {name[:2] for name in before}
-
-
-def test_comments_and_what_only_starts_notebooks_re_run_nothing(package):
-    before = keys(ROOT)
     for name in ("phantombook/build.py", "phantombook/cli.py", "phantombook/edit.py"):
         with open(package / name, "a") as file:
             file.write("\nMORE = 1\n")
     with open(package / "phantomlib/engine/optimizer.py", "a") as file:
         file.write("\n# a remark\n")
-    assert changed(before) == set()
-    with open(package / "phantombook/execution.py", "a") as file:
-        file.write("\nMORE = 1\n")
-    assert changed(before) == {name[:2] for name in before}
+    assert keys(ROOT) == before
+    with open(package / "phantomlib/engine/optimizer.py", "a") as file:
+        file.write("\nDECAY = 1\n")
+    assert not keys(ROOT).items() & before.items()

@@ -120,16 +120,16 @@ def check_learning_rates(learning_rates, contexts: int, steps: int | None = None
     Raises:
         ParameterError: empty, not numbers, not all positive and finite, or of the wrong shape.
     """
-    advice = f"learning rates {shown(learning_rates)} must be a non-empty list of positive, finite numbers, such as [1e-4, 3e-4]."
-    flat = np.ravel(np.asarray(learning_rates, dtype=object))
-    if not len(flat) or any(isinstance(v, bool | str) or not isinstance(v, REAL) for v in flat):
-        raise ParameterError(advice)
     try:
-        rates = np.asarray(learning_rates, dtype=float)
+        flat = np.ravel(np.asarray(learning_rates, dtype=object))
+        right = len(flat) and all(isinstance(v, REAL) and not isinstance(v, bool) for v in flat)
+        rates = np.asarray(learning_rates if right else math.nan, dtype=float)
     except (ValueError, OverflowError):  # rows of different lengths; a whole number beyond the largest float
-        raise ParameterError(advice) from None
+        rates = np.array(math.nan)
     if rates.ndim == 0 or not np.isfinite(rates).all() or (rates <= 0).any():
-        raise ParameterError(advice)
+        raise ParameterError(
+            f"learning rates {shown(learning_rates)} must be a non-empty list of positive, finite numbers, such as [1e-4, 3e-4]."
+        )
     if rates.ndim == 1:
         rates = np.tile(rates, (contexts, 1))
     if rates.ndim not in (2, 3) or len(rates) != contexts:
@@ -153,16 +153,13 @@ def check_seeds(seeds, recipe: Recipe) -> None:
 
 
 def check_lengths(reader: str, vocabulary: int, positions: float, contexts: list[Resolved]) -> None:
-    """Refuse contexts whose token ids or number of tokens the model does not have room for.
+    """Refuse contexts whose token ids or number of tokens the model does not have room for: ContextError that names all.
 
     Args:
         reader: what the message calls the model.
         vocabulary: number V of tokens.
         positions: longest prompt that the model reads, ``inf`` without a limit.
         contexts: resolved contexts.
-
-    Raises:
-        ContextError: naming all that do not fit.
     """
     problems = []
     for context in contexts:
@@ -209,23 +206,20 @@ def check_contexts(model: LanguageModel, contexts: list[Resolved]) -> None:
     for context in contexts:
         z = next_token_logits(model, [context])[0]
         gap = float(z[context.correct_id] - z[context.competitor_id])
+        right, wrong = shown(context.context.correct), shown(context.context.competitor)
         if gap < 0:
             known.add(context)
+            continue
+        if math.isnan(gap):
+            said = f"computes no finite logits for {right} and {wrong}"
+        elif gap == 0:
+            said = f"gives {right} and {wrong} the same logit before training, a tie (logit gap 0 nats)"
         else:
-            problems.append(ContextError(_not_behind(model.name, context.context, gap)))
+            said = f"already prefers {right} to {wrong} before training (logit gap {gap:+.2g} nats)"
+        problems.append(
+            ContextError(
+                f"Context '{context.id}': '{model.name}' {said}, so there is nothing to overtake. Choose a competitor that the "
+                f"model prefers{', or exchange the two words' if gap else ''}."
+            )
+        )
     all_at_once(problems, f"in {len(contexts)} contexts")
-
-
-def _not_behind(model_name: str, words: Context, gap: float) -> str:
-    right, wrong = shown(words.correct), shown(words.competitor)
-    if math.isnan(gap):
-        said = f"'{model_name}' computes no finite logits for {right} and {wrong}"
-    elif gap == 0:
-        said = f"'{model_name}' gives {right} and {wrong} the same logit before training, a tie (logit gap 0 nats)"
-    else:
-        said = f"'{model_name}' already prefers {right} to {wrong} before training (logit gap {gap:+.2g} nats)"
-    way_out = "" if gap == 0 else ", or exchange the two words"
-    return (
-        f"Context '{words.id}': {said}, so there is nothing to overtake. Choose a competitor that the model prefers"
-        f"{way_out}."
-    )

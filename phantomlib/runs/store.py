@@ -11,7 +11,8 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from functools import lru_cache
 from importlib.metadata import version
@@ -49,12 +50,9 @@ class Store:
     """A folder of finished runs.
 
     Args:
-        root: the folder; made if absent.
+        root: the folder; made if absent. StoreError if it cannot be made or written to.
         run_chunks: what computes, such as :func:`phantomlib.engine.cluster.run_there`;
             :func:`phantomlib.engine.finetune.run_here` if None.
-
-    Raises:
-        StoreError: the folder cannot be made or written to.
 
     Example:
         >>> import tempfile
@@ -70,8 +68,7 @@ class Store:
     """
 
     def __init__(self, root: str | Path, run_chunks: Callable | None = None):
-        self.run_chunks = run_chunks
-        self.root = Path(os.path.expanduser(root))
+        self.run_chunks, self.root = run_chunks, Path(os.path.expanduser(root))
         self.notes: dict[str, str] = {}
         self._index = Index(self.root)
         try:
@@ -137,12 +134,8 @@ class Store:
             f"No run {shown(identifier)} in {shown(str(self.root), 300)}. Run the notebook that makes it first."
         )
 
-    def has(self, identifier: str) -> bool:
-        """Whether a finished run with this ``run_id`` is there."""
-        return bool(self._paths(identifier))
-
     def holds(self, identifier: str) -> bool:
-        """Whether a finished run with this ``run_id`` is there and is what was written; reads each file once."""
+        """Whether a finished run with this ``run_id`` is there and is what was written; each file is read once."""
         return any(map(self._index.holds, self._paths(identifier)))
 
     def runs(self) -> dict[Path, dict]:
@@ -159,11 +152,8 @@ class Store:
         """What ``compute`` returns, from the folder ``kind`` of the store if it was computed before.
 
         Args:
-            kind: what it is, the folder's name.
-            key: whatever it depends on besides the next three and ``seeds``; plain JSON types.
-            model, contexts, recipe: as in :meth:`run`.
-            compute: gives plain JSON types.
-            seeds: of the LoRA initialisation.
+            key: whatever it depends on besides the model, contexts, recipe and seeds, which are as in :meth:`run`.
+            compute: gives plain JSON types, as ``key`` has.
             holds: whether something remembered still counts; all does if None.
 
         Raises:
@@ -172,55 +162,52 @@ class Store:
         spec = specification(model, contexts, np.zeros((len(contexts), 0)), recipe, seeds)
         whole_key = files.digest([*key, spec])
         path = self.root / kind / f"{file_stem(model.name)}-{recipe.optimizer}-{whole_key[:12]}.json"
-        try:
+        with _saving(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _not_saved(path, error) from error
         with locked(path.with_suffix(".lock")):
-            kept = _read_json(path)
-            if kept is not None and (kept.get("kind"), kept.get("key")) != (kind, whole_key):
-                _set_aside(path)  # a copy of another file
-                kept = None
+            kept = _read_json(path, kind=kind, key=whole_key)
             if kept is None or (holds and not holds(kept["found"])):
                 named = {"model": model.fingerprint, "weights": model.weights_key}
                 kept = {"kind": kind, "key": whole_key, **named, "found": compute()}
-                try:
+                with _saving(path):
                     files.write_json(path, kept)
-                except OSError as error:
-                    raise _not_saved(path, error) from error
         return kept["found"]
 
     def _compute(self, path, kept, spec, model, contexts, rates, recipe, seeds, extra) -> xr.Dataset:
-        label = f"{model.name}, {recipe.method}, {recipe.optimizer}"
         if model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(model.device)
         started = time.perf_counter()
-        with track(label, rates.size * len(seeds) * recipe.steps) as advance:
+        label, size = f"{model.name}, {recipe.method}, {recipe.optimizer}", rates.size * len(seeds) * recipe.steps
+        with track(label, size) as advance:
             options = {"seeds": seeds, "extra": extra, "progress": advance, "run": self.run_chunks}
             dataset = finetune(model, contexts, rates, recipe, **options)
-        dataset.attrs = kept | dataset.attrs | self.notes
-        dataset.attrs |= {
-            "run_id": run_id(spec),
-            "specification": json.dumps(spec),
-            "model": model.name,
-            "model_ref": model.ref,
-            "model_revision": model.revision,
-            "n_parameters": model.n_parameters,
-            "tied_readout": int(model.tied),
-            "weights_key": model.weights_key,
-            "seconds": time.perf_counter() - started,
-            "peak_memory_bytes": memory.peak(model.device),
-            "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.machine(),
-            "commit": commit(),
-            "versions": json.dumps({name: version(name) for name in PACKAGES}),
-        }
+        dataset.attrs = (
+            kept
+            | dataset.attrs
+            | self.notes
+            | {
+                "run_id": run_id(spec),
+                "specification": json.dumps(spec),
+                "model": model.name,
+                "model_ref": model.ref,
+                "model_revision": model.revision,
+                "n_parameters": model.n_parameters,
+                "tied_readout": int(model.tied),
+                "weights_key": model.weights_key,
+                "seconds": time.perf_counter() - started,
+                "peak_memory_bytes": memory.peak(model.device),
+                "device": torch.cuda.get_device_name(model.device)
+                if model.device.type == "cuda"
+                else platform.machine(),
+                "commit": commit(),
+                "versions": json.dumps({name: version(name) for name in PACKAGES}),
+            }
+        )
         dataset.attrs["checksum"] = checksum(dataset)
-        try:
+        with _saving(path):
             content = bytes(dataset.to_netcdf(engine="netcdf4"))  # in memory: HDF5 itself may crash on a full disk
             self._index.append([describe_run(path.name, content, dataset.attrs)])
             files.write_bytes(path, content)
-        except OSError as error:
-            raise _not_saved(path, error) from error
         return decode(content)  # as it is found from now on, to the order of its variables
 
     def _read(self, path: Path, fate: str) -> xr.Dataset | None:
@@ -231,8 +218,7 @@ class Store:
             return None
         if content is None:
             _set_aside(path, fate)
-            return None
-        return decode(content)
+        return None if content is None else decode(content)
 
 
 def file_stem(name: str) -> str:
@@ -252,30 +238,37 @@ def _check_labels(contexts: list[Resolved]) -> None:
                 )
 
 
-def _read_json(path: Path) -> dict | None:
-    """What is remembered, or None if nothing is; a file that cannot be read is set aside."""
+def _read_json(path: Path, **named: str) -> dict | None:
+    """What is remembered, or None if nothing is; a damaged file, or one copied from another, is set aside."""
     try:
-        return files.read_json(path)
+        found = files.read_json(path)
+        if named.items() <= found.items():
+            return found
     except FileNotFoundError:
         return None
     except ValueError:
-        _set_aside(path)
-        return None
+        pass
     except OSError as error:
         raise StoreError(f"'{path}' cannot be read at present ({error.strerror}). It is left as it is.") from None
+    _set_aside(path, "is computed again")
+    return None
 
 
-def _set_aside(path: Path, fate: str = "is computed again") -> None:
+def _set_aside(path: Path, fate: str) -> None:
     aside = path.with_suffix(f".damaged-{time.time_ns()}")
     os.replace(path, aside)
     warnings.warn(f"{path.name} is damaged; it was set aside as {aside.name} and {fate}.", stacklevel=4)
 
 
-def _not_saved(path: Path, error: OSError) -> StoreError:
-    return StoreError(
-        f"{path.name} could not be saved ({error}). Free some space or choose another folder with the parameter "
-        "'store', and start again: finished runs are kept."
-    )
+@contextmanager
+def _saving(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{path.name} could not be saved ({error}). Free some space or choose another folder with the parameter "
+            "'store', and start again: finished runs are kept."
+        ) from error
 
 
 def specification(model: LanguageModel, contexts: list[Resolved], rates, recipe: Recipe, seeds, extra=None) -> dict:
@@ -288,16 +281,9 @@ def specification(model: LanguageModel, contexts: list[Resolved], rates, recipe:
         "dtype": str(model.readout.dtype).removeprefix("torch."),
         "device": model.device.type,
         "contexts": [
-            [
-                c.id,
-                c.context.prompt,
-                c.context.correct,
-                c.context.competitor,
-                list(c.prompt_ids),
-                c.correct_id,
-                c.competitor_id,
-            ]
+            [x.id, x.prompt, x.correct, x.competitor, list(c.prompt_ids), c.correct_id, c.competitor_id]
             for c in contexts
+            for x in [c.context]
         ],
         "learning_rates": rates.tolist(),
         "recipe": json.loads(json.dumps(recipe.settings())),
@@ -310,10 +296,8 @@ def commit() -> str:
     """The commit of this package's source, with ``+`` if files differ from it or are new; empty outside a repository."""
     package = Path(__file__).parents[1]
     head = _git(package, "rev-parse", "--short=10", "HEAD")
-    differs = _git(package, "status", "--porcelain", "-uno") or _git(
-        package, "ls-files", "--others", "--exclude-standard", "--", "."
-    )
-    return head and head + ("+" if differs else "")
+    differs, new = _git(package, "status", "--porcelain", "-uno"), _git(package, "ls-files", "-o", "--exclude-standard")
+    return head and head + ("+" if differs or new else "")
 
 
 def commit_of(path: Path) -> str:

@@ -124,11 +124,7 @@ def run_here(model, chunks: list[list[Replica]], recipe, engine, extra, progress
 
 
 def trainable(model: LanguageModel, recipe: Recipe, seed: int) -> tuple[CausalLM, dict[str, Tensor]]:
-    """The module to run and the initial values of its trainable tensors; change neither.
-
-    Raises:
-        ModelError: LoRA, and peft has no adapters for this class.
-    """
+    """The module to run and the initial values of its trainable tensors; change neither. ModelError if LoRA does not fit."""
     if recipe.method == "full":
         return model.module, dict(model.module.named_parameters())
     adapted, key = _adapted.setdefault(model.module, {}), (recipe.rank, recipe.alpha, seed)
@@ -152,10 +148,7 @@ def chunk_size(
 ) -> int:
     """Replicas advanced together: as many as pay for a model of this size (see the page on speed), or ``wanted``.
 
-    Fewer only where not so many fit the memory; a run's attributes say how many there were.
-
-    Raises:
-        ParameterError: not even one replica, or not as many as wanted, fits; with ``refuse``.
+    Fewer only where not so many fit the memory. With ``refuse`` a ParameterError if not even one, or not ``wanted``, fit.
     """
     module, values = trainable(model, recipe, 0)
     tokens = max(len(context.prompt_ids) for context in contexts)

@@ -84,11 +84,7 @@ def of_vectors(count: int, trained: Iterable[Tensor]) -> int:
 def of_replicas(module: CausalLM, trained: Iterable[Tensor], recipe: Recipe, tokens: int) -> tuple[int, int]:
     """Of the engine: what does not depend on the number of replicas, and what each of them takes.
 
-    Args:
-        module: the model, with its adapters.
-        trained: its trainable tensors.
-        recipe: the optimiser decides how many moments are kept.
-        tokens: length of the longest prompt.
+    ``trained`` are the trainable tensors of the module, adapters among it; the longest prompt has so many ``tokens``.
     """
     trained = list(trained)
     readout = module.get_output_embeddings().weight

@@ -122,10 +122,7 @@ class BatchedOptimizer:
 
 
 def fused_adam(p: Tensor, gradient: Tensor, moments: list[Tensor], count: Tensor, rate: float, recipe: Recipe) -> None:
-    """One step of Adam in place, by the private kernel that torch.optim.Adam(fused=True) calls.
-
-    ``p``, its gradient and the two moments have one shape; ``count``, the number of this step, is a float32 on the device.
-    """
+    """One step of Adam in place, by the private kernel that torch.optim.Adam(fused=True) calls."""
     torch._fused_adam_(
         [p], [gradient], moments[:1], moments[1:], [], [count], amsgrad=False, maximize=False,
         beta1=recipe.beta1, beta2=recipe.beta2, eps=recipe.epsilon, lr=rate, weight_decay=0.0,

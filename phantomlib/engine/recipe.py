@@ -112,13 +112,8 @@ class Recipe:
 def check_learning_rates(learning_rates, contexts: int, steps: int | None = None) -> np.ndarray:
     """Learning rates as an array (C, rates), or (C, rates, steps) if each replica has a schedule.
 
-    Args:
-        learning_rates: (rates,), the same for all contexts; (C, rates); or (C, rates, steps), one rate per update.
-        contexts: their number C.
-        steps: the number of updates, to check schedules against.
-
-    Raises:
-        ParameterError: empty, not numbers, not all positive and finite, or of the wrong shape.
+    They are given so, or as (rates,) for all C contexts. ParameterError if they are empty, not numbers, not all positive
+    and finite, or of the wrong shape, of schedules also against the number of ``steps``.
     """
     try:
         flat = np.ravel(np.asarray(learning_rates, dtype=object))
@@ -153,23 +148,15 @@ def check_seeds(seeds, recipe: Recipe) -> None:
 
 
 def check_lengths(reader: str, vocabulary: int, positions: float, contexts: list[Resolved]) -> None:
-    """Refuse contexts whose token ids or number of tokens the model does not have room for: ContextError that names all.
-
-    Args:
-        reader: what the message calls the model.
-        vocabulary: number V of tokens.
-        positions: longest prompt that the model reads, ``inf`` without a limit.
-        contexts: resolved contexts.
-    """
+    """Refuse contexts with more tokens than ``positions`` or ids beyond the ``vocabulary``: ContextError that names all."""
     problems = []
     for context in contexts:
+        said = ""
         if max(*context.prompt_ids, context.correct_id, context.competitor_id) >= vocabulary:
             said = f"has token ids beyond the {vocabulary} of the vocabulary of {reader}; resolve it with the model's own tokenizer"
         elif (length := len(context.prompt_ids)) > positions:
             said = f"has {length} tokens, but {reader} reads no more than {positions}; shorten its prompt"
-        else:
-            continue
-        problems.append(ContextError(f"Context '{context.id}' {said}."))
+        problems += [ContextError(f"Context '{context.id}' {said}.")] if said else []
     all_at_once(problems, f"in {len(contexts)} contexts")
 
 
@@ -192,11 +179,7 @@ def fitting_contexts(model: LanguageModel, contexts: list[Context]) -> tuple[lis
 
 
 def check_contexts(model: LanguageModel, contexts: list[Resolved]) -> None:
-    """Refuse contexts that do not fit the model, or whose correct word already outranks the competitor.
-
-    Raises:
-        ContextError: naming the context and what does not fit: ids, length, or the logit gap.
-    """
+    """Refuse contexts that do not fit the model, or whose competitor does not lead: ContextError that names them."""
     if not contexts:
         raise ContextError("There is no context to learn; give at least one.")
     known = _checked.setdefault(model.module, set())

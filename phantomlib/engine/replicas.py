@@ -31,43 +31,31 @@ _padding: WeakKeyDictionary = WeakKeyDictionary()  # module -> whether padding m
 
 @dataclass(frozen=True)
 class Stack:
-    """R replicas of a model.
+    """R replicas of a model; ``logits`` are exact for causal attention, unless :func:`padding_matters`."""
 
-    Attributes:
-        parameters: trainable tensors (R, ...), by their name in the model; leaves with ``requires_grad``.
-        logits: maps token ids (R, L), padded on the right, and the last position of each row (R,) to next-token logits
-            (R, V). Causal attention makes the padding exact, unless :func:`padding_matters`.
-        engine: one of ``ENGINES``.
-        factors: where the matrices among ``parameters`` hand over the factors of their gradients, if somebody takes them.
-    """
-
-    parameters: dict[str, Tensor]
-    logits: Callable[[Tensor, Tensor], Tensor]
-    engine: str
-    factors: "Factors"
+    parameters: dict[
+        str, Tensor
+    ]  # trainable tensors (R, ...), by their name in the model; leaves with ``requires_grad``
+    logits: Callable[[Tensor, Tensor], Tensor]  # of ids (R, L), padded on the right, and last positions (R,): (R, V)
+    engine: str  # one of ``ENGINES``
+    factors: "Factors"  # where the matrices hand over the factors of their gradients, if somebody takes them
 
 
 class Factors:
-    """Lets an optimiser have the gradient of a stacked matrix as products, instead of one more tensor of its size.
-
-    Attributes:
-        wanted: the weights whose gradients are left here; those of others go where autograd puts them.
-        products: for a weight (R, m, n) what its gradient is the sum of: aᵀb for pairs of ``a`` (R, L, m) and ``b``
-            (R, L, n), or with row numbers ``a`` (R, L), the rows ``b`` added there. Complete when the weight's
-            post-accumulate hook is called.
-    """
+    """Lets an optimiser have the gradient of a stacked matrix as products, instead of one more tensor of its size."""
 
     def __init__(self):
-        self.wanted, self.products = set(), defaultdict(list)
+        self.wanted = set()  # weights whose gradients are left here; those of others go where autograd puts them
+        # for a weight (R, m, n) what its gradient is the sum of: aᵀb for pairs of a (R, L, m) and b (R, L, n), or with row
+        # numbers a (R, L), the rows b added there; complete when the weight's post-accumulate hook is called
+        self.products = defaultdict(list)
 
 
 def stack(module: nn.Module, initial: list[dict[str, Tensor]], engine: str = "auto") -> Stack:
-    """Stack R replicas of ``module``.
+    """Stack R replicas of a causal language model, which is not changed.
 
     Args:
-        module: a causal language model; it is not changed.
-        initial: for each replica the initial values of the trainable tensors by name. Names not listed stay frozen and
-            shared.
+        initial: for each replica the initial values of the trainable tensors by name; others stay frozen and shared.
         engine: one of ``ENGINES``, or ``auto``: the first of them that reproduces the plain model on a probe. One replica
             needs no vmap, nor the batch axis unless it is large.
     """
@@ -143,14 +131,9 @@ def padding_matters(module: CausalLM, lengths: Iterable[int]) -> bool:
 
 def _one_by_one(module: CausalLM, parameters: dict[str, Tensor], factors: Factors) -> Callable:
     """The model's own forward pass for each replica, with its weights put in."""
-    module = share_tensors(module)
-    by_identity = {id(module.get_parameter(name)): stacked for name, stacked in parameters.items()}
-    places = [
-        (leaf._parameters, name, by_identity[id(p)])
-        for leaf in module.modules()
-        for name, p in leaf._parameters.items()
-        if id(p) in by_identity
-    ]
+    module, by_identity = share_tensors(module), {id(module.get_parameter(name)): p for name, p in parameters.items()}
+    owners = [leaf._parameters for leaf in module.modules()]
+    places = [(own, name, by_identity[id(p)]) for own in owners for name, p in own.items() if id(p) in by_identity]
     forward = _last_logits(module)
 
     def logits(ids: Tensor, last: Tensor) -> Tensor:
@@ -182,8 +165,7 @@ def _by_vmap(module: nn.Module, parameters: dict[str, Tensor], factors: Factors)
 
 def _on_batch_axis(module: CausalLM, parameters: dict[str, Tensor], factors: Factors) -> Callable | None:
     """A forward pass over stacked weights, or None if some trainable module is not known here."""
-    module = share_tensors(module)
-    by_identity = {id(module.get_parameter(name)): stacked for name, stacked in parameters.items()}
+    module, by_identity = share_tensors(module), {id(module.get_parameter(name)): p for name, p in parameters.items()}
     for leaf in module.modules():
         own = {name: by_identity[id(p)] for name, p in leaf._parameters.items() if id(p) in by_identity}
         if own and not _batch(leaf, own, factors):
@@ -269,9 +251,8 @@ def _last_logits(module: CausalLM) -> Callable:
 
 def all_seen(module: CausalLM, ids: Tensor) -> dict[str, Any]:
     """What to call ``module`` with beside ``ids`` (R, L): a mask that hides no token, so that it need not ask the device."""
-    if module.config.model_type in COUNT_PADDING:
-        return {"use_cache": False}
-    return {"attention_mask": torch.ones(ids.shape, dtype=torch.long, device=ids.device), "use_cache": False}
+    mask = {} if module.config.model_type in COUNT_PADDING else {"attention_mask": torch.ones_like(ids)}
+    return {"use_cache": False} | mask
 
 
 def _untrained_at(padding_idx: int, ids: Tensor, rows: Tensor) -> Tensor:

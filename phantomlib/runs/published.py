@@ -34,32 +34,22 @@ NAME = re.compile(rf"{STEM}\.nc|({KINDS})/{STEM}\.json")  # no other file is cop
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """What stands in for a model whose runs are published; it has what names a run, and no weights.
+    """What stands in for a model whose runs are published; it has what names a run, and no weights."""
 
-    Attributes:
-        name, ref, fingerprint, revision, tied, n_parameters, model_type: as in
-            :class:`phantomlib.models.language_model.LanguageModel` when the runs were made.
-        dtype, device_type: ``float32`` or ``float64``; where the runs were made, ``cpu`` or ``cuda``.
-        shape: of the readout, (V, d).
-        contexts, left_out: those that fit it; why others do not, one sentence each.
-        weights_key: SHA-256 of the weights' values; empty if the runs are older than this key.
-        engine_version: of the engine that made the runs. Together with the fingerprint it names them for good.
-    """
-
-    name: str
+    name: str  # this and the next six as in LanguageModel when the runs were made
     ref: str
     fingerprint: str
     revision: str
     tied: bool
     n_parameters: int
     model_type: str
-    dtype: str
-    device_type: str
-    shape: tuple[int, int]
+    dtype: str  # float32 or float64
+    device_type: str  # where the runs were made, cpu or cuda
+    shape: tuple[int, int]  # of the readout, (V, d)
     contexts: tuple[Resolved, ...]
-    left_out: tuple[str, ...]
-    weights_key: str = ""
-    engine_version: int = 6
+    left_out: tuple[str, ...]  # why other contexts do not fit it, one sentence each
+    weights_key: str = ""  # SHA-256 of the weights' values; empty if the runs are older than this key
+    engine_version: int = 6  # of the engine that made the runs; with the fingerprint it names them for good
 
     @property
     def readout(self) -> Tensor:
@@ -137,11 +127,7 @@ def _problem(folder: Path, name: str, digest: str) -> str:
 
 
 def copy_into(folder: Path, store: Store) -> None:
-    """Copy published files into a store; what is there already stays. Nothing is written outside the store.
-
-    Raises:
-        StoreError: the folder is not a whole set of published runs, or a file cannot be saved.
-    """
+    """Copy published files, if all are whole, into a store and nowhere else; what is there already stays."""
     if found := problems(folder):
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise StoreError(

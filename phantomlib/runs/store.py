@@ -41,9 +41,7 @@ PACKAGES = ("torch", "transformers", "peft", "numpy", "xarray")
 class CanRun(Protocol):
     """A store, or anything else with its ``run``, such as a control without a model."""
 
-    def run(self, model: Any, contexts: list[Resolved], learning_rates: Any, recipe: Recipe) -> xr.Dataset:
-        """Runs with dimensions (context, rate, seed, step) and at least the variables that the caller reads."""
-        ...
+    def run(self, model: Any, contexts: list[Resolved], learning_rates: Any, recipe: Recipe) -> xr.Dataset: ...
 
 
 class Store:
@@ -95,15 +93,18 @@ class Store:
 
         Functions in ``extra`` are part of the run's key (:func:`phantomlib.runs.function_key.function_key`). A run that
         lacks a quantity which is recorded today is computed again, unless the model is only known by its published runs.
-
         The attributes hold the ``run_id``, the model's fingerprint, all parameters, commit, package versions, device,
         seconds and peak memory (bytes).
         """
         rates = check_learning_rates(learning_rates, len(contexts), recipe.steps)
         check_seeds(seeds, recipe)
+        labels = [word for c in contexts for word in (c.id, c.context.correct, c.context.competitor)]
+        for word in (word for word in labels if "\0" in word):  # no run would ever be what was written
+            raise ContextError(
+                f"{shown(word)} has a NUL character, which ends a text in a run file. Choose another word."
+            )
         spec = specification(model, contexts, rates, recipe, seeds, extra)
         path = self.root / f"{file_stem(model.name)}-{recipe.method}-{recipe.optimizer}-{run_id(spec)}.nc"
-        _check_labels(contexts)
         if not path.exists():
             check_contexts(model, contexts)  # before anything is left on the disk
         with locked(path.with_suffix(".lock")):
@@ -120,11 +121,7 @@ class Store:
         return noting
 
     def open(self, identifier: str) -> xr.Dataset:
-        """The finished run with this ``run_id``.
-
-        Raises:
-            StoreError: there is none, it was damaged, or it cannot be read at present.
-        """
+        """The finished run with this ``run_id``; StoreError if there is none, or it cannot be read at present."""
         for path in self._paths(identifier):
             with locked(path.with_suffix(".lock")):
                 dataset = self._read(path, "has to be computed again")
@@ -133,6 +130,10 @@ class Store:
         raise StoreError(
             f"No run {shown(identifier)} in {shown(str(self.root), 300)}. Run the notebook that makes it first."
         )
+
+    def has(self, identifier: str) -> bool:
+        """Whether a finished run with this ``run_id`` is there."""
+        return bool(self._paths(identifier))
 
     def holds(self, identifier: str) -> bool:
         """Whether a finished run with this ``run_id`` is there and is what was written; each file is read once."""
@@ -149,15 +150,9 @@ class Store:
     def remember(
         self, kind: str, key: list, model, contexts, recipe, compute: Callable[[], dict], *, seeds=(), holds=None
     ) -> dict:
-        """What ``compute`` returns, from the folder ``kind`` of the store if it was computed before.
+        """What ``compute`` returns, from the folder ``kind`` of the store if it was computed before and still ``holds``.
 
-        Args:
-            key: whatever it depends on besides the model, contexts, recipe and seeds, which are as in :meth:`run`.
-            compute: gives plain JSON types, as ``key`` has.
-            holds: whether something remembered still counts; all does if None.
-
-        Raises:
-            StoreError: it cannot be read or saved.
+        It and the ``key``, whatever it depends on besides model, contexts, recipe and seeds, are plain JSON types.
         """
         spec = specification(model, contexts, np.zeros((len(contexts), 0)), recipe, seeds)
         whole_key = files.digest([*key, spec])
@@ -223,19 +218,8 @@ class Store:
 
 def file_stem(name: str) -> str:
     """A model's name as file names begin with it: a file system takes 255 bytes for the whole."""
-    short = name.encode()[:100].decode(errors="ignore")
-    return name if len(name.encode()) <= 120 else f"{short}-{files.digest(name)[:12]}"
-
-
-def _check_labels(contexts: list[Resolved]) -> None:
-    """Refuse words that netCDF cuts short, so that no run would ever be what was written."""
-    for context in (c.context for c in contexts):
-        for word in (context.id, context.correct, context.competitor):
-            if "\0" in word:
-                raise ContextError(
-                    f"Context {shown(context.id)} has a NUL character in {shown(word)}, which ends a text in a run file. "
-                    "Choose another word."
-                )
+    whole = name.encode()
+    return name if len(whole) <= 120 else f"{whole[:100].decode(errors='ignore')}-{files.digest(name)[:12]}"
 
 
 def _read_json(path: Path, **named: str) -> dict | None:

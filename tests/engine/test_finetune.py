@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import math
-import time
 from unittest.mock import patch
 
 import numpy as np
@@ -12,7 +11,7 @@ import tiny
 import torch
 import xarray as xr
 
-from phantomlib.contexts import Context, Resolved
+from phantomlib.contexts import Context
 from phantomlib.engine.finetune import finetune
 from phantomlib.engine.recipe import Recipe, check_contexts, check_learning_rates
 from phantomlib.engine.recorder import RECORDED, recorded
@@ -102,10 +101,8 @@ def plain_loop(model, context, rates, recipe: Recipe, seed: int) -> dict[str, li
 def largest_error(run, model, contexts, rates, recipe, seeds=(0,)) -> dict[str, float]:
     """Largest |engine - plain loop| over all replicas and steps, for every recorded quantity."""
     errors = dict.fromkeys(recorded(recipe), 0.0)
-    for (c, context), (r, rate), (s, seed) in (
-        (a, b, d) for a in enumerate(contexts) for b in enumerate(rates) for d in enumerate(seeds)
-    ):
-        expected = plain_loop(model, context, np.broadcast_to(rate, recipe.steps), recipe, seed)
+    for c, r, s in np.ndindex(len(contexts), len(rates), len(seeds)):
+        expected = plain_loop(model, contexts[c], np.broadcast_to(rates[r], recipe.steps), recipe, seeds[s])
         for name in errors:
             ours = run[name].values[c, r, s].astype(float)
             assert np.array_equal(np.isnan(ours), np.isnan(expected[name])), name
@@ -131,14 +128,10 @@ def check_against_plain_loop(architecture, method, name, dtype, tolerance, devic
     return run
 
 
+@pytest.mark.parametrize("dtype, tolerance, small", [("float64", 1e-10, 300), ("float32", 2e-4, 2**17)])
 @pytest.mark.parametrize("architecture, method, name", MATRIX)
-def test_batched_equals_torch_optim_in_double_precision(architecture, method, name):
-    check_against_plain_loop(architecture, method, name, "float64", 1e-10)
-
-
-@pytest.mark.parametrize("architecture, method, name", MATRIX)
-def test_batched_equals_torch_optim_in_single_precision(architecture, method, name):
-    check_against_plain_loop(architecture, method, name, "float32", 2e-4, small=2**17)
+def test_batched_equals_torch_optim(architecture, method, name, dtype, tolerance, small):
+    check_against_plain_loop(architecture, method, name, dtype, tolerance, small=small)
 
 
 @pytest.mark.parametrize("architecture", [name for name in tiny.ARCHITECTURES if name not in FAMILIES])
@@ -172,7 +165,7 @@ def test_vmap_equals_torch_optim(method, name):
 @pytest.mark.parametrize("engine", ["batch axis", "vmap", "auto"])
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 @pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("loss, weight", [("margin", 1.0), ("margin", 3.0), ("unlikelihood", 5.0), ("gap", 2.0)])
+@pytest.mark.parametrize("loss, weight", [("margin", 3.0), ("unlikelihood", 5.0), ("gap", 2.0)])
 def test_every_loss_equals_torch_optim(loss, weight, method, name, engine, replicas):
     rates, settings = OPTIMIZERS[name]
     recipe = Recipe(optimizer=name, method=method, steps=4, rank=2, alpha=4.0, loss=loss, weight=weight, **settings)
@@ -183,11 +176,6 @@ def test_every_loss_equals_torch_optim(loss, weight, method, name, engine, repli
     assert max(errors.values()) < 1e-10, errors
     assert float(abs(run.loss - run.cross_entropy).max()) > 0.1  # the two are kept apart
     assert (run.attrs["recipe_loss"], run.attrs["recipe_weight"]) == (loss, weight)
-
-
-def test_cross_entropy_goes_without_saying():
-    run = small_run()
-    assert "loss" not in run and not any(name in run.attrs for name in ("recipe_loss", "recipe_weight"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -209,8 +197,8 @@ def test_other_definitions_of_the_order_parameter(tied, changes):
     assert max(errors.values()) < 1e-10, errors
 
 
-@pytest.mark.parametrize("large", [0, 2**23])  # on the batch axis, and as a plain model
-@pytest.mark.parametrize("small", [0, 300, 2**17])
+# on the batch axis, and as a plain model
+@pytest.mark.parametrize("small, large", [(0, 0), (300, 0), (2**17, 0), (0, 2**23), (300, 2**23)])
 @pytest.mark.parametrize("architecture, method, name", MATRIX)
 def test_one_replica_equals_torch_optim(architecture, method, name, small, large, monkeypatch):
     monkeypatch.setattr("phantomlib.engine.optimizer.SMALL", small)
@@ -288,6 +276,9 @@ def test_labels():
     assert list(run.correct.values) == ["right0", "right1"] and list(run.competitor.values) == ["wrong0", "wrong1"]
     assert all(run[name].attrs["units"] and run[name].attrs["long_name"] for name in RECORDED)
     assert (run.attrs["recipe_optimizer"], run.attrs["recipe_method"], run.attrs["recipe_steps"]) == ("sgd", "lora", 4)
+    # cross-entropy goes without saying, as in runs made before there was a choice
+    assert "loss" not in run and not {"recipe_loss", "recipe_weight"} & run.attrs.keys()
+    assert not {"loss", "weight"} & Recipe().settings().keys()
 
 
 def test_progress_counts_every_replica_step():
@@ -403,35 +394,14 @@ def test_recipes_are_values():
         Recipe().steps = 3
 
 
-BAD_RATES = {
-    "negative": [1e-3, -1e-3],
-    "zero": [0.0],
-    "nan": [1e-3, math.nan],
-    "infinite": [math.inf],
-    "too large to be a float": [10**400],
-    "a string": ["1e-3"],
-    "a word": "fast",
-    "a bare number": 1e-3,
-    "bool": [True],
-    "numpy bool": np.array([True]),
-    "complex": [1e-3 + 0j],
-    "numpy complex": np.array([1e-3 + 1j]),
-    "None": None,
-    "None inside": [None],
-    "a mapping": {"rate": 1e-3},
-    "a set": {1e-3},
-    "empty": [],
-    "empty rows": [[], []],
-    "ragged": [[1e-3], [1e-3, 1e-2]],
-    "rows and numbers": [[1e-3, 1e-2], 1e-3],
-    "rows of another number of contexts": [[1e-3]] * 3,
-    "schedules of another length": [[[1e-3] * 3]] * 2,
-    "schedules of another number of contexts": [[[1e-3] * 4]],
-    "four axes": np.full((2, 1, 4, 1), 1e-3),
-}
+BAD_RATES = (
+    *([1e-3, -1e-3], [0.0], [1e-3, math.nan], [math.inf], [10**400], ["1e-3"], "fast", 1e-3, [True], np.array([True])),
+    *([1e-3 + 0j], np.array([1e-3 + 1j]), None, [None], {"rate": 1e-3}, {1e-3}, [], [[], []], [[1e-3], [1e-3, 1e-2]]),
+    *([[1e-3, 1e-2], 1e-3], [[1e-3]] * 3, [[[1e-3] * 3]] * 2, [[[1e-3] * 4]], np.full((2, 1, 4, 1), 1e-3)),
+)
 
 
-@pytest.mark.parametrize("rates", BAD_RATES.values(), ids=BAD_RATES)
+@pytest.mark.parametrize("rates", BAD_RATES, ids=repr)
 def test_bad_learning_rates_are_refused(rates):
     model = tiny.model()
     with pytest.raises(ParameterError, match="learning rates") as error:
@@ -448,41 +418,45 @@ def test_any_sequence_of_numbers_is_a_list_of_learning_rates(rates):
     assert checked.shape == (3, 2) and checked.dtype == float and np.allclose(checked, list(rates))
 
 
-def altered(model, **changes):
-    return dataclasses.replace(tiny.contexts(model, (4,))[0], **changes)
+def swapped(context):
+    return dataclasses.replace(context, correct_id=context.competitor_id, competitor_id=context.correct_id)
 
 
-@pytest.mark.parametrize("place", [1, 2])
-def test_a_competitor_that_does_not_outrank_is_refused(place):
+def test_a_competitor_that_does_not_outrank_is_refused():
     model = tiny.model()
     (fine,) = tiny.contexts(model, (4,), place=2)
-    first, second = fine.competitor_id, fine.correct_id
-    context = Resolved(Context("hope", "x", "won", "lost"), fine.prompt_ids, first, second if place == 1 else first)
-    with pytest.raises(ContextError) as error:
-        finetune(model, [context], [1e-3])
-    message = str(error.value)
-    assert "'hope'" in message and "'won'" in message and "'lost'" in message and "nats" in message
+    context = dataclasses.replace(fine, context=Context("hope", "x", "won", "lost"))
+    finetune(model, [context], [1e-3], Recipe(steps=1))
+    with pytest.raises(ContextError, match="'hope'.*already prefers 'won' to 'lost'.*nats"):
+        finetune(model, [swapped(context)], [1e-3])
 
 
-BAD_CONTEXTS = {  # changes to a good context -> what the message must name
-    "correct id beyond the vocabulary": ({"correct_id": tiny.V}, "vocabulary"),
-    "competitor id beyond the vocabulary": ({"competitor_id": 50_000}, "vocabulary"),
-    "prompt id beyond the vocabulary": ({"prompt_ids": (1, tiny.V, 2)}, "vocabulary"),
-    "prompt longer than the model's positions": ({"prompt_ids": (1,) * 65}, "65 tokens"),
-}
+BAD_CONTEXTS = [  # changes to a good context, and what the message must name
+    ({"correct_id": tiny.V}, "vocabulary"),
+    ({"competitor_id": 50_000}, "vocabulary"),
+    ({"prompt_ids": (1, tiny.V, 2)}, "vocabulary"),
+    ({"prompt_ids": (1,) * 65}, "65 tokens"),
+]
 
 
-@pytest.mark.parametrize("changes, named", BAD_CONTEXTS.values(), ids=BAD_CONTEXTS)
+@pytest.mark.parametrize("changes, named", BAD_CONTEXTS, ids=str)
 def test_contexts_that_do_not_fit_the_model_are_refused(changes, named):
     model = tiny.model()
-    with pytest.raises(ContextError) as error:
-        finetune(model, [altered(model, **changes)], [1e-3])
-    assert named in str(error.value) and "'c0'" in str(error.value) and "\n" not in str(error.value)
-
-
-def test_no_contexts_are_refused():
+    with pytest.raises(ContextError, match=f"'c0'.*{named}") as error:
+        finetune(model, [dataclasses.replace(tiny.contexts(model, (4,))[0], **changes)], [1e-3])
+    assert "\n" not in str(error.value)
     with pytest.raises(ContextError, match="no context"):
-        finetune(tiny.model(), [], [1e-3])
+        finetune(model, [], [1e-3])
+
+
+def test_all_contexts_that_do_not_fit_are_named_at_once():
+    model = tiny.model()
+    first, second = tiny.contexts(model)
+    with pytest.raises(ContextError, match="2 problems.*'c0'.*'c1'"):
+        finetune(model, [swapped(first), swapped(second)], [1e-3])
+    long, beyond = (dataclasses.replace(first, prompt_ids=(1,) * 70), dataclasses.replace(second, correct_id=tiny.V))
+    with pytest.raises(ContextError, match="2 problems.*70 tokens.*vocabulary"):
+        finetune(model, [long, beyond], [1e-3])
 
 
 BAD_SEEDS = [(), (0.5,), (True,), ("1",), (-1,), (None,), 3, None, (2**63,), (2**64,), (0, 10**400)]
@@ -504,29 +478,30 @@ def test_bad_engine_settings_are_refused(options):
 def test_contexts_are_checked_once_and_refused_every_time():
     model = tiny.model()
     good = tiny.contexts(model)
-    bad = dataclasses.replace(good[0], correct_id=good[0].competitor_id, competitor_id=good[0].correct_id)
     check_contexts(model, good)
     with patch("phantomlib.engine.recipe.next_token_logits", side_effect=AssertionError("a forward pass")):
         check_contexts(model, good)
     for _ in range(2):
         with pytest.raises(ContextError, match="already prefers"):
-            check_contexts(model, [*good, bad])
+            check_contexts(model, [*good, swapped(good[0])])
+
+
+def with_readout(plain, change):
+    """The model with another readout: ``change`` alters E (V, d) in place."""
+    module = copy.deepcopy(plain.module)
+    change(module.get_output_embeddings().weight)
+    return dataclasses.replace(plain, module=module)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_what_is_recorded_of_a_readout_far_from_one_is_exact(scale):
     """In single precision, against the definition in double precision."""
     plain = tiny.model("GPT2", "float32", tied=False)
-    module = copy.deepcopy(plain.module)
-    module.get_output_embeddings().weight.mul_(scale)
-    model = dataclasses.replace(plain, module=module)
-    (context,) = tiny.contexts(plain, (4,))
+    model, (context,) = with_readout(plain, lambda E: E.mul_(scale)), tiny.contexts(plain, (4,))
     run = finetune(model, [context], [1e-30], Recipe(optimizer="sgd", steps=1)).isel(context=0, rate=0, seed=0, step=0)
-    z = module(torch.tensor([context.prompt_ids])).logits[0, -1].double()
-    E = plain.readout.double()
-    e = E / E.norm(dim=1, keepdim=True)
-    g = e @ e.T
-    c, k = context.correct_id, context.competitor_id
+    z = model.module(torch.tensor([context.prompt_ids])).logits[0, -1].double()
+    e = torch.nn.functional.normalize(plain.readout.double())
+    g, c, k = e @ e.T, context.correct_id, context.competitor_id
     assert float(run.phi) == pytest.approx(float(z.softmax(0) @ (g[c] ** 2 - g[k] ** 2)), abs=1e-5)
     assert float(run.overlap) == pytest.approx(float(g[c, k]), abs=1e-5)
     assert float(run.phi) == pytest.approx(float(run.signal + run.drag), abs=1e-6)
@@ -536,9 +511,7 @@ def test_what_is_recorded_of_a_readout_far_from_one_is_exact(scale):
 def test_a_readout_row_of_zero_keeps_the_recorded_split_exact():
     plain = tiny.model("GPT2", tied=False)
     (context,) = tiny.contexts(plain, (4,))
-    module = copy.deepcopy(plain.module)
-    module.get_output_embeddings().weight[context.correct_id] = 0
-    model = dataclasses.replace(plain, module=module)
+    model = with_readout(plain, lambda E: E[context.correct_id].zero_())
     run = finetune(model, [context], [1e-3], Recipe(optimizer="sgd", steps=3, snapshots=(0, 2)))
     by_trace, phi = run.phi_trace.values, run.phi.sel(step=run.snapshot.values).values
     assert abs(by_trace - phi).max() < 1e-12 and (phi != 0).all()
@@ -546,12 +519,9 @@ def test_a_readout_row_of_zero_keeps_the_recorded_split_exact():
 
 def test_runs_that_no_memory_would_hold_are_refused_before_they_start():
     model = tiny.model()
-    started = time.perf_counter()
-    with pytest.raises(
-        ParameterError, match="Recording 4 runs of 1,000,000,000 steps needs about .* GiB.* fewer steps"
-    ):
+    said = "Recording 4 runs of 1,000,000,000 steps needs about .* GiB.* fewer steps"
+    with pytest.raises(ParameterError, match=said):
         finetune(model, tiny.contexts(model), [1e-3, 2e-3], Recipe(steps=10**9))
-    assert time.perf_counter() - started < 5
     for steps in (10**10, 10**400):
         with pytest.raises(ParameterError, match="at most 1,000,000,000"):
             Recipe(steps=steps)
@@ -560,21 +530,7 @@ def test_runs_that_no_memory_would_hold_are_refused_before_they_start():
 def test_a_tie_is_called_a_tie():
     plain = tiny.model("GPT2", tied=False)
     (context,) = tiny.contexts(plain, (4,))
-    module = copy.deepcopy(plain.module)
-    E = module.get_output_embeddings().weight
-    E[context.correct_id] = E[context.competitor_id]
+    model = with_readout(plain, lambda E: E[context.correct_id].copy_(E[context.competitor_id]))
     with pytest.raises(ContextError, match="the same logit before training, a tie") as error:
-        check_contexts(dataclasses.replace(plain, module=module), [context])
+        check_contexts(model, [context])
     assert "already prefers" not in str(error.value) and "+0.00" not in str(error.value)
-
-
-def test_all_contexts_that_do_not_fit_are_named_at_once():
-    model = tiny.model()
-    first, second = tiny.contexts(model)
-    swapped = dataclasses.replace(first, correct_id=first.competitor_id, competitor_id=first.correct_id)
-    again = dataclasses.replace(second, correct_id=second.competitor_id, competitor_id=second.correct_id)
-    with pytest.raises(ContextError, match="2 problems.*'c0'.*'c1'"):
-        finetune(model, [swapped, again], [1e-3])
-    long, beyond = (dataclasses.replace(first, prompt_ids=(1,) * 70), dataclasses.replace(second, correct_id=tiny.V))
-    with pytest.raises(ContextError, match="2 problems.*70 tokens.*vocabulary"):
-        finetune(model, [long, beyond], [1e-3])

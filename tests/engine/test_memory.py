@@ -79,44 +79,32 @@ def test_a_process_takes_its_share_of_what_is_free(monkeypatch, available, jobs,
 
 def group(folder, version, limit, used, droppable):
     """A control group with a limit of memory, as the kernel shows it."""
-    names = memory.CGROUP_FILES["memory" if version == 1 else ""]
+    most, taken, cached = memory.CGROUP_FILES["memory" if version == 1 else ""]
     folder.mkdir(parents=True, exist_ok=True)
-    for name, value in [
-        (names[0], limit),
-        (names[1], used),
-        ("memory.stat", f"anon 1\n{names[2]} {droppable}\nslab 2"),
-    ]:
+    for name, value in {most: limit, taken: used, "memory.stat": f"anon 1\n{cached} {droppable}\nslab 2"}.items():
         (folder / name).write_text(f"{value}\n")
 
 
 @pytest.mark.parametrize(
-    "version, line, where, limit, expected",
+    "version, line, where, limit, jobs, expected",
     [
-        (2, "0::/", "", 8 * GIB, 6 * GIB),  # in a container
-        (2, "0::/a/b", "a", 8 * GIB, 6 * GIB),  # a limit of the group around its own
-        (2, "0::/a/b", "a/b", "max", 20 * GIB),
-        (2, "0::/../elsewhere", "other", 8 * GIB, 20 * GIB),
-        (1, "5:cpu,cpuacct:/a\n4:memory:/a\n0::/", "memory/a", 8 * GIB, 6 * GIB),
-        (1, "4:memory:/of/the/machine", "memory", 8 * GIB, 6 * GIB),
-        (1, "4:memory:/a", "memory/a", 9223372036854771712, 20 * GIB),
+        (2, "0::/", "", 8 * GIB, None, 6 * GIB),  # in a container
+        (2, "0::/", "", 8 * GIB, 4, GIB),  # whose processes share what it has
+        (2, "0::/a/b", "a", 8 * GIB, None, 6 * GIB),  # a limit of the group around its own
+        (2, "0::/a/b", "a/b", "max", None, 20 * GIB),
+        (2, "0::/../elsewhere", "other", 8 * GIB, None, 20 * GIB),
+        (1, "5:cpu,cpuacct:/a\n4:memory:/a\n0::/", "memory/a", 8 * GIB, None, 6 * GIB),
+        (1, "4:memory:/of/the/machine", "memory", 8 * GIB, None, 6 * GIB),
+        (1, "4:memory:/a", "memory/a", 9223372036854771712, None, 20 * GIB),
     ],
 )
-def test_the_limit_of_a_container_counts(monkeypatch, tmp_path, version, line, where, limit, expected):
-    with_memory(monkeypatch, 20 * GIB)
+def test_the_limit_of_a_container_counts(monkeypatch, tmp_path, version, line, where, limit, jobs, expected):
+    with_memory(monkeypatch, 20 * GIB, jobs=jobs)
     (tmp_path / "own").write_text(line + "\n")
     monkeypatch.setattr(memory, "OWN_CGROUPS", tmp_path / "own")
     monkeypatch.setattr(memory, "CGROUPS", tmp_path / "groups")
     group(tmp_path / "groups" / where, version, limit, used=3 * GIB, droppable=GIB)
     assert memory.free(torch.device("cpu")) == int(memory.USABLE * expected)
-
-
-def test_jobs_share_what_a_container_has(monkeypatch, tmp_path):
-    with_memory(monkeypatch, 20 * GIB, own=GIB, jobs=4)
-    (tmp_path / "own").write_text("0::/\n")
-    monkeypatch.setattr(memory, "OWN_CGROUPS", tmp_path / "own")
-    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
-    group(tmp_path, 2, 8 * GIB, used=GIB, droppable=0)
-    assert memory.free(torch.device("cpu")) == int(memory.USABLE * (2 * GIB - GIB))
 
 
 @pytest.mark.parametrize("needed, times", [(2 * GIB, 1), (GIB // 2, 0)])
@@ -157,21 +145,14 @@ def test_no_weights_of_a_replica_outlive_its_run(method, interrupted):
 
     model = tiny.model("GPT2")
     contexts = tiny.contexts(model)[:1]
-    finetune(model, contexts, [1e-3], Recipe(method=method, steps=1), engine="batch axis")  # what is kept once for all
+    recipe, options = Recipe(method=method, steps=1), {"engine": "batch axis", "chunk": 1}
+    finetune(model, contexts, [1e-3], recipe, **options)  # what is kept once for all
     gc.collect()
     gc.disable()
     try:
         before = tensors()
         with suppress(KeyboardInterrupt):
-            finetune(
-                model,
-                contexts,
-                [1e-3, 2e-3],
-                Recipe(method=method, steps=1),
-                engine="batch axis",
-                chunk=1,
-                progress=stop,
-            )
+            finetune(model, contexts, [1e-3, 2e-3], recipe, progress=stop, **options)
         assert tensors() <= before
     finally:
         gc.enable()

@@ -65,6 +65,7 @@ def compare(model, method, engine):
         assert torch.allclose(logits[r], plain_logits, rtol=0, atol=1e-9)
         assert all(torch.allclose(a[r], b, rtol=0, atol=1e-9) for a, b in zip(ours, plain, strict=True))
     assert any(g.abs().max() > 1e-3 for g in ours)
+    return stacked.engine
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -73,7 +74,7 @@ def compare(model, method, engine):
 def test_replicas_equal_plain_models(architecture, tied, method):
     model = tiny.model(architecture, tied=tied)
     assert model.tied == tied
-    compare(model, method, "auto")
+    assert compare(model, method, "auto") == (ENGINES[architecture] if method == "full" else "batch axis")
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -89,17 +90,10 @@ def test_replicas_equal_plain_models_on_a_gpu(architecture, method):
     compare(tiny.model(architecture, device="cuda"), method, "auto")
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
-def test_each_architecture_gets_its_engine(architecture, method):
-    module, values = replicas(tiny.model(architecture), method, 2)
-    assert stack(module, values).engine == (ENGINES[architecture] if method == "full" else "batch axis")
-
-
-@pytest.mark.parametrize("architecture", tiny.SINGLE_PRECISION)
-def test_architectures_that_compute_in_single_precision_get_the_batch_axis(architecture):
-    module, values = replicas(tiny.model(architecture, "float32"), "full", 2)
-    assert stack(module, values).engine == "batch axis"  # after its self-test
+def test_architectures_that_compute_in_single_precision_get_the_batch_axis():
+    for architecture in tiny.SINGLE_PRECISION:
+        module, values = replicas(tiny.model(architecture, "float32"), "full", 2)
+        assert stack(module, values).engine == "batch axis"  # after its self-test
 
 
 @pytest.mark.parametrize("engine", ["batch axis", "vmap"])
@@ -188,8 +182,7 @@ def test_a_module_gets_the_first_engine_that_is_right(kind, full, lora):
     model = dataclasses.replace(model, module=copy.deepcopy(model.module))
     model.module.model.norm = kind(model.module.model.norm)
     for method, engine in (("full", full), ("lora", lora)):
-        assert stack(*replicas(model, method, 2)).engine == engine
-        compare(model, method, "auto")
+        assert compare(model, method, "auto") == engine
 
 
 def test_gradients_left_in_their_factors_are_an_error():
@@ -204,14 +197,14 @@ def test_gradients_left_in_their_factors_are_an_error():
 
 
 def test_the_private_kernel_of_adam_takes_what_it_is_given():
-    taken = [(a.name, str(a.type)) for a in torch.ops.aten._fused_adam_.default._schema.arguments]
-    lists = ["self", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "state_steps"]
-    numbers = ["lr", "beta1", "beta2", "weight_decay", "eps"]
-    assert taken[:13] == [(name, "List[Tensor]") for name in lists] + [(name, "float") for name in numbers] + [
-        ("amsgrad", "bool"),
-        ("maximize", "bool"),
-    ]
-    assert all(a.has_default_value() for a in torch.ops.aten._fused_adam_.default._schema.arguments[13:])
+    arguments = torch.ops.aten._fused_adam_.default._schema.arguments
+    lists = ("self", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "state_steps")
+    expected = dict.fromkeys(lists, "List[Tensor]") | dict.fromkeys(
+        ("lr", "beta1", "beta2", "weight_decay", "eps"), "float"
+    )
+    expected |= dict.fromkeys(("amsgrad", "maximize"), "bool")
+    assert [(a.name, str(a.type)) for a in arguments[:13]] == list(expected.items())
+    assert all(a.has_default_value() for a in arguments[13:])
 
 
 def test_a_strict_configuration_without_a_padding_token_is_left_as_it_is():

@@ -32,11 +32,8 @@ def models_with_contexts(
 ) -> list[tuple[Any, list[Resolved], list[str]]]:
     """Models, the contexts of a file that fit each, and why others do not, in one sentence each.
 
-    With a ``folder`` of published runs what stands in for the models; these runs are copied into the store. With ""
-    the models themselves, and the store gets what will stand in for them.
-
-    Raises:
-        PhantomError: no context fits a model; the folder is damaged, has no runs of a model, or runs of other contexts.
+    With a ``folder`` of published runs, which are copied into the store, what stands in for the models; with "" the
+    models themselves, and the store gets what will stand in for them.
     """
     wanted = load_contexts(contexts)
     found: list[tuple[Any, list[Resolved], list[str]]] = []
@@ -106,8 +103,7 @@ def publish(store: Store, folder: Path) -> None:
         target = folder / path.relative_to(store.root)
         target.parent.mkdir(parents=True, exist_ok=True)
         files.write_bytes(target, path.read_bytes())
-    kept = sorted(published.present(folder))
-    files.write_json(folder / published.LIST, {name: files.file_digest(folder / name) for name in kept})
+    files.write_json(folder / published.LIST, {n: files.file_digest(folder / n) for n in published.present(folder)})
 
 
 @dataclass(frozen=True)
@@ -127,9 +123,7 @@ class Comparison:
 def check_published(folder: Path, sample: int, seed: int | None, say: Callable[[str], None]) -> list[Comparison]:
     """Check every published file, then compute a ``sample`` of replicas again, drawn among the models that are here.
 
-    Raises:
-        StoreError: a file is missing or was changed, or a replica comes out differently.
-        ModelError: too few models are here, or one is another than the runs were made with.
+    StoreError if a file is not what was published, or a replica comes out differently; ModelError if models are missing.
     """
     if found := published.problems(folder):
         raise StoreError(f"The published runs in '{folder}' are not what was published: {'; '.join(found)}.")
@@ -163,20 +157,18 @@ def draw(folder: Path, sample: int, seed: int | None, missing: Container[str] = 
     return [every[i] for i in np.random.default_rng(seed).permutation(len(every))[:sample]]
 
 
-def is_same_model(model: LanguageModel, run: xr.Dataset, fingerprint: str, folder: Path) -> bool:
-    """Whether the weights are those of a run; its fingerprint may have been taken in an older way."""
-    if weights := next((m.weights_key for m in published.published_models(folder) if m.fingerprint == fingerprint), ""):
-        return weights == model.weights_key
-    return model.fingerprint == fingerprint or "" != model.revision == run.attrs["model_revision"]
-
-
 def compute_again(path: Path, context: int, rate: int, seed: int) -> Comparison:
     """Compute the replica of a published run with these indices again; ModelError if the model is not here, or another."""
     run = xr.load_dataset(path, engine="netcdf4")
     before = run.isel(context=context, rate=rate, seed=seed)
-    made, ref = json.loads(run.attrs["specification"]), run.attrs["model_ref"]
-    model = load(ref, dtype=made["dtype"], device=made["device"], revision=run.attrs["model_revision"] or None)
-    if not is_same_model(model, run, made["model"], path.parent):
+    made, ref, revision = json.loads(run.attrs["specification"]), run.attrs["model_ref"], run.attrs["model_revision"]
+    model = load(ref, dtype=made["dtype"], device=made["device"], revision=revision or None)
+    keys = {m.fingerprint: m.weights_key for m in published.published_models(path.parent)}
+    if key := keys.get(made["model"]):
+        same = model.weights_key == key
+    else:  # older runs; their fingerprints may have been taken in another way
+        same = model.fingerprint == made["model"] or "" != model.revision == revision
+    if not same:
         raise ModelError(f"{shown(ref)} has other weights here than the published runs were made with.")
     *words, ids, correct_id, competitor_id = made["contexts"][context]
     resolved = Resolved(Context(*words), tuple(ids), correct_id, competitor_id)

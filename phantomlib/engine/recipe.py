@@ -19,13 +19,6 @@ MOST_STEPS = 10**9  # what is recorded of more would fit no memory
 Whole = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-SAID = {  # what is wrong, by pydantic's name for it
-    "literal_error": "choose one of {expected}",
-    "greater_than_equal": "give at least {ge:,}",
-    "greater_than": "give more than {gt:,}",
-    "less_than_equal": "give at most {le:,}",
-    "less_than": "give less than {lt:,}",
-}
 REAL = int | float | np.integer | np.floating
 _checked: WeakKeyDictionary = WeakKeyDictionary()  # module -> the contexts that check_contexts found to fit it
 
@@ -86,8 +79,8 @@ class Recipe:
         except ValidationError as error:
             wrong = error.errors(include_url=False)[0]
             name = "".join(f"[{part}]" if isinstance(part, int) else part for part in wrong["loc"])
-            way_out = SAID.get(wrong["type"], wrong["msg"].replace("Input should be", "give"))
-            way_out = way_out.format(**wrong.get("ctx", {})).replace("'", "").replace(" or ", ", ")
+            expected = wrong.get("ctx", {}).get("expected", "").replace("'", "").replace(" or ", ", ")
+            way_out = f"choose one of {expected}" if expected else wrong["msg"].replace("Input", "it", 1)
             raise ParameterError(f"{name} is {shown(wrong['input'])}; {way_out}.") from None
 
     def __post_init__(self):
@@ -151,12 +144,13 @@ def check_lengths(reader: str, vocabulary: int, positions: float, contexts: list
     """Refuse contexts with more tokens than ``positions`` or ids beyond the ``vocabulary``: ContextError that names all."""
     problems = []
     for context in contexts:
-        said = ""
         if max(*context.prompt_ids, context.correct_id, context.competitor_id) >= vocabulary:
             said = f"has token ids beyond the {vocabulary} of the vocabulary of {reader}; resolve it with the model's own tokenizer"
         elif (length := len(context.prompt_ids)) > positions:
             said = f"has {length} tokens, but {reader} reads no more than {positions}; shorten its prompt"
-        problems += [ContextError(f"Context '{context.id}' {said}.")] if said else []
+        else:
+            continue
+        problems.append(ContextError(f"Context '{context.id}' {said}."))
     all_at_once(problems, f"in {len(contexts)} contexts")
 
 

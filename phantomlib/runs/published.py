@@ -97,9 +97,9 @@ def published_model(folder: Path, ref: str) -> PublishedModel:
     return known[ref]
 
 
-def present(folder: Path) -> set[str]:
-    """Names of the files in a folder that may have been published."""
-    return {p.relative_to(folder).as_posix() for pattern in ("*.nc", "*/*.json") for p in folder.glob(pattern)}
+def present(folder: Path) -> list[str]:
+    """Names of the files in a folder that may have been published, in order."""
+    return sorted(p.relative_to(folder).as_posix() for kind in ("*.nc", "*/*.json") for p in folder.glob(kind))
 
 
 def problems(folder: Path) -> list[str]:
@@ -109,7 +109,7 @@ def problems(folder: Path) -> list[str]:
     except (OSError, ValueError) as error:
         return [f"{LIST} cannot be read ({error})"]
     found = [_problem(folder, name, digest) for name, digest in listed.items()]
-    return [*filter(None, found), *(f"{name} is not in {LIST}" for name in sorted(present(folder) - listed.keys()))]
+    return [*filter(None, found), *(f"{name} is not in {LIST}" for name in present(folder) if name not in listed)]
 
 
 def _problem(folder: Path, name: str, digest: str) -> str:

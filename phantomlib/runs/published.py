@@ -1,10 +1,9 @@
 """Published runs: results that take hours, kept with the book so that every reader has them without a model.
 
-A folder of published runs is laid out like a store: runs, what was remembered of them, predictions, and for each model a
-description that stands in for it. Beside them is a list of all files with their checksums. Its files are copied into a
-reader's store, and from there on everything is as if it had been computed here, but for what needs the model itself.
-
-Checksums find damage. Whether a published run is what the code gives is found out by computing it again: ``phantom verify``.
+A folder of them is laid out like a store: runs, what was remembered of them, predictions, for each model a description
+that stands in for it, and a list of all files with their checksums. Its files are copied into a reader's store, and from
+there on everything is as if it had been computed here, but for what needs the model itself. Checksums find damage;
+whether a published run is what the code gives is found out by computing it again: ``phantom verify``.
 """
 
 import re

@@ -169,35 +169,29 @@ class Store:
         return kept["found"]
 
     def _compute(self, path, kept, spec, model, contexts, rates, recipe, seeds, extra) -> xr.Dataset:
-        if model.device.type == "cuda":
+        on_gpu, started = model.device.type == "cuda", time.perf_counter()
+        if on_gpu:
             torch.cuda.reset_peak_memory_stats(model.device)
-        started = time.perf_counter()
         label, size = f"{model.name}, {recipe.method}, {recipe.optimizer}", rates.size * len(seeds) * recipe.steps
         with track(label, size) as advance:
             options = {"seeds": seeds, "extra": extra, "progress": advance, "run": self.run_chunks}
             dataset = finetune(model, contexts, rates, recipe, **options)
-        dataset.attrs = (
-            kept
-            | dataset.attrs
-            | self.notes
-            | {
-                "run_id": run_id(spec),
-                "specification": json.dumps(spec),
-                "model": model.name,
-                "model_ref": model.ref,
-                "model_revision": model.revision,
-                "n_parameters": model.n_parameters,
-                "tied_readout": int(model.tied),
-                "weights_key": model.weights_key,
-                "seconds": time.perf_counter() - started,
-                "peak_memory_bytes": memory.peak(model.device),
-                "device": torch.cuda.get_device_name(model.device)
-                if model.device.type == "cuda"
-                else platform.machine(),
-                "commit": commit(),
-                "versions": json.dumps({name: version(name) for name in PACKAGES}),
-            }
-        )
+        dataset.attrs = kept | dataset.attrs | self.notes
+        dataset.attrs |= {
+            "run_id": run_id(spec),
+            "specification": json.dumps(spec),
+            "model": model.name,
+            "model_ref": model.ref,
+            "model_revision": model.revision,
+            "n_parameters": model.n_parameters,
+            "tied_readout": int(model.tied),
+            "weights_key": model.weights_key,
+            "seconds": time.perf_counter() - started,
+            "peak_memory_bytes": memory.peak(model.device),
+            "device": torch.cuda.get_device_name(model.device) if on_gpu else platform.machine(),
+            "commit": commit(),
+            "versions": json.dumps({name: version(name) for name in PACKAGES}),
+        }
         dataset.attrs["checksum"] = checksum(dataset)
         with _saving(path):
             content = bytes(dataset.to_netcdf(engine="netcdf4"))  # in memory: HDF5 itself may crash on a full disk
@@ -266,8 +260,7 @@ def specification(model: LanguageModel, contexts: list[Resolved], rates, recipe:
         "device": model.device.type,
         "contexts": [
             [x.id, x.prompt, x.correct, x.competitor, list(c.prompt_ids), c.correct_id, c.competitor_id]
-            for c in contexts
-            for x in [c.context]
+            for c, x in ((c, c.context) for c in contexts)
         ],
         "learning_rates": rates.tolist(),
         "recipe": json.loads(json.dumps(recipe.settings())),

@@ -41,10 +41,7 @@ class Study(dict[tuple[str, str], Any]):
         return Study({key: function(result, *arguments) for key, result in self.items()})
 
     def table(self, describe: Callable = lambda result: result, *arguments) -> pd.DataFrame:
-        """One tidy table with ``optimizer`` and ``model`` before what ``describe(result, *arguments)`` gives.
-
-        That is a table, or a mapping from columns to single values.
-        """
+        """One tidy table: ``optimizer``, ``model``, and the columns of the table or mapping that ``describe`` gives."""
         parts = []
         for (optimizer, model), result in self.items():
             found = describe(result, *arguments)

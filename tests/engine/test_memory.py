@@ -10,6 +10,7 @@ import weakref
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import tiny
@@ -49,10 +50,8 @@ NO_GAPS = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # tensors above 1 MiB are coun
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is asked of Linux")
 @pytest.mark.parametrize("task", BOUNDS)
 def test_peak_memory_stays_within_what_is_counted(task):
-    command = [sys.executable, "-m", "benchmarks.needs", SIZE, task, "cpu"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=Path(__file__).parents[2], env=os.environ | NO_GAPS
-    )
+    command, root = [sys.executable, "-m", "benchmarks.needs", SIZE, task, "cpu"], Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=os.environ | NO_GAPS)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])["beyond it (parameters)"]
     assert found <= BOUNDS[task] + OVERHEAD
@@ -109,20 +108,17 @@ def test_the_limit_of_a_container_counts(monkeypatch, tmp_path, version, line, w
 
 @pytest.mark.parametrize("needed, times", [(2 * GIB, 1), (GIB // 2, 0)])
 def test_memory_of_earlier_work_is_given_back_before_large_work(monkeypatch, needed, times):
-    order = []
-    real = memory.free
-    monkeypatch.setattr(memory, "give_back", lambda: order.append("given back"))
-    monkeypatch.setattr(memory, "free", lambda device: order.append("measured") or real(device))
     with_memory(monkeypatch, 20 * GIB)
+    calls = Mock()
+    calls.free.return_value = 20 * GIB
+    monkeypatch.setattr(memory, "give_back", calls.give_back)
+    monkeypatch.setattr(memory, "free", calls.free)
     memory.refuse_if_too_large("This", needed, torch.device("cpu"))
-    assert order == ["given back"] * times + ["measured"]
+    assert [name for name, *_ in calls.mock_calls] == ["give_back"] * times + ["free"]
 
 
 def test_what_only_a_cycle_refers_to_is_freed():
-    class Held:
-        pass
-
-    held = Held()
+    held = SimpleNamespace()
     held.itself, alive = held, weakref.ref(held)
     gc.disable()
     try:

@@ -29,7 +29,7 @@ distributed = pytest.importorskip("distributed")
 def scheduler(tmp_path_factory):
     """Two workers with one thread each, in processes of their own."""
     folder, options = tmp_path_factory.mktemp("dask"), {"processes": True, "dashboard_address": ":0"}
-    with distributed.LocalCluster(2, threads_per_worker=1, local_directory=folder, **options) as local:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, local_directory=folder, **options) as local:
         yield local
 
 

@@ -353,15 +353,15 @@ nb.say(
 # on come on top.
 
 # %% tags=["hide-input"]
-every = nb.store.runs().values()
-took = {m.name: [r for r in every if r["model"] == m.fingerprint] for m in subjects}
+every = pd.DataFrame(nb.store.runs().values())
+took = {m.name: every[every.model == m.fingerprint] for m in subjects}
 nb.table(
     pd.DataFrame(
         {
             "model": name,
             "runs (each of several replicas)": f"{len(runs)}",
-            "hours of computing": f"{sum(r['seconds'] for r in runs) / 3600:.1f}",
-            "largest peak memory (GiB)": f"{max(r['peak_memory_bytes'] for r in runs) / 2**30:.1f}",
+            "hours of computing": f"{runs.seconds.sum() / 3600:.1f}",
+            "largest peak memory (GiB)": f"{runs.peak_memory_bytes.max() / 2**30:.1f}",
         }
         for name, runs in took.items()
     )

@@ -176,8 +176,8 @@ def advance_on_device(model, chunk: list[Replica], recipe, engine, extra, progre
     rows = module.get_output_embeddings() if recipe.geometry == "readout" else module.get_input_embeddings()
     readout_name, readout_0 = next((name, p) for name, p in module.named_parameters() if p is rows.weight)
     contexts, device = [replica.context for replica in chunk], model.device
-    rates = np.stack([replica.rate for replica in chunk])  # (R,), or schedules (R, T)
-    rates = torch.tensor(rates, dtype=model.readout.dtype, device=device)
+    scheduled = np.stack([replica.rate for replica in chunk])
+    rates = torch.tensor(scheduled, dtype=model.readout.dtype, device=device)  # (R,), or schedules (R, T)
     prompts = [torch.tensor(context.prompt_ids) for context in contexts]
     ids = nn.utils.rnn.pad_sequence(prompts, batch_first=True).to(device)  # (R, L)
     last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)  # (R,)

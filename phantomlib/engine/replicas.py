@@ -45,10 +45,11 @@ class Factors:
     """Lets an optimiser have the gradient of a stacked matrix as products, instead of one more tensor of its size."""
 
     def __init__(self):
-        self.wanted = set()  # weights whose gradients are left here; those of others go where autograd puts them
+        # weights whose gradients are left here; those of others go where autograd puts them
+        self.wanted: set[Tensor] = set()
         # for a weight (R, m, n) what its gradient is the sum of: aᵀb for pairs of a (R, L, m) and b (R, L, n), or with row
         # numbers a (R, L), the rows b added there; complete when the weight's post-accumulate hook is called
-        self.products = defaultdict(list)
+        self.products: dict[Tensor, list] = defaultdict(list)
 
 
 def stack(module: nn.Module, initial: list[dict[str, Tensor]], engine: str = "auto") -> Stack:

@@ -153,7 +153,7 @@ def draw(folder: Path, sample: int, seed: int | None, missing: Container[str] = 
         with xr.open_dataset(path, engine="netcdf4") as run:
             shape = tuple(run.sizes[name] for name in ("context", "rate", "seed"))
             if run.attrs["model_ref"] not in missing:
-                every += [(path, *map(int, index)) for index in np.ndindex(shape)]
+                every += [(path, c, r, s) for c, r, s in np.ndindex(shape)]
     return [every[i] for i in np.random.default_rng(seed).permutation(len(every))[:sample]]
 
 

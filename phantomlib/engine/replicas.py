@@ -190,7 +190,8 @@ def _batch(leaf: Any, own: dict[str, Tensor], factors: Factors) -> bool:
     elif kind == "OPTLearnedPositionalEmbedding":
         leaf.forward = partial(_opt_positions, weight, factors, leaf.offset)
     elif isinstance(leaf, nn.LayerNorm):
-        leaf.forward = partial(_layer_norm, weight, own.get("bias"), leaf.normalized_shape, leaf.eps)
+        forward = partial(_layer_norm, weight, own.get("bias"), leaf.normalized_shape, leaf.eps)
+        leaf.forward = forward  # type: ignore[method-assign]
     elif kind.endswith("RMSNorm"):  # any that uses its weight elementwise: the original code runs
         del leaf.weight
         leaf.register_forward_pre_hook(partial(_spread, weight))

@@ -53,7 +53,7 @@ def largest_p(p, E, c, k):
 @pytest.mark.parametrize(
     "rates, recipe, options",
     [
-        (np.geomspace(1e-5, 1e-3, 8), Recipe(steps=3), {}),  # more than one chunk
+        (np.geomspace(1e-5, 1e-3, 7), Recipe(steps=2), {}),  # more than one chunk
         ([1e-3], Recipe(method="lora", steps=2), {"seeds": (0, 1), "extra": {"largest": largest_p}}),
     ],
     ids=["chunks", "seeds and further quantities"],
@@ -61,11 +61,9 @@ def largest_p(p, E, c, k):
 def test_a_run_of_the_cluster_is_the_same_as_one_made_here(there, problem, tmp_path, rates, recipe, options):
     model, contexts = problem
     here = finetune(model, contexts, rates, recipe, **options)
-    for _ in range(2):  # one process may ask for the scheduler again
-        use_scheduler(there.scheduler_address)
-        run = Store(tmp_path, cluster.runner()).run(model, contexts, rates, recipe, **options)
-        assert here.drop_attrs().identical(run.drop_attrs())
-        next(tmp_path.glob("*.nc")).unlink()
+    use_scheduler(there.scheduler_address)  # one process may do so again and again
+    run = Store(tmp_path, cluster.runner()).run(model, contexts, rates, recipe, **options)
+    assert here.drop_attrs().identical(run.drop_attrs())
 
 
 def test_workers_killed_in_the_middle(there, problem, tmp_path):

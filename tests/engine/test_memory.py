@@ -118,7 +118,10 @@ def test_memory_of_earlier_work_is_given_back_before_large_work(monkeypatch, nee
 
 
 def test_what_only_a_cycle_refers_to_is_freed():
-    held = SimpleNamespace()
+    class Held:
+        pass
+
+    held = Held()
     held.itself, alive = held, weakref.ref(held)
     gc.disable()
     try:

@@ -43,7 +43,7 @@ serve: $(STAMP)
 	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
 publish: $(STAMP)
-	$(BIN)/python -m phantomlib.runs.published_runs runs/pretrained results
+	$(BIN)/python -m phantombook.published_runs runs/pretrained results
 
 clean:
 	rm -rf _build book/generated

@@ -44,18 +44,20 @@ steps: int = 20  # optimiser steps of each run
 tolerance: float = 0.005  # relative width of the bracket around a critical learning rate
 
 # %% tags=["hide-cell"]
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from scipy.stats import gmean
 
-from phantombook import notebook
+from phantombook import notebook, published_runs
 from phantombook.figures.critical import contexts_and_means
 from phantombook.figures.palette import model_colours
 from phantombook.ledger.claims import load_claims
 from phantomlib.critical import blind, predictors
 from phantomlib.critical.scaling import architecture_numbers, kinematic_number
 from phantomlib.engine.recipe import Recipe
-from phantomlib.runs import published_runs
+from phantomlib.runs.store import commit_of
 from phantomlib.runs.study import Study
 
 nb = notebook.start("13_real_blind")
@@ -170,6 +172,7 @@ predictions = Study.of(predict, subjects)
 critical = Study.of(measure, subjects)
 
 # %% tags=["hide-input"]
+kept = Path(published, "predictions")
 nb.table(
     pd.DataFrame(
         {
@@ -181,7 +184,7 @@ nb.table(
             "calibration": p.calibration,
             "written (UTC)": p.time[:19].replace("T", " "),
             "made by commit": (p.commit or "none")[:7],
-            "held by commit": published_runs.held_by(published, p.path) or "none",
+            "held by commit": published and commit_of(kept / p.path.name) or "none",
         }
         for (o, m), p in predictions.items()
     ),

@@ -45,7 +45,7 @@ tolerance: float = 0.005  # relative width of the bracket around a critical lear
 # %% tags=["hide-cell"]
 import numpy as np
 
-from phantombook import markup, notebook
+from phantombook import markup, notebook, published_runs
 from phantombook.figures.examination import criteria_board
 from phantombook.figures.jumps import readout_shares
 from phantombook.figures.palette import model_colours
@@ -56,7 +56,6 @@ from phantomlib.critical import blind
 from phantomlib.engine.recipe import Recipe
 from phantomlib.models.language_model import next_token_logits
 from phantomlib.order_parameter import largest_residual, residual_before_training
-from phantomlib.runs import published_runs
 from phantomlib.runs.study import Study
 from phantomlib.transition import double_well, examine, jumps, silent_failure
 

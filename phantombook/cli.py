@@ -187,12 +187,12 @@ def claims(profile: ProfileName = "zoo", as_json: AsJson = False):
 @app.command()
 def verify(
     sample: Annotated[int, typer.Option(metavar="N", min=0, help="Compute this many again, drawn at random.")] = 1,
-    seed: Annotated[int | None, typer.Option(help="Draw the same ones again.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Draw the same ones again.")] = None,
 ):
     """Check the published runs: that every file is what was published, and that computing some again gives the same."""
-    from phantomlib.runs import verification
+    from phantombook.published_runs import check_published
 
-    verification.check_published(find_root() / "results", sample, seed, say=typer.echo)
+    check_published(find_root() / "results", sample, seed, typer.echo)
 
 
 @app.command()

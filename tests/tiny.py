@@ -15,61 +15,39 @@ _SPECIAL = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 _ROPE = {"max_position_embeddings": 64, "num_key_value_heads": 2, "intermediate_size": 24}
 _COMMON = {"vocab_size": V, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
 _GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": V}
+_NEOX = _COMMON | {"intermediate_size": 24, "max_position_embeddings": 64}
 _OPT = _COMMON | {"ffn_dim": 24, "max_position_embeddings": 64}
-_HEADS = {"head_dim": 8}  # wider than hidden_size / num_attention_heads
+_HEADS = _COMMON | _ROPE | {"head_dim": 8}  # wider than hidden_size / num_attention_heads
+_CAPPED = {"final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0, "sliding_window": 4}
+_GPT_NEO = {"vocab_size": V, "hidden_size": 16, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 64}
 
 # architecture -> (configuration class, settings). Together: fused and split projections, learned, rotary and ALiBi
 # positions, LayerNorm and RMSNorm before and after, norms inside attention, soft-capping, logit scaling, local windows.
 ARCHITECTURES = {
     "GPT2": ("GPT2Config", _GPT2),
-    "GPTNeoX": ("GPTNeoXConfig", _COMMON | {"intermediate_size": 24, "max_position_embeddings": 64}),
-    "GPTNeoX-sequential": (
-        "GPTNeoXConfig",
-        _COMMON | {"intermediate_size": 24, "max_position_embeddings": 64, "use_parallel_residual": False},
-    ),
+    "GPTNeoX": ("GPTNeoXConfig", _NEOX),
+    "GPTNeoX-sequential": ("GPTNeoXConfig", _NEOX | {"use_parallel_residual": False}),
     "OPT": ("OPTConfig", _OPT | {"word_embed_proj_dim": 16}),
     "OPT-projected": ("OPTConfig", _OPT | {"word_embed_proj_dim": 8, "do_layer_norm_before": False}),
     "Llama": ("LlamaConfig", _COMMON | _ROPE),
     "Qwen2": ("Qwen2Config", _COMMON | _ROPE),
-    "Qwen3": ("Qwen3Config", _COMMON | _ROPE | _HEADS),
+    "Qwen3": ("Qwen3Config", _HEADS),
     "Mistral": ("MistralConfig", _COMMON | _ROPE | {"sliding_window": 4}),
     "Phi": ("PhiConfig", _COMMON | _ROPE),
     "Phi3": ("Phi3Config", _COMMON | _ROPE),
-    "Gemma": ("GemmaConfig", _COMMON | _ROPE | _HEADS),
-    "Gemma2": (
-        "Gemma2Config",
-        _COMMON | _ROPE | _HEADS | {"final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0, "sliding_window": 4},
-    ),
-    "GPTNeo": (
-        "GPTNeoConfig",
-        {
-            "vocab_size": V,
-            "hidden_size": 16,
-            "num_layers": 2,
-            "num_heads": 4,
-            "attention_types": [[["global", "local"], 1]],
-            "window_size": 4,
-            "max_position_embeddings": 64,
-        },
-    ),
+    "Gemma": ("GemmaConfig", _HEADS),
+    "Gemma2": ("Gemma2Config", _HEADS | _CAPPED),
+    "GPTNeo": ("GPTNeoConfig", _GPT_NEO | {"attention_types": [[["global", "local"], 1]], "window_size": 4}),
     "Bloom": ("BloomConfig", {"vocab_size": V, "hidden_size": 16, "n_layer": 2, "n_head": 4}),
     "Cohere": ("CohereConfig", _COMMON | _ROPE | {"logit_scale": 0.25, "use_qk_norm": True}),
 }
 
 # too much of it computes in float32 whatever the weights are for a comparison in float64
-SINGLE_PRECISION = {"Gemma3": ("Gemma3TextConfig", _COMMON | _ROPE | _HEADS | {"sliding_window": 4})}
+SINGLE_PRECISION = {"Gemma3": ("Gemma3TextConfig", _HEADS | {"sliding_window": 4})}
 # positions turn faster from the sixth token on, for all tokens of a text
-BY_LENGTH = {
-    "Phi3-longrope": (
-        "Phi3Config",
-        _COMMON
-        | _ROPE
-        | {
-            "original_max_position_embeddings": 5,
-            "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [4.0, 9.0]},
-        },
-    )
-}
+_LONGROPE = {"type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [4.0, 9.0]}
+_BY_LENGTH = {"original_max_position_embeddings": 5, "rope_scaling": _LONGROPE}
+BY_LENGTH = {"Phi3-longrope": ("Phi3Config", _COMMON | _ROPE | _BY_LENGTH)}
 
 
 @functools.cache

@@ -2,9 +2,9 @@
 
 A store that was handed :func:`runner` sends its chunks there, if this process was told a scheduler's address (the
 environment variable :data:`ENVIRONMENT`, set by ``phantom book --scheduler``). Workers load the model themselves, by its
-reference, so folders must be where all can read them. Only the process that asked writes to the store; a worker that dies
-leaves nothing behind, and the scheduler gives its chunks to others. Chunks are cut as they are without a cluster, so the
-numbers are the same. Who can reach a scheduler can run code on its workers: see the page "On a cluster" for TLS.
+reference, so folders must be where all can read them. Only the process that asked writes to the store; the chunks of a
+worker that dies go to others. Chunks are cut as they are without a cluster, so the numbers are the same. Who can reach a
+scheduler can run code on its workers: see the page "On a cluster" for TLS.
 """
 
 import asyncio
@@ -32,11 +32,7 @@ def runner() -> Callable | None:
 
 
 def connect(address: str):
-    """A new client of a scheduler, to be closed by whoever asked for it.
-
-    Raises:
-        BookError: nobody answers there, or it has no workers, or a worker has other versions of our packages.
-    """
+    """A new client of a scheduler, to be closed by whoever asked for it; BookError if nobody answers or has workers."""
     from distributed import Client
 
     try:
@@ -95,14 +91,12 @@ def run_there(model, chunks, recipe, engine, extra, progress) -> list[dict[str, 
                 parts[futures[future]] = part
                 progress(len(chunks[futures[future]]) * recipe.steps)
         except KilledWorker as error:
-            client.cancel(list(futures))
             raise BookError(
                 f"A chunk of {len(chunks[0])} replicas of '{model.name}' was given up: {error.allowed_failures + 1} workers "
                 "died over it, perhaps for want of memory. Give the workers more, or use a smaller model; finished runs are kept."
             ) from None
-        except BaseException:  # an error on a worker, or Ctrl-C: the rest is not wanted any more
+        finally:  # after an error on a worker, or Ctrl-C, the rest is not wanted any more
             client.cancel(list(futures))
-            raise
     return parts
 
 
@@ -110,14 +104,13 @@ def run_there(model, chunks, recipe, engine, extra, progress) -> list[dict[str, 
 def code_version() -> dict[str, str]:
     """The engine's version, and a hash over the text of all modules of this package: workers must have the same."""
     package = Path(__file__).parents[1]
-    modules = {p.relative_to(package).as_posix(): files.file_digest(p) for p in sorted(package.rglob("*.py"))}
+    modules = {p.relative_to(package).as_posix(): files.file_digest(p) for p in package.rglob("*.py")}
     return {"engine": str(ENGINE_VERSION), "code": files.digest(modules)[:12]}
 
 
 def _advance_there(which, asked, chunk, recipe, engine, extra):
     here = code_version()
-    # older code sends the fingerprint alone
-    if not isinstance(asked, dict) or not here.items() <= asked.items():
+    if not isinstance(asked, dict) or not here.items() <= asked.items():  # older code sends the fingerprint alone
         raise BookError(
             f"A worker runs other code than the process that asked: {here} there, {shown(asked)} here. Give all machines the "
             "same checkout, and start the workers again."

@@ -1,8 +1,7 @@
 """The fine-tuning engine: contexts × learning rates × seeds advanced together, everything measured at every step.
 
 The loss of a replica is the cross-entropy of its correct token at the last position of its prompt, in nats, unless the
-recipe chooses another. Row t of a
-recording is the state *before* update t, so row 0 is the untouched model and row T the final one.
+recipe chooses another. Row t of a recording is the state *before* update t: row 0 is the untouched model, row T the end.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,15 +11,15 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
+from torch import Tensor, nn
 
 from phantomlib.contexts import Resolved
 from phantomlib.engine import memory
 from phantomlib.engine.loss import training_loss
 from phantomlib.engine.optimizer import BatchedOptimizer
 from phantomlib.engine.recipe import Recipe, check_contexts, check_learning_rates, check_seeds
-from phantomlib.engine.recorder import Recorder, check_extra, label_runs
-from phantomlib.engine.replicas import ENGINES, Stack, all_seen, padding_matters, stack
+from phantomlib.engine.recorder import RECORDED, Recorder, check_extra, label_runs
+from phantomlib.engine.replicas import ENGINES, all_seen, padding_matters, stack
 from phantomlib.errors import ModelError, ParameterError, shown
 from phantomlib.models.language_model import CausalLM, LanguageModel, add_lora
 
@@ -60,11 +59,10 @@ def finetune(
 
     Returns:
         Dataset with dimensions (context, rate, seed, step), step = 0..T, the variables of ``RECORDED``,
-        ``learning_rate`` (context, rate) and ``diverged_step`` (-1 if finite throughout). Of a schedule
-        ``learning_rate`` is the largest value, and ``schedule`` (context, rate, step) holds all (nan at step T). From
-        the step of divergence on, values are nan (``rank_correct`` 0). With snapshots also ``spectrum`` (..., snapshot,
-        component), eigenvalues of ρ, and ``phi_trace`` (..., snapshot), Φ computed from ρ by the trace formula. With a
-        loss other than cross-entropy also ``loss``. Attributes say how it was computed: ``engine`` (names of
+        ``learning_rate`` (context, rate; of a schedule the largest, and ``schedule`` (context, rate, step) holds all, nan
+        at step T) and ``diverged_step`` (-1 if finite throughout), from which on values are nan (``rank_correct`` 0).
+        With snapshots also ``spectrum`` (..., snapshot, component), eigenvalues of ρ, and ``phi_trace`` (..., snapshot),
+        Φ from ρ by the trace formula; with a loss other than cross-entropy also ``loss``. Attributes: ``engine`` (of
         ``phantomlib.engine.replicas.ENGINES``; two where a replica left over took another), ``replicas_together`` (at
         most) and ``equal_lengths_only``, 1 where a prompt is read otherwise beside a longer one.
 
@@ -105,7 +103,8 @@ def finetune(
 
 def check_recording(replicas: int, model: LanguageModel, recipe: Recipe, extra: int = 0) -> None:
     """Raise ParameterError if what so many replicas record does not fit the memory."""
-    needed = memory.of_recording(replicas, recipe, model.readout.element_size(), extra)
+    recorded = replicas * (recipe.steps + 1) * (len(RECORDED) + extra)
+    needed = 3 * recorded * model.readout.element_size()  # as written, as labelled, and on its way to a file
     what = f"Recording {replicas:,} run{'' if replicas == 1 else 's'} of {recipe.steps:,} steps"
     memory.refuse_if_too_large(what, needed, torch.device("cpu"), "fewer steps")
 
@@ -125,34 +124,23 @@ def run_here(model, chunks: list[list[Replica]], recipe, engine, extra, progress
 
 
 def trainable(model: LanguageModel, recipe: Recipe, seed: int) -> tuple[CausalLM, dict[str, Tensor]]:
-    """The module to run and the initial values of its trainable tensors; change neither.
-
-    Raises:
-        ModelError: LoRA, and peft has no adapters for this class.
-    """
+    """The module to run and the initial values of its trainable tensors; change neither. ModelError if LoRA does not fit."""
     if recipe.method == "full":
         return model.module, dict(model.module.named_parameters())
     adapted, key = _adapted.setdefault(model.module, {}), (recipe.rank, recipe.alpha, seed)
     if key not in adapted:
         try:
-            adapted[key] = add_lora(model.module, rank=recipe.rank, alpha=recipe.alpha, seed=seed, share=True)
+            module = add_lora(model.module, rank=recipe.rank, alpha=recipe.alpha, seed=seed, share=True)
             ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
             with torch.no_grad():
-                adapted[key](ids, **all_seen(model.module, ids))
+                module(ids, **all_seen(model.module, ids))
         except Exception as error:  # peft refuses some classes, and breaks others
-            adapted.pop(key, None)
             raise ModelError(
                 f"LoRA cannot be put on '{model.name}' ({type(model.module).__name__}): {shown(str(error))}. Use full "
                 "fine-tuning, method 'full'."
             ) from error
-    module = adapted[key]
-    return module, {name: p for name, p in module.named_parameters() if "lora_" in name}
-
-
-def _embedding(module: CausalLM, geometry: str) -> tuple[str, Tensor]:
-    """Name (as in ``named_parameters``) and value of the matrix whose rows give the overlaps."""
-    layer = module.get_output_embeddings() if geometry == "readout" else module.get_input_embeddings()
-    return next(name for name, p in module.named_parameters() if p is layer.weight), layer.weight
+        adapted[key] = module
+    return adapted[key], {name: p for name, p in adapted[key].named_parameters() if "lora_" in name}
 
 
 def chunk_size(
@@ -160,10 +148,7 @@ def chunk_size(
 ) -> int:
     """Replicas advanced together: as many as pay for a model of this size (see the page on speed), or ``wanted``.
 
-    Fewer only where not so many fit the memory; a run's attributes say how many there were.
-
-    Raises:
-        ParameterError: not even one replica, or not as many as wanted, fits; with ``refuse``.
+    Fewer only where not so many fit the memory. With ``refuse`` a ParameterError if not even one, or not ``wanted``, fit.
     """
     module, values = trainable(model, recipe, 0)
     tokens = max(len(context.prompt_ids) for context in contexts)
@@ -179,25 +164,23 @@ def chunk_size(
 
 def advance(model, chunk: list[Replica], recipe, engine, extra, progress) -> dict[str, np.ndarray]:
     """Run R replicas together for T steps; returns what was recorded, (R, T + 1) each, snapshots and the engine (R,)."""
-    recorder, stacked = advance_on_device(model, chunk, recipe, engine, extra, progress)
-    fields = {name: field.cpu().numpy() for name, field in (recorder.fields | recorder.snapshots).items()}
-    return fields | {"engine": np.full(len(chunk), stacked.engine)}
+    fields, used = advance_on_device(model, chunk, recipe, engine, extra, progress)
+    return {name: field.cpu().numpy() for name, field in fields.items()} | {"engine": np.full(len(chunk), used)}
 
 
-def advance_on_device(model, chunk: list[Replica], recipe, engine, extra, progress) -> tuple[Recorder, Stack]:
-    """All of :func:`advance` but reading the result: from the first step to the last, nothing waits for the device."""
+def advance_on_device(model, chunk: list[Replica], recipe, engine, extra, progress) -> tuple[dict[str, Tensor], str]:
+    """What :func:`advance` records, on the device, and the engine: from the first step to the last nothing waits for it."""
     seeds = {seed: trainable(model, recipe, seed) for seed in {replica.seed for replica in chunk}}
     module = seeds[chunk[0].seed][0]  # frozen tensors are the same for every seed
     stacked = stack(module, [seeds[replica.seed][1] for replica in chunk], engine)
-    readout_name, readout_0 = _embedding(module, recipe.geometry)
+    rows = module.get_output_embeddings() if recipe.geometry == "readout" else module.get_input_embeddings()
+    readout_name, readout_0 = next((name, p) for name, p in module.named_parameters() if p is rows.weight)
     contexts, device = [replica.context for replica in chunk], model.device
-    rates = torch.tensor(np.stack([replica.rate for replica in chunk]), dtype=model.readout.dtype, device=device)
-    # rates: (R,), or schedules (R, T)
-    longest = max(len(c.prompt_ids) for c in contexts)
-    ids = torch.tensor(
-        [[*c.prompt_ids, *[0] * (longest - len(c.prompt_ids))] for c in contexts], device=device
-    )  # (R, L)
-    last = torch.tensor([len(c.prompt_ids) - 1 for c in contexts], device=device)  # (R,)
+    scheduled = np.stack([replica.rate for replica in chunk])
+    rates = torch.tensor(scheduled, dtype=model.readout.dtype, device=device)  # (R,), or schedules (R, T)
+    prompts = [torch.tensor(context.prompt_ids) for context in contexts]
+    ids = nn.utils.rnn.pad_sequence(prompts, batch_first=True).to(device)  # (R, L)
+    last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)  # (R,)
     c, k = torch.tensor([(x.correct_id, x.competitor_id) for x in contexts], device=device).T  # (R,) each
 
     optimizer = BatchedOptimizer(stacked, rates, recipe)  # before E is taken: it moves small parameters to other memory
@@ -216,4 +199,4 @@ def advance_on_device(model, chunk: list[Replica], recipe, engine, extra, progre
                 progress(len(chunk))
     finally:
         optimizer.close()
-    return recorder, stacked
+    return recorder.fields, stacked.engine

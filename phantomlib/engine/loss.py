@@ -33,17 +33,11 @@ def training_loss(logits: Tensor, c: Tensor, k: Tensor, loss: str = "cross-entro
         >>> [round(float(training_loss(logits, c, k, name)), 4) for name in LOSSES]
         [1.5514, 2.8647, 2.4097, 1.3133]
     """
-    if loss == "gap":
-        return weight * _pair_cross_entropy(logits, c, k)
     cross_entropy = F.cross_entropy(logits, c, reduction="none")
-    if loss == "margin":
-        return cross_entropy + weight * _pair_cross_entropy(logits, c, k)
+    if loss == "cross-entropy":
+        return cross_entropy
     if loss == "unlikelihood":  # 1 - p_k from the other logits: exact where p_k is nearly 1
         others = logits.scatter(1, k[:, None], -float("inf"))
         return cross_entropy + weight * (logits.logsumexp(1) - others.logsumexp(1))
-    return cross_entropy
-
-
-def _pair_cross_entropy(logits: Tensor, c: Tensor, k: Tensor) -> Tensor:
-    """softplus(−Δ) (R,)."""
-    return F.softplus((logits.gather(1, k[:, None]) - logits.gather(1, c[:, None]))[:, 0])
+    pair = weight * F.softplus((logits.gather(1, k[:, None]) - logits.gather(1, c[:, None]))[:, 0])
+    return pair if loss == "gap" else cross_entropy + pair

@@ -6,7 +6,7 @@ Everything is counted in bytes beyond what the model itself takes, which is ther
 import ctypes
 import gc
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from phantomlib.engine.recipe import Recipe
-from phantomlib.engine.recorder import READ_AT_ONCE_ON_DEVICE, RECORDED
+from phantomlib.engine.recorder import READ_AT_ONCE_ON_DEVICE
 from phantomlib.errors import ParameterError
 from phantomlib.models.language_model import CausalLM
 from phantomlib.progress import jobs
@@ -45,23 +45,19 @@ def free(device: torch.device) -> int:
 def _left_by_cgroups() -> tuple[int, int]:
     """Bytes that the control groups of this process leave unused and give in all; a container may have few of a machine's."""
     unused = total = sys.maxsize
-    for group, (most, used, droppable) in _cgroups():
-        with suppress(OSError, ValueError):  # no such group, or "max": no limit
-            limit = int((group / most).read_text())
-            statistics = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())
-            taken = int((group / used).read_text()) - int(statistics.get(droppable, 0))
-            unused, total = min(unused, limit - taken), min(total, limit)
-    return unused, total
-
-
-def _cgroups() -> Iterator[tuple[Path, tuple[str, str, str]]]:
-    """Folders of the control groups around this process, there or not, each with the names of its files."""
     for line in OWN_CGROUPS.read_text().splitlines() if OWN_CGROUPS.exists() else ():
         _, controllers, path = line.split(":", 2)
         for controller in CGROUP_FILES.keys() & controllers.split(","):
+            most, used, droppable = CGROUP_FILES[controller]
             top = CGROUPS / controller
             own = top / path.lstrip("/")  # in a container perhaps the machine's path: then only its parents exist
-            yield from ((g, CGROUP_FILES[controller]) for g in (own, *own.parents) if g.is_relative_to(top))
+            for group in (group for group in (own, *own.parents) if group.is_relative_to(top)):
+                with suppress(OSError, ValueError):  # no such group, or "max": no limit
+                    limit = int((group / most).read_text())
+                    statistics = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())
+                    taken = int((group / used).read_text()) - int(statistics.get(droppable, 0))
+                    unused, total = min(unused, limit - taken), min(total, limit)
+    return unused, total
 
 
 def peak(device: torch.device) -> int:
@@ -70,7 +66,7 @@ def peak(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")  # what getrusage says counts the process too that started this one
     if status.exists():
-        return int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
     own = psutil.Process().memory_info()
     if hasattr(own, "peak_wset"):  # Windows
         return own.peak_wset
@@ -88,39 +84,30 @@ def of_vectors(count: int, trained: Iterable[Tensor]) -> int:
 def of_replicas(module: CausalLM, trained: Iterable[Tensor], recipe: Recipe, tokens: int) -> tuple[int, int]:
     """Of the engine: what does not depend on the number of replicas, and what each of them takes.
 
-    Args:
-        module: the model, with its adapters.
-        trained: its trainable tensors.
-        recipe: the optimiser decides how many moments are kept.
-        tokens: length of the longest prompt.
+    ``trained`` are the trainable tensors of the module, adapters among it; the longest prompt has so many ``tokens``.
     """
     trained = list(trained)
     readout = module.get_output_embeddings().weight
     frozen = not any(p is readout for p in trained)  # then what it was before is kept beside it
-    # weights, and two moments or, in the self-test before there are moments, a gradient
-    state = of_vectors(2 if recipe.optimizer == "sgd" else 3, trained) - of_vectors(0, trained)
-    layers = [m.weight for m in module.modules() if getattr(m, "weight", None) is not None and m is not readout]
-    if readout.device.type != "cpu":  # whole tensors at a time there: a gradient and what a step of Adam makes of it
-        state += (0 if recipe.optimizer == "sgd" else 2) * max(p.nbytes for p in trained)
+    moments = 0 if recipe.optimizer == "sgd" else 2
+    # weights, and the moments or, in the self-test before there are moments, a gradient
+    state = (1 + max(1, moments)) * sum(p.nbytes for p in trained)
+    layers = [m.weight for m in module.modules() if getattr(m, "weight", None) is not None]
     activations = 2 * tokens * sum(sum(w.shape) for w in layers if w.dim() == 2 and len(w) != len(readout))
     vocabulary = 14 * len(readout)  # logits, probabilities, overlaps, places on the axis, and those of the step before
     each = state + (activations + vocabulary) * readout.element_size()
-    blocks = 0 if readout.device.type == "cpu" else 3 * READ_AT_ONCE_ON_DEVICE * readout.element_size()
-    return of_vectors(1, trained) + readout.nbytes * frozen + blocks, each
-
-
-def of_recording(replicas: int, recipe: Recipe, itemsize: int, extra: int = 0) -> int:
-    """Of what is recorded, and ``extra`` quantities more: as written, as labelled, and on its way to a file."""
-    return 3 * replicas * (recipe.steps + 1) * (len(RECORDED) + extra) * itemsize
+    shared = of_vectors(1, trained) + readout.nbytes * frozen
+    if readout.device.type != "cpu":  # whole tensors at a time there: a gradient and what a step of Adam makes of it
+        each += moments * max(p.nbytes for p in trained)
+        shared += 3 * READ_AT_ONCE_ON_DEVICE * readout.element_size()
+    return shared, each
 
 
 def give_back() -> None:
-    """Free what only cycles refer to, and give the system back what the allocator keeps of earlier work.
-
-    glibc keeps freed tensors below 32 MB for later, wherever something above them is still in use: gigabytes, after runs
-    of a model with a hundred million parameters.
-    """
+    """Free what only cycles refer to, and give the system back what the allocator keeps of earlier work."""
     gc.collect()
+    # glibc keeps freed tensors below 32 MB wherever something above them is still in use: gigabytes, after runs of a model
+    # with a hundred million parameters
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -133,12 +120,9 @@ def refuse_if_too_large(what: str, needed: int, device: torch.device, advice: st
     if needed <= here:
         return
     shared = f" for each of {jobs()} processes" if jobs() > 1 else ""
-    ways = ["--jobs 1"] * (jobs() > 1) + [advice] * bool(advice) + ["a smaller model", "a machine with more memory"]
+    ways = ["--jobs 1"] * (jobs() > 1) + [advice] * bool(advice) + ["a smaller model"]
+    needs, has = (f"{gib:.2g}" if gib < 10 else f"{gib:.0f}" for gib in (needed / 2**30, here / 2**30))
     raise ParameterError(
-        f"{what} needs about {_gib(needed)} GiB beside the model, {_gib(here)} are free{shared}: use "
-        f"{', '.join(ways[:-1])} or {ways[-1]}."
+        f"{what} needs about {needs} GiB beside the model, {has} are free{shared}: use {', '.join(ways)} or a machine with "
+        "more memory."
     )
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2g}" if size < 10 * 2**30 else f"{size / 2**30:.0f}"

@@ -15,11 +15,9 @@ SMALL = 2**17  # numbers of a stack that is updated together with the other smal
 class BatchedOptimizer:
     """SGD, Adam or AdamW with one learning rate per replica, applied to a parameter as soon as its gradient is known.
 
-    Updating inside the backward pass means that no more than one parameter's gradient exists at a time. That of a
-    matrix comes as factors and is multiplied out for as many replicas as fit a cache, into memory used over and over; of
-    a large matrix a few rows at a time.
-    Small parameters, where starting an operation would take longer than the operation, share one tensor and are
-    updated together after the backward pass.
+    So no more than one parameter's gradient exists at a time. That of a matrix comes as factors and is multiplied out for
+    as many replicas as fit a cache, into memory used over and over; of a large matrix a few rows at a time. Small
+    parameters, where starting an operation takes longer than the operation, share one tensor, updated after the backward.
     """
 
     def __init__(self, stacked: Stack, rates: Tensor, recipe: Recipe):
@@ -124,10 +122,7 @@ class BatchedOptimizer:
 
 
 def fused_adam(p: Tensor, gradient: Tensor, moments: list[Tensor], count: Tensor, rate: float, recipe: Recipe) -> None:
-    """One step of Adam in place, by the private kernel that torch.optim.Adam(fused=True) calls.
-
-    ``p``, its gradient and the two moments have one shape; ``count``, the number of this step, is a float32 on the device.
-    """
+    """One step of Adam in place, by the private kernel that torch.optim.Adam(fused=True) calls."""
     torch._fused_adam_(
         [p], [gradient], moments[:1], moments[1:], [], [count], amsgrad=False, maximize=False,
         beta1=recipe.beta1, beta2=recipe.beta2, eps=recipe.epsilon, lr=rate, weight_decay=0.0,

@@ -19,13 +19,6 @@ MOST_STEPS = 10**9  # what is recorded of more would fit no memory
 Whole = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-SAID = {  # what is wrong, by pydantic's name for it
-    "literal_error": "choose one of {expected}",
-    "greater_than_equal": "give at least {ge:,}",
-    "greater_than": "give more than {gt:,}",
-    "less_than_equal": "give at most {le:,}",
-    "less_than": "give less than {lt:,}",
-}
 REAL = int | float | np.integer | np.floating
 _checked: WeakKeyDictionary = WeakKeyDictionary()  # module -> the contexts that check_contexts found to fit it
 
@@ -86,8 +79,8 @@ class Recipe:
         except ValidationError as error:
             wrong = error.errors(include_url=False)[0]
             name = "".join(f"[{part}]" if isinstance(part, int) else part for part in wrong["loc"])
-            way_out = SAID.get(wrong["type"], wrong["msg"].replace("Input should be", "give"))
-            way_out = way_out.format(**wrong.get("ctx", {})).replace("'", "").replace(" or ", ", ")
+            expected = wrong.get("ctx", {}).get("expected", "").replace("'", "").replace(" or ", ", ")
+            way_out = f"choose one of {expected}" if expected else wrong["msg"].replace("Input", "it", 1)
             raise ParameterError(f"{name} is {shown(wrong['input'])}; {way_out}.") from None
 
     def __post_init__(self):
@@ -112,24 +105,19 @@ class Recipe:
 def check_learning_rates(learning_rates, contexts: int, steps: int | None = None) -> np.ndarray:
     """Learning rates as an array (C, rates), or (C, rates, steps) if each replica has a schedule.
 
-    Args:
-        learning_rates: (rates,), the same for all contexts; (C, rates); or (C, rates, steps), one rate per update.
-        contexts: their number C.
-        steps: the number of updates, to check schedules against.
-
-    Raises:
-        ParameterError: empty, not numbers, not all positive and finite, or of the wrong shape.
+    They are given so, or as (rates,) for all C contexts. ParameterError if they are empty, not numbers, not all positive
+    and finite, or of the wrong shape, of schedules also against the number of ``steps``.
     """
-    advice = f"learning rates {shown(learning_rates)} must be a non-empty list of positive, finite numbers, such as [1e-4, 3e-4]."
-    flat = np.ravel(np.asarray(learning_rates, dtype=object))
-    if not len(flat) or any(isinstance(v, bool | str) or not isinstance(v, REAL) for v in flat):
-        raise ParameterError(advice)
     try:
-        rates = np.asarray(learning_rates, dtype=float)
+        flat = np.ravel(np.asarray(learning_rates, dtype=object))
+        right = len(flat) and all(isinstance(v, REAL) and not isinstance(v, bool) for v in flat)
+        rates = np.asarray(learning_rates if right else math.nan, dtype=float)
     except (ValueError, OverflowError):  # rows of different lengths; a whole number beyond the largest float
-        raise ParameterError(advice) from None
+        rates = np.array(math.nan)
     if rates.ndim == 0 or not np.isfinite(rates).all() or (rates <= 0).any():
-        raise ParameterError(advice)
+        raise ParameterError(
+            f"learning rates {shown(learning_rates)} must be a non-empty list of positive, finite numbers, such as [1e-4, 3e-4]."
+        )
     if rates.ndim == 1:
         rates = np.tile(rates, (contexts, 1))
     if rates.ndim not in (2, 3) or len(rates) != contexts:
@@ -153,17 +141,7 @@ def check_seeds(seeds, recipe: Recipe) -> None:
 
 
 def check_lengths(reader: str, vocabulary: int, positions: float, contexts: list[Resolved]) -> None:
-    """Refuse contexts whose token ids or number of tokens the model does not have room for.
-
-    Args:
-        reader: what the message calls the model.
-        vocabulary: number V of tokens.
-        positions: longest prompt that the model reads, ``inf`` without a limit.
-        contexts: resolved contexts.
-
-    Raises:
-        ContextError: naming all that do not fit.
-    """
+    """Refuse contexts with more tokens than ``positions`` or ids beyond the ``vocabulary``: ContextError that names all."""
     problems = []
     for context in contexts:
         if max(*context.prompt_ids, context.correct_id, context.competitor_id) >= vocabulary:
@@ -195,11 +173,7 @@ def fitting_contexts(model: LanguageModel, contexts: list[Context]) -> tuple[lis
 
 
 def check_contexts(model: LanguageModel, contexts: list[Resolved]) -> None:
-    """Refuse contexts that do not fit the model, or whose correct word already outranks the competitor.
-
-    Raises:
-        ContextError: naming the context and what does not fit: ids, length, or the logit gap.
-    """
+    """Refuse contexts that do not fit the model, or whose competitor does not lead: ContextError that names them."""
     if not contexts:
         raise ContextError("There is no context to learn; give at least one.")
     known = _checked.setdefault(model.module, set())
@@ -209,23 +183,20 @@ def check_contexts(model: LanguageModel, contexts: list[Resolved]) -> None:
     for context in contexts:
         z = next_token_logits(model, [context])[0]
         gap = float(z[context.correct_id] - z[context.competitor_id])
+        right, wrong = shown(context.context.correct), shown(context.context.competitor)
         if gap < 0:
             known.add(context)
+            continue
+        if math.isnan(gap):
+            said = f"computes no finite logits for {right} and {wrong}"
+        elif gap == 0:
+            said = f"gives {right} and {wrong} the same logit before training, a tie (logit gap 0 nats)"
         else:
-            problems.append(ContextError(_not_behind(model.name, context.context, gap)))
+            said = f"already prefers {right} to {wrong} before training (logit gap {gap:+.2g} nats)"
+        problems.append(
+            ContextError(
+                f"Context '{context.id}': '{model.name}' {said}, so there is nothing to overtake. Choose a competitor that the "
+                f"model prefers{', or exchange the two words' if gap else ''}."
+            )
+        )
     all_at_once(problems, f"in {len(contexts)} contexts")
-
-
-def _not_behind(model_name: str, words: Context, gap: float) -> str:
-    right, wrong = shown(words.correct), shown(words.competitor)
-    if math.isnan(gap):
-        said = f"'{model_name}' computes no finite logits for {right} and {wrong}"
-    elif gap == 0:
-        said = f"'{model_name}' gives {right} and {wrong} the same logit before training, a tie (logit gap 0 nats)"
-    else:
-        said = f"'{model_name}' already prefers {right} to {wrong} before training (logit gap {gap:+.2g} nats)"
-    way_out = "" if gap == 0 else ", or exchange the two words"
-    return (
-        f"Context '{words.id}': {said}, so there is nothing to overtake. Choose a competitor that the model prefers"
-        f"{way_out}."
-    )

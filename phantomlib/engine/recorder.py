@@ -41,15 +41,14 @@ TRAINED_LOSS = {"loss": ("nat", "what is minimised")}
 
 def check_extra(extra: Mapping[str, Callable] | None) -> dict[str, Callable]:
     """Further quantities by name; ParameterError unless the names are new and the values are functions."""
-    extra = dict(extra or {})
-    for name, function in extra.items():
-        taken = not isinstance(name, str) or not name.isidentifier() or name in RECORDED | TRAINED_LOSS
-        if taken or not callable(function):
+    for name, function in (extra or {}).items():
+        free = isinstance(name, str) and name.isidentifier() and name not in RECORDED | TRAINED_LOSS
+        if not free or not callable(function):
             raise ParameterError(
                 f"extra holds {name!r}: {function!r}; give functions of (p, E, c, k) under names that are not recorded "
                 "already, such as {'entropy': entropy}."
             )
-    return extra
+    return dict(extra or {})
 
 
 def recorded(recipe: Recipe) -> dict[str, tuple[str, str]]:
@@ -68,16 +67,13 @@ class Recorder:
         self.wide = order_parameter.widest(E.device)
         self.norms = E.new_empty(E.shape[:-1])
         self.products = E.new_empty((len(c), len(E_0), 2))  # of the rows of E with those of c and k
-        names = [*recorded(recipe), *extra]
+        names, n = [*recorded(recipe), *extra], len(recipe.snapshots)
         self.fields = {name: E_0.new_full((len(c), recipe.steps + 1), math.nan) for name in names}
+        if n:
+            self.fields["spectrum"] = E_0.new_zeros((len(c), n, E_0.shape[1]))
+            self.fields["phi_trace"] = E_0.new_zeros((len(c), n))
         self.h: Any = None  # contrast (R, V), once it was measured, with ``g_ck`` (R,) and ``x`` = E (E_c - E_k) (R, V)
         self.previous: tuple[Tensor, Tensor] | None = None  # p and h of the step before
-        self.snapshots = {}
-        if n := len(recipe.snapshots):
-            self.snapshots = {
-                "spectrum": E_0.new_zeros((len(c), n, E_0.shape[1])),
-                "phi_trace": E_0.new_zeros((len(c), n)),
-            }
 
     def record(self, step: int, logits: Tensor, loss: Tensor) -> None:
         """``logits`` (R, V) and the loss that is minimised (R,), of the state before update ``step``."""
@@ -121,21 +117,15 @@ class Recorder:
             self._snapshot(self.recipe.snapshots.index(step), p)
 
     def _read_readout(self) -> tuple[Tensor, Tensor]:
-        """Overlaps, where they can have changed; |E - E_0| and whether E equals E_0 bit for bit, (R,) or (1,) for all.
-
-        Everything is asked of a block of rows while it is in the cache: a large readout is read once, and no array of
-        its size is needed.
-        """
-        E, geometry = (
-            self.E.view(-1, *self.E_0.shape),
-            self.h is None or self.trained,
-        )  # E (R, V, d), or (1, V, d) for all
-        on_cpu = E.device.type == "cpu"
+        """Overlaps, where they can have changed; |E - E_0| and whether E equals E_0 bit for bit, (R,) or (1,) for all."""
+        E = self.E.view(-1, *self.E_0.shape)  # (R, V, d), or (1, V, d) for all
+        on_cpu, geometry = E.device.type == "cpu", self.h is None or self.trained
         if geometry:
             directions = order_parameter.normalise(torch.take_along_dim(self._rows(), self.pair[..., None], -2)).mT
             norms = self.norms.view(len(E), -1)  # (R or 1, V)
         squared = torch.zeros(len(E), dtype=self.wide, device=E.device)
         unchanged = torch.ones(len(E), dtype=torch.bool, device=E.device)
+        # a block of rows at a time: a large readout is read once into the cache, and no array of its size is needed
         block = max(1, (READ_AT_ONCE if on_cpu else READ_AT_ONCE_ON_DEVICE) // E[:, 0].numel())
         for start in range(0, len(self.E_0), block):
             here = slice(start, start + block)
@@ -168,23 +158,24 @@ class Recorder:
         gone = torch.where(finite, 0.0, math.nan).to(p.dtype)
         rho = torch.where(finite[:, None, None], rho, 0.0)  # eigenvalue routines refuse nan
         e = order_parameter.normalise(torch.take_along_dim(E, self.pair[..., None], 1)).nan_to_num(0.0)
-        self.snapshots["spectrum"][:, index] = order_parameter.spectrum(rho) + gone[:, None]
-        self.snapshots["phi_trace"][:, index] = order_parameter.order_parameter_by_trace(rho, e[:, 0], e[:, 1]) + gone
+        self.fields["spectrum"][:, index] = order_parameter.spectrum(rho) + gone[:, None]
+        self.fields["phi_trace"][:, index] = order_parameter.order_parameter_by_trace(rho, e[:, 0], e[:, 1]) + gone
 
 
 def label_runs(joined, shape, contexts, rates, seeds, recipe, extra) -> xr.Dataset:
     """The dataset of recordings ``joined`` by name: (N, T + 1) each, N replicas in the order of ``shape``."""
-    quantities = recorded(recipe) | {name: ("1", _meaning(function)) for name, function in extra.items()}
-    fields = {name: joined[name].reshape(*shape, -1) for name in quantities}
-    finite = np.isfinite(fields["cross_entropy"]) & np.isfinite(fields["logit_gap"]) & np.isfinite(fields["phi"])
+    meanings = {name: (function.__doc__ or "").strip().partition("\n")[0] for name, function in extra.items()}
+    quantities = recorded(recipe) | {name: ("1", meaning) for name, meaning in meanings.items()}
+    fields = {name: values.reshape(*shape, *values.shape[1:]) for name, values in joined.items()}
+    finite = np.isfinite([fields[name] for name in ("cross_entropy", "logit_gap", "phi")]).all(0)
     alive = np.logical_and.accumulate(finite, axis=-1)  # once diverged, always diverged
     diverged = np.where(alive.all(-1), -1, alive.argmin(-1))
     dims = ("context", "rate", "seed", "step")
     data: dict[str, tuple] = {}
     for name, (unit, meaning) in quantities.items():
         values = np.where(alive, fields[name], np.nan)
-        if name in ("rank_correct", "readout_unchanged"):
-            values = np.nan_to_num(values).astype("int32" if name == "rank_correct" else "int8")
+        if kind := {"rank_correct": "int32", "readout_unchanged": "int8"}.get(name):
+            values = np.nan_to_num(values).astype(kind)
         data[name] = (dims, values, {"units": unit, "long_name": meaning})
     first = {"units": "1", "long_name": "first non-finite step, or -1"}
     data["diverged_step"] = (dims[:3], diverged.astype("int32"), first)
@@ -201,12 +192,7 @@ def label_runs(joined, shape, contexts, rates, seeds, recipe, extra) -> xr.Datas
         data["schedule"] = (dims[:2] + dims[3:], np.pad(rates, ((0, 0), (0, 0), (0, 1)), constant_values=np.nan))
     if recipe.snapshots:
         coords["snapshot"] = list(recipe.snapshots)
-        for name, further in (("spectrum", ("component",)), ("phi_trace", ())):
-            values = joined[name].reshape(*shape, *joined[name].shape[1:])
-            data[name] = ((*dims[:3], "snapshot", *further), values, {"units": "1"})
+        data["spectrum"] = ((*dims[:3], "snapshot", "component"), fields["spectrum"], {"units": "1"})
+        data["phi_trace"] = ((*dims[:3], "snapshot"), fields["phi_trace"], {"units": "1"})
     attrs = {f"recipe_{key}": value for key, value in recipe.settings().items() if key != "snapshots"}
     return xr.Dataset(data, coords, attrs)
-
-
-def _meaning(function: Callable) -> str:
-    return (function.__doc__ or "").strip().partition("\n")[0]

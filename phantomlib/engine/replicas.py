@@ -1,8 +1,8 @@
 """Many independent copies of one model in one forward pass.
 
-Replicas sit on the batch axis: row r of every batch is computed with replica r's own weights. Modules that hold
-trainable weights are exchanged for ones that hold ``(R, ...)`` stacks and multiply batched; everything between them
-(attention, activations, residuals) works row by row already and is left alone. All replicas share the frozen weights.
+Replicas sit on the batch axis: row r of every batch is computed with replica r's own weights. Modules with trainable
+weights compute with stacks of them, ``(R, ...)``; everything between them (attention, activations, residuals) works row
+by row already and is left alone. All replicas share the frozen weights.
 
 A model whose modules are not known here, or whose stacked copy does not reproduce the plain model, is run by
 ``torch.vmap`` instead, which is slower; and where that does not reproduce it either, the model itself runs for one
@@ -12,6 +12,7 @@ replica after the other.
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -30,43 +31,32 @@ _padding: WeakKeyDictionary = WeakKeyDictionary()  # module -> whether padding m
 
 @dataclass(frozen=True)
 class Stack:
-    """R replicas of a model.
+    """R replicas of a model; ``logits`` are exact for causal attention, unless :func:`padding_matters`."""
 
-    Attributes:
-        parameters: trainable tensors (R, ...), by their name in the model; leaves with ``requires_grad``.
-        logits: maps token ids (R, L), padded on the right, and the last position of each row (R,) to next-token logits
-            (R, V). Causal attention makes the padding exact, unless :func:`padding_matters`.
-        engine: one of ``ENGINES``.
-        factors: where the matrices among ``parameters`` hand over the factors of their gradients, if somebody takes them.
-    """
-
-    parameters: dict[str, Tensor]
-    logits: Callable[[Tensor, Tensor], Tensor]
-    engine: str
-    factors: "Factors"
+    parameters: dict[
+        str, Tensor
+    ]  # trainable tensors (R, ...), by their name in the model; leaves with ``requires_grad``
+    logits: Callable[[Tensor, Tensor], Tensor]  # of ids (R, L), padded on the right, and last positions (R,): (R, V)
+    engine: str  # one of ``ENGINES``
+    factors: "Factors"  # where the matrices hand over the factors of their gradients, if somebody takes them
 
 
 class Factors:
-    """Lets an optimiser have the gradient of a stacked matrix as products, instead of one more tensor of its size.
-
-    Attributes:
-        wanted: the weights whose gradients are left here; those of others go where autograd puts them.
-        products: for a weight (R, m, n) what its gradient is the sum of: aᵀb for pairs of ``a`` (R, L, m) and ``b``
-            (R, L, n), or with row numbers ``a`` (R, L), the rows ``b`` added there. Complete when the weight's
-            post-accumulate hook is called.
-    """
+    """Lets an optimiser have the gradient of a stacked matrix as products, instead of one more tensor of its size."""
 
     def __init__(self):
-        self.wanted, self.products = set(), defaultdict(list)
+        # weights whose gradients are left here; those of others go where autograd puts them
+        self.wanted: set[Tensor] = set()
+        # for a weight (R, m, n) what its gradient is the sum of: aᵀb for pairs of a (R, L, m) and b (R, L, n), or with row
+        # numbers a (R, L), the rows b added there; complete when the weight's post-accumulate hook is called
+        self.products: dict[Tensor, list] = defaultdict(list)
 
 
 def stack(module: nn.Module, initial: list[dict[str, Tensor]], engine: str = "auto") -> Stack:
-    """Stack R replicas of ``module``.
+    """Stack R replicas of a causal language model, which is not changed.
 
     Args:
-        module: a causal language model; it is not changed.
-        initial: for each replica the initial values of the trainable tensors by name. Names not listed stay frozen and
-            shared.
+        initial: for each replica the initial values of the trainable tensors by name; others stay frozen and shared.
         engine: one of ``ENGINES``, or ``auto``: the first of them that reproduces the plain model on a probe. One replica
             needs no vmap, nor the batch axis unless it is large.
     """
@@ -106,25 +96,23 @@ def _agrees(stacked: Stack, module: CausalLM, values: dict[str, Tensor]) -> bool
     vocabulary = module.get_output_embeddings().weight.shape[0]
     # other tokens for each replica: experts that route them otherwise must not mix them
     ids = (torch.arange(6, device=device) * 7 + 3 + 5 * torch.arange(replicas, device=device)[:, None]) % vocabulary
-    names = list(values)
-    leaves = [values[name].detach().requires_grad_() for name in names]
-    own = dict(zip(names, leaves, strict=True))
+    leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
     # of a copy: recurrent classes keep their last state in the module
-    call = share_tensors(module), own, (ids[-1:, :5],), all_seen(module, ids[-1:, :5])
+    call = share_tensors(module), leaves, (ids[-1:, :5],), all_seen(module, ids[-1:, :5])
     plain = torch.func.functional_call(*call).logits[0, -1]
+    oracle = _gradients(plain, leaves.values())
     try:
         logits = stacked.logits(ids, torch.full((replicas,), 4, device=device))[-1]
-        ours = torch.autograd.grad(
-            logits.log_softmax(-1)[0], [stacked.parameters[name] for name in names], allow_unused=True
-        )
+        ours = _gradients(logits, [stacked.parameters[name] for name in leaves])
     except Exception:  # a module that does not work row by row, or not under vmap, fails in its own way
         return False
-    oracle = torch.autograd.grad(plain.log_softmax(-1)[0], leaves, allow_unused=True)
-    gradients = list(zip(ours, oracle, strict=True))
-    pairs = [(logits, plain)] + [(a[-1], b) for a, b in gradients if a is not None and b is not None]
-    same_use = all((a is None) == (b is None) for a, b in gradients)
+    pairs = [(logits, plain), *((a[-1], b) for a, b in zip(ours, oracle, strict=True))]
     tolerance = 1e-3 if plain.dtype == torch.float32 else 1e-9
-    return same_use and all((a - b).norm() <= tolerance * b.norm() + 1e-12 for a, b in pairs)
+    return all((a - b).norm() <= tolerance * b.norm() + 1e-12 for a, b in pairs)
+
+
+def _gradients(logits: Tensor, leaves: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(logits.log_softmax(-1)[0], list(leaves), materialize_grads=True)
 
 
 @torch.no_grad()
@@ -133,26 +121,20 @@ def padding_matters(module: CausalLM, lengths: Iterable[int]) -> bool:
     longest, known = max(lengths), _padding.setdefault(module, {})
     device, vocabulary = next(module.parameters()).device, module.get_output_embeddings().weight.shape[0]
     ids = (torch.arange(longest, device=device)[None] * 7 + 3) % vocabulary
-    for length in {*lengths} - {longest}:
-        if (length, longest) not in known:
-            padded, alone = (
-                module(some, **all_seen(module, some)).logits[0, length - 1] for some in (ids, ids[:, :length])
-            )
-            tolerance = 1e-4 if alone.dtype == torch.float32 else 1e-6  # some classes compute norms in float32 anyway
-            known[length, longest] = bool((padded - alone).norm() > tolerance * alone.norm())
-    return any(known[length, longest] for length in {*lengths} - {longest})
+    pairs = {(length, longest) for length in lengths if length < longest}
+    for length, _ in pairs - known.keys():
+        texts = ids, ids[:, :length]
+        padded, alone = (module(text, **all_seen(module, text)).logits[0, length - 1] for text in texts)
+        tolerance = 1e-4 if alone.dtype == torch.float32 else 1e-6  # some classes compute norms in float32 anyway
+        known[length, longest] = bool((padded - alone).norm() > tolerance * alone.norm())
+    return any(known[pair] for pair in pairs)
 
 
 def _one_by_one(module: CausalLM, parameters: dict[str, Tensor], factors: Factors) -> Callable:
     """The model's own forward pass for each replica, with its weights put in."""
-    module = share_tensors(module)
-    by_identity = {id(module.get_parameter(name)): stacked for name, stacked in parameters.items()}
-    places = [
-        (leaf._parameters, name, by_identity[id(p)])
-        for leaf in module.modules()
-        for name, p in leaf._parameters.items()
-        if id(p) in by_identity
-    ]
+    module, by_identity = share_tensors(module), {id(module.get_parameter(name)): p for name, p in parameters.items()}
+    owners = [leaf._parameters for leaf in module.modules()]
+    places = [(own, name, by_identity[id(p)]) for own in owners for name, p in own.items() if id(p) in by_identity]
     forward = _last_logits(module)
 
     def logits(ids: Tensor, last: Tensor) -> Tensor:
@@ -182,20 +164,72 @@ def _by_vmap(module: nn.Module, parameters: dict[str, Tensor], factors: Factors)
     return lambda ids, last: torch.vmap(one)(parameters, ids, last)
 
 
-def _on_batch_axis(module: nn.Module, parameters: dict[str, Tensor], factors: Factors) -> Callable | None:
+def _on_batch_axis(module: CausalLM, parameters: dict[str, Tensor], factors: Factors) -> Callable | None:
     """A forward pass over stacked weights, or None if some trainable module is not known here."""
-    module = share_tensors(module)
-    by_identity = {id(module.get_parameter(name)): stacked for name, stacked in parameters.items()}
-    for path, leaf in list(module.named_modules()):
-        own = {name: by_identity.get(id(p)) for name, p in leaf._parameters.items()}
-        if not any(stacked is not None for stacked in own.values()):
-            continue
-        batched = _batched(leaf, own, factors)
-        if batched is None:
+    module, by_identity = share_tensors(module), {id(module.get_parameter(name)): p for name, p in parameters.items()}
+    for leaf in module.modules():
+        own = {name: by_identity[id(p)] for name, p in leaf._parameters.items() if id(p) in by_identity}
+        if own and not _batch(leaf, own, factors):
             return None
-        parent, _, name = path.rpartition(".")
-        setattr(module.get_submodule(parent), name, batched)
     return _last_logits(module)
+
+
+def _batch(leaf: Any, own: dict[str, Tensor], factors: Factors) -> bool:
+    """Let a module compute with its stacked tensors ``own`` (R, ...); False if its kind is not known.
+
+    What it is given must not refer to the module itself: such a cycle would keep the weights after the run.
+    """
+    kind, weight = type(leaf).__name__, own.get("weight")
+    if weight is None:
+        return False  # a trainable bias beside a frozen weight
+    if isinstance(leaf, nn.Linear) or kind == "Conv1D":  # the latter is a linear layer with the weight (in, out)
+        leaf.forward = partial(_linear, weight, own.get("bias"), leaf.bias, factors, kind != "Conv1D")
+    elif type(leaf) is nn.Embedding or kind.endswith("ScaledWordEmbedding"):
+        scale = torch.as_tensor(leaf.embed_scale).to(weight) if hasattr(leaf, "embed_scale") else None
+        leaf.forward = partial(_embed, weight, factors, leaf.padding_idx, scale)
+    elif kind == "OPTLearnedPositionalEmbedding":
+        leaf.forward = partial(_opt_positions, weight, factors, leaf.offset)
+    elif isinstance(leaf, nn.LayerNorm):
+        forward = partial(_layer_norm, weight, own.get("bias"), leaf.normalized_shape, leaf.eps)
+        leaf.forward = forward  # type: ignore[method-assign]
+    elif kind.endswith("RMSNorm"):  # any that uses its weight elementwise: the original code runs
+        del leaf.weight
+        leaf.register_forward_pre_hook(partial(_spread, weight))
+    else:
+        return False
+    return True
+
+
+def _linear(weight, own_bias, shared_bias, factors, transposed: bool, x: Tensor) -> Tensor:
+    """y = x W + b: x (R, L, in) -> (R, L, out), or (R L, in) -> (R L, out) from OPT; W (R, in, out), or transposed."""
+    bias = shared_bias if own_bias is None else own_bias[:, None]
+    y = _Product.apply(x.reshape(len(weight), -1, x.shape[-1]), weight, factors, transposed)
+    return (y if bias is None else y + bias).view(*x.shape[:-1], -1)
+
+
+def _embed(weight: Tensor, factors: Factors, padding_idx: int | None, scale: Tensor | None, ids: Tensor) -> Tensor:
+    """Rows of W (R, V, d) for ids (R or 1, L), times a constant in some models: (R, L, d)."""
+    ids = ids.expand(len(weight), -1)
+    rows = _Rows.apply(weight, ids, factors)
+    rows = rows if padding_idx is None else _untrained_at(padding_idx, ids, rows)
+    return rows if scale is None else rows * scale
+
+
+def _opt_positions(weight, factors, offset: int, attention_mask, past_key_values_length=0, position_ids=None) -> Tensor:
+    if position_ids is None:
+        position_ids = (attention_mask.cumsum(1) * attention_mask - 1).long()
+    return _embed(weight, factors, None, None, position_ids + offset)
+
+
+def _layer_norm(weight: Tensor, bias: Tensor | None, shape, eps: float, x: Tensor) -> Tensor:
+    """x (R, ..., d), or (R L, d) from OPT; the weight and the bias are (R, d)."""
+    y = F.layer_norm(x, shape, eps=eps).reshape(len(weight), -1, x.shape[-1]) * weight[:, None]
+    return (y if bias is None else y + bias[:, None]).view(x.shape)
+
+
+def _spread(weight: Tensor, leaf: Any, args: tuple) -> None:
+    """Before the module's own forward pass: (R, d) -> (R, 1, ..., 1, d), to multiply x (R, ..., d)."""
+    leaf.weight = weight.view(len(weight), *[1] * (args[0].dim() - 2), -1)
 
 
 def _last_logits(module: CausalLM) -> Callable:
@@ -219,48 +253,13 @@ def _last_logits(module: CausalLM) -> Callable:
 
 def all_seen(module: CausalLM, ids: Tensor) -> dict[str, Any]:
     """What to call ``module`` with beside ``ids`` (R, L): a mask that hides no token, so that it need not ask the device."""
-    if module.config.model_type in COUNT_PADDING:
-        return {"use_cache": False}
-    return {"attention_mask": torch.ones(ids.shape, dtype=torch.long, device=ids.device), "use_cache": False}
+    mask = {} if module.config.model_type in COUNT_PADDING else {"attention_mask": torch.ones_like(ids)}
+    return {"use_cache": False} | mask
 
 
 def _untrained_at(padding_idx: int, ids: Tensor, rows: Tensor) -> Tensor:
     """Embedded ``rows`` (..., d), without gradient where ``ids`` (...) are the padding token, as nn.Embedding does."""
     return torch.where((ids == padding_idx)[..., None], rows.detach(), rows)
-
-
-def _batched(leaf: Any, own: dict[str, Any], factors: Factors) -> nn.Module | None:
-    """The stacked version of one module with trainable tensors ``own`` (R, ...), or None if its kind is not known."""
-    kind = type(leaf).__name__
-    if own.get("weight") is None:
-        return None  # a trainable bias beside a frozen weight
-    if isinstance(leaf, nn.Linear) or kind == "Conv1D":  # the latter is a linear layer with the weight (in, out)
-        return _Linear(own["weight"], own.get("bias"), leaf, factors, transposed=kind != "Conv1D")
-    if type(leaf) is nn.Embedding or kind.endswith("ScaledWordEmbedding"):
-        return _Embedding(own["weight"], factors, leaf.padding_idx, getattr(leaf, "embed_scale", None))
-    if kind == "OPTLearnedPositionalEmbedding":
-        return _OPTPositions(own["weight"], factors, leaf.offset)
-    if isinstance(leaf, nn.LayerNorm):
-        return _LayerNorm(own, leaf)
-    if kind.endswith("RMSNorm"):
-        return _Norm(own["weight"], leaf)
-    return None
-
-
-class _Linear(nn.Module):
-    """y = x W + b for each replica; the stacked W is (R, in, out), or (R, out, in) if transposed; b is (R, out)."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, leaf: nn.Module, factors: Factors, transposed: bool):
-        super().__init__()
-        self.stacked, self.factors, self.transposed = weight, factors, transposed
-        self.stacked_bias = bias  # None: no bias, or a frozen one shared by all
-        self.bias, self.weight = leaf.bias, leaf.weight  # adapters ask the weight for its dtype
-
-    def forward(self, x: Tensor) -> Tensor:  # (R, L, in) -> (R, L, out); OPT gives (R L, in) and takes (R L, out)
-        bias = self.bias if self.stacked_bias is None else self.stacked_bias[:, None]
-        rows = x.reshape(len(self.stacked), -1, x.shape[-1])
-        y = _Product.apply(rows, self.stacked, self.factors, self.transposed)
-        return (y if bias is None else y + bias).view(*x.shape[:-1], -1)
 
 
 class _Product(torch.autograd.Function):
@@ -281,21 +280,6 @@ class _Product(torch.autograd.Function):
             return for_x, torch.bmm(a.mT, b), None, None
         ctx.factors.products[stacked].append((a, b))
         return for_x, None, None, None
-
-
-class _Embedding(nn.Module):
-    """Row lookup for each replica; weight (R, V, d). Some models scale the rows by a constant."""
-
-    def __init__(self, weight: Tensor, factors: Factors, padding_idx: int | None = None, scale=None):
-        super().__init__()
-        self.stacked, self.factors, self.padding_idx = weight, factors, padding_idx
-        self.scale = None if scale is None else torch.as_tensor(scale).to(weight)
-
-    def forward(self, ids: Tensor) -> Tensor:  # (R or 1, L) -> (R, L, d)
-        ids = ids.expand(len(self.stacked), -1)
-        rows = _Rows.apply(self.stacked, ids, self.factors)
-        rows = rows if self.padding_idx is None else _untrained_at(self.padding_idx, ids, rows)
-        return rows if self.scale is None else rows * self.scale
 
 
 class _Rows(torch.autograd.Function):
@@ -322,16 +306,12 @@ def add_rows(matrix: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
 
 
 def multiply_out(products: list[tuple[Tensor, Tensor]], out: Tensor, start: int = 0) -> Tensor:
-    """Rows ``start`` and following of the gradient (R, m, n) that is the sum of these products, written to ``out``.
-
-    For products see :class:`Factors`.
-    """
-    height, filled = out.shape[1], False
+    """Rows ``start`` and following of the gradient (R, m, n) that :class:`Factors` holds as products, written to ``out``."""
+    height, filled = out.shape[1], 0
     for a, b in products:
         if a.dim() == 3:
-            rows = a[:, :, start : start + height].mT  # (R, height, L)
-            torch.bmm(rows, b, out=out) if not filled else out.baddbmm_(rows, b)
-            filled = True
+            out.baddbmm_(a[:, :, start : start + height].mT, b, beta=filled)  # the first product overwrites
+            filled = 1
     if not filled:
         out.zero_()
     for ids, rows in products:
@@ -357,41 +337,3 @@ def squared_norms(products: list[tuple[Tensor, Tensor]]) -> Tensor:
                 left = torch.take_along_dim(c, a[:, None], 2).mT
             total = total + (left * (b @ d.mT)).sum((1, 2)) * (1 if other == n else 2)
     return total.clamp_min(0)
-
-
-class _OPTPositions(_Embedding):
-    """OPT's learned positions, which start at an offset."""
-
-    def __init__(self, weight: Tensor, factors: Factors, offset: int):
-        super().__init__(weight, factors)
-        self.offset = offset
-
-    def forward(self, attention_mask, past_key_values_length: int = 0, position_ids: Tensor | None = None) -> Tensor:
-        if position_ids is None:
-            position_ids = (attention_mask.cumsum(1) * attention_mask - 1).long()
-        return super().forward(position_ids + self.offset)
-
-
-class _LayerNorm(nn.Module):
-    def __init__(self, own: dict[str, Any], leaf: nn.LayerNorm):
-        super().__init__()
-        self.shape, self.eps, self.own = leaf.normalized_shape, leaf.eps, own
-
-    def forward(self, x: Tensor) -> Tensor:  # (R, ..., d), or (R L, d) from OPT
-        y = F.layer_norm(x, self.shape, eps=self.eps).reshape(len(self.own["weight"]), -1, x.shape[-1])
-        y = y * self.own["weight"][:, None]
-        return (y if self.own.get("bias") is None else y + self.own["bias"][:, None]).view(x.shape)
-
-
-class _Norm(nn.Module):
-    """Any norm that uses its weight elementwise: the original code runs with a weight that broadcasts over replicas."""
-
-    def __init__(self, weight: Tensor, leaf: nn.Module):
-        super().__init__()
-        self.stacked, self.leaf = weight, leaf
-        del leaf.weight
-
-    def forward(self, x: Tensor, *args) -> Tensor:
-        # (R, d) -> (R, 1, ..., 1, d), to multiply x (R, ..., d)
-        self.leaf.weight = self.stacked.view(len(self.stacked), *[1] * (x.dim() - 2), -1)
-        return self.leaf(x, *args)

@@ -24,14 +24,8 @@ def function_key(function: Callable, above: tuple = ()) -> str | dict:
     """The source text; and, if the function uses anything from outside but imported packages, what that is, by name.
 
     Used from outside are global names, names of enclosing functions, and defaults that are not literal. Functions among
-    them are described in the same way; numbers, texts, collections and arrays by their values.
-
-    Args:
-        function: defined with def, or a lambda.
-        above: the functions in whose description it stands.
-
-    Raises:
-        ParameterError: there is no text; or something used cannot be described.
+    them are described in the same way (``above``: those in whose description it stands); numbers, texts, collections and
+    arrays by their values. ParameterError if there is no text, or something used cannot be described.
     """
     try:
         text = textwrap.dedent(inspect.getsource(function.__code__))

@@ -43,8 +43,7 @@ class Index:
         self.folder, self.path = folder, folder / INDEX
         self._known: dict[str, dict] = {}  # by name; of a file written twice, the last entry
         self._sums: set[tuple[str, str]] = set()  # names with every SHA-256 that they were given
-        self._damaged: set[tuple] = set()  # files that were looked into, with time and size, as in the next
-        self._whole: set[tuple] = set()
+        self._whole: dict[tuple, bool] = {}  # whether files that were looked into, at a time and size, are whole
         self._taken = 0  # bytes of the index that were read
         self._listing: dict[str, list[Path]] = {}
         self._listed = 0  # the folder's time then, ns
@@ -62,22 +61,17 @@ class Index:
         """What is known of every run that is there, as :func:`describe_run` gives it; damaged files are left out."""
         self._take_in()
         paths = [path for same_id in self.listing().values() for path in same_id]
-        states = {path: (path, *_state(path)) for path in paths if path.name not in self._known and path.is_file()}
-        if unknown := [path for path, state in states.items() if state not in self._damaged]:
+        states = {path: _state(path) for path in paths if path.name not in self._known and path.is_file()}
+        if unknown := [path for path, state in states.items() if state not in self._whole]:
             found = look_into(unknown)
-            self._damaged |= {states[path] for path in unknown if found[path] is None}
+            self._whole |= {states[path]: found[path] is not None for path in unknown}
             self._know(whole := [entry for entry in found.values() if entry is not None])
             with suppress(OSError):  # the next process looks again
                 self.append(whole)
         return {path: self._known[path.name] for path in paths if path.name in self._known}
 
     def read(self, path: Path) -> bytes | None:
-        """A run file's bytes, or None if they are not what was written.
-
-        Raises:
-            FileNotFoundError: there is none.
-            StoreError, MemoryError: whether they are cannot be found out.
-        """
+        """A run file's bytes, or None if they are not what was written; errors as of :func:`read_patiently`."""
         content = read_patiently(path)
         self._take_in()
         if path.name not in self._known:
@@ -86,18 +80,15 @@ class Index:
 
     def holds(self, path: Path) -> bool:
         """Whether a file is what was written; it is read once for as long as it stays."""
-        seen = (path, *_state(path))
-        if seen not in self._whole and self.read(path) is not None:
-            self._whole.add(seen)
-        return seen in self._whole
+        state = _state(path)
+        self._whole[state] = self._whole.get(state) or self.read(path) is not None
+        return self._whole[state]
 
     def append(self, entries: list[dict]) -> None:
         """Note runs, those to be written before they are; OSError if that fails."""
-        lines = [
-            f"\n{json.dumps([files.digest(entry), entry])}\n" for entry in entries
-        ]  # \n first: ends what was cut short
+        lines = [f"{json.dumps([files.digest(entry), entry])}\n" for entry in entries]
         with open(self.path, "ab") as file:
-            file.write("".join(lines).encode())
+            file.write("\n".join(["", *lines]).encode())  # an empty line first: it ends what was cut short
 
     def _take_in(self) -> None:
         """Read what was appended since, up to the last whole line."""
@@ -114,14 +105,13 @@ class Index:
                         self._know([entry])
 
     def _know(self, entries: list[dict]) -> None:
-        for entry in entries:
-            self._known[entry["file"]] = entry
-            self._sums.add((entry["file"], entry["sha256"]))
+        self._known |= {entry["file"]: entry for entry in entries}
+        self._sums |= {(entry["file"], entry["sha256"]) for entry in entries}
 
 
-def _state(path: Path) -> tuple[int, int]:
+def _state(path: Path) -> tuple[Path, int, int]:
     status = path.stat()
-    return status.st_mtime_ns, status.st_size
+    return path, status.st_mtime_ns, status.st_size
 
 
 def read_patiently(path: Path) -> bytes:
@@ -136,12 +126,7 @@ def read_patiently(path: Path) -> bytes:
         try:
             files.check_regular(path)
             with open(path, "rb") as file:
-                try:
-                    if fcntl:
-                        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # HDF5 locks what it writes
-                except OSError as error:
-                    if error.errno not in WITHOUT_LOCKS:
-                        raise
+                _share(file)
                 return file.read()
         except FileNotFoundError:
             raise
@@ -152,6 +137,16 @@ def read_patiently(path: Path) -> bytes:
                     "no other process uses it and you may read it."
                 ) from None
             time.sleep(0.05)
+
+
+def _share(file) -> None:
+    """Raise OSError if another process writes the file: HDF5 locks what it writes, where there are locks."""
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
 
 
 def run_id(specification: dict) -> str:
@@ -165,21 +160,15 @@ def decode(content: bytes) -> xr.Dataset:
 
 
 def describe_run(name: str, content: bytes, attributes: dict) -> dict:
-    """The entry of a run in the index.
-
-    Returns:
-        ``file``, ``sha256`` of its bytes, ``model`` (fingerprint), ``weights_key`` (SHA-256 of their values, or empty),
-        ``recipe`` (settings), ``prediction`` (checksum of the one it was made after, or empty), ``seconds``,
-        ``peak_memory_bytes``.
-    """
+    """The entry of a run in the index."""
     made = json.loads(attributes["specification"])
     return {
         "file": name,
         "sha256": hashlib.sha256(content).hexdigest(),
-        "model": made["model"],
-        "weights_key": attributes.get("weights_key", ""),
+        "model": made["model"],  # fingerprint
+        "weights_key": attributes.get("weights_key", ""),  # SHA-256 of the weights' values
         "recipe": made["recipe"],
-        "prediction": attributes.get("prediction", ""),
+        "prediction": attributes.get("prediction", ""),  # checksum of the one that it was made after
         "seconds": float(attributes["seconds"]),
         "peak_memory_bytes": float(attributes["peak_memory_bytes"]),
     }
@@ -192,14 +181,10 @@ def look_into(paths: list[Path]) -> dict[Path, dict | None]:
         StoreError: a file cannot be read at present, or the process failed.
     """
     found: dict[Path, dict | None] = {}
+    command, root = [sys.executable, "-m", __name__], Path(__file__).parents[2]
     while rest := [path for path in paths if path not in found]:
-        child = subprocess.run(
-            [sys.executable, "-m", __name__],
-            input=json.dumps([str(path.absolute()) for path in rest]),
-            cwd=Path(__file__).parents[2],
-            capture_output=True,
-            text=True,
-        )
+        named = json.dumps([str(path.absolute()) for path in rest])
+        child = subprocess.run(command, input=named, cwd=root, capture_output=True, text=True)
         told = [json.loads(line) for line in child.stdout.splitlines()]
         found |= dict(zip(rest, told, strict=False))
         if child.returncode in FATAL and len(told) < len(rest):  # the reader looped or crashed on the next one
@@ -228,10 +213,9 @@ def _entry(path: Path) -> dict | None:
     content = read_patiently(path)
     try:
         dataset = decode(content)
-        named = dataset.attrs["run_id"] == run_id(json.loads(dataset.attrs["specification"]))
+        named = path.stem.rpartition("-")[2] == dataset.run_id == run_id(json.loads(dataset.specification))
         whole = dataset.attrs["checksum"] == checksum(dataset)
-        right = named and whole and path.stem.endswith(f"-{dataset.attrs['run_id']}")
-        return describe_run(path.name, content, dataset.attrs) if right else None
+        return describe_run(path.name, content, dataset.attrs) if named and whole else None
     except MemoryError:
         raise
     except Exception:  # the reader raises many kinds for a damaged file

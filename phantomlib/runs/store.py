@@ -11,7 +11,8 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from functools import lru_cache
 from importlib.metadata import version
@@ -40,21 +41,16 @@ PACKAGES = ("torch", "transformers", "peft", "numpy", "xarray")
 class CanRun(Protocol):
     """A store, or anything else with its ``run``, such as a control without a model."""
 
-    def run(self, model: Any, contexts: list[Resolved], learning_rates: Any, recipe: Recipe) -> xr.Dataset:
-        """Runs with dimensions (context, rate, seed, step) and at least the variables that the caller reads."""
-        ...
+    def run(self, model: Any, contexts: list[Resolved], learning_rates: Any, recipe: Recipe) -> xr.Dataset: ...
 
 
 class Store:
     """A folder of finished runs.
 
     Args:
-        root: the folder; made if absent.
+        root: the folder; made if absent. StoreError if it cannot be made or written to.
         run_chunks: what computes, such as :func:`phantomlib.engine.cluster.run_there`;
             :func:`phantomlib.engine.finetune.run_here` if None.
-
-    Raises:
-        StoreError: the folder cannot be made or written to.
 
     Example:
         >>> import tempfile
@@ -70,8 +66,7 @@ class Store:
     """
 
     def __init__(self, root: str | Path, run_chunks: Callable | None = None):
-        self.run_chunks = run_chunks
-        self.root = Path(os.path.expanduser(root))
+        self.run_chunks, self.root = run_chunks, Path(os.path.expanduser(root))
         self.notes: dict[str, str] = {}
         self._index = Index(self.root)
         try:
@@ -98,15 +93,18 @@ class Store:
 
         Functions in ``extra`` are part of the run's key (:func:`phantomlib.runs.function_key.function_key`). A run that
         lacks a quantity which is recorded today is computed again, unless the model is only known by its published runs.
-
         The attributes hold the ``run_id``, the model's fingerprint, all parameters, commit, package versions, device,
         seconds and peak memory (bytes).
         """
         rates = check_learning_rates(learning_rates, len(contexts), recipe.steps)
         check_seeds(seeds, recipe)
+        labels = [word for c in contexts for word in (c.id, c.context.correct, c.context.competitor)]
+        for word in (word for word in labels if "\0" in word):  # no run would ever be what was written
+            raise ContextError(
+                f"{shown(word)} has a NUL character, which ends a text in a run file. Choose another word."
+            )
         spec = specification(model, contexts, rates, recipe, seeds, extra)
         path = self.root / f"{file_stem(model.name)}-{recipe.method}-{recipe.optimizer}-{run_id(spec)}.nc"
-        _check_labels(contexts)
         if not path.exists():
             check_contexts(model, contexts)  # before anything is left on the disk
         with locked(path.with_suffix(".lock")):
@@ -123,11 +121,7 @@ class Store:
         return noting
 
     def open(self, identifier: str) -> xr.Dataset:
-        """The finished run with this ``run_id``.
-
-        Raises:
-            StoreError: there is none, it was damaged, or it cannot be read at present.
-        """
+        """The finished run with this ``run_id``; StoreError if there is none, or it cannot be read at present."""
         for path in self._paths(identifier):
             with locked(path.with_suffix(".lock")):
                 dataset = self._read(path, "has to be computed again")
@@ -142,7 +136,7 @@ class Store:
         return bool(self._paths(identifier))
 
     def holds(self, identifier: str) -> bool:
-        """Whether a finished run with this ``run_id`` is there and is what was written; reads each file once."""
+        """Whether a finished run with this ``run_id`` is there and is what was written; each file is read once."""
         return any(map(self._index.holds, self._paths(identifier)))
 
     def runs(self) -> dict[Path, dict]:
@@ -156,46 +150,30 @@ class Store:
     def remember(
         self, kind: str, key: list, model, contexts, recipe, compute: Callable[[], dict], *, seeds=(), holds=None
     ) -> dict:
-        """What ``compute`` returns, from the folder ``kind`` of the store if it was computed before.
+        """What ``compute`` returns, from the folder ``kind`` of the store if it was computed before and still ``holds``.
 
-        Args:
-            kind: what it is, the folder's name.
-            key: whatever it depends on besides the next three and ``seeds``; plain JSON types.
-            model, contexts, recipe: as in :meth:`run`.
-            compute: gives plain JSON types.
-            seeds: of the LoRA initialisation.
-            holds: whether something remembered still counts; all does if None.
-
-        Raises:
-            StoreError: it cannot be read or saved.
+        It and the ``key``, whatever it depends on besides model, contexts, recipe and seeds, are plain JSON types.
         """
         spec = specification(model, contexts, np.zeros((len(contexts), 0)), recipe, seeds)
         whole_key = files.digest([*key, spec])
         path = self.root / kind / f"{file_stem(model.name)}-{recipe.optimizer}-{whole_key[:12]}.json"
-        try:
+        with _saving(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _not_saved(path, error) from error
         with locked(path.with_suffix(".lock")):
-            kept = _read_json(path)
-            if kept is not None and (kept.get("kind"), kept.get("key")) != (kind, whole_key):
-                _set_aside(path)  # a copy of another file
-                kept = None
+            kept = _read_json(path, kind=kind, key=whole_key)
             if kept is None or (holds and not holds(kept["found"])):
                 named = {"model": model.fingerprint, "weights": model.weights_key}
                 kept = {"kind": kind, "key": whole_key, **named, "found": compute()}
-                try:
+                with _saving(path):
                     files.write_json(path, kept)
-                except OSError as error:
-                    raise _not_saved(path, error) from error
         return kept["found"]
 
     def _compute(self, path, kept, spec, model, contexts, rates, recipe, seeds, extra) -> xr.Dataset:
-        label = f"{model.name}, {recipe.method}, {recipe.optimizer}"
-        if model.device.type == "cuda":
+        on_gpu, started = model.device.type == "cuda", time.perf_counter()
+        if on_gpu:
             torch.cuda.reset_peak_memory_stats(model.device)
-        started = time.perf_counter()
-        with track(label, rates.size * len(seeds) * recipe.steps) as advance:
+        label, size = f"{model.name}, {recipe.method}, {recipe.optimizer}", rates.size * len(seeds) * recipe.steps
+        with track(label, size) as advance:
             options = {"seeds": seeds, "extra": extra, "progress": advance, "run": self.run_chunks}
             dataset = finetune(model, contexts, rates, recipe, **options)
         dataset.attrs = kept | dataset.attrs | self.notes
@@ -210,17 +188,15 @@ class Store:
             "weights_key": model.weights_key,
             "seconds": time.perf_counter() - started,
             "peak_memory_bytes": memory.peak(model.device),
-            "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.machine(),
+            "device": torch.cuda.get_device_name(model.device) if on_gpu else platform.machine(),
             "commit": commit(),
             "versions": json.dumps({name: version(name) for name in PACKAGES}),
         }
         dataset.attrs["checksum"] = checksum(dataset)
-        try:
+        with _saving(path):
             content = bytes(dataset.to_netcdf(engine="netcdf4"))  # in memory: HDF5 itself may crash on a full disk
             self._index.append([describe_run(path.name, content, dataset.attrs)])
             files.write_bytes(path, content)
-        except OSError as error:
-            raise _not_saved(path, error) from error
         return decode(content)  # as it is found from now on, to the order of its variables
 
     def _read(self, path: Path, fate: str) -> xr.Dataset | None:
@@ -231,51 +207,46 @@ class Store:
             return None
         if content is None:
             _set_aside(path, fate)
-            return None
-        return decode(content)
+        return None if content is None else decode(content)
 
 
 def file_stem(name: str) -> str:
     """A model's name as file names begin with it: a file system takes 255 bytes for the whole."""
-    short = name.encode()[:100].decode(errors="ignore")
-    return name if len(name.encode()) <= 120 else f"{short}-{files.digest(name)[:12]}"
+    whole = name.encode()
+    return name if len(whole) <= 120 else f"{whole[:100].decode(errors='ignore')}-{files.digest(name)[:12]}"
 
 
-def _check_labels(contexts: list[Resolved]) -> None:
-    """Refuse words that netCDF cuts short, so that no run would ever be what was written."""
-    for context in (c.context for c in contexts):
-        for word in (context.id, context.correct, context.competitor):
-            if "\0" in word:
-                raise ContextError(
-                    f"Context {shown(context.id)} has a NUL character in {shown(word)}, which ends a text in a run file. "
-                    "Choose another word."
-                )
-
-
-def _read_json(path: Path) -> dict | None:
-    """What is remembered, or None if nothing is; a file that cannot be read is set aside."""
+def _read_json(path: Path, **named: str) -> dict | None:
+    """What is remembered, or None if nothing is; a damaged file, or one copied from another, is set aside."""
     try:
-        return files.read_json(path)
+        found = files.read_json(path)
+        if named.items() <= found.items():
+            return found
     except FileNotFoundError:
         return None
     except ValueError:
-        _set_aside(path)
-        return None
+        pass
     except OSError as error:
         raise StoreError(f"'{path}' cannot be read at present ({error.strerror}). It is left as it is.") from None
+    _set_aside(path, "is computed again")
+    return None
 
 
-def _set_aside(path: Path, fate: str = "is computed again") -> None:
+def _set_aside(path: Path, fate: str) -> None:
     aside = path.with_suffix(f".damaged-{time.time_ns()}")
     os.replace(path, aside)
     warnings.warn(f"{path.name} is damaged; it was set aside as {aside.name} and {fate}.", stacklevel=4)
 
 
-def _not_saved(path: Path, error: OSError) -> StoreError:
-    return StoreError(
-        f"{path.name} could not be saved ({error}). Free some space or choose another folder with the parameter "
-        "'store', and start again: finished runs are kept."
-    )
+@contextmanager
+def _saving(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{path.name} could not be saved ({error}). Free some space or choose another folder with the parameter "
+            "'store', and start again: finished runs are kept."
+        ) from error
 
 
 def specification(model: LanguageModel, contexts: list[Resolved], rates, recipe: Recipe, seeds, extra=None) -> dict:
@@ -288,16 +259,8 @@ def specification(model: LanguageModel, contexts: list[Resolved], rates, recipe:
         "dtype": str(model.readout.dtype).removeprefix("torch."),
         "device": model.device.type,
         "contexts": [
-            [
-                c.id,
-                c.context.prompt,
-                c.context.correct,
-                c.context.competitor,
-                list(c.prompt_ids),
-                c.correct_id,
-                c.competitor_id,
-            ]
-            for c in contexts
+            [x.id, x.prompt, x.correct, x.competitor, list(c.prompt_ids), c.correct_id, c.competitor_id]
+            for c, x in ((c, c.context) for c in contexts)
         ],
         "learning_rates": rates.tolist(),
         "recipe": json.loads(json.dumps(recipe.settings())),
@@ -310,10 +273,8 @@ def commit() -> str:
     """The commit of this package's source, with ``+`` if files differ from it or are new; empty outside a repository."""
     package = Path(__file__).parents[1]
     head = _git(package, "rev-parse", "--short=10", "HEAD")
-    differs = _git(package, "status", "--porcelain", "-uno") or _git(
-        package, "ls-files", "--others", "--exclude-standard", "--", "."
-    )
-    return head and head + ("+" if differs else "")
+    differs, new = _git(package, "status", "--porcelain", "-uno"), _git(package, "ls-files", "-o", "--exclude-standard")
+    return head and head + ("+" if differs or new else "")
 
 
 def commit_of(path: Path) -> str:

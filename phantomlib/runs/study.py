@@ -41,19 +41,13 @@ class Study(dict[tuple[str, str], Any]):
         return Study({key: function(result, *arguments) for key, result in self.items()})
 
     def table(self, describe: Callable = lambda result: result, *arguments) -> pd.DataFrame:
-        """One tidy table: what ``describe(result, *arguments)`` gives, with the columns ``optimizer`` and ``model`` before.
-
-        Args:
-            describe: returns a table, or a mapping from columns to single values.
-        """
+        """One tidy table: ``optimizer``, ``model``, and the columns of the table or mapping that ``describe`` gives."""
         parts = []
         for (optimizer, model), result in self.items():
             found = describe(result, *arguments)
             frame = found if isinstance(found, pd.DataFrame) else pd.DataFrame([dict(found)])
-            frame = frame.drop(columns=["optimizer", "model"], errors="ignore")
-            frame.insert(0, "optimizer", optimizer)
-            frame.insert(1, "model", model)
-            parts.append(frame)
+            named = pd.DataFrame({"optimizer": optimizer, "model": model}, frame.index)
+            parts.append(named.join(frame.drop(columns=named.columns, errors="ignore")))
         return pd.concat(parts, ignore_index=True)
 
     def fewest_contexts(self, optimizer: str) -> int:

@@ -19,7 +19,7 @@ from phantomlib.critical.search import critical_rates
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import PhantomError
 from phantomlib.models import language_model, zoo_models
-from phantomlib.runs import published_runs
+from phantomlib.runs import published
 from phantomlib.runs.store import Store
 from zoo import constants
 
@@ -67,10 +67,10 @@ def test_errors_beyond_the_zoo_are_those_of_the_published_table():
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_the_published_table_is_what_the_published_searches_say(optimizer, tmp_path):
     store = Store(tmp_path)
-    published_runs.copy_into(PUBLISHED, store)
+    published.copy_into(PUBLISHED, store)
     table = pd.DataFrame(files.read_json(PUBLISHED / "tables/rehearsals.json")["columns"])
     for ref in ("pretrained:smollm2-135m", "pretrained:gemma3-270m"):
-        real, recipe = published_runs.published_model(PUBLISHED, ref), Recipe(optimizer=optimizer, steps=20)
+        real, recipe = published.published_model(PUBLISHED, ref), Recipe(optimizer=optimizer, steps=20)
         rows = table[(table.model == real.name) & (table.optimizer == optimizer) & (table.method == "full")]
         assert rows.context.tolist() == [context.id for context in real.contexts]
         estimates = estimate_critical_rate(real, list(real.contexts), recipe, store)

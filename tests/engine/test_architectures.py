@@ -16,33 +16,17 @@ from phantomlib.errors import ModelError
 from phantomlib.models.language_model import LanguageModel, _check_causal, add_lora
 
 SIZES = {  # what is given to the fields that configurations have under these names
-    tiny.V: ("vocab_size",),
-    64: ("max_position_embeddings", "n_positions"),
-    48: ("intermediate_size", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff", "dff", "n_inner"),
-    32: (
-        "hidden_size",
-        "d_model",
-        "n_embd",
-        "embedding_size",
-        "emb_dim",
-        "word_embed_proj_dim",
-        "attention_hidden_size",
-    ),
-    24: ("moe_intermediate_size", "shared_expert_intermediate_size"),
-    8: ("head_dim", "rotary_dim"),
-    4: ("num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads")
-    + ("decoder_attention_heads", "num_experts", "num_local_experts", "n_routed_experts", "mamba_n_heads"),
-    2: (
-        "num_hidden_layers",
-        "n_layer",
-        "n_layers",
-        "num_layers",
-        "encoder_layers",
-        "decoder_layers",
-        "num_experts_per_tok",
-    ),
-    0: ("pad_token_id", "bos_token_id", "eos_token_id"),
-    True: ("is_decoder",),
+    tiny.V: "vocab_size",
+    64: "max_position_embeddings n_positions",
+    48: "intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim d_ff dff n_inner",
+    32: "hidden_size d_model n_embd embedding_size emb_dim word_embed_proj_dim attention_hidden_size",
+    24: "moe_intermediate_size shared_expert_intermediate_size",
+    8: "head_dim rotary_dim",
+    4: "num_attention_heads num_key_value_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads "
+    "num_experts num_local_experts n_routed_experts mamba_n_heads",
+    2: "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_experts_per_tok",
+    0: "pad_token_id bos_token_id eos_token_id",
+    True: "is_decoder",
 }
 SPECIAL = {
     "BambaForCausalLM": {"mamba_d_head": 16},
@@ -58,9 +42,7 @@ UNBUILT = {
     *("LongcatFlash", "Mamba2", "MiMoV2Flash", "Reformer", "Zamba", "Zamba2"),
 }
 REFUSED = {
-    "CpmAnt": "lets a token see those after it",
-    "ProphetNet": "lets a token see those after it",
-    "XLNet": "lets a token see those after it",
+    **dict.fromkeys(("CpmAnt", "ProphetNet", "XLNet"), "lets a token see those after it"),
     "Xmod": "Input language unknown",
 }
 NO_LORA = ("DeepseekV4", "FalconH1", "FalconMamba", "Llama4", "Mamba", "NemotronH", "Phimoe")
@@ -76,7 +58,7 @@ def built(kind) -> LanguageModel:
     if config_class.sub_configs:
         pytest.skip("its configuration is made of others: it reads more than text")
     fields = {field.name for field in dataclasses.fields(config_class)}
-    sizes = {name: size for size, names in SIZES.items() for name in names if name in fields}
+    sizes = {name: size for size, names in SIZES.items() for name in names.split() if name in fields}
     config = config_class(**sizes | SPECIAL.get(kind.__name__, {}))
     config._attn_implementation = "eager"
     with torch.device("meta"):

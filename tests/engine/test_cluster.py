@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
@@ -27,13 +28,8 @@ distributed = pytest.importorskip("distributed")
 @pytest.fixture(scope="module")
 def scheduler(tmp_path_factory):
     """Two workers with one thread each, in processes of their own."""
-    with distributed.LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        processes=True,
-        dashboard_address=":0",
-        local_directory=tmp_path_factory.mktemp("dask"),
-    ) as local:
+    folder, options = tmp_path_factory.mktemp("dask"), {"processes": True, "dashboard_address": ":0"}
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, local_directory=folder, **options) as local:
         yield local
 
 
@@ -49,38 +45,31 @@ def problem():
     return model, [resolve(context, model.tokenizer) for context in load_contexts("default")]
 
 
-def test_a_run_of_the_cluster_is_the_same_as_one_made_here(there, problem, tmp_path):
+def largest_p(p, E, c, k):
+    """largest probability"""
+    return p.max(1).values
+
+
+@pytest.mark.parametrize(
+    "rates, recipe, options",
+    [
+        (np.geomspace(1e-5, 1e-3, 7), Recipe(steps=2), {}),  # more than one chunk
+        ([1e-3], Recipe(method="lora", steps=2), {"seeds": (0, 1), "extra": {"largest": largest_p}}),
+    ],
+    ids=["chunks", "seeds and further quantities"],
+)
+def test_a_run_of_the_cluster_is_the_same_as_one_made_here(there, problem, tmp_path, rates, recipe, options):
     model, contexts = problem
-    rates, recipe = np.geomspace(1e-5, 1e-3, 8), Recipe(steps=3)
-    here = finetune(model, contexts, rates, recipe)
-    run = Store(tmp_path, cluster.runner()).run(model, contexts, rates, recipe)
-    assert here.drop_attrs().identical(run.drop_attrs())
-    assert here.sizes["rate"] * here.sizes["context"] > 64  # more than one chunk
-
-
-def test_lora_seeds_and_further_quantities_travel(there, problem, tmp_path):
-    model, contexts = problem
-
-    def sharpness_of_p(p, E, c, k):
-        """largest probability"""
-        return p.max(1).values
-
-    options = {"seeds": (0, 1), "extra": {"largest": sharpness_of_p}}
-    recipe = Recipe(method="lora", steps=2)
-    here = finetune(model, contexts[:2], [1e-3], recipe, **options)
-    run = Store(tmp_path, cluster.runner()).run(model, contexts[:2], [1e-3], recipe, **options)
+    here = finetune(model, contexts, rates, recipe, **options)
+    use_scheduler(there.scheduler_address)  # one process may do so again and again
+    run = Store(tmp_path, cluster.runner()).run(model, contexts, rates, recipe, **options)
     assert here.drop_attrs().identical(run.drop_attrs())
 
 
 def test_workers_killed_in_the_middle(there, problem, tmp_path):
     model, contexts = problem
     rates, recipe = np.geomspace(1e-5, 1e-3, 26), Recipe(steps=10)
-    done = {}
-
-    def compute():
-        done["run"] = Store(tmp_path, cluster.runner()).run(model, contexts, rates, recipe)
-
-    thread = threading.Thread(target=compute)
+    thread = threading.Thread(target=Store(tmp_path, cluster.runner()).run, args=(model, contexts, rates, recipe))
     thread.start()
     with distributed.Client(there.scheduler_address, set_as_default=False) as client:
         for _ in range(2):
@@ -91,17 +80,9 @@ def test_workers_killed_in_the_middle(there, problem, tmp_path):
             [pid] = [nanny.pid for nanny in there.workers.values() if nanny.worker_address == busy[0]]
             psutil.Process(pid).kill()
     thread.join()
-    assert finetune(model, contexts, rates, recipe).drop_attrs().identical(done["run"].drop_attrs())
     [file] = tmp_path.glob("*.nc")  # one file, at its place, and nothing else
-    assert xr.load_dataset(file).identical(done["run"])
+    assert finetune(model, contexts, rates, recipe).drop_attrs().identical(xr.load_dataset(file).drop_attrs())
     assert {path.suffix for path in tmp_path.iterdir()} == {".nc", ".lock", ".index"}
-
-
-def test_one_process_may_ask_for_the_scheduler_again_and_again(there, problem, tmp_path):
-    model, contexts = problem
-    for rate in (1e-4, 2e-4):
-        use_scheduler(there.scheduler_address)
-        Store(tmp_path, cluster.runner()).run(model, contexts[:1], [rate], Recipe(steps=1))
 
 
 @pytest.mark.parametrize("other", [{"engine": "5"}, {"code": "0123456789ab"}, "the fingerprint that older code sends"])
@@ -121,9 +102,8 @@ def test_a_worker_with_other_code_refuses_and_names_both(there, problem, tmp_pat
 
 
 def test_the_key_of_the_code_is_of_every_module(tmp_path, monkeypatch):
-    package = shutil.copytree(
-        Path(cluster.__file__).parents[1], tmp_path / "phantomlib", ignore=shutil.ignore_patterns("zoo*")
-    )
+    package, ignored = tmp_path / "phantomlib", shutil.ignore_patterns("zoo*", "weights")
+    shutil.copytree(Path(cluster.__file__).parents[1], package, ignore=ignored)
     monkeypatch.setattr(cluster, "__file__", str(package / "engine" / "cluster.py"))
     key, keys = cluster.code_version.__wrapped__, set()
     for module in (None, "contexts.py", "engine/loss.py", "new.py"):
@@ -143,16 +123,17 @@ def test_another_model_under_the_same_name_is_refused(there, problem, tmp_path):
 
 def test_nobody_answers(monkeypatch):
     monkeypatch.setattr(cluster, "TIMEOUT", 0.5)
-    with pytest.raises(BookError, match="No Dask scheduler answers.*dask scheduler"):
-        cluster.connect("tcp://127.0.0.1:9")
     for command in (["book"], ["run", "01"]):
         result = CliRunner().invoke(app, [*command, "--scheduler", "tcp://127.0.0.1:9"])
         assert result.exit_code != 0 and "Traceback" not in result.output
 
 
-@pytest.mark.parametrize("address", ["nonsense", "", "foo://x:1", "tcp://127.0.0.1:99999999", "tls://127.0.0.1:9"])
-def test_what_is_no_address(address):
-    with pytest.raises(BookError, match="No Dask scheduler answers"):
+@pytest.mark.parametrize(
+    "address", ["nonsense", "", "foo://x:1", "tcp://127.0.0.1:9", "tcp://127.0.0.1:99999999", "tls://127.0.0.1:9"]
+)
+def test_what_is_no_address(address, monkeypatch):
+    monkeypatch.setattr(cluster, "TIMEOUT", 0.5)
+    with pytest.raises(BookError, match="No Dask scheduler answers.*dask scheduler"):
         cluster.connect(address)
 
 
@@ -165,17 +146,11 @@ def test_a_port_at_which_something_else_listens_is_refused_in_time():
 
 
 def test_a_store_computes_where_it_is_told(there, problem, tmp_path):
-    model, contexts = problem
-    seen = []
-
-    def run_chunks(*arguments):
-        seen.append(len(arguments))
-        return run_here(*arguments)
-
+    (model, contexts), run_chunks = problem, Mock(side_effect=run_here)
     plain = Store(tmp_path / "here")  # although a scheduler is known: the store asks nobody
     assert plain.run_chunks is None and cluster.runner() is cluster.run_there
     Store(tmp_path / "own", run_chunks).run(model, contexts[:1], [1e-4], Recipe(steps=1))
-    assert seen == [6]
+    assert run_chunks.call_count == 1
 
 
 def test_a_scheduler_without_workers():

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import math
-import time
 from unittest.mock import patch
 
 import numpy as np
@@ -12,7 +11,7 @@ import tiny
 import torch
 import xarray as xr
 
-from phantomlib.contexts import Context, Resolved
+from phantomlib.contexts import Context
 from phantomlib.engine.finetune import finetune
 from phantomlib.engine.recipe import Recipe, check_contexts, check_learning_rates
 from phantomlib.engine.recorder import RECORDED, recorded
@@ -99,130 +98,87 @@ def plain_loop(model, context, rates, recipe: Recipe, seed: int) -> dict[str, li
     return values
 
 
-def largest_error(run, model, contexts, rates, recipe, seeds=(0,)) -> dict[str, float]:
-    """Largest |engine - plain loop| over all replicas and steps, for every recorded quantity."""
-    errors = dict.fromkeys(recorded(recipe), 0.0)
-    for (c, context), (r, rate), (s, seed) in (
-        (a, b, d) for a in enumerate(contexts) for b in enumerate(rates) for d in enumerate(seeds)
-    ):
-        expected = plain_loop(model, context, np.broadcast_to(rate, recipe.steps), recipe, seed)
-        for name in errors:
+def check(model, recipe, rates, *, contexts=None, seeds=(0,), tolerance=1e-10, **options) -> xr.Dataset:
+    """A run of the engine, whose every recorded number was compared with the plain loop."""
+    contexts = contexts or tiny.contexts(model)
+    run = finetune(model, contexts, rates, recipe, seeds=seeds, **options)
+    for c, r, s in np.ndindex(len(contexts), run.sizes["rate"], len(seeds)):
+        schedule = np.broadcast_to(rates[c][r] if np.ndim(rates) == 3 else rates[r], recipe.steps)
+        expected = plain_loop(model, contexts[c], schedule, recipe, seeds[s])
+        for name in recorded(recipe):
             ours = run[name].values[c, r, s].astype(float)
-            assert np.array_equal(np.isnan(ours), np.isnan(expected[name])), name
-            errors[name] = max(errors[name], np.nanmax(np.abs(ours - expected[name])))
-    return errors
-
-
-FAMILIES = ("GPT2", "GPTNeoX", "Llama")
-MATRIX = [(a, m, o) for a in FAMILIES for m in ("full", "lora") for o in OPTIMIZERS]
-
-
-def check_against_plain_loop(architecture, method, name, dtype, tolerance, device="cpu", engine="auto", small=300):
-    """With ``small``, parameters of up to so many numbers are updated together; the others one by one."""
-    rates, settings = OPTIMIZERS[name]
-    recipe = Recipe(optimizer=name, method=method, steps=4, rank=2, alpha=4.0, **settings)
-    model = tiny.model(architecture, dtype, device=device)
-    contexts, seeds = tiny.contexts(model), (0, 3) if method == "lora" else (0,)
-    with patch("phantomlib.engine.optimizer.SMALL", small):
-        run = finetune(model, contexts, rates, recipe, seeds=seeds, engine=engine)
-    errors = largest_error(run, model, contexts, rates, recipe, seeds)
-    assert max(errors.values()) < tolerance, errors
+            np.testing.assert_allclose(ours, expected[name], rtol=0, atol=tolerance, err_msg=name)
     assert float(run.logit_gap.max() - run.logit_gap.min()) > 0.05  # something happened
     return run
 
 
-@pytest.mark.parametrize("architecture, method, name", MATRIX)
-def test_batched_equals_torch_optim_in_double_precision(architecture, method, name):
-    check_against_plain_loop(architecture, method, name, "float64", 1e-10)
+def recipe_of(name, method, **more):
+    return Recipe(optimizer=name, method=method, steps=4, rank=2, alpha=4.0, **OPTIMIZERS[name][1], **more)
 
 
-@pytest.mark.parametrize("architecture, method, name", MATRIX)
-def test_batched_equals_torch_optim_in_single_precision(architecture, method, name):
-    check_against_plain_loop(architecture, method, name, "float32", 2e-4, small=2**17)
+FAMILIES, METHODS = ("GPT2", "GPTNeoX", "Llama"), ("full", "lora")
+MATRIX = [(a, m, o) for a in FAMILIES for m in METHODS for o in OPTIMIZERS]
+OTHERS = [a for a in tiny.ARCHITECTURES if a not in FAMILIES]
+CASES = [  # architecture, method, optimiser, dtype, tolerance, engine, what is updated together
+    *((*case, "float64", 1e-10, "auto", 300) for case in MATRIX),
+    *((*case, "float32", 2e-4, "auto", 2**17) for case in MATRIX),
+    *(("GPTNeoX", m, o, "float64", 1e-10, "vmap", 300) for m in METHODS for o in OPTIMIZERS),
+    *((a, m, "adam", "float64", 1e-8, "auto", 300) for a in OTHERS for m in METHODS),  # some compute norms in float32
+    *((a, "full", o, "float32", 1e-3, "auto", 300) for a in tiny.SINGLE_PRECISION for o in OPTIMIZERS),
+    *(("Phi3-longrope", m, "adam", "float64", 1e-8, engine, 300) for m in METHODS for engine in ("auto", "vmap")),
+]
 
 
-@pytest.mark.parametrize("architecture", [name for name in tiny.ARCHITECTURES if name not in FAMILIES])
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_every_other_architecture_equals_torch_optim(architecture, method):
-    check_against_plain_loop(architecture, method, "adam", "float64", 1e-8)  # some classes compute norms in float32
+def check_case(architecture, method, name, dtype, tolerance, engine, small, device="cpu"):
+    model, seeds = tiny.model(architecture, dtype, device=device), (0, 3) if method == "lora" else (0,)
+    with patch("phantomlib.engine.optimizer.SMALL", small):  # parameters of up to so many numbers are updated together
+        options = {"seeds": seeds, "tolerance": tolerance, "engine": engine}
+        return check(model, recipe_of(name, method), OPTIMIZERS[name][0], **options)
 
 
-@pytest.mark.parametrize("architecture", tiny.SINGLE_PRECISION)
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_architectures_that_compute_in_single_precision_equal_torch_optim(architecture, name):
-    check_against_plain_loop(architecture, "full", name, "float32", 1e-3)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_batched_equals_torch_optim(case):
+    run, apart = check_case(*case), case[0] == "Phi3-longrope"  # it reads by length, so equal lengths are batched
+    together = (4 if case[1] == "lora" else 2) * (1 if apart else 2)  # rates and seeds, of one of the contexts or both
+    assert (run.attrs["equal_lengths_only"], run.attrs["replicas_together"]) == (apart, together)
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("engine", ["auto", "vmap"])
-def test_a_model_that_reads_by_length_batches_equal_lengths(engine, method):
-    run = check_against_plain_loop("Phi3-longrope", method, "adam", "float64", 1e-8, engine=engine)
-    together = 4 if method == "lora" else 2  # rates and seeds of one of the two contexts
-    assert (run.attrs["equal_lengths_only"], run.attrs["replicas_together"]) == (1, together)
-    assert small_run().attrs["equal_lengths_only"] == 0
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_vmap_equals_torch_optim(method, name):
-    check_against_plain_loop("GPTNeoX", method, name, "float64", 1e-10, engine="vmap")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("case", MATRIX, ids=str)
+def test_a_gpu_gives_the_numbers_of_the_cpu(case):
+    one, other = (check_case(*case, "float64", 1e-9, "auto", 300, device) for device in ("cpu", "cuda"))
+    xr.testing.assert_allclose(one, other, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("replicas", [1, 4])
 @pytest.mark.parametrize("engine", ["batch axis", "vmap", "auto"])
 @pytest.mark.parametrize("name", ["sgd", "adam"])
-@pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("loss, weight", [("margin", 1.0), ("margin", 3.0), ("unlikelihood", 5.0), ("gap", 2.0)])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("loss, weight", [("margin", 3.0), ("unlikelihood", 5.0), ("gap", 2.0)])
 def test_every_loss_equals_torch_optim(loss, weight, method, name, engine, replicas):
-    rates, settings = OPTIMIZERS[name]
-    recipe = Recipe(optimizer=name, method=method, steps=4, rank=2, alpha=4.0, loss=loss, weight=weight, **settings)
-    model = tiny.model("GPTNeoX")
+    recipe, model, rates = recipe_of(name, method, loss=loss, weight=weight), tiny.model("GPTNeoX"), OPTIMIZERS[name][0]
     contexts, rates = (tiny.contexts(model), rates) if replicas == 4 else (tiny.contexts(model)[:1], rates[-1:])
-    run = finetune(model, contexts, rates, recipe, engine=engine)
-    errors = largest_error(run, model, contexts, rates, recipe)
-    assert max(errors.values()) < 1e-10, errors
+    run = check(model, recipe, rates, contexts=contexts, engine=engine)
     assert float(abs(run.loss - run.cross_entropy).max()) > 0.1  # the two are kept apart
     assert (run.attrs["recipe_loss"], run.attrs["recipe_weight"]) == (loss, weight)
-
-
-def test_cross_entropy_goes_without_saying():
-    run = small_run()
-    assert "loss" not in run and not any(name in run.attrs for name in ("recipe_loss", "recipe_weight"))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("architecture, method, name", MATRIX)
-def test_a_gpu_gives_the_numbers_of_the_cpu(architecture, method, name):
-    one, other = (
-        check_against_plain_loop(architecture, method, name, "float64", 1e-9, device=device)
-        for device in ("cpu", "cuda")
-    )
-    xr.testing.assert_allclose(one, other, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("changes", [{"exponent": 1}, {"geometry": "input"}], ids=str)
 def test_other_definitions_of_the_order_parameter(tied, changes):
-    model, recipe = tiny.model("GPT2", tied=tied), Recipe(steps=3, **changes)
-    contexts = tiny.contexts(model)
-    errors = largest_error(finetune(model, contexts, [0.01], recipe), model, contexts, [0.01], recipe)
-    assert max(errors.values()) < 1e-10, errors
+    check(tiny.model("GPT2", tied=tied), Recipe(steps=3, **changes), [0.01])
 
 
-@pytest.mark.parametrize("large", [0, 2**23])  # on the batch axis, and as a plain model
-@pytest.mark.parametrize("small", [0, 300, 2**17])
+# on the batch axis, and as a plain model
+@pytest.mark.parametrize("small, large", [(0, 0), (300, 0), (2**17, 0), (0, 2**23), (300, 2**23)])
 @pytest.mark.parametrize("architecture, method, name", MATRIX)
 def test_one_replica_equals_torch_optim(architecture, method, name, small, large, monkeypatch):
     monkeypatch.setattr("phantomlib.engine.optimizer.SMALL", small)
     monkeypatch.setattr("phantomlib.engine.optimizer.PART", 100)  # a few rows at a time
     monkeypatch.setattr("phantomlib.engine.replicas.LARGE", large)
     monkeypatch.setattr("phantomlib.engine.recorder.READ_AT_ONCE", 100)
-    rates, settings = OPTIMIZERS[name]
-    recipe = Recipe(optimizer=name, method=method, steps=4, rank=2, alpha=4.0, **settings)
-    model = tiny.model(architecture, "float64")
-    contexts = tiny.contexts(model)[:1]
-    errors = largest_error(finetune(model, contexts, rates[:1], recipe), model, contexts, rates[:1], recipe)
-    assert max(errors.values()) < 1e-10, errors
+    model, rates = tiny.model(architecture), OPTIMIZERS[name][0]
+    check(model, recipe_of(name, method), rates[-1:], contexts=tiny.contexts(model)[:1])
 
 
 def small_run(rates=(0.01, 0.03), *, model=None, lengths=(7, 4), seeds=(0,), engine="auto", chunk=None, **recipe):
@@ -288,6 +244,9 @@ def test_labels():
     assert list(run.correct.values) == ["right0", "right1"] and list(run.competitor.values) == ["wrong0", "wrong1"]
     assert all(run[name].attrs["units"] and run[name].attrs["long_name"] for name in RECORDED)
     assert (run.attrs["recipe_optimizer"], run.attrs["recipe_method"], run.attrs["recipe_steps"]) == ("sgd", "lora", 4)
+    # cross-entropy goes without saying, as in runs made before there was a choice
+    assert "loss" not in run and not {"recipe_loss", "recipe_weight"} & run.attrs.keys()
+    assert not {"loss", "weight"} & Recipe().settings().keys()
 
 
 def test_progress_counts_every_replica_step():
@@ -319,12 +278,8 @@ def test_each_context_may_have_its_own_rates():
 @pytest.mark.parametrize("optimizer, scale", [("sgd", 0.05), ("adam", 0.01)])
 def test_a_schedule_gives_every_update_its_rate(optimizer, scale):
     model, recipe = tiny.model("GPTNeoX"), Recipe(optimizer=optimizer, steps=3)
-    contexts = tiny.contexts(model)
     schedules = scale * np.random.default_rng(0).uniform(0.1, 2, (2, 3, 3))
-    run = finetune(model, contexts, schedules, recipe)
-    for c, context in enumerate(contexts):
-        errors = largest_error(run.isel(context=[c]), model, [context], schedules[c], recipe)
-        assert max(errors.values()) < 1e-10, errors
+    run = check(model, recipe, schedules)
     assert run.learning_rate.values == pytest.approx(schedules.max(-1))
     assert (run.schedule.values[..., :-1] == schedules).all() and np.isnan(run.schedule.values[..., -1]).all()
 
@@ -403,35 +358,14 @@ def test_recipes_are_values():
         Recipe().steps = 3
 
 
-BAD_RATES = {
-    "negative": [1e-3, -1e-3],
-    "zero": [0.0],
-    "nan": [1e-3, math.nan],
-    "infinite": [math.inf],
-    "too large to be a float": [10**400],
-    "a string": ["1e-3"],
-    "a word": "fast",
-    "a bare number": 1e-3,
-    "bool": [True],
-    "numpy bool": np.array([True]),
-    "complex": [1e-3 + 0j],
-    "numpy complex": np.array([1e-3 + 1j]),
-    "None": None,
-    "None inside": [None],
-    "a mapping": {"rate": 1e-3},
-    "a set": {1e-3},
-    "empty": [],
-    "empty rows": [[], []],
-    "ragged": [[1e-3], [1e-3, 1e-2]],
-    "rows and numbers": [[1e-3, 1e-2], 1e-3],
-    "rows of another number of contexts": [[1e-3]] * 3,
-    "schedules of another length": [[[1e-3] * 3]] * 2,
-    "schedules of another number of contexts": [[[1e-3] * 4]],
-    "four axes": np.full((2, 1, 4, 1), 1e-3),
-}
+BAD_RATES = (
+    *([1e-3, -1e-3], [0.0], [1e-3, math.nan], [math.inf], [10**400], ["1e-3"], "fast", 1e-3, [True], np.array([True])),
+    *([1e-3 + 0j], np.array([1e-3 + 1j]), None, [None], {"rate": 1e-3}, {1e-3}, [], [[], []], [[1e-3], [1e-3, 1e-2]]),
+    *([[1e-3, 1e-2], 1e-3], [[1e-3]] * 3, [[[1e-3] * 3]] * 2, [[[1e-3] * 4]], np.full((2, 1, 4, 1), 1e-3)),
+)
 
 
-@pytest.mark.parametrize("rates", BAD_RATES.values(), ids=BAD_RATES)
+@pytest.mark.parametrize("rates", BAD_RATES, ids=repr)
 def test_bad_learning_rates_are_refused(rates):
     model = tiny.model()
     with pytest.raises(ParameterError, match="learning rates") as error:
@@ -448,41 +382,45 @@ def test_any_sequence_of_numbers_is_a_list_of_learning_rates(rates):
     assert checked.shape == (3, 2) and checked.dtype == float and np.allclose(checked, list(rates))
 
 
-def altered(model, **changes):
-    return dataclasses.replace(tiny.contexts(model, (4,))[0], **changes)
+def swapped(context):
+    return dataclasses.replace(context, correct_id=context.competitor_id, competitor_id=context.correct_id)
 
 
-@pytest.mark.parametrize("place", [1, 2])
-def test_a_competitor_that_does_not_outrank_is_refused(place):
+def test_a_competitor_that_does_not_outrank_is_refused():
     model = tiny.model()
     (fine,) = tiny.contexts(model, (4,), place=2)
-    first, second = fine.competitor_id, fine.correct_id
-    context = Resolved(Context("hope", "x", "won", "lost"), fine.prompt_ids, first, second if place == 1 else first)
-    with pytest.raises(ContextError) as error:
-        finetune(model, [context], [1e-3])
-    message = str(error.value)
-    assert "'hope'" in message and "'won'" in message and "'lost'" in message and "nats" in message
+    context = dataclasses.replace(fine, context=Context("hope", "x", "won", "lost"))
+    finetune(model, [context], [1e-3], Recipe(steps=1))
+    with pytest.raises(ContextError, match="'hope'.*already prefers 'won' to 'lost'.*nats"):
+        finetune(model, [swapped(context)], [1e-3])
 
 
-BAD_CONTEXTS = {  # changes to a good context -> what the message must name
-    "correct id beyond the vocabulary": ({"correct_id": tiny.V}, "vocabulary"),
-    "competitor id beyond the vocabulary": ({"competitor_id": 50_000}, "vocabulary"),
-    "prompt id beyond the vocabulary": ({"prompt_ids": (1, tiny.V, 2)}, "vocabulary"),
-    "prompt longer than the model's positions": ({"prompt_ids": (1,) * 65}, "65 tokens"),
-}
+BAD_CONTEXTS = [  # changes to a good context, and what the message must name
+    ({"correct_id": tiny.V}, "vocabulary"),
+    ({"competitor_id": 50_000}, "vocabulary"),
+    ({"prompt_ids": (1, tiny.V, 2)}, "vocabulary"),
+    ({"prompt_ids": (1,) * 65}, "65 tokens"),
+]
 
 
-@pytest.mark.parametrize("changes, named", BAD_CONTEXTS.values(), ids=BAD_CONTEXTS)
+@pytest.mark.parametrize("changes, named", BAD_CONTEXTS, ids=str)
 def test_contexts_that_do_not_fit_the_model_are_refused(changes, named):
     model = tiny.model()
-    with pytest.raises(ContextError) as error:
-        finetune(model, [altered(model, **changes)], [1e-3])
-    assert named in str(error.value) and "'c0'" in str(error.value) and "\n" not in str(error.value)
-
-
-def test_no_contexts_are_refused():
+    with pytest.raises(ContextError, match=f"'c0'.*{named}") as error:
+        finetune(model, [dataclasses.replace(tiny.contexts(model, (4,))[0], **changes)], [1e-3])
+    assert "\n" not in str(error.value)
     with pytest.raises(ContextError, match="no context"):
-        finetune(tiny.model(), [], [1e-3])
+        finetune(model, [], [1e-3])
+
+
+def test_all_contexts_that_do_not_fit_are_named_at_once():
+    model = tiny.model()
+    first, second = tiny.contexts(model)
+    with pytest.raises(ContextError, match="2 problems.*'c0'.*'c1'"):
+        finetune(model, [swapped(first), swapped(second)], [1e-3])
+    long, beyond = (dataclasses.replace(first, prompt_ids=(1,) * 70), dataclasses.replace(second, correct_id=tiny.V))
+    with pytest.raises(ContextError, match="2 problems.*70 tokens.*vocabulary"):
+        finetune(model, [long, beyond], [1e-3])
 
 
 BAD_SEEDS = [(), (0.5,), (True,), ("1",), (-1,), (None,), 3, None, (2**63,), (2**64,), (0, 10**400)]
@@ -504,29 +442,30 @@ def test_bad_engine_settings_are_refused(options):
 def test_contexts_are_checked_once_and_refused_every_time():
     model = tiny.model()
     good = tiny.contexts(model)
-    bad = dataclasses.replace(good[0], correct_id=good[0].competitor_id, competitor_id=good[0].correct_id)
     check_contexts(model, good)
     with patch("phantomlib.engine.recipe.next_token_logits", side_effect=AssertionError("a forward pass")):
         check_contexts(model, good)
     for _ in range(2):
         with pytest.raises(ContextError, match="already prefers"):
-            check_contexts(model, [*good, bad])
+            check_contexts(model, [*good, swapped(good[0])])
+
+
+def with_readout(plain, change):
+    """The model with another readout: ``change`` alters E (V, d) in place."""
+    module = copy.deepcopy(plain.module)
+    change(module.get_output_embeddings().weight)
+    return dataclasses.replace(plain, module=module)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_what_is_recorded_of_a_readout_far_from_one_is_exact(scale):
     """In single precision, against the definition in double precision."""
     plain = tiny.model("GPT2", "float32", tied=False)
-    module = copy.deepcopy(plain.module)
-    module.get_output_embeddings().weight.mul_(scale)
-    model = dataclasses.replace(plain, module=module)
-    (context,) = tiny.contexts(plain, (4,))
+    model, (context,) = with_readout(plain, lambda E: E.mul_(scale)), tiny.contexts(plain, (4,))
     run = finetune(model, [context], [1e-30], Recipe(optimizer="sgd", steps=1)).isel(context=0, rate=0, seed=0, step=0)
-    z = module(torch.tensor([context.prompt_ids])).logits[0, -1].double()
-    E = plain.readout.double()
-    e = E / E.norm(dim=1, keepdim=True)
-    g = e @ e.T
-    c, k = context.correct_id, context.competitor_id
+    z = model.module(torch.tensor([context.prompt_ids])).logits[0, -1].double()
+    e = torch.nn.functional.normalize(plain.readout.double())
+    g, c, k = e @ e.T, context.correct_id, context.competitor_id
     assert float(run.phi) == pytest.approx(float(z.softmax(0) @ (g[c] ** 2 - g[k] ** 2)), abs=1e-5)
     assert float(run.overlap) == pytest.approx(float(g[c, k]), abs=1e-5)
     assert float(run.phi) == pytest.approx(float(run.signal + run.drag), abs=1e-6)
@@ -536,9 +475,7 @@ def test_what_is_recorded_of_a_readout_far_from_one_is_exact(scale):
 def test_a_readout_row_of_zero_keeps_the_recorded_split_exact():
     plain = tiny.model("GPT2", tied=False)
     (context,) = tiny.contexts(plain, (4,))
-    module = copy.deepcopy(plain.module)
-    module.get_output_embeddings().weight[context.correct_id] = 0
-    model = dataclasses.replace(plain, module=module)
+    model = with_readout(plain, lambda E: E[context.correct_id].zero_())
     run = finetune(model, [context], [1e-3], Recipe(optimizer="sgd", steps=3, snapshots=(0, 2)))
     by_trace, phi = run.phi_trace.values, run.phi.sel(step=run.snapshot.values).values
     assert abs(by_trace - phi).max() < 1e-12 and (phi != 0).all()
@@ -546,35 +483,18 @@ def test_a_readout_row_of_zero_keeps_the_recorded_split_exact():
 
 def test_runs_that_no_memory_would_hold_are_refused_before_they_start():
     model = tiny.model()
-    started = time.perf_counter()
-    with pytest.raises(
-        ParameterError, match="Recording 4 runs of 1,000,000,000 steps needs about .* GiB.* fewer steps"
-    ):
+    said = "Recording 4 runs of 1,000,000,000 steps needs about .* GiB.* fewer steps"
+    with pytest.raises(ParameterError, match=said):
         finetune(model, tiny.contexts(model), [1e-3, 2e-3], Recipe(steps=10**9))
-    assert time.perf_counter() - started < 5
     for steps in (10**10, 10**400):
-        with pytest.raises(ParameterError, match="at most 1,000,000,000"):
+        with pytest.raises(ParameterError, match="less than or equal to 1000000000"):
             Recipe(steps=steps)
 
 
 def test_a_tie_is_called_a_tie():
     plain = tiny.model("GPT2", tied=False)
     (context,) = tiny.contexts(plain, (4,))
-    module = copy.deepcopy(plain.module)
-    E = module.get_output_embeddings().weight
-    E[context.correct_id] = E[context.competitor_id]
+    model = with_readout(plain, lambda E: E[context.correct_id].copy_(E[context.competitor_id]))
     with pytest.raises(ContextError, match="the same logit before training, a tie") as error:
-        check_contexts(dataclasses.replace(plain, module=module), [context])
+        check_contexts(model, [context])
     assert "already prefers" not in str(error.value) and "+0.00" not in str(error.value)
-
-
-def test_all_contexts_that_do_not_fit_are_named_at_once():
-    model = tiny.model()
-    first, second = tiny.contexts(model)
-    swapped = dataclasses.replace(first, correct_id=first.competitor_id, competitor_id=first.correct_id)
-    again = dataclasses.replace(second, correct_id=second.competitor_id, competitor_id=second.correct_id)
-    with pytest.raises(ContextError, match="2 problems.*'c0'.*'c1'"):
-        finetune(model, [swapped, again], [1e-3])
-    long, beyond = (dataclasses.replace(first, prompt_ids=(1,) * 70), dataclasses.replace(second, correct_id=tiny.V))
-    with pytest.raises(ContextError, match="2 problems.*70 tokens.*vocabulary"):
-        finetune(model, [long, beyond], [1e-3])

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from phantomlib.engine.loss import LOSSES, training_loss
-from phantomlib.engine.recipe import Recipe
 
 
 def by_definition(z, c, k, weight) -> dict[str, float]:
@@ -38,8 +37,3 @@ def test_gradients_are_finite_differences(name):
     c, k = torch.tensor([0, 2, 5]), torch.tensor([1, 6, 3])
     assert torch.autograd.gradcheck(lambda z: training_loss(z, c, k, name, 1.3), z)
     assert torch.autograd.gradgradcheck(lambda z: training_loss(z, c, k, name, 1.3), z)  # sharpness needs it
-
-
-def test_a_default_recipe_is_named_as_before_there_was_a_choice():
-    assert not {"loss", "weight"} & set(Recipe().settings())
-    assert Recipe(loss="margin").settings() == Recipe().settings() | {"loss": "margin", "weight": 1.0}

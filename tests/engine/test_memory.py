@@ -10,6 +10,7 @@ import weakref
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import tiny
@@ -49,10 +50,8 @@ NO_GAPS = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # tensors above 1 MiB are coun
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is asked of Linux")
 @pytest.mark.parametrize("task", BOUNDS)
 def test_peak_memory_stays_within_what_is_counted(task):
-    command = [sys.executable, "-m", "benchmarks.needs", SIZE, task, "cpu"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=Path(__file__).parents[2], env=os.environ | NO_GAPS
-    )
+    command, root = [sys.executable, "-m", "benchmarks.needs", SIZE, task, "cpu"], Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=os.environ | NO_GAPS)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])["beyond it (parameters)"]
     assert found <= BOUNDS[task] + OVERHEAD
@@ -79,30 +78,27 @@ def test_a_process_takes_its_share_of_what_is_free(monkeypatch, available, jobs,
 
 def group(folder, version, limit, used, droppable):
     """A control group with a limit of memory, as the kernel shows it."""
-    names = memory.CGROUP_FILES["memory" if version == 1 else ""]
+    most, taken, cached = memory.CGROUP_FILES["memory" if version == 1 else ""]
     folder.mkdir(parents=True, exist_ok=True)
-    for name, value in [
-        (names[0], limit),
-        (names[1], used),
-        ("memory.stat", f"anon 1\n{names[2]} {droppable}\nslab 2"),
-    ]:
+    for name, value in {most: limit, taken: used, "memory.stat": f"anon 1\n{cached} {droppable}\nslab 2"}.items():
         (folder / name).write_text(f"{value}\n")
 
 
 @pytest.mark.parametrize(
-    "version, line, where, limit, expected",
+    "version, line, where, limit, jobs, expected",
     [
-        (2, "0::/", "", 8 * GIB, 6 * GIB),  # in a container
-        (2, "0::/a/b", "a", 8 * GIB, 6 * GIB),  # a limit of the group around its own
-        (2, "0::/a/b", "a/b", "max", 20 * GIB),
-        (2, "0::/../elsewhere", "other", 8 * GIB, 20 * GIB),
-        (1, "5:cpu,cpuacct:/a\n4:memory:/a\n0::/", "memory/a", 8 * GIB, 6 * GIB),
-        (1, "4:memory:/of/the/machine", "memory", 8 * GIB, 6 * GIB),
-        (1, "4:memory:/a", "memory/a", 9223372036854771712, 20 * GIB),
+        (2, "0::/", "", 8 * GIB, None, 6 * GIB),  # in a container
+        (2, "0::/", "", 8 * GIB, 4, GIB),  # whose processes share what it has
+        (2, "0::/a/b", "a", 8 * GIB, None, 6 * GIB),  # a limit of the group around its own
+        (2, "0::/a/b", "a/b", "max", None, 20 * GIB),
+        (2, "0::/../elsewhere", "other", 8 * GIB, None, 20 * GIB),
+        (1, "5:cpu,cpuacct:/a\n4:memory:/a\n0::/", "memory/a", 8 * GIB, None, 6 * GIB),
+        (1, "4:memory:/of/the/machine", "memory", 8 * GIB, None, 6 * GIB),
+        (1, "4:memory:/a", "memory/a", 9223372036854771712, None, 20 * GIB),
     ],
 )
-def test_the_limit_of_a_container_counts(monkeypatch, tmp_path, version, line, where, limit, expected):
-    with_memory(monkeypatch, 20 * GIB)
+def test_the_limit_of_a_container_counts(monkeypatch, tmp_path, version, line, where, limit, jobs, expected):
+    with_memory(monkeypatch, 20 * GIB, jobs=jobs)
     (tmp_path / "own").write_text(line + "\n")
     monkeypatch.setattr(memory, "OWN_CGROUPS", tmp_path / "own")
     monkeypatch.setattr(memory, "CGROUPS", tmp_path / "groups")
@@ -110,24 +106,15 @@ def test_the_limit_of_a_container_counts(monkeypatch, tmp_path, version, line, w
     assert memory.free(torch.device("cpu")) == int(memory.USABLE * expected)
 
 
-def test_jobs_share_what_a_container_has(monkeypatch, tmp_path):
-    with_memory(monkeypatch, 20 * GIB, own=GIB, jobs=4)
-    (tmp_path / "own").write_text("0::/\n")
-    monkeypatch.setattr(memory, "OWN_CGROUPS", tmp_path / "own")
-    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
-    group(tmp_path, 2, 8 * GIB, used=GIB, droppable=0)
-    assert memory.free(torch.device("cpu")) == int(memory.USABLE * (2 * GIB - GIB))
-
-
 @pytest.mark.parametrize("needed, times", [(2 * GIB, 1), (GIB // 2, 0)])
 def test_memory_of_earlier_work_is_given_back_before_large_work(monkeypatch, needed, times):
-    order = []
-    real = memory.free
-    monkeypatch.setattr(memory, "give_back", lambda: order.append("given back"))
-    monkeypatch.setattr(memory, "free", lambda device: order.append("measured") or real(device))
     with_memory(monkeypatch, 20 * GIB)
+    calls = Mock()
+    calls.free.return_value = 20 * GIB
+    monkeypatch.setattr(memory, "give_back", calls.give_back)
+    monkeypatch.setattr(memory, "free", calls.free)
     memory.refuse_if_too_large("This", needed, torch.device("cpu"))
-    assert order == ["given back"] * times + ["measured"]
+    assert [name for name, *_ in calls.mock_calls] == ["give_back"] * times + ["free"]
 
 
 def test_what_only_a_cycle_refers_to_is_freed():
@@ -157,21 +144,14 @@ def test_no_weights_of_a_replica_outlive_its_run(method, interrupted):
 
     model = tiny.model("GPT2")
     contexts = tiny.contexts(model)[:1]
-    finetune(model, contexts, [1e-3], Recipe(method=method, steps=1), engine="batch axis")  # what is kept once for all
+    recipe, options = Recipe(method=method, steps=1), {"engine": "batch axis", "chunk": 1}
+    finetune(model, contexts, [1e-3], recipe, **options)  # what is kept once for all
     gc.collect()
     gc.disable()
     try:
         before = tensors()
         with suppress(KeyboardInterrupt):
-            finetune(
-                model,
-                contexts,
-                [1e-3, 2e-3],
-                Recipe(method=method, steps=1),
-                engine="batch axis",
-                chunk=1,
-                progress=stop,
-            )
+            finetune(model, contexts, [1e-3, 2e-3], recipe, progress=stop, **options)
         assert tensors() <= before
     finally:
         gc.enable()

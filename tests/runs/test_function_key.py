@@ -41,19 +41,12 @@ def with_imported(p, E, c, k):
     return log(p)[:, 0]
 
 
-def with_module(p, E, c, k):
-    return helpers.scaled(p)
-
-
 def with_attribute(p, E, c, k):
     return p.scale
 
 
 def recursive(p, E, c, k):
     return p[:, 0] if scale else recursive(p, E, c, k)
-
-
-helpers = types.ModuleType("helpers")
 
 
 def enclosed(value):
@@ -106,19 +99,15 @@ def test_enclosed_values_and_defaults_count():
 
 
 def test_a_module_of_one_s_own_counts_by_its_text(tmp_path, monkeypatch):
+    helpers, keys = types.ModuleType("helpers"), []
     monkeypatch.setitem(sys.modules, "helpers", helpers)
-    helpers.__file__, keys = str(tmp_path / "helpers.py"), []
+    helpers.__file__ = str(tmp_path / "helpers.py")
     for text in ("def scaled(p): return p", "def scaled(p): return 2 * p"):
         (tmp_path / "helpers.py").write_text(text)
-        keys.append(function_key(with_module))
+        keys.append(function_key(lambda p, E, c, k: helpers.scaled(p)))
     assert keys[0] != keys[1]
-
-
-def test_functions_of_this_package_count_by_their_text():
-    def phi(p, E, c, k):
-        return order_parameter.density_matrix(p, E)[:, 0, 0]
-
-    assert inspect.getsource(order_parameter) == function_key(phi)["outside"]["order_parameter"]
+    inner = function_key(lambda p, E, c, k: order_parameter.density_matrix(p, E)[:, 0, 0])  # of this package
+    assert inner["outside"]["order_parameter"] == inspect.getsource(order_parameter)
 
 
 @pytest.mark.parametrize(
@@ -126,9 +115,8 @@ def test_functions_of_this_package_count_by_their_text():
 )
 def test_what_cannot_be_described_is_refused(value, monkeypatch):
     monkeypatch.setitem(globals(), "scale", value)
-    with pytest.raises(
-        ParameterError, match="'with_global' uses 'scale' from outside.*Put it into the function"
-    ) as raised:
+    said = "'with_global' uses 'scale' from outside.*Put it into the function"
+    with pytest.raises(ParameterError, match=said) as raised:
         function_key(with_global)
     assert len(str(raised.value)) < 700
 

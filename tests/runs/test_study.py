@@ -15,19 +15,12 @@ def test_of_sel_map_and_table():
     assert list(study) == [("adam", "a"), ("adam", "b"), ("sgd", "a"), ("sgd", "b")]
     assert study.sel("sgd") == {"a": "sgd of a", "b": "sgd of b"}
     assert study.map(lambda text, start: text[start:], -1)["adam", "b"] == "b"
-    table = study.table(lambda text: {"length": len(text)})
-    assert table.to_dict("list") == {
-        "optimizer": ["adam", "adam", "sgd", "sgd"],
-        "model": ["a", "b", "a", "b"],
-        "length": [9, 9, 8, 8],
-    }
-
-
-def test_tables_are_joined_and_left_as_they_were():
-    part = pd.DataFrame({"x": [1, 2]})
+    columns = {"optimizer": ["adam", "adam", "sgd", "sgd"], "model": ["a", "b"] * 2, "length": [9, 9, 8, 8]}
+    assert study.table(lambda text: {"length": len(text)}).to_dict("list") == columns
+    part = pd.DataFrame({"x": [1, 2], "model": "of its own"})
     table = Study.of(lambda model, optimizer: part, MODELS, ["adam"]).table()
     assert table.x.tolist() == [1, 2, 1, 2] and table.model.tolist() == ["a", "a", "b", "b"]
-    assert list(part) == ["x"]
+    assert list(part) == ["x", "model"] and list(table) == ["optimizer", "model", "x"]
 
 
 def test_fewest_contexts_looks_at_one_optimiser():

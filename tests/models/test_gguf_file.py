@@ -112,7 +112,7 @@ def truncate(path):
 
 
 BROKEN = {  # what is done to a good file -> what the message must say
-    "no such file": (lambda p: p.unlink(), "is no file"),
+    "no such file": (lambda p: p.unlink(), "cannot be read (No such file"),
     "no GGUF file": (lambda p: p.write_bytes(b"<html>404</html>"), "is no GGUF file"),
     "empty": (lambda p: p.write_bytes(b""), "is no GGUF file"),
     "header alone": (lambda p: p.write_bytes(p.read_bytes()[:40]), "was not downloaded whole"),
@@ -135,7 +135,7 @@ def test_files_that_cannot_be_used_are_refused(damage, named, tmp_path):
 
 def test_a_folder_of_gguf_files_names_one(tmp_path):
     tiny_gguf.write(tmp_path / "small.gguf")
-    with pytest.raises(ModelError, match=r"give the path of one of them, such as '.*small\.gguf'"):
+    with pytest.raises(ModelError, match=r"give the path of a GGUF file, such as '.*small\.gguf'"):
         load(str(tmp_path))
 
 
@@ -218,5 +218,5 @@ def test_damaged_headers_are_told_at_once(seed, tmp_path):
 
 def test_a_pipe_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "small.gguf")
-    with pytest.raises(ModelError, match="is no file"):
+    with pytest.raises(ModelError, match="not a regular file"):
         load(str(tmp_path / "small.gguf"))

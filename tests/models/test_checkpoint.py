@@ -146,7 +146,7 @@ SPOILT = {  # what is done to a good checkpoint -> what must be said
     "a tokenizer's configuration that is none": (write("tokenizer_config.json", "{"), "not a JSON object"),
     "a tokenizer without end": (write("tokenizer.json", "[" * 100_000), "could not be loaded"),
     "a tokenizer that is slow": (expression("(a|a)*(b|c)*(a|a)*$"), "fails in a trial"),
-    "a tokenizer that grows": (tokenizer(growing), "more than 3 seconds or 2 GiB"),
+    "a tokenizer that grows": (tokenizer(growing), "seconds or 2 GiB"),
     "a tokenizer with a limit that is a word": (
         settings("tokenizer_config.json", model_max_length="x"), "could not be loaded"
     ),
@@ -225,7 +225,7 @@ def tree(folder):
 
 @pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
 def test_spoilt_folders_are_refused(spoil, good, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenizer_trial, "SECONDS", 3)
+    monkeypatch.setattr(tokenizer_trial, "SECONDS", 10)
     folder = shutil.copytree(good, tmp_path / "model")
     *changes, words = spoil
     for change in changes:

@@ -41,19 +41,22 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from scipy.stats import gmean
 
 from phantombook import notebook
 from phantombook.figures.palette import REFERENCE, model_colours
 from phantombook.figures.style import WIDTH, dots_and_means, legend_above, log_ticks
 from phantombook.ledger.claims import load_claims
-from phantomlib.control_contexts import controls
+from phantomlib.contexts import load_contexts, resolve
 from phantomlib.critical import search
 from phantomlib.critical.scaling import lora_outcomes
 from phantomlib.critical.scaling import coefficient_of_variation, kinematic_number
 from phantomlib.critical.predictors import contexts_with_rates
 from phantomlib.engine.recipe import Recipe
-from phantomlib.errors import ParameterError, did_you_mean, shown
+from phantomlib.errors import ContextError, ParameterError, did_you_mean, shown
+from phantomlib.models.language_model import next_token_logits
+from phantomlib.order_parameter import overlaps
 from phantomlib.runs.study import Study
 from phantomlib.transition import silent_failure
 from phantomlib.transition.jumps import find_jumps, with_critical_rate
@@ -119,6 +122,74 @@ varied = variants(steps, only)  # an unknown name is refused before anything run
 # For each we find, under Adam (for the unrelated pairs under SGD too), the [critical learning
 # rate](../definitions.md#critical-learning-rate) and the critical [kinematic
 # number](../definitions.md#kinematic-number) $N_c$, as in [chapter 08](08_dimensionless_numbers.ipynb).
+
+
+# %%
+LIKELY = 200  # random pairs are drawn among so many tokens, so gaps have ordinary size
+ANTONYMS = {  # by the id of the book's context that has the first of the two words
+    "shame": "pride",
+    "glad": "sad",
+    "large": "small",
+    "begin": "stop",
+    "fast": "slow",
+    "ill": "well",
+}
+
+
+def unrelated(model, contexts, seed):
+    """The gap is matched, the relation is not; contexts without such a token: none."""
+    for context, z in zip(contexts, next_token_logits(model, contexts)):  # z: (V,)
+        competitor = torch.tensor([context.competitor_id], device=z.device)
+        g = overlaps(model.readout, competitor)[:, 0]  # (V,)
+        allowed = (g <= g.median()) & (z < z[competitor])
+        allowed[context.correct_id] = False
+        if allowed.any():
+            distance = (z - z[context.correct_id]).abs()
+            nearest = int(distance.masked_fill(~allowed, torch.inf).argmin())
+            yield context, nearest, context.competitor_id
+
+
+def random_pairs(model, contexts, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for context, z in zip(contexts, next_token_logits(model, contexts)):
+        likely = z.argsort(descending=True, stable=True)[:LIKELY].tolist()
+        own = context.correct_id, context.competitor_id
+        likely = [token for token in likely if token not in own]
+        drawn = torch.randperm(len(likely), generator=generator)[:2].tolist()
+        yield context, likely[max(drawn)], likely[min(drawn)]
+
+
+def antonyms(model, contexts, seed):
+    """In the book's own prompts; the word that the model prefers is the competitor."""
+    for context in load_contexts():
+        if context.id not in ANTONYMS:
+            continue
+        words = replace(context, competitor=ANTONYMS[context.id])
+        try:
+            pair = resolve(words, model.tokenizer)
+        except ContextError:  # this tokenizer splits one of the words
+            continue
+        z = next_token_logits(model, [pair])[0]
+        both = pair.correct_id, pair.competitor_id
+        yield pair, *sorted(both, key=lambda token: float(z[token]))
+
+
+KINDS = {"unrelated": unrelated, "random pair": random_pairs, "antonym": antonyms}
+
+
+def controls(model, contexts, kind, seed=0):
+    """Control contexts of one kind for a model; the competitor outranks the other."""
+    if kind not in KINDS:
+        raise ParameterError(
+            f"There is no control {shown(kind)}; choose one of {', '.join(KINDS)}."
+        )
+    found = []
+    for context, correct, competitor in KINDS[kind](model, contexts, seed):
+        words = [model.tokenizer.decode([i]).strip() for i in (correct, competitor)]
+        named = replace(context.context, correct=words[0], competitor=words[1], kind=kind)
+        pair = {"correct_id": correct, "competitor_id": competitor}
+        found.append(replace(context, context=named, **pair))
+    return found
 
 
 # %%

@@ -35,9 +35,14 @@ steps: int = 20  # optimiser steps of each run
 tolerance: float = 0.005  # relative width of the bracket around a critical learning rate
 
 # %% tags=["hide-cell"]
+import copy
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
 from scipy.stats import gmean
 
 from phantombook import notebook
@@ -47,7 +52,8 @@ from phantomlib.critical.scaling import architecture_numbers, kinematic_number
 from phantomlib.critical.predictors import predict_critical_rates
 from phantomlib.critical.search import critical_rates
 from phantomlib.engine.recipe import Recipe, fitting_contexts
-from phantomlib.models.quantised import BITS, quantised
+from phantomlib.errors import ModelError, ParameterError, shown
+from phantomlib.models.language_model import LanguageModel
 from phantomlib.readout_geometry import coherence, pair_overlaps
 from phantomlib.runs.store import Store
 
@@ -76,7 +82,54 @@ def panels_of(table):
 # norms, biases and learned positions are kept. With the scale and offset of its block a weight takes 8.5, 5 or 4.5
 # bits. To compute with such a file it is dequantised: every weight is a floating-point number again, one of the 256 or
 # 16 that its block can hold.
-#
+
+# %%
+# Bits a weight, with those of its block's scale and offset.
+BITS = {"Q8_0": 8.5, "Q5_1": 6.0, "Q5_0": 5.5, "Q4_1": 5.0, "Q4_0": 4.5}
+BLOCK = 32  # weights
+
+
+def round_trip(rows, kind):
+    """Rows (n, m) as the package gguf quantises and dequantises them."""
+    how = GGMLQuantizationType[kind]
+    values = np.ascontiguousarray(rows.float().cpu().numpy())
+    return torch.from_numpy(dequantize(quantize(values, how), how))
+
+
+@torch.no_grad()
+def quantised(model, kind):
+    """A copy of a model with what a GGUF file of this kind would give for its weights.
+
+    Matrices are rounded whose rows, the inputs of an output, hold whole blocks.
+    """
+    if kind not in BITS:
+        raise ParameterError(
+            f"Quantisation {shown(kind)} is not known; choose one of {', '.join(BITS)}."
+        )
+    module = copy.deepcopy(model.module)
+    embedding, done = module.get_input_embeddings(), set()
+    for layer in module.modules():
+        # transformers' Conv1D is a linear layer with the weight (in, out)
+        transposed = type(layer).__name__ == "Conv1D"
+        linear = transposed or isinstance(layer, torch.nn.Linear)
+        if not linear and layer is not embedding:
+            continue
+        rows = layer.weight.T if transposed else layer.weight
+        if rows.shape[1] % BLOCK == 0 and id(layer.weight) not in done:
+            rows.copy_(round_trip(rows, kind))
+            done.add(id(layer.weight))  # a tied readout is the embedding itself
+    if not done:
+        raise ModelError(
+            f"'{model.name}' has no matrix whose rows are a multiple of {BLOCK} long, so "
+            f"{kind} would leave it as it is; choose a wider model."
+        )
+    name = f"{model.name}-{kind}"
+    return LanguageModel(
+        name, model.ref, module, model.tokenizer, revision=model.revision
+    )
+
+
+# %% [markdown]
 # Below, a model is compared with its own rounded copies, context by context. Each copy is treated like any other
 # model: its [initial gap](../definitions.md#context) and [overlap](../definitions.md#geometry) are read off, its
 # [critical learning rate](../definitions.md#critical-learning-rate) is predicted from step 0 (by *third order*, see

@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from phantomlib.plain_yaml import read_yaml
 
 DEFAULT = Path(__file__).with_name("contexts.yaml")
 WORDNET = Path(__file__).with_name("wordnet.tsv")  # its first lines say what it is and where it comes from
+REQUIRED = ("id", "prompt", "correct", "competitor")
 LOOKED_AT = 200  # characters of a prompt, from the first that is lost, in which lost ones are named
 ID = re.compile(r"[\w.-]{1,100}")  # ids stand in file names, in pages and in log entries
 RUNS = re.compile(r"\s*[^\S ]\s*|  +")  # blanks that are more than the space between two words
@@ -91,26 +93,19 @@ def load_contexts(source: str | Path = "default") -> list[Context]:
     except OSError as error:
         raise ContextError(f"{name} cannot be read ({error.strerror}). Mend its permissions, or copy it.") from None
     except yaml.YAMLError as error:
-        raise ContextError(
-            f"{name} is not valid YAML ({' '.join(str(error).split())[:300]}). Mend it and run again."
-        ) from None
+        reason = " ".join(str(error).split())[:300]
+        raise ContextError(f"{name} is not valid YAML ({reason}). Mend it and run again.") from None
     if not isinstance(entries, list) or not entries:
-        raise ContextError(
-            f"{name} must hold a non-empty YAML list of contexts; each entry needs id, prompt, correct and competitor."
-        )
-    contexts, problems = [], []
-    for number, entry in enumerate(entries, 1):
-        try:
-            contexts.append(_context(entry, number, name))
-        except ContextError as error:
-            problems.append(error)
-    ids = [context.id for context in contexts]
-    for repeated in dict.fromkeys(one for one in ids if ids.count(one) > 1):
-        problems.append(
-            ContextError(f"{name} uses the id '{repeated}' {ids.count(repeated)} times; give every context its own id.")
-        )
-    all_at_once(problems, f"of the {len(entries)} entries")
-    return contexts
+        raise ContextError(f"{name} must hold a non-empty YAML list of contexts; each needs {', '.join(REQUIRED)}.")
+    problems = [f"Entry {n} of {name} {wrong}." for n, one in enumerate(entries, 1) if (wrong := _problem(one))]
+    ids = Counter(str(one["id"]) for one in entries if isinstance(one, dict) and "id" in one)
+    problems += [
+        f"{name} uses the id {shown(repeated)} {times} times; give every context its own id."
+        for repeated, times in ids.items()
+        if times > 1
+    ]
+    all_at_once([ContextError(problem) for problem in problems], f"of the {len(entries)} entries")
+    return [Context(**entry) for entry in entries]
 
 
 def _wordnet() -> Iterator[Context]:
@@ -122,31 +117,20 @@ def _wordnet() -> Iterator[Context]:
             yield Context(f"{synset}.{number}.{competitor}", prompt, correct, competitor)
 
 
-def _context(entry, number: int, source: str) -> Context:
-    required, known = {"id", "prompt", "correct", "competitor"}, {"id", "prompt", "correct", "competitor", "kind"}
-    if not isinstance(entry, dict) or not required <= set(entry) or not set(entry) <= known:
+def _problem(entry) -> str:
+    """What is wrong with an entry of a contexts file, if anything."""
+    if not isinstance(entry, dict) or not set(REQUIRED) <= set(entry) <= {*REQUIRED, "kind"}:
         given = sorted(map(str, entry)) if isinstance(entry, dict) else entry
-        raise ContextError(
-            f"Entry {number} of {source} has {shown(given)}; a context needs exactly id, prompt, correct and competitor "
-            "(and may have kind)."
-        )
+        return f"has {shown(given)}; a context needs exactly {', '.join(REQUIRED)} (and may have kind)"
     for key, value in entry.items():
         if not isinstance(value, str) or not value.strip():
-            raise ContextError(
-                f"Entry {number} of {source}: {key} is {shown(value)}; it must be non-empty text (quote words such as "
-                '"yes" or "on", which YAML reads as true).'
-            )
+            quoted = 'quote words such as "yes" or "on", which YAML reads as true'
+            return f"is wrong: {key} is {shown(value)}; it must be non-empty text ({quoted})"
     if not ID.fullmatch(entry["id"]):
-        raise ContextError(
-            f"Entry {number} of {source}: id is {shown(entry['id'])}; use at most 100 letters, digits, '_', '.' and '-'."
-        )
-    context = Context(**entry)
-    if context.correct.strip() == context.competitor.strip():
-        raise ContextError(
-            f"Context {shown(context.id)}: correct and competitor are both {shown(context.correct)}; choose two different "
-            "words."
-        )
-    return context
+        return f"is wrong: id is {shown(entry['id'])}; use at most 100 letters, digits, '_', '.' and '-'"
+    if entry["correct"].strip() == entry["competitor"].strip():
+        return f"has {shown(entry['correct'])} as correct and as competitor; choose two different words"
+    return ""
 
 
 def resolve(context: Context, tokenizer) -> Resolved:
@@ -189,11 +173,8 @@ def check_spelling(context: Context, tokenizer) -> None:
     """
     prompt, known_as = context.prompt, f"Context {shown(context.id)}"
     for text in (prompt, context.correct, context.competitor):
-        # what a shell makes of bytes that are no UTF-8; what ends a text in a run file
-        if odd := [
-            name for name, letter in (("half a character", "[\ud800-\udfff]"), ("NUL", "\0")) if re.search(letter, text)
-        ]:
-            raise ContextError(f"{known_as}: {shown(text)} holds {odd[0]}. Write it again in UTF-8, without it.")
+        if re.search("[\ud800-\udfff\0]", text):  # what a shell makes of other bytes; what ends a text in a run file
+            raise ContextError(f"{known_as}: {shown(text)} holds half a character or NUL. Write it again in UTF-8.")
     ids = _encode(prompt, tokenizer, False)
     added = _ids(prompt, tokenizer)[: -len(ids)] if ids else []
     if added and ids[: len(added)] == added:
@@ -266,11 +247,8 @@ def _encode(text: str, tokenizer, special: bool) -> list[int]:
 
 
 def _why_not(context: Context, tokenizer) -> str:
-    words: dict[str, None] = {}  # plain spelling -> present, for proposals
-    for piece_id in tokenizer.get_vocab().values():
-        text = tokenizer.decode([piece_id]).strip()
-        if text.isalpha():
-            words[text] = None
+    decoded = (tokenizer.decode([piece]).strip() for piece in tokenizer.get_vocab().values())
+    words = dict.fromkeys(filter(str.isalpha, decoded))  # for proposals
     reasons = []
     for role, word in (("correct", context.correct.strip()), ("competitor", context.competitor.strip())):
         if not word or single_tokens(context.prompt, [word], tokenizer):  # not chosen yet, or fine by itself

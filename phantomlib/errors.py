@@ -2,7 +2,9 @@
 
 import difflib
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 NAMED = 10  # problems that one message holds
 
@@ -17,6 +19,10 @@ class ContextError(PhantomError):
 
 class ModelError(PhantomError):
     """A checkpoint cannot be found, read or used."""
+
+
+class Unfit(ModelError):
+    """What is wrong with a checkpoint, in words that follow its name: see :func:`naming`."""
 
 
 class ParameterError(PhantomError):
@@ -44,6 +50,20 @@ def shown(value, longest: int = 80) -> str:
     short.maxstring = short.maxother = short.maxlong = longest
     text = short.repr(value)
     return text if len(text) <= 4 * longest else f"{text[: 4 * longest]}..."
+
+
+@contextmanager
+def naming(ref: str) -> Iterator[None]:
+    """Put the name by which the user called a checkpoint before what is wrong with it."""
+    try:
+        yield
+    except Unfit as error:
+        raise ModelError(f"{shown(ref, 300)} {error}") from error.__cause__
+    except OSError as error:
+        which = f": {shown(Path(error.filename).name)}" if error.filename else ""
+        raise ModelError(
+            f"{shown(ref, 300)} cannot be read ({error.strerror}{which}). Mend its permissions, or copy it."
+        ) from None
 
 
 def all_at_once(problems: Sequence[PhantomError], among: str = "") -> None:

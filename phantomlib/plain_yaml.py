@@ -1,12 +1,11 @@
 """YAML from others, read within bounds: small files, no code, no key twice, no value that unfolds into a giant one."""
 
-import errno
-import stat
 from pathlib import Path
 
 import yaml
 
 from phantomlib.errors import shown
+from phantomlib.files import check_regular
 
 LARGEST = 300_000  # bytes; some 1,500 contexts
 
@@ -49,15 +48,11 @@ def read_yaml(path: Path, as_text: bool = False):
     Raises:
         OSError: it cannot be read, or is a device or a pipe.
     """
-    about = path.stat()
-    if not stat.S_ISREG(about.st_mode):  # opening one may wait for ever
-        raise OSError(errno.EINVAL, "it is no ordinary file")
-    if about.st_size > LARGEST:
+    check_regular(path)
+    if path.stat().st_size > LARGEST:
         raise yaml.YAMLError(f"it is larger than {LARGEST // 1000} kB")
-    with path.open("rb") as file:
-        content = file.read(about.st_size)  # none of what /proc makes up
     try:
-        return parse_yaml(content.decode("utf-8"), as_text)
+        return parse_yaml(path.read_text(encoding="utf-8"), as_text)
     except UnicodeDecodeError as error:
         raise yaml.YAMLError(str(error)[:200]) from None
 

@@ -1,15 +1,25 @@
-"""Bad input over the whole command line: exit code not 0, one clear message, no traceback, no file left behind."""
+"""Bad input over the whole command line: exit code not 0, one clear message, soon, no traceback, no file left behind.
 
+What a room refuses by itself is in its tests; here is what comes through the command line, mistakes and hostile values.
+"""
+
+import functools
+import io
 import os
+import resource
+import subprocess
+import sys
 
 import pytest
-from refusals import refuse
+from refusals import SECONDS, refuse
+
+from phantombook import cli
+from phantomlib.models import language_model
 
 LIE = "After the lie, Anna felt a deep sense of"
 CONTEXT = "- {id: a, prompt: 'She felt a deep sense of', correct: shame, competitor: guilt}\n"
 
 FILES = {  # what lies in the folder from which the commands are given
-    "binary.yaml": bytes(range(256)),
     "good.yaml": CONTEXT.encode(),
     "steps-twice.yaml": b"steps: 3\nsteps: 4\n",
     "list.yaml": b"- steps\n",
@@ -27,6 +37,18 @@ DIAGNOSE = {
     "a file as a model": (["diagnose", "-m", "taken", "--context", "shame"], "taken"),
     "unknown context": ([*zoo, "--context", "shme"], "nearest: 'shame'"),
     "context of another file": ([*zoo, "--contexts", "good.yaml", "--context", "shame"], "It has a"),
+    "no contexts file": ([*shame, "--contexts", "taken"], "non-empty YAML list"),
+    "a pipe of contexts": ([*shame, "--contexts", "pipe.yaml"], "No contexts file"),
+    "an unknown sign": ([*zoo, "--prompt", "Note: she felt", "--correct", "glad"], "does not know ':'"),
+    "an endless prompt": ([*zoo, "--prompt", "Anna felt " * 20_000, "--correct", "glad"], "reads no more than 64"),
+    "an endless word": ([*zoo, "--prompt", "x" * 50_000, "--correct", "glad"], "reads no more than 64"),
+    "a zero": ([*zoo, "--prompt", "Anna\0felt", "--correct", "glad"], "or NUL"),
+    "one word twice": ([*own[:-1], " shame"], "two different words"),
+    "a word of blanks": ([*own[:-3], " ", *own[-2:]], "--correct WORD"),
+    "the special token": ([*own[:-3], "<|endoftext|>", *own[-2:]], "correct word|already prefers|does not fit"),
+    "an endless model": (["diagnose", "-m", "x" * 5000, "--context", "shame"], "A model is named by zoo:NAME"),
+    "a model that is a device": (["diagnose", "-m", "/dev/null", "--context", "shame"], "no config.json|cannot be read"),
+    "a model of the hub while offline": (["diagnose", "-m", "<b>/x", "--context", "shame"], "no connection to the hub"),
     "nothing to learn": (zoo, "--context ID"),
     "context and prompt": ([*shame, "--prompt", "Hello"], "not both"),
     "prompt without a word": ([*zoo, "--prompt", LIE], "--correct WORD"),
@@ -35,15 +57,43 @@ DIAGNOSE = {
     "words the wrong way round": (
         [*zoo, "--prompt", LIE, "--correct", "guilt", "--competitor", "shame"], "already prefers"
     ),
-    "learning rate zero": ([*shame, "--learning-rate", "0"], "positive, finite"),
-    "learning rate a word": ([*shame, "--learning-rate", "small"], "valid number"),
     "half a step": ([*shame, "--steps", "2.5"], "valid integer"),
-    "unknown optimizer": ([*shame, "--optimizer", "adamm"], "choose one of sgd, adam"),
-    "unknown device": ([*shame, "--device", "gpu"], "device 'gpu'"),
     "absent device": ([*shame, "--device", "cuda:99"], "device 'cuda:99'"),
     "figure as a folder": ([*shame, "--plot", "empty"], "end it with .png"),
     "unknown option": ([*shame, "--rate", "1"], "--rate"),
 }  # fmt: skip
+
+NUMBERS = {  # further options of a diagnosis -> what must be said
+    "a rate below zero": (["--learning-rate", "-1"], "positive, finite"),
+    "a rate below anything": (["--learning-rate", "1e-400"], "positive, finite"),
+    "a rate beyond anything": (["--learning-rate", "1e400"], "positive, finite"),
+    "a rate of nan": (["--learning-rate", "-nan"], "positive, finite"),
+    "a rate of words": (["--learning-rate", "1e-3.5"], "valid number"),
+    "a rate of digits": (["--learning-rate", "9" * 5000], "positive, finite"),
+    "no steps": (["--steps", "0"], "steps is 0"),
+    "steps without end": (["--steps", "1" + "0" * 30], "at most 1,000,000,000"),
+    "steps of 5,000 digits": (["--steps", "9" * 5000], "integer|at most"),
+    "steps that would fill the memory": (["--steps", "1000000000", "--check"], "fewer steps|would take"),
+    "steps that would take a year": (["--steps", "20000000", "--check"], "would take|fewer steps"),
+    "steps of nan": (["--steps", "nan"], "valid integer"),
+    "an endless optimizer": (["--optimizer", "x" * 100_000], "choose one of sgd, adam"),
+    "an unknown method": (["--method", "lora "], "choose one of full, lora"),
+    "a device that is none": (["--device", "cpu:-1"], "cannot be used here|device"),
+    "an endless device": (["--device", "x" * 10_000], "cannot be used here"),
+    "a device with a zero": (["--device", "cuda\x00"], "cannot be used here"),
+    "half precision": (["--dtype", "float16"], "float32, float64"),
+    "an endless precision": (["--dtype", "x" * 100_000], "float32, float64"),
+    "a figure without a name": (["--plot", ".png"], "end it with .png"),
+    "a figure below a file": (["--plot", "taken/out.png"], "folder that exists"),
+    "a figure in no folder": (["--plot", "no/such/out.png"], "folder that exists"),
+    "a figure with a zero": (["--plot", "a\x00.png"], "cannot be written|null|folder that exists"),
+    "a figure with an endless name": (["--plot", "x" * 5000 + ".png"], "cannot be written|could not be written"),
+    "a store that is a file": (["--check", "--store", "taken"], "cannot be written"),
+    "a store with a zero": (["--check", "--store", "a\x00"], "cannot be written|null byte"),
+    "a store with an endless name": (["--check", "--store", "x" * 5000], "cannot be written"),
+    "a store in nothing": (["--check", "--store", "/proc/nothing"], "cannot be written"),
+    "a store that is a device": (["--check", "--store", "/dev/null"], "cannot be written"),
+}
 
 RUN = {
     "unknown notebook": (["run", "77"], "There is no notebook '77'"),
@@ -60,11 +110,27 @@ RUN = {
     "parameter file missing": (["run", "02", "-f", "nowhere.yaml"], "nowhere.yaml"),
     "parameter file a list": (["run", "02", "-f", "list.yaml"], "mapping"),
     "parameter file says it twice": (["run", "02", "-f", "steps-twice.yaml"], "twice"),
-    "parameter file a pipe": (["run", "02", "-f", "pipe.yaml"], "no ordinary file"),
-    "parameter file not text": (["run", "02", "-f", "binary.yaml"], "not valid YAML"),
+    "parameter file a pipe": (["run", "02", "-f", "pipe.yaml"], "not a regular file"),
     "unknown profile": (["run", "02", "--profile", "zooo"], "nearest: 'zoo'"),
     "output a folder": (["run", "02", "-o", "empty"], "cannot be a notebook"),
     "output below a file": (["run", "02", "-o", "taken/out.ipynb"], "Cannot write"),
+}
+
+PARAMETERS = {  # parameters of a chapter of a toy book (steps: int, rates: list[float], label: str) -> what must be said
+    "no number": (["steps", "9" * 5000], "steps"),
+    "beyond whole numbers": (["steps", "10**400"], "steps"),
+    "an infinite number of steps": (["steps", ".inf"], "steps"),
+    "a list of steps": (["steps", "[1]"], "steps"),
+    "brackets": (["rates", "[" * 10_000], "rates|not valid YAML"),
+    "rates of nan": (["rates", "[.nan]"], "rates"),
+    "rates of markup": (["rates", "['<b>']"], "rates"),
+    "rates in rates": (["rates", "[[1]]"], "rates"),
+    "a mapping": (["rates", "{a: 1}"], "rates"),
+    "a bomb": (["rates", "[&a [x, x], &b [*a, *a], [*b, *b]]"], "rates|write it out"),
+    "an object of Python": (["rates", "[!!python/object/apply:os.getcwd []]"], "not valid YAML"),
+    "an integer that is none": (["rates", "[!!int abc]"], "rates|not valid YAML"),
+    "an unknown name": (["__class__", "3"], "no parameter"),
+    "a name that is markup": (["<b>", "3"], "no parameter"),
 }
 
 # These start a kernel: what only the notebook itself can judge.
@@ -101,6 +167,15 @@ BOOK = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def each_model_once():
+    """The zoo model of the rows is loaded once; everything else each time."""
+    load, known = language_model.load, functools.cache(language_model.load)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(language_model, "load", lambda ref, **o: (known if ref == "zoo:neox-s" else load)(ref, **o))
+        yield
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with the files above, which is the working folder."""
@@ -112,14 +187,20 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("arguments, words", DIAGNOSE.values(), ids=DIAGNOSE)
-def test_diagnose(arguments, words, folder):
+@pytest.mark.parametrize("arguments, words", (DIAGNOSE | RUN).values(), ids=DIAGNOSE | RUN)
+def test_diagnose_and_run(arguments, words, folder):
     refuse(arguments, words, folder)
 
 
-@pytest.mark.parametrize("arguments, words", RUN.values(), ids=RUN)
-def test_run(arguments, words, folder):
-    refuse(arguments, words, folder)
+@pytest.mark.parametrize("options, words", NUMBERS.values(), ids=NUMBERS)
+def test_options(options, words, folder):
+    refuse([*shame, *options], words, folder)
+
+
+@pytest.mark.parametrize("pair, words", PARAMETERS.values(), ids=PARAMETERS)
+def test_parameters(pair, words, toy_book, monkeypatch):
+    monkeypatch.chdir(toy_book)
+    refuse(["run", "01", "-p", *pair, "-o", "out.ipynb"], words, toy_book)
 
 
 @pytest.mark.parametrize("arguments, words", IN_THE_KERNEL.values(), ids=IN_THE_KERNEL)
@@ -155,5 +236,54 @@ def test_a_folder_that_may_not_be_written(folder):
     refuse([*shame, "--plot", "empty/out.png"], "folder that exists", folder)
 
 
-def test_there_are_enough():
-    assert len(DIAGNOSE) + len(RUN) + len(IN_THE_KERNEL) + len(BOOK) + 2 * len(PROFILES) >= 40
+# ------------------------------------------------------------------------- what surrounds a command, in its own process
+
+
+def phantom(arguments, cwd, before="pass", stdout=subprocess.PIPE, **environment):
+    """One command in a process of its own; its time is that of the processor, since others may keep that busy."""
+    code = f"import os, sys; {before}; sys.argv[1:] = {arguments}; from phantombook.cli import main; main()"
+    started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env=os.environ | environment,
+        stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=200,
+    )  # fmt: skip
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - started < SECONDS
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252", "utf-8"])
+def test_a_terminal_that_lacks_letters_shows_question_marks(encoding, monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    monkeypatch.setenv("MPLBACKEND", "nosuch")
+    cli.prepare_terminal()
+    print("a “word” 🙂", flush=True)
+    shown = sys.stdout.buffer.getvalue().decode(encoding)
+    assert shown.startswith("a ") and "word" in shown and ("?" in shown) == (encoding != "utf-8")
+    assert "MPLBACKEND" not in os.environ
+
+
+@pytest.mark.slow
+def test_neither_letters_nor_a_display_that_is_none_stop_a_diagnosis(tmp_path):
+    around = {"PYTHONIOENCODING": "latin-1", "MPLBACKEND": "nosuch"}
+    done = phantom([*shame, "--plot", "out.png"], tmp_path, **around)
+    assert done.returncode == 0 and "?shame? overtakes ?guilt?" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+    assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [shame, ["--help"], ["diagnose", "--help"]], ids=" ".join)
+def test_output_to_a_full_disk_is_one_message(arguments, tmp_path):
+    with open("/dev/full", "w") as full:
+        done = phantom(arguments, tmp_path, stdout=full)
+    assert done.returncode != 0 and done.stderr.startswith("error: No space left on device")
+
+
+@pytest.mark.parametrize("arguments", [shame, ["claims"], ["run", "01"], ["doctor"], ["book"]], ids=lambda a: a[0])
+def test_a_working_folder_that_is_gone_is_one_message(arguments, tmp_path):
+    (tmp_path / "gone").mkdir()
+    done = phantom(arguments, tmp_path / "gone", before="os.rmdir(os.getcwd())")
+    assert done.returncode == 1 and done.stderr.startswith("error: The working folder no longer exists")
+    assert len(done.stderr.strip().splitlines()) == 1

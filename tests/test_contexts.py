@@ -1,5 +1,7 @@
 """Contexts: files that are read or refused, words that become single tokens whatever a tokenizer does with spaces."""
 
+import os
+import sys
 import time
 from pathlib import Path
 
@@ -11,11 +13,27 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import phantomlib
 from phantomlib.contexts import Context, check_spelling, load_contexts, resolve
-from phantomlib.control_contexts import ANTONYMS
 from phantomlib.errors import ContextError
 from phantomlib.models import zoo_models
 
 SHAME = Context("shame", "she felt deep", "shame", "guilt")
+LIE = "After the lie, Anna felt a deep sense of"
+SECONDS = 20  # of the processor, within which a refusal must come
+
+
+def briefly(value) -> str:
+    return repr(value)[:40]
+
+
+def refused(words, call, *given) -> str:
+    """A call must raise a ContextError, soon, in one short paragraph that holds one of ``words`` (between bars)."""
+    started = time.process_time()
+    with pytest.raises(ContextError) as error:
+        call(*given)
+    said = str(error.value)
+    assert any(word in said for word in words.split("|")), said[:2000]
+    assert "\n" not in said and len(said) < 4000 and time.process_time() - started < SECONDS
+    return said
 
 
 def write(folder, text):
@@ -44,10 +62,69 @@ def test_a_file_is_read_as_written(tmp_path):
 GOOD = "{id: a, prompt: she felt, correct: shame, competitor: guilt}"
 
 
-@pytest.mark.parametrize("source", ["", ".", "no/such.yaml", "x" * 5000, "a\0b", None, 7], ids=repr)
+def entry(**changes):
+    words = {"id": "a", "prompt": f"'{LIE}'", "correct": "shame", "competitor": "guilt"} | changes
+    return "- {" + ", ".join(f"{key}: {value}" for key, value in words.items()) + "}\n"
+
+
+BOMB = "".join(f"- &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+MARKUP = ("<script>alert(1)</script>", "'<img src=x onerror=alert(1)>'", "</script>", "'=1+1'", "'a:b'", "'a|b'")
+
+FILES = {  # what must be said -> contents of contexts files
+    "non-empty YAML list": ("", "null", "3", "!!set {a, b}", "# nothing", entry()[2:]),
+    "not valid YAML": (
+        *("9" * 5000, "!!float abc", "!!int abc", "!!bool abc", "!!timestamp abc", "!!binary é", "!!omap 3"),
+        *("!!python/object/apply:os.system [exit]", "!!python/name:os.system", "- !!python/module:os", "- !secret x"),
+        *("- !" + "x" * 50_000 + " a", "- *nothing", "[" * 100_000, "{" * 100_000, "- " * 100_000, "? " * 20_000),
+        *(f"{entry()}---\n{entry()}", "- {id: \x07}", "- {id: \x00}", "- {[a]: b}", "- {{a: b}: c}"),
+        *(b"- \xff\xfe", entry().encode("utf-16"), b"\x89PNG\r\n\x1a\n", entry(id="2024-13-45"), "-\tid: a\n\tprompt: b"),
+    ),
+    "write it out": (
+        *("- &a [x, x, x, x, x, x, x, x, x]\n" + BOMB, entry(kind="{x: &x [y, y], z: [*x, *x]}"), "- &a [*a]"),
+        *("- &a {x: *a}", "- &a {id: a}\n- {<<: *a}", "- &a {<<: *a}"),
+    ),
+    "larger than 300 kB": (entry() * 4000, "#" * 400_000, " " * 400_000),
+    "given twice": (entry(correct="x, correct: y"), entry(correct="x, 'correct': y")),
+    "Entry 1": (
+        *("!!omap [a: 1]", "- 3", f"- {'x' * 200_000}", "- [" + "x, " * 50_000 + "]", "- {id: a, prompt: b, correct: c}"),
+        "- {" + ", ".join(f"k{i}: {i}" for i in range(10_000)) + "}",
+    ),
+    "Entry 2": (f"{entry()}-\n",),
+    "not valid YAML|Entry 1": (f"- {{{'k' * 100_000}: 1}}",),
+    "5000 problems of the 5000 entries": ("- 3\n" * 5000,),
+    "id is": (
+        *(entry(id=one) for one in (*MARKUP, "../../etc/passwd", "a b", '"a\\nb"', "7", "''", "a" * 250)),
+        entry(id="'" + "a b" * 30_000 + "'"),
+    ),
+    "'a' 3 times": (entry() * 3,),
+    "two different words": (entry(correct="' guilt '"),),
+    "correct is": (entry(correct="[shame]"), entry(correct="~"), entry(correct=".nan"), entry(correct="yes")),
+    "prompt is": (entry(prompt="{a: b}"), entry(prompt="'  \t '")),
+    "kind is": (entry(kind="1"), entry(kind="[" + "x, " * 50_000 + "]"), entry(kind=f"[{'x' * 200_000}]")),
+    "'wrong'": (entry(wrong="e"),),
+    "'3'": (entry().replace("}", ", 3: e}"),),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words, content", [(words, one) for words, some in FILES.items() for one in some], ids=briefly)
+def test_a_file_that_is_no_list_of_contexts_is_refused(words, content, tmp_path):
+    refused(words, load_contexts, write(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    "source", ["", ".", "no/such.yaml", "x" * 5000, "a\0b", "a\nb", "/dev/zero", None, 7], ids=repr
+)
 def test_a_source_that_is_no_file_is_refused(source):
-    with pytest.raises(ContextError, match="No contexts file"):
-        load_contexts(source)
+    refused("No contexts file", load_contexts, source)
+
+
+def test_a_source_that_may_never_end_is_refused(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("loop", "pipe"):
+        refused("No contexts file", load_contexts, tmp_path / path)
+    refused("cannot be read (not a regular file)", load_contexts, "/proc/self/mem")
+    refused("larger than 300 kB|not valid YAML", load_contexts, sys.executable)
 
 
 @pytest.mark.parametrize("habit", tiny.TOKENIZERS)
@@ -110,13 +187,6 @@ def test_text_may_be_used_again(tmp_path):
     assert [context.prompt for context in load_contexts(write(tmp_path, content))] == ["she felt", "she felt"]
 
 
-@pytest.mark.parametrize("value", ["x" * 200_000, f"[{', '.join('x' * 50_000)}]"], ids=["text", "list"])
-def test_what_is_shown_of_a_value_is_short(value, tmp_path):
-    with pytest.raises(ContextError) as error:
-        load_contexts(write(tmp_path, f"- {{id: a, prompt: b, correct: c, competitor: d, kind: [{value}]}}"))
-    assert "kind is" in str(error.value) and len(str(error.value)) < 600
-
-
 def test_everything_that_is_wrong_with_a_file_is_said_at_once(tmp_path):
     content = f"[{GOOD}, {{id: b}}, {GOOD}, {{id: c d, prompt: x, correct: y, competitor: z}}, shame]"
     with pytest.raises(ContextError) as error:
@@ -135,36 +205,58 @@ def zoo_tokenizers():
     return [AutoTokenizer.from_pretrained(zoo_models.path(name)) for name in zoo_models.ALL]
 
 
-def test_the_contexts_of_the_book_and_the_controls_are_read_as_written(zoo_tokenizers):
+def test_the_contexts_of_the_book_are_read_as_written(zoo_tokenizers):
     for tokenizer in zoo_tokenizers:
-        for context in [*load_contexts(), *load_contexts(ANTONYMS)]:
+        for context in load_contexts():
             check_spelling(context, tokenizer)
         assert len([resolve(context, tokenizer) for context in load_contexts()]) == 10
 
 
-UNKNOWN = {  # prompt -> characters to be named
-    'Anna said "yes" and felt': ["'\"'"],
-    "Anna saw 12 men and 3 dogs and felt": ["'12'", "'3'"],
-    "Was Anna glad? She felt": ["'?'"],
-    "What a day! She felt": ["'!'"],
-    "Her words: she felt": ["':'"],
-    "Anna (my friend) felt": ["'('", "')'"],
-    "Über Anna felt": ["'ü'"],
-    "Anna felt 🙂": ["'🙂'"],
-    "Anna\tfelt": ["'\\t'"],
-    "雪": ["'雪'"],
-    "Anna <b>felt</b> very": ["'<'", "'>'", "'</'"],
+UNKNOWN = {  # prompt -> what must be said
+    'Anna said "no" and felt': "does not know '\"'",
+    "Anna said “no” and felt": "does not know '“', '”'",
+    "Anna saw 12 men and 3 dogs and felt": "does not know '12', '3'",
+    "Was Anna glad? She felt": "does not know '?'",
+    "What a day! She felt": "does not know '!'",
+    "Her words: she felt": "does not know ':'",
+    "Anna came; she felt": "does not know ';'",
+    "Anna (my friend) felt": "does not know '(', ')'",
+    "Über Anna felt": "does not know 'ü'",
+    "At the cafe\u0301 Anna felt": "does not know",
+    "Anna 🙂 felt": "does not know '🙂'",
+    "Anna 👨‍👩‍👧 felt": "does not know",
+    "安娜 felt": "does not know '安娜'",
+    "آنا felt": "does not know",
+    "Anna \u202efelt": "does not know",
+    "An\u200bna felt": "does not know",
+    "An\u00adna felt": "does not know",
+    "\ufeffAnna felt": "does not know",
+    "Anna\tfelt": "does not know '\\t'",
+    "Anna\nfelt": "does not know '\\n'",
+    "Anna \x1b[31m felt": "does not know",
+    "Anna <b>felt</b> very": "does not know '<', '>', '</'",
+    "Anna $\\frac$ felt": "does not know",
+    "Anna\0felt": "or NUL",
+    "Anna \udc80 felt": "half a character",
+    "Anna felt " * 20_000 + "?": "does not know '?'",
 }
 
 
-@pytest.mark.parametrize("prompt, characters", UNKNOWN.items(), ids=UNKNOWN)
-def test_a_prompt_that_would_be_altered_is_refused_by_its_characters(prompt, characters, zoo_tokenizers):
+@pytest.mark.parametrize("prompt, words", UNKNOWN.items(), ids=briefly)
+def test_a_prompt_that_would_be_altered_is_refused_by_its_characters(prompt, words, zoo_tokenizers):
     for tokenizer in (zoo_tokenizers[0], zoo_tokenizers[5]):
-        with pytest.raises(ContextError) as error:
-            resolve(Context("a", prompt, "glad", "happy"), tokenizer)
-        message = str(error.value)
-        assert "does not know" in message and "\n" not in message
-        assert all(character in message for character in characters)
+        assert len(refused(words, resolve, Context("a", prompt, "glad", "happy"), tokenizer)) < 600
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["zyzzyva", "deep shame", "shamé", "7", "?", "🙂", "<script>", "<|endoftext|>", "x" * 50_000, "sha\nme", "sha\0me"],
+    ids=briefly,
+)
+def test_a_word_that_is_no_token_is_refused(word, zoo_tokenizers):
+    words = "or NUL" if "\0" in word else f"the correct word {word[:8]!r} is|the correct word '{word[:20]}"
+    for tokenizer in (zoo_tokenizers[0], zoo_tokenizers[5]):
+        refused(words, resolve, Context("a", LIE, word, "guilt"), tokenizer)
 
 
 @pytest.mark.parametrize("habit", tiny.TOKENIZERS)
@@ -177,13 +269,6 @@ def test_unknown_letters_are_named_whatever_a_tokenizer_does_with_them(habit, pr
 def test_a_word_that_its_piece_does_not_spell_is_refused():
     with pytest.raises(ContextError, match="correct word 'shamé' is unknown|correct word 'shamé' is . tokens"):
         resolve(Context("a", "she felt deep", "shamé", "guilt"), tiny.bare())
-
-
-def test_an_endless_prompt_is_refused_soon(zoo_tokenizers):
-    started = time.perf_counter()
-    with pytest.raises(ContextError, match=r"'\?'") as error:
-        resolve(Context("a", "she felt " * 20_000 + "?", "glad", "happy"), zoo_tokenizers[0])
-    assert time.perf_counter() - started < 10 and len(str(error.value)) < 500
 
 
 class Greedy:
@@ -275,14 +360,6 @@ def test_a_special_token_that_is_added_anyway_is_not_typed_as_well():
         resolve(typed, words_of("she felt shame guilt", behind="</s>"))
     plain = words_of("she felt shame guilt")
     assert resolve(typed, plain).prompt_ids[0] == 0 != resolve(SHAME, plain).prompt_ids[0]
-
-
-@pytest.mark.parametrize("place", range(3))
-def test_a_text_with_nul_is_refused(place):
-    typed = ["she felt", "shame", "guilt"]
-    typed[place] += "\0"
-    with pytest.raises(ContextError, match="holds NUL"):
-        resolve(Context("a", *typed), words_of("she felt shame guilt", "\0"))
 
 
 def test_a_prompt_on_which_the_tokenizer_gives_up_is_told():

@@ -15,7 +15,7 @@ FLOORS = [
     {"phantomlib.order_parameter"},
     {"phantomlib.contexts"},
     {"phantomlib.models"},
-    {"phantomlib.readout_geometry", "phantomlib.control_contexts"},
+    {"phantomlib.readout_geometry"},
     {"phantomlib.engine"},
     {"phantomlib.runs"},
     {"phantomlib.critical"},

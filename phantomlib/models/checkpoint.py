@@ -3,20 +3,23 @@
 import json
 import os
 import re
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from phantomlib.errors import ModelError, shown
+from phantomlib.errors import Unfit, shown
+from phantomlib.files import check_regular, file_digest
+from phantomlib.models.tokenizer_trial import try_tokenizer
 
 PATIENCE = 5  # seconds in which the hub must answer
-CONFIGURATION = ("config.json", "tokenizer_config.json")
-BESIDE = (".json", ".txt", ".model", ".jinja")  # what stands beside the weights on the hub, by its ending
+BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe")  # what stands beside the weights, by its ending
+NO_TOKENIZER = ("config.json", "generation_config.json")
 LAYERS = re.compile(r"((n|num|num_hidden|encoder|decoder|num_encoder|num_decoder)_layers?|.*block_count)")
-COUNTS = re.compile(r"label|expert|head|layer|block")  # settings that say how many objects Python makes
+COUNTS = re.compile(
+    r"label|expert|head|layer|block|\[\]$"
+)  # settings that say how many objects Python makes, and lists
 FEW = 2**14  # so many objects are always fine
 ROOM = 4  # times as many numbers as the file holds: what fails to fit is then still named by its shape
 # Tensors of old files that hold no weights: masks of GPT-2 and GPT-NeoX, positions; those of rotary_emb are compared.
@@ -24,120 +27,94 @@ HARMLESS = re.compile(r"(attn|attention)\.(masked_)?bias$|(^|\.)position_ids$|ro
 Shapes = dict[str, tuple[int, ...]]
 
 
-def read_folder(folder: Path, ref: str, dtype: torch.dtype) -> tuple[Any, Any]:
+def read_folder(folder: Path, dtype: torch.dtype, stranger: bool) -> tuple[Any, Any]:
     """The causal language model of a folder, on the CPU with eager attention, and its tokenizer.
 
+    Args:
+        folder: one that :func:`check_folder` lets pass.
+        dtype: that of the weights.
+        stranger: whether the tokenizer is tried first.
+
     Raises:
-        ModelError: as in :func:`check_folder`; more asked for than the files hold; a tensor that would be left out.
+        Unfit: more asked for than the files hold; a tokenizer that fails; a tensor that would be left out.
         Exception: whatever transformers raises.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    check_folder(folder, ref)
-    shapes = _shapes(folder)
-    check_counts(_read(folder / "config.json", ref), shapes, ref)
+    check_folder(folder)
+    shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in _tensors(folder)}
+    check_counts(_read(folder / "config.json"), shapes)
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     config = AutoConfig.from_pretrained(folder, **options)
     config._attn_implementation = "eager"  # a configuration may ask for another, even for code from the hub
-    check_size(config, shapes, ref)
-    found: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
-        config=config,
-        use_safetensors=True,
-        dtype=dtype,
-        attn_implementation="eager",
-        output_loading_info=True,
-        **options,
-    )
+    check_size(config, shapes)
+    if stranger:
+        files = [file for file in folder.iterdir() if file.suffix in BESIDE and file.name not in NO_TOKENIZER]
+        digests = frozenset((file.name, file_digest(file)) for file in files if file.is_file())
+        try_tokenizer((config.model_type, digests), folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    options |= {"use_safetensors": True, "attn_implementation": "eager", "output_loading_info": True}
+    found: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, **options)
     module, report = found
-    check_missing(report["missing_keys"], ref)
-    _check_unused(folder, module, shapes, report["unexpected_keys"], ref)
+    check_used(report["missing_keys"], _unused(folder, module, shapes, report["unexpected_keys"]))
     return module, tokenizer
 
 
-def check_folder(folder: Path, ref: str) -> None:
+def check_folder(folder: Path) -> None:
     """Refuse a folder that transformers would not read as safetensors alone.
 
-    Args:
-        folder: where the checkpoint is.
-        ref: what the user called it.
-
     Raises:
-        ModelError: unreadable; without configuration or safetensors; with an adapter or code of its own; with an index or
-            a link that leads to something else; with a device or a pipe.
+        Unfit: without configuration or safetensors; with an adapter or code of its own; with an index or a link that
+            leads to something else.
+        OSError: unreadable; a device or a pipe.
     """
-    try:
-        _check(folder, ref)
-    except OSError as error:
-        raise ModelError(
-            f"{shown(ref, 300)} cannot be read ({error.strerror}). Mend its permissions, or copy it."
-        ) from None
-
-
-def _check(folder: Path, ref: str) -> None:
     if (folder / "adapter_config.json").exists():
-        raise ModelError(
-            f"{shown(ref, 300)} holds an adapter (adapter_config.json), which transformers would load with whatever base model it "
-            "names. Merge it first: peft's merge_and_unload(), then save_pretrained into a folder of its own."
+        raise Unfit(
+            "holds an adapter (adapter_config.json), which transformers would load with whatever base model it names. "
+            "Merge it first: peft's merge_and_unload(), then save_pretrained into a folder of its own."
         )
     if not (folder / "config.json").exists():
-        raise ModelError(
-            f"{shown(ref, 300)} has no config.json; give a folder saved with transformers' save_pretrained."
-        )
+        gguf = next(folder.glob("*.gguf"), None)
+        way_out = f"the path of a GGUF file, such as '{gguf}'" if gguf else "a folder that save_pretrained has made"
+        raise Unfit(f"has no config.json; give {way_out}.")
+    home = Path(os.path.realpath(folder))
+    # the hub's cache has its files in blobs beside the snapshots
+    allowed = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
     for file in folder.iterdir():
-        _check_file(file, folder, ref)
-    for name in CONFIGURATION:
-        if "auto_map" in _read(folder / name, ref):
-            raise ModelError(
-                f"{shown(ref, 300)} names its own code (auto_map in {name}), which is never run here. If transformers itself "
+        if file.is_symlink() and Path(os.path.realpath(file)).parent not in allowed:
+            raise Unfit(f"has a link {shown(file.name)} that leads out of its folder; put the file itself there.")
+        if not file.is_dir():
+            check_regular(file)
+    for file in (folder / "config.json", folder / "tokenizer_config.json"):
+        if file.exists() and "auto_map" in _read(file):
+            raise Unfit(
+                f"names its own code (auto_map in {file.name}), which is never run here. If transformers itself "
                 "implements the model, save a copy with its class: save_pretrained leaves auto_map out."
             )
-    weights = {file.name for file in folder.glob("*.safetensors")}
+    weights = [file.name for file in folder.glob("*.safetensors")]
     if not weights:
-        raise ModelError(
-            f"{shown(ref, 300)} holds no .safetensors weights. Pickled weights are not loaded, because they can run code; "
-            "convert them once with save_pretrained(..., safe_serialization=True)."
+        raise Unfit(
+            "holds no .safetensors weights. Pickled weights are not loaded, because they can run code; convert them "
+            "once with save_pretrained(..., safe_serialization=True)."
         )
     for index in folder.glob("*.safetensors.index.json"):
-        listed = _read(index, ref).get("weight_map")
-        named = list(listed.values()) if isinstance(listed, dict) else [listed]
-        if other := [name for name in named if not isinstance(name, str) or name not in weights]:
-            raise ModelError(
-                f"{shown(ref, 300)} has a {index.name} that names {shown(other[0])}, which is no .safetensors file in its folder; "
-                "no others are loaded. Fetch it again, or save it with save_pretrained."
-            )
+        listed = _read(index).get("weight_map")
+        for name in listed.values() if isinstance(listed, dict) else [listed]:
+            if name not in weights:
+                raise Unfit(
+                    f"has a {index.name} that names {shown(name)}, which is no .safetensors file in its folder; no "
+                    "others are loaded. Fetch it again, or save it with save_pretrained."
+                )
 
 
-def _check_file(file: Path, folder: Path, ref: str) -> None:
-    """A link may lead to a file of the same folder, or, in the hub's cache, to the blobs beside the snapshots."""
-    home = Path(os.path.realpath(folder))
-    allowed = [home] + ([home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [])
-    if file.is_symlink() and Path(os.path.realpath(file)).parent not in allowed:
-        raise ModelError(
-            f"{shown(ref, 300)} has a link {shown(file.name)} that leads out of its folder; put the file itself there."
-        )
-    if not stat.S_ISREG(mode := file.stat().st_mode) and not stat.S_ISDIR(mode):
-        raise ModelError(f"{shown(ref, 300)} holds {shown(file.name)}, which is a device or a pipe; take it away.")
-
-
-def _read(path: Path, ref: str) -> dict:
-    if not path.exists():
-        return {}
+def _read(path: Path) -> dict:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(
-            f"{shown(ref, 300)} has a {path.name} that is not JSON ({str(error)[:100]}). Save or fetch it again."
-        ) from None
+    except (ValueError, RecursionError):
+        found = None
     if not isinstance(found, dict):
-        raise ModelError(f"{shown(ref, 300)} has a {path.name} that is not a JSON object. Save or fetch it again.")
+        raise Unfit(f"has a {path.name} that is not a JSON object. Save or fetch it again.")
     return found
-
-
-def _shapes(folder: Path) -> Shapes:
-    """Name and shape of every tensor, from the headers of the files alone."""
-    return {name: tuple(file.get_slice(name).get_shape()) for name, file in _tensors(folder)}
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
@@ -149,79 +126,72 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
             yield from ((name, file) for name in list(file.keys()))
 
 
-def check_counts(settings: dict, shapes: Shapes, ref: str) -> None:
-    """Refuse settings that ask for more layers, experts or labels than the tensors of the file can be for.
+def check_counts(settings: dict | list, shapes: Shapes, inside: str = "") -> None:
+    """Raise Unfit for settings that ask for more layers, experts or labels than the tensors of the file can be for.
 
-    Each would become objects in Python before any weight is looked at.
+    Each would become objects in Python before any weight is looked at. All numbers in lists count.
+
+    Args:
+        settings: of a configuration, or of a GGUF file.
+        shapes: those of all tensors.
+        inside: name of a setting whose value ``settings`` is.
     """
-    most = max(FEW, len(shapes), *(size for shape in shapes.values() for size in shape), 0)
-    for name, value in _numbers(settings):
-        limit = len(shapes) if LAYERS.fullmatch(name) else most
-        if value > limit:
-            raise ModelError(
-                f"{shown(ref, 300)} asks for {shown(value)} in its setting {shown(name)}, and its {len(shapes)} tensors hold "
-                "weights for far fewer. Give a configuration and weights that belong together."
+    others = max(FEW, len(shapes), *(size for shape in shapes.values() for size in shape), 0)
+    for key, value in settings.items() if isinstance(settings, dict) else ((f"{inside}[]", one) for one in settings):
+        name = str(key)
+        most = len(shapes) if LAYERS.fullmatch(name) else others
+        if isinstance(value, dict | list):
+            check_counts(value, shapes, name)
+        elif isinstance(value, int | float) and COUNTS.search(name) and value > most:
+            raise Unfit(
+                f"asks for {shown(value)} in its setting {shown(name)}, and its {len(shapes)} tensors hold weights for "
+                "far fewer. Give a configuration and weights that belong together."
             )
 
 
-def _numbers(settings, name: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers that say how many there are of something, by the name of their setting; all those within lists."""
-    inside = settings.items() if isinstance(settings, dict) else [(f"{name}[]", one) for one in settings]
-    for key, value in inside:
-        if isinstance(value, dict | list):
-            yield from _numbers(value, str(key))
-        elif isinstance(value, int | float) and (COUNTS.search(str(key)) or str(key).endswith("[]")):
-            yield str(key), value
-
-
-def check_size(config, shapes: Shapes, ref: str) -> None:
-    """Refuse a configuration whose model would need several times the memory of what the file holds.
-
-    The model is built on torch's device ``meta``, which allocates nothing.
-    """
+def check_size(config, shapes: Shapes) -> None:
+    """Raise Unfit if a configuration's model would need several times the memory of what the file holds."""
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    with no_init_weights(), torch.device("meta"):
+    with no_init_weights(), torch.device("meta"):  # where nothing is allocated
         module: Any = AutoModelForCausalLM.from_config(config)
     held = sum(torch.Size(shape).numel() for shape in shapes.values())
     asked = sum(p.numel() for p in module.parameters())
     extra = sum(b.numel() for b in module.buffers())  # masks, for instance
     if asked > ROOM * held or extra > ROOM * held + 2**28:
-        raise ModelError(
-            f"{shown(ref, 300)} asks in its configuration for {asked + extra:,} numbers, and holds {held:,}; its weights have "
-            "other shapes, or part of them is missing. Give a configuration and weights that belong together."
+        raise Unfit(
+            f"asks in its configuration for {asked + extra:,} numbers, and holds {held:,}; its weights have other "
+            "shapes, or part of them is missing. Give a configuration and weights that belong together."
         )
 
 
-def check_missing(missing, ref: str) -> None:
-    """Refuse a model some of whose weights were not in the file."""
+def check_used(missing, unused) -> None:
+    """Raise Unfit for weights that the file lacks, or for tensors and settings in it that the model does not use."""
     if missing:
-        raise ModelError(
-            f"{shown(ref, 300)} lacks weights that its configuration asks for ({', '.join(sorted(missing)[:3])}, ...); they "
-            "would start at random. Give a complete causal language model."
+        raise Unfit(
+            f"lacks weights that its configuration asks for ({', '.join(sorted(missing)[:3])}, ...); they would start "
+            "at random. Give a complete causal language model."
+        )
+    if unused:
+        raise Unfit(
+            f"says more than transformers' model would use: {shown(', '.join(sorted(unused)), 150)}. What is left out "
+            "would change its numbers silently. Give a configuration that uses all of it, or another copy of the model."
         )
 
 
-def refuse_unused(names, ref: str) -> None:
-    """Raise ModelError for tensors or settings of a file that the model does not use."""
-    raise ModelError(
-        f"{shown(ref, 300)} says more than transformers' model would use: {shown(', '.join(sorted(names)), 150)}. What is left "
-        "out would change its numbers silently. Give a configuration that uses all of it, or another copy of the model."
-    )
-
-
-def _check_unused(folder: Path, module, shapes: Shapes, unexpected, ref: str) -> None:
-    """Refuse tensors that no module took, but for the few that are known to hold no weights."""
-    unused = {name for name in unexpected if not HARMLESS.search(name) or len(shapes.get(name, ())) == 1}
+def _unused(folder: Path, module, shapes: Shapes, unexpected) -> set[str]:
+    """Tensors that no module took, but for the few that are known to hold no weights."""
+    found = {name for name in unexpected if not HARMLESS.search(name) or len(shapes.get(name, ())) == 1}
     own = [buffer.cpu().float() for name, buffer in module.named_buffers() if name.endswith("rotary_emb.inv_freq")]
     for name, file in _tensors(folder):
         if name.endswith("rotary_emb.inv_freq"):  # says nothing if it is what the configuration gives
             theirs = file.get_tensor(name).float()
-            if not any(theirs.shape == one.shape and torch.allclose(theirs, one, rtol=0.02) for one in own):
-                unused.add(name)
-    if unused:
-        refuse_unused(unused, ref)
+            if any(theirs.shape == one.shape and torch.allclose(theirs, one, rtol=0.02) for one in own):
+                found.discard(name)
+            else:
+                found.add(name)
+    return found
 
 
 def hub_snapshot(ref: str, revision: str | None) -> Path:

@@ -1,5 +1,6 @@
 """Read a GGUF file: an ordinary transformers model with dequantised float32 weights, and its tokenizer."""
 
+import hashlib
 import io
 import math
 import mmap
@@ -14,8 +15,10 @@ from typing import Any
 
 import torch
 
-from phantomlib.errors import ModelError, shown
-from phantomlib.models.checkpoint import check_counts, check_missing, check_size, refuse_unused
+from phantomlib.errors import Unfit, shown
+from phantomlib.files import check_regular
+from phantomlib.models.checkpoint import check_counts, check_size, check_used
+from phantomlib.models.tokenizer_trial import try_tokenizer
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 # GGUF's numbers of its types: a letter of struct for each scalar, and the two others
@@ -34,8 +37,12 @@ BOUNDS = ("sliding_window", "original_context_length")  # from which length on s
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says of itself: metadata (of lists the length), and type and shape of every tensor."""
+    """What a GGUF file says of itself: metadata (of lists the length), and type and shape of every tensor.
 
+    ``tokenizer`` is a hash of all that the metadata say of it.
+    """
+
+    tokenizer: str
     settings: dict[str, Any]
     types: dict[str, int]
     shapes: dict[str, tuple[int, ...]]
@@ -53,33 +60,26 @@ def read_header(path: Path) -> Header:
     262,144. Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 
     Raises:
-        ModelError: unreadable, no GGUF file, one part of several, or not whole.
+        Unfit: no GGUF file, one part of several, damaged, or not whole.
+        OSError: unreadable.
     """
-    try:
-        if not path.is_file():
-            raise ModelError(f"{shown(str(path), 300)} is no file. Give the path of a GGUF file.")
-        with open(path, "rb") as file:
-            if file.read(len(MAGIC)) != MAGIC:
-                raise ModelError(
-                    f"{shown(str(path), 300)} is no GGUF file, in spite of its name; it was perhaps not downloaded whole."
-                )
+    check_regular(path)
+    with open(path, "rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise Unfit("is no GGUF file, in spite of its name; it was perhaps not downloaded whole.")
+        try:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 header, needed = _parse(content)
-    except (OSError, ValueError, struct.error, KeyError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ModelError(
-            f"{shown(str(path), 300)} cannot be read ({shown(str(reason), 200)}): it is damaged, or was not downloaded whole."
-        ) from None
-    parts = header.settings.get("split.count", 1)
-    if parts > 1:
-        raise ModelError(
-            f"{shown(str(path), 300)} is part {header.settings.get('split.no', 0) + 1} of {parts} of a model. Join the parts with "
-            "llama.cpp's gguf-split --merge, and give the whole file."
+        except (ValueError, struct.error, KeyError, RecursionError) as error:
+            reason = shown(str(error), 200)
+            raise Unfit(f"cannot be read ({reason}): it is damaged, or was not downloaded whole.") from None
+    if (parts := header.settings.get("split.count", 1)) > 1:
+        raise Unfit(
+            f"is part {header.settings.get('split.no', 0) + 1} of {parts} of a model. Join the parts with llama.cpp's "
+            "gguf-split --merge, and give the whole file."
         )
     if needed > (size := path.stat().st_size):
-        raise ModelError(
-            f"{shown(str(path), 300)} ends after {size:,} of {needed:,} bytes; it was not downloaded whole. Fetch it again."
-        )
+        raise Unfit(f"ends after {size:,} of {needed:,} bytes; it was not downloaded whole. Fetch it again.")
     return header
 
 
@@ -115,9 +115,12 @@ def _parse(content: mmap.mmap) -> tuple[Header, int]:
     if (version := take("I")) not in VERSIONS:
         raise ValueError(f"version {version} of the format is not one of {VERSIONS}")
     tensors, settings = take("Q"), {}
+    tokenizer = hashlib.sha256()
     for _ in range(take("Q")):
-        name = text()
+        start, name = at, text()
         settings[name] = value(take("I"))
+        if name.startswith("tokenizer."):
+            tokenizer.update(content[start:at])
     types, shapes, ends = {}, {}, [0]
     for _ in range(tensors):
         name = text()
@@ -126,7 +129,7 @@ def _parse(content: mmap.mmap) -> tuple[Header, int]:
         block, size = GGML_QUANT_SIZES[types[name]]
         ends.append(take("Q") + math.prod(shapes[name]) // block * size)
     alignment = settings.get("general.alignment", ALIGNMENT)
-    return Header(settings, types, shapes), -(-at // alignment) * alignment + max(ends)
+    return Header(tokenizer.hexdigest(), settings, types, shapes), -(-at // alignment) * alignment + max(ends)
 
 
 def storage(path: Path) -> dict[str, float]:
@@ -139,44 +142,40 @@ def storage(path: Path) -> dict[str, float]:
     return {name: count / counts.total() for name, count in counts.most_common()}
 
 
-def read_gguf(path: Path, ref: str) -> tuple[Any, Any]:
+def read_gguf(path: Path, stranger: bool) -> tuple[Any, Any]:
     """The model of a GGUF file in float32 on the CPU, and its tokenizer.
 
     The file alone decides: what lies beside it is not looked at. Every weight is what the package ``gguf`` dequantises
     it to, apart from the order of rows and the offsets in which GGUF's conventions differ from transformers'.
 
+    Args:
+        path: the file.
+        stranger: whether the tokenizer is tried first.
+
     Raises:
-        ModelError: not whole; more asked for than it holds; a tensor or a setting that would be left out.
+        Unfit: not whole; more asked for than it holds; a tokenizer that fails; a tensor or a setting that would be left out.
         Exception: whatever transformers and ``gguf`` raise.
     """
-    from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     header = read_header(path)
-    check_counts(header.settings, header.shapes, ref)
+    check_counts(header.settings, header.shapes)
     # an absolute name, because a file of the same name in the working folder would be taken for the weights, and
     # an empty folder, because an adapter or a tokenizer's configuration found there would be taken too
     with tempfile.TemporaryDirectory(prefix="phantom-") as empty, redirect_stderr(io.StringIO()):  # no bar in a page
         options: Any = {"gguf_file": str(path.resolve()), "trust_remote_code": False}
         config = AutoConfig.from_pretrained(empty, **options)
-        check_size(config, header.shapes, ref)
+        check_size(config, header.shapes)
+        if stranger:
+            try_tokenizer((config.model_type, header.tokenizer), Path(empty), path.resolve())
         tokenizer = AutoTokenizer.from_pretrained(empty, **options)
-        both: Any = AutoModelForCausalLM.from_pretrained(
-            empty, config=config, dtype=torch.float32, output_loading_info=True, **options
-        )
-    loaded, report = both
-    check_missing(report["missing_keys"], ref)
-    if unused := _unused(loaded, header):
-        refuse_unused(unused, ref)
-    # transformers counts the loaded object as quantised and refuses to save it; an ordinary one takes its tensors over
-    settings = loaded.config.to_dict()
-    settings.pop("quantization_config", None)
-    config = type(loaded.config).from_dict(settings | {"architectures": [type(loaded).__name__]})
-    config._attn_implementation = "eager"
-    with init_empty_weights(include_buffers=False):
-        module = type(loaded)(config)
-    module.load_state_dict(loaded.state_dict(), assign=True)
-    module.tie_weights()
+        options |= {"attn_implementation": "eager", "output_loading_info": True}
+        both: Any = AutoModelForCausalLM.from_pretrained(empty, config=config, dtype=torch.float32, **options)
+    module, report = both
+    check_used(report["missing_keys"], _unused(module, header))
+    # its weights are ordinary numbers by now, but transformers would refuse to save what it counts as quantised
+    module.hf_quantizer, module.is_quantized, module._weight_conversions = None, False, None
+    del module.config.quantization_config
     return module, tokenizer
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,14 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from phantomlib.contexts import Resolved
-from phantomlib.errors import ContextError, ModelError, ParameterError, shown
+from phantomlib.errors import ContextError, ModelError, ParameterError, Unfit, naming, shown
 from phantomlib.files import file_digest
-from phantomlib.models import checkpoint, gguf_file, pretrained
-from phantomlib.models.tokenizer_trial import try_tokenizer
+from phantomlib.models import checkpoint, gguf_file, pretrained, zoo_models
 from phantomlib.progress import quiet_transformers
 
 LEAST_TOKENS = 5
-OURS = ("zoo:", pretrained.PREFIX)
+ZOO = "zoo:"
 LONGEST_REF = 4096  # characters; no path is longer
 # a causal language model of transformers: an nn.Module with a configuration and embeddings, whose output has logits
 CausalLM = Any
@@ -30,6 +30,10 @@ SILENT = (
     *("architectures", "dtype", "transformers_version", "use_cache", "return_dict", "output_hidden_states"),
     *("output_attentions", "bos_token_id", "eos_token_id", "id2label", "label2id", "initializer_range"),
 )
+REASONS = {  # why transformers does not load a model, by a word of its own long explanation
+    "custom code": "needs its own code, which is never run here; choose a model that transformers itself implements.",
+    "ignore_mismatched_sizes": "holds weights of other shapes than its config.json asks for; give a folder that belongs together.",
+}
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,8 @@ class LanguageModel:
         return self.module.get_output_embeddings().weight
 
     @property
-    def input_embedding(self) -> Tensor:
-        """The token embedding (V, d); the same tensor as the readout if the model is tied."""
-        return self.module.get_input_embeddings().weight
-
-    @property
     def tied(self) -> bool:
-        return self.readout is self.input_embedding
+        return self.readout is self.module.get_input_embeddings().weight
 
     @property
     def n_parameters(self) -> int:
@@ -106,41 +105,40 @@ def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str
         >>> model.name, model.tied, tuple(model.readout.shape)
         ('gpt2-s', True, (1157, 96))
     """
-    if not isinstance(dtype, str) or dtype not in DTYPES:
+    if dtype not in [*DTYPES]:
         raise ParameterError(f"dtype {shown(dtype)} is not known; choose one of {', '.join(DTYPES)}.")
     check_device(device)
     place = find(ref)
-    if ref.startswith(pretrained.PREFIX):
+    fetched = ref.startswith(pretrained.PREFIX)
+    if fetched:
         pretrained.check_fetched(ref.removeprefix(pretrained.PREFIX))
-    with quiet_transformers():
+    with quiet_transformers(), naming(ref):
+        source = place or _from_hub(ref, revision)
         try:
-            source = place or checkpoint.hub_snapshot(ref, revision)
-        except Exception as error:  # of the hub's client, and of the network below it
-            raise ModelError(_why_not(ref, None, error)) from error
-        try:
+            stranger = not fetched and not ref.startswith(ZOO)
             if gguf_file.is_gguf(source):
-                module, tokenizer = gguf_file.read_gguf(source, ref)
+                module, tokenizer = gguf_file.read_gguf(source, stranger)
                 module = module.to(DTYPES[dtype])
             else:
-                if not ref.startswith(OURS):
-                    try_tokenizer(source / "tokenizer.json", ref)
-                module, tokenizer = checkpoint.read_folder(source, ref, DTYPES[dtype])
-            tokenizer("Anna felt")  # a limit that is no number shows only now
+                module, tokenizer = checkpoint.read_folder(source, DTYPES[dtype], stranger)
             module = module.to(device).eval().requires_grad_(False)
+            tokenizer("Anna felt")  # a limit that is no number shows only now
+            _check_causal(module)
         except ModelError:
             raise
-        except BaseException as error:  # configurations, tokenizers and weights each fail in many ways
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of Rust
-                raise
-            raise ModelError(_why_not(ref, source, error)) from error
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise ModelError(
-            f"{shown(ref, 300)} has no tokenizer vocabulary; save the model's tokenizer beside its weights."
-        )
-    if module.get_output_embeddings() is None:
-        raise ModelError(f"{shown(ref, 300)} has no readout (unembedding) layer; choose a causal language model.")
-    _check_causal(module, ref)
-    return LanguageModel(short_name(ref), ref, module, tokenizer, revision=_revision(ref, source, place))
+        except Exception as error:  # configurations, tokenizers and weights each fail in many ways
+            text = " ".join(str(error).split())
+            known = [reason for word, reason in REASONS.items() if word in text]
+            raise Unfit([*known, f"could not be loaded as a causal language model: {text[:300]}"][0]) from error
+        if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+            raise Unfit("has no tokenizer vocabulary; save the model's tokenizer beside its weights.")
+    if fetched:
+        revision = pretrained.entry(ref.removeprefix(pretrained.PREFIX)).origin
+    elif gguf_file.is_gguf(source):
+        revision = f"sha256:{file_digest(source)[:16]}"
+    else:
+        revision = "" if place else source.name  # the hub's commit
+    return LanguageModel(short_name(ref), ref, module, tokenizer, revision=revision)
 
 
 def short_name(ref: str) -> str:
@@ -150,16 +148,7 @@ def short_name(ref: str) -> str:
     """
     last = Path(os.path.abspath(ref))  # of "." too
     name = last.stem if gguf_file.is_gguf(last) else last.name
-    return re.sub(r"[^\w.+-]", "-", name.removeprefix("zoo:").removeprefix(pretrained.PREFIX))
-
-
-def _revision(ref: str, source: Path, place: Path | None) -> str:
-    """Where the weights come from; ``source`` is the snapshot of the hub if ``place`` is None."""
-    if ref.startswith(pretrained.PREFIX):
-        return pretrained.entry(ref.removeprefix(pretrained.PREFIX)).origin
-    if gguf_file.is_gguf(source):
-        return f"sha256:{file_digest(source)[:16]}"
-    return "" if place else source.name
+    return re.sub(r"[^\w.+-]", "-", name.removeprefix(ZOO).removeprefix(pretrained.PREFIX))
 
 
 def check_device(device: str) -> None:
@@ -181,67 +170,51 @@ def find(ref: str) -> Path | None:
         raise ModelError(
             f"A model is named by zoo:NAME, pretrained:NAME, a folder, a GGUF file or a hub id, not by {shown(ref)}."
         )
-    if ref.startswith("zoo:"):
-        from phantomlib.models import zoo_models
-
-        return zoo_models.path(ref.removeprefix("zoo:"))
+    if ref.startswith(ZOO):
+        return zoo_models.path(ref.removeprefix(ZOO))
     if ref.startswith(pretrained.PREFIX):
         return pretrained.folder_of(ref.removeprefix(pretrained.PREFIX))
-    folder = Path(os.path.expanduser(ref))
-    if gguf_file.is_gguf(folder):
-        gguf_file.read_header(folder)
-        return folder
-    if not os.path.exists(folder):  # False, too, for text that cannot be a path
-        if ref.startswith((".", "/", "~")) or ref.count("/") > 1:
-            raise ModelError(
-                f"No model folder at {shown(ref, 300)}. Check the path, or give a hub id (owner/name) or 'zoo:NAME'."
-            )
-        return None
-    quantised = [] if os.path.exists(folder / "config.json") else sorted(folder.glob("*.gguf"))
-    if quantised:
-        raise ModelError(f"{shown(ref, 300)} holds GGUF files; give the path of one of them, such as '{quantised[0]}'.")
-    checkpoint.check_folder(folder, ref)
-    return folder
-
-
-def _why_not(ref: str, place: Path | None, error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    if "custom code" in text:
-        return f"{shown(ref, 300)} needs its own code, which is never run here; choose a model that transformers itself implements."
-    if "ignore_mismatched_sizes" in text:
-        return f"{shown(ref, 300)} holds weights of other shapes than its config.json asks for; give a folder that belongs together."
-    if place is None:
-        if "gated" in text.lower():
-            return f"{shown(ref, 300)} is gated on the hub; log in with `hf auth login` and accept its terms first."
-        known = f" Did you mean '{pretrained.PREFIX}{ref}'?" if ref in pretrained.CATALOGUE else ""
-        return (
-            f"{shown(ref, 300)} could not be fetched: either there is no connection to the hub, or no such model. Check the "
-            f"name; offline, give a local folder or a zoo model ('zoo:gpt2-s').{known}"
+    place = Path(os.path.expanduser(ref))
+    with naming(ref):
+        if gguf_file.is_gguf(place):
+            gguf_file.read_header(place)
+            return place
+        if os.path.exists(place):  # unlike place.exists(), also False for text that cannot be a path
+            checkpoint.check_folder(place)
+            return place
+    if ref.startswith((".", "/", "~")) or ref.count("/") > 1:
+        raise ModelError(
+            f"No model folder at {shown(ref, 300)}. Check the path, or give a hub id (owner/name) or 'zoo:NAME'."
         )
-    return f"{shown(ref, 300)} could not be loaded as a causal language model: {text[:300]}"
+    return None
+
+
+def _from_hub(ref: str, revision: str | None) -> Path:
+    try:
+        return checkpoint.hub_snapshot(ref, revision)
+    except Exception as error:  # of the hub's client, and of the network below it
+        if "gated" in str(error).lower():
+            raise Unfit("is gated on the hub; log in with `hf auth login` and accept its terms first.") from error
+        known = f" Did you mean '{pretrained.PREFIX}{ref}'?" if ref in pretrained.CATALOGUE else ""
+        raise Unfit(
+            "could not be fetched: either there is no connection to the hub, or no such model. Check the name; offline, "
+            f"give a local folder or a zoo model ('zoo:gpt2-s').{known}"
+        ) from error
 
 
 @torch.no_grad()
-def _check_causal(module: CausalLM, ref: str) -> None:
+def _check_causal(module: CausalLM) -> None:
     """Refuse a model whose logits at a position depend on the next token; padding on the right relies on it."""
-    vocabulary = len(module.get_output_embeddings().weight)
-    if vocabulary < LEAST_TOKENS:
-        raise ModelError(
-            f"{shown(ref, 300)} has a vocabulary of {vocabulary} tokens; a language needs at least {LEAST_TOKENS}."
-        )
-    ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=next(module.parameters()).device)
-    try:
-        one, other = module(ids, use_cache=False).logits[:, :-1].double()
-    except Exception as error:  # a configuration that passes and still does not compute, in many ways
-        raise ModelError(_why_not(ref, Path(ref), error)) from error
+    if (readout := module.get_output_embeddings()) is None:
+        raise Unfit("has no readout (unembedding) layer; choose a causal language model.")
+    if len(readout.weight) < LEAST_TOKENS:
+        raise Unfit(f"has a vocabulary of {len(readout.weight)} tokens; a language needs at least {LEAST_TOKENS}.")
+    ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=readout.weight.device)
+    one, other = module(ids, use_cache=False).logits[:, :-1].double()
     if not bool(torch.isfinite(one).all()):
-        raise ModelError(
-            f"{shown(ref, 300)} computes nan or infinite logits; its weights are damaged. Fetch or save it again."
-        )
+        raise Unfit("computes nan or infinite logits; its weights are damaged. Fetch or save it again.")
     if bool((one - other).norm() > 1e-5 * one.norm()):
-        raise ModelError(
-            f"{shown(ref, 300)} lets a token see those after it; choose a causal (left-to-right) language model."
-        )
+        raise Unfit("lets a token see those after it; choose a causal (left-to-right) language model.")
 
 
 def weights_key(module: CausalLM) -> str:
@@ -260,11 +233,7 @@ def fingerprint(module: CausalLM, key: str = "") -> str:
     """SHA-256 (first 16 hex digits) of what determines a model's numbers; equal numbers give equal fingerprints.
 
     Of the configuration what differs from the defaults of its class, so that a setting that a later transformers adds
-    changes nothing; the computing dtype; the weights.
-
-    Args:
-        module: the model.
-        key: its :func:`weights_key`, if that is known.
+    changes nothing; the computing dtype; the weights, whose :func:`weights_key` is ``key`` if that is known.
     """
     with quiet_transformers():  # some classes warn of their own defaults
         particulars = _particulars(module.config)
@@ -318,8 +287,6 @@ def add_lora(module: CausalLM, *, rank: int, alpha: float, seed: int, share: boo
     drawn from ``seed`` without touching the global random state. With ``share`` the frozen tensors are those of
     ``module`` (:func:`share_tensors`), which must be frozen already.
     """
-    import warnings
-
     from peft import LoraConfig, get_peft_model
 
     with torch.random.fork_rng(devices=[]):

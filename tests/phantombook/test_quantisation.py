@@ -1,14 +1,17 @@
-"""Quantised copies: the block formulas by hand, a GGUF file read by transformers, and what must stay as it is."""
+"""Quantised copies of chapter 19: the block formulas by hand, a GGUF file read by transformers, and what must stay as it is."""
 
 import numpy as np
 import pytest
 import tiny
 import tiny_gguf
 import torch
+from chapters import chapter
 
 from phantomlib.errors import ModelError, ParameterError
 from phantomlib.models.language_model import LanguageModel, fingerprint, load
-from phantomlib.models.quantised import BITS, quantised
+
+nineteen = chapter("19")
+BITS, quantised = nineteen.BITS, nineteen.quantised
 
 
 def by_hand(block, kind):

@@ -1,0 +1,21 @@
+"""What a chapter defines, executed from its source."""
+
+import ast
+from types import SimpleNamespace
+
+from phantombook.project import find_notebook, find_root
+
+
+def chapter(number: str) -> SimpleNamespace:
+    """Imports, functions and constants of a notebook, without anything that it runs."""
+    body = ast.parse(find_notebook(find_root(), number).read_text(encoding="utf-8")).body
+    kept = [
+        node
+        for node in body
+        if isinstance(node, ast.ImportFrom | ast.Import | ast.FunctionDef)
+        or isinstance(node, ast.Assign)
+        and getattr(node.targets[0], "id", "").isupper()
+    ]
+    names: dict = {}
+    exec(compile(ast.Module(kept, []), f"chapter {number}", "exec"), names)
+    return SimpleNamespace(**names)

@@ -71,7 +71,7 @@ NUMBERS = {  # further options of a diagnosis -> what must be said
     "a rate of words": (["--learning-rate", "1e-3.5"], "valid number"),
     "a rate of digits": (["--learning-rate", "9" * 5000], "positive, finite"),
     "no steps": (["--steps", "0"], "steps is 0"),
-    "steps without end": (["--steps", "1" + "0" * 30], "at most 1,000,000,000"),
+    "steps without end": (["--steps", "1" + "0" * 30], "less than or equal to 1000000000"),
     "steps of 5,000 digits": (["--steps", "9" * 5000], "integer|at most"),
     "steps that would fill the memory": (["--steps", "1000000000", "--check"], "fewer steps|would take"),
     "steps that would take a year": (["--steps", "20000000", "--check"], "would take|fewer steps"),

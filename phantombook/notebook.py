@@ -232,13 +232,6 @@ class Notebook:
         self.tables += 1
         self._show_origin(runs, f"table-{self.tables}", frame)
 
-    def page(self, text: str, runs=None) -> None:
-        """Show HTML, then the line "How this was made" (``runs`` as in :meth:`figure`)."""
-        from IPython.display import HTML, display
-
-        display(HTML(text))
-        self._show_origin(runs)
-
     def _show_origin(self, runs, name: str = "", frame=None) -> None:
         """The folded line "How this was made": command, parameters, run ids, commit, and ``frame`` to download."""
         from IPython.display import display

@@ -9,6 +9,7 @@ from string import Template
 import numpy as np
 import pandas as pd
 
+from phantombook.figures.escaping import json_in_page
 from phantomlib.dataset.rows import Row
 from phantomlib.dataset.scan import Scan
 
@@ -111,9 +112,7 @@ def as_page(found: Scan, rows: Sequence[Row], tokenizer, given: dict) -> str:
     )
     facts = {"updates": found.updates, "number": found.number, "factor": found.factor, "shape": shape} | given
     template = Template(resources.files("phantombook").joinpath("scan.html").read_text(encoding="utf-8"))
-    as_script = {"data": data, "facts": facts}
-    safe = {name: json.dumps(value, ensure_ascii=False).replace("<", "\\u003c") for name, value in as_script.items()}
-    return template.substitute(rows="\n".join(texts), **safe)
+    return template.substitute(rows="\n".join(texts), data=json_in_page(data), facts=json_in_page(facts))
 
 
 def in_line(text: str) -> str:

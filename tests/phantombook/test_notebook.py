@@ -34,7 +34,7 @@ def shown(monkeypatch):
 
 @pytest.fixture
 def book():
-    return Notebook("01_x", ["m"], [], None, "cpu", "float32", 0)
+    return Notebook("01_x", {"models": ["m"]}, [], None)
 
 
 def downloads(bundle):
@@ -108,7 +108,7 @@ def test_a_dataset_without_a_run_is_refused(book):
 def test_only_the_runner_records(book, shown):
     book.record("C8", 0.04, optimizer="adam", n={"architectures": 5, "contexts": 10}, runs=["abc"])
     assert "C8 is not recorded" in shown[0]["text/markdown"]
-    assert book.measured["C8", "adam"].runs == ("abc",)
+    assert book._measured["C8", "adam"].runs == ("abc",)
 
 
 def test_a_notebook_starts_under_its_own_name(monkeypatch, tmp_path):
@@ -157,7 +157,7 @@ def test_a_download_holds_no_formula(word, book, shown):
 
 
 def fitting_book(contexts, source):
-    return Notebook("01_x", ["m"], contexts, None, "cpu", "float32", 0, {"contexts": source})
+    return Notebook("01_x", {"contexts": source}, contexts, None)
 
 
 def test_contexts_that_do_not_fit_are_named_at_once_or_left_out_in_plain_text(shown):

@@ -34,7 +34,6 @@ from matplotlib import pyplot
 from phantombook import markup
 from phantombook.figures import escaping, figure_data, style
 from phantombook.inputs import FITTING, check_inputs, check_multiples
-from phantombook.ledger import claims, measurements
 from phantomlib.contexts import Context, Resolved
 from phantomlib.engine import cluster, recipe
 from phantomlib.errors import ContextError, ParameterError, all_at_once, shown
@@ -82,7 +81,7 @@ class Notebook:
         self.device, self.dtype, self.seed = (self.parameters[key] for key in ("device", "dtype", "seed"))
         self.profile = RUNNER.profile if RUNNER else ""
         self._recording = recording  # of its measurements; None unless the runner started it
-        self._measured: dict[tuple[str, str], measurements.Measurement] = {}  # by claim and optimiser
+        self._measured: dict[tuple[str, str], Any] = {}  # by claim and optimiser
         self._fitting: dict[str, list[Resolved]] = {}  # by model fingerprint
         self._captions: dict[str, tuple[str, str]] = {}
         self._tables = 0  # shown so far; numbers their downloads
@@ -97,6 +96,8 @@ class Notebook:
         It counts once this notebook has run through. Unless the runner started it, it counts nowhere, and the page says so.
         ``runs``: as in :meth:`figure`.
         """
+        from phantombook.ledger import claims  # the ledger only takes down what is measured: no page rests on it
+
         made = claims.measured(claim, value, optimizer=optimizer, n=n, runs=_run_ids(runs), **options)
         self._measured[claim, optimizer] = made
         if self._recording:
@@ -106,6 +107,8 @@ class Notebook:
 
     def verdict(self, claim, optimizer: str | None = None):
         """What this notebook's own measurement of a claim comes to, before the ledger has it (``ledger.claims.Verdict``)."""
+        from phantombook.ledger import claims
+
         optimizer = optimizer or claim.decides
         return claims.judge_measurement(claim, self.store, optimizer, self._measured[claim.id, optimizer])
 
@@ -258,6 +261,8 @@ def start(name: str) -> Notebook:
     style.use_style()
     store, recording = Store(parameters["store"], cluster.runner()), None
     if RUNNER:
+        from phantombook.ledger import measurements
+
         experiment = measurements.Experiment(RUNNER.source, parameters)
         recording = measurements.Recording(store, experiment, RUNNER.scratch)
     return Notebook(name, parameters, contexts, store, recording)

@@ -29,9 +29,8 @@ def drop_the_checksum(case):
 
 
 def old_format(case):
-    case.path.write_text(
-        json.dumps({"values": {"x": 0.01}, "interval": None, "n": {}, "runs": case.runs, "detail": {}})
-    )
+    content = {"values": {"x": 0.01}, "interval": None, "n": {}, "runs": case.runs, "detail": {}}
+    case.path.write_text(json.dumps(content))
 
 
 def empty_run(case):
@@ -127,36 +126,15 @@ WAYS = {
         started_again_but_failed,
         recorded_but_failed_later,
         started_again_while_it_ran,
-        forged(complete=False),
-        forged(complete="yes"),
-        forged(runs=[]),
-        forged(runs=["*"]),
-        forged(runs=["????????????"]),
-        forged(runs=["[0-9a-f]" * 12]),
-        forged(runs=["0123456789ab"]),
-        forged(runs=[""]),
-        forged(runs=[None]),
-        forged(runs=None),
-        forged(runs="0123456789ab"),
-        forged(values={}),
-        forged(values=None),
-        forged(values={"coefficient_of_variation": None}),
-        forged(values=[0.01]),
-        forged(n={}),
-        forged(n={"architectures": "5", "contexts": 10}),
-        forged(interval=3),
-        forged(detail=3),
-        forged(key=None),
-        forged(experiment={}),
-        forged(measurements={}),
+        *(forged(complete=value) for value in (False, "yes")),
+        *(forged(runs=value) for value in ([], ["*"], ["????????????"], ["[0-9a-f]" * 12], ["0123456789ab"], [""])),
+        *(forged(runs=value) for value in ([None], None, "0123456789ab")),
+        *(forged(values=value) for value in ({}, None, {"coefficient_of_variation": None}, [0.01])),
+        *(forged(n=value) for value in ({}, {"architectures": "5", "contexts": 10})),
+        *(forged(**{name: value}) for name, value in {"interval": 3, "detail": 3, "key": None}.items()),
+        *(forged(**{name: {}}) for name in ("experiment", "measurements")),
     ],
-    claims.STALE: [
-        no_longer_recorded,
-        notebook_gone,
-        notebook_unreadable,
-        forged(key=""),
-        forged(key="0" * 64),
-    ],
+    claims.STALE: [no_longer_recorded, notebook_gone, notebook_unreadable, forged(key=""), forged(key="0" * 64)],
 }
 
 

@@ -39,15 +39,20 @@ store: str = "runs"  # folder of finished runs
 seed: int = 0  # base seed
 
 # %% tags=["hide-cell"]
+import pandas as pd
 from IPython.display import Markdown
 
-from phantombook import evidence, ledger_page, markup, notebook
+from phantombook import evidence, markup, notebook
 from phantombook.ledger import claims
+from phantombook.project import Profile, find_root, load_profile, notebooks
 
 nb = notebook.start("00_ledger")
+root = find_root()
+same = Profile("", {name: nb.parameters[name] for name in notebook.COMMON}, {})  # for a run without a profile
 
 # %%
-sources = evidence.expected_beside(nb)
+profile = load_profile(root, nb.profile) if nb.profile else same
+sources = evidence.expected_experiments(root, profile)  # whose measurements count
 pairs = claims.verdicts(nb.store, sources)  # under Adam, which decides, and under SGD
 real = claims.verdicts(nb.store, sources, group="real")  # the same on real models
 ours = claims.verdicts(nb.store, sources, group="ours")
@@ -59,19 +64,123 @@ ours = claims.verdicts(nb.store, sources, group="ours")
 # each has a row.
 
 # %% tags=["hide-input"]
+LABELS = {"adam": "Adam", "sgd": "SGD"}
+MARKS = {claims.REPRODUCED: "✓", claims.NOT_REPRODUCED: "✗"}
+SIGNS = {"at least": "≥", "at most": "≤"}
+available, contents = notebooks(root), (root / "_toc.yml").read_text(encoding="utf-8")
+
+
+def linked(claim):
+    """The id of a claim, with a link to its chapter if this book has it."""
+    name = available[claim.notebook].stem if claim.notebook in available else ""
+    return f"[{claim.id}](/book/generated/{name}.ipynb)" if name and f"/{name}" in contents else claim.id
+
+
+def number(verdict, criterion):
+    value = verdict.measurement.values.get(criterion.name) if verdict.measurement else None
+    return "–" if value is None else f"{value:.3g}"
+
+
+def verdict_table(pairs, real=()):
+    """A row for each criterion; with ``real``, verdicts on real models, a column says what came out there."""
+    again = {verdict.claim.repeats: f"{linked(verdict.claim)}: **{verdict.shown}**" for verdict, _ in real}
+    rows = []
+    for verdict, other in pairs:
+        claim = verdict.claim
+        for place, criterion in enumerate(claim.criteria):
+            row = {
+                "claim": linked(claim),
+                "verdict": f"**{verdict.shown}**",
+                "statement": markup.with_symbols(claim.statement),
+                "figure": f"[figure](#{claim.figure})" if linked(claim) != claim.id else "",
+                f"measured ({LABELS[verdict.optimizer]})": number(verdict, criterion),
+                "needed": f"{SIGNS[criterion.direction]} {criterion.threshold:g}",
+                f"under {LABELS[other.optimizer]}": number(other, criterion) + ("" if place else f": {other.shown}"),
+            }
+            if any(verdict.measurement for verdict, _ in real):
+                row["on real models"] = again.get(claim.id, "")
+            if place:  # what is said of the claim as a whole stands in its first row
+                row |= dict.fromkeys({"claim", "verdict", "statement", "figure", "on real models"} & row.keys(), "")
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def mark(verdict):
+    style = verdict.status.replace(" ", "-")
+    return f'<span class="verdict {style}">{MARKS.get(verdict.status, "–")} {verdict.shown}</span>'
+
+
+def miniature(pairs, real=()):
+    """A line for each claim with its marked verdict, and that on real models if there is one."""
+    again, lines = {verdict.claim.repeats: verdict for verdict, _ in real}, []
+    for verdict, other in pairs:
+        claim = verdict.claim
+        line = f"- {linked(claim)} {markup.with_symbols(claim.statement)} {mark(verdict)}"
+        if other.shown != verdict.shown:
+            line += f" (under {LABELS[other.optimizer]}: {other.shown})"
+        if (on_real := again.get(claim.id)) and on_real.measurement:
+            line += f" [{on_real.claim.id}, on real models](#{on_real.claim.figure}): {mark(on_real)}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def headline(pairs, contexts, real=()):
+    """What matters most of what was measured, in up to four sentences; ``contexts``: of each model."""
+    both = [verdict for pair in [*pairs, *real] for verdict in pair]
+    values = {(v.claim.id, v.optimizer): v.measurement.values for v in both if v.measurement}
+    chapter = "{{glue:text}}`generated/02_silent_failure.ipynb::{}:g`"  # for a page in the folder `book`
+    sentences = []
+    if found := values.get(("C1", "adam")):
+        silent, how_many = int(found["fewest_silent_contexts"]), "all"
+        if silent < contexts:
+            how_many = f"at least {markup.in_words(silent)} of"
+        sentences += [
+            f"On every architecture, {how_many} {markup.in_words(contexts)} sentences fail silently at one or more "
+            f"learning rates from {chapter.format('least_multiple')} to {chapter.format('largest_multiple')} times the "
+            "one they are predicted to need: the loss falls at every step, and the word never comes first."
+        ]
+    if (adam := values.get(("C10", "adam"))) and (sgd := values.get(("C10", "sgd"))):
+        sentences += [
+            "Whether a run learns the word is known before step 1: the critical learning rate of an architecture that "
+            f"had been left out was predicted blindly to {adam['blind_error']:.1%} under Adam and to "
+            f"{sgd['blind_error']:.2%} under SGD."
+        ]
+    if (adam := values.get(("R10", "adam"))) and (sgd := values.get(("R10", "sgd"))):
+        missed = any(v.claim.id == "R10" and v.status == claims.NOT_REPRODUCED for v in both)
+        sentences += [
+            "For [real pretrained models](#fig-real-blind), far larger, the same kind of prediction "
+            f"{'misses what the paper reports: it ' if missed else ''}is off by up to {adam['blind_error']:.1%} under "
+            f"Adam and {sgd['blind_error']:.1%} under SGD in the mean over a model's sentences, and by more on single "
+            "ones."
+        ]
+    if found := values.get(("C8", "adam")):
+        sentences += [
+            "Measured in the units that step 0 gives, the critical learning rates of the architectures agree to "
+            f"{found['coefficient_of_variation']:.1%} (coefficient of variation, Adam)."
+        ]
+    return " ".join(sentences) or "The runs behind this book do not suffice for a summary."
+
+
+def told(change):
+    """An entry of a claim's `changes` as sentences."""
+    was, now = f"Before: {change.before}.", f"Now: {change.now}."
+    return f"Changed on {change.day}: {change.what}. {was} {now} Reason: {change.reason}"
+
+
 def runs_behind(pairs):
     return [list(verdict.measurement.runs) for verdict, _ in pairs if verdict.measurement]
 
 
-nb.table(ledger_page.verdict_table(pairs, real), runs=runs_behind(pairs))
+# %% tags=["hide-input"]
+nb.table(verdict_table(pairs, real), runs=runs_behind(pairs))
 
 # %% [markdown]
 # The first page shows one line for each claim, and says in a few sentences what matters most, with the numbers of
 # this ledger.
 
 # %% tags=["hide-input"]
-nb.glue("ledger", Markdown(ledger_page.miniature(pairs, real)))
-nb.glue("headline", Markdown(ledger_page.headline(pairs, len(nb.contexts), real)))
+nb.glue("ledger", Markdown(miniature(pairs, real)))
+nb.glue("headline", Markdown(headline(pairs, len(nb.contexts), real)))
 decisive = [verdict for verdict, _ in pairs]
 count = {status: sum(verdict.status == status for verdict in decisive) for status in claims.STATUSES}
 small = sum(bool(verdict.outlook) for verdict in decisive)
@@ -95,7 +204,7 @@ nb.answer(
 
 # %% tags=["hide-input"]
 if runs_behind(real):
-    nb.table(ledger_page.verdict_table(real), runs=runs_behind(real))
+    nb.table(verdict_table(real), runs=runs_behind(real))
 else:
     nb.say("None of them was measured in this book.")
 
@@ -108,7 +217,7 @@ else:
 # expectation was met.
 
 # %% tags=["hide-input"]
-nb.table(ledger_page.verdict_table(ours), runs=runs_behind(ours))
+nb.table(verdict_table(ours), runs=runs_behind(ours))
 
 # %% [markdown]
 # ## The wording of the quantities, and what lies behind each
@@ -124,7 +233,7 @@ for verdict, _ in [*pairs, *real, *ours]:
     lines += [f"- sample: {sample}; runs: {len(found['runs'])}; measured in chapter {claim.notebook}"]
     if found["interval"]:
         lines += ["- interval of the signed value: {:.3g} to {:.3g}".format(*found["interval"])]
-    lines += [f"- {ledger_page.change_sentences(change)}" for change in claim.changes]
+    lines += [f"- {told(change)}" for change in claim.changes]
     nb.say("\n".join(map(markup.with_symbols, lines)))
 
 # %% [markdown]

@@ -41,6 +41,7 @@ median_factor: float = 10.0  # smallest jump, in units of the median step of its
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import gmean
 
@@ -48,7 +49,7 @@ from phantombook import notebook
 from phantomlib.critical.search import critical_rates
 from phantomlib.critical.step_zero import sharpness
 from phantombook.figures.jumps import jump_panels
-from phantombook.figures.palette import REFERENCE, model_colours, multiple_colours
+from phantombook.figures.palette import REFERENCE, model_colours
 from phantombook.figures.silent_failure import count_map
 from phantombook.figures.style import WIDTH, legend_above, log_ticks, small_multiples
 from phantomlib.engine.recipe import Recipe
@@ -147,7 +148,7 @@ def jump_trajectories(runs, marks):
         for axes, name in zip(axes_row, panels):
             if name != "cross_entropy":
                 axes.axhline(0, color=REFERENCE, linewidth=0.8)
-            for rate, colour in enumerate(multiple_colours(multiples)):
+            for rate, colour in enumerate(sns.color_palette("flare", len(multiples))):
                 one = run[name].isel(rate=rate)
                 axes.plot(run.step, one, color=colour, label=f"{multiples[rate]:g}")
                 if name == "phi":

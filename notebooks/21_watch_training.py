@@ -40,13 +40,15 @@ import copy
 import tempfile
 import warnings
 
+import matplotlib.pyplot as plt
 import pandas as pd
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from phantomlib.trainer import PhantomCallback, SilentFailureWarning
 from phantombook import notebook
 from phantomlib.critical.rehearsal import estimate_critical_rate
-from phantombook.figures.silent_failure import watched_trainings
+from phantombook.figures.palette import COMPETITOR, CORRECT, REFERENCE
+from phantombook.figures.style import WIDTH
 from phantomlib.models.language_model import add_lora
 from phantomlib.engine.recipe import Recipe
 
@@ -177,23 +179,30 @@ nb.caption(
     alt="Left, two falling loss curves. Right, the logit gaps of the two runs; one crosses zero, the other does not.",
 )
 
+# %% tags=["hide-input"]
+def watched_trainings(runs):
+    """Loss and logit gap of trainings, by label: a Trainer and the callback that watched it."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.8), layout="constrained")
+    right.axhline(0, color=REFERENCE, linewidth=1)
+    style = {"marker": "o", "markersize": 3}
+    for (label, (trainer, watch)), colour in zip(runs.items(), (COMPETITOR, CORRECT)):
+        losses = pd.DataFrame(trainer.state.log_history).dropna(subset=["loss"])
+        left.plot(losses.step, losses.loss, **style, color=colour, label=label)
+        right.plot(watch.frame().step, watch.frame().gap, **style, color=colour)
+    left.set(xlabel="step", ylabel="loss (nat)", title="What the Trainer logs")
+    left.legend(title="learning rate", fontsize="small", title_fontsize="small")
+    right.set(xlabel="step", ylabel=r"logit gap $\Delta$ (nat)", title="What the callback adds")
+    return figure
+
+
 # %%
 runs = {
     f"{too_small:g} of critical": (failing, failing_watch),
     f"{large_enough:g} of critical": (winning, winning_watch),
 }
+frames = [watch.frame().assign(run=label) for label, (_, watch) in runs.items()]
 nb.figure(
-    watched_trainings(
-        {
-            label: (pd.DataFrame(t.state.log_history), watch.frame())
-            for label, (t, watch) in runs.items()
-        }
-    ),
-    "fig-watch",
-    data=pd.concat(
-        [watch.frame().assign(run=label) for label, (_, watch) in runs.items()],
-        ignore_index=True,
-    ),
+    watched_trainings(runs), "fig-watch", data=pd.concat(frames, ignore_index=True)
 )
 
 # %% [markdown]

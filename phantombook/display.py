@@ -2,10 +2,9 @@
 
 import sys
 import time
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 
 class Display:
@@ -16,16 +15,16 @@ class Display:
     def __init__(self, expected: dict[str, float | None], jobs: int = 1):
         """``expected``: the names of what is to run, and the seconds each took last time (None if unknown)."""
         self.expected, self.jobs = expected, min(jobs, len(expected))
-        self.begun: dict[str, float] = {}  # by name, as are the next three
+        self.begun: dict[str, float] = {}  # by name, as are the next four
         self.share: dict[str, float] = {}
         self.done: dict[str, float] = {}
         self.spoken: dict[str, float] = {}
-        self.rows: dict[str, Any] = {}
-        self.bars = None
-        if Console(stderr=True).is_terminal:
-            name, note = TextColumn("{task.description:<28}"), TextColumn("{task.fields[note]}")
-            console = Console(stderr=True)
-            self.bars = Progress(name, BarColumn(24), TimeElapsedColumn(), note, console=console, transient=True)
+        self.rows: dict[str, TaskID] = {}
+        console = Console(stderr=True)
+        name, note = TextColumn("{task.description:<28}"), TextColumn("{task.fields[note]}")
+        columns = (name, BarColumn(24), TimeElapsedColumn(), note)
+        self.bars = Progress(*columns, console=console, transient=True) if console.is_terminal else None
+        if self.bars:
             self.total = self.bars.add_task("all notebooks", total=1.0, note="")
 
     def __enter__(self):
@@ -75,9 +74,7 @@ class Display:
         """``, about 3 min left``; empty while nothing is known to judge from."""
         seconds = 0.0
         typical = sum(self.done.values()) / len(self.done) if self.done else None
-        for name in self.expected:
-            if name in self.done:
-                continue
+        for name in self.expected.keys() - self.done.keys():
             elapsed = time.monotonic() - self.begun[name] if name in self.begun else 0.0
             share = self.share.get(name, 0.0)
             whole = self.expected[name] or (elapsed / share if share > 0.2 else typical)
@@ -89,9 +86,7 @@ class Display:
 
 def duration(seconds: float) -> str:
     """``8 s``, ``2 min 05 s``, ``1 h 10 min``."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -20,13 +20,14 @@ class _Words(string.Formatter):
         return format(in_markdown(value) if isinstance(value, str) else value, spec)
 
 
-def fill(template: str, **values) -> str:
+def fill(template: str, *rows) -> str:
     """Put values into ``{name:.2f}``; an undefined number (nan) reads "undefined".
 
     A value that is text is shown as it was written, whatever it holds; markup belongs in the template. Without values, the
-    template as it is.
+    template as it is. ``rows``: mappings, rows of a pandas table, or None.
     """
-    return _Words().format(template, **values) if values else template
+    values = {name: value for row in rows if row is not None for name, value in row.items()}
+    return _Words().vformat(template, (), values) if values else template
 
 
 def in_words(number: int) -> str:

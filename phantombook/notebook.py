@@ -23,14 +23,22 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from IPython import display
+from matplotlib import pyplot
+
 from phantombook import markup
-from phantombook.figures.escaping import in_markdown
+from phantombook.figures import escaping, figure_data, style
 from phantombook.inputs import FITTING, check_inputs, check_multiples
+from phantomlib.contexts import Context, Resolved
+from phantomlib.engine import cluster, recipe
 from phantomlib.errors import ContextError, ParameterError, all_at_once, shown
+from phantomlib.models import language_model
+from phantomlib.runs.store import Store, commit
 
 EDITED = "PHANTOM_EDIT"  # set by ``phantom edit`` for JupyterLab: a JSON mapping with the project's root and a profile
 COMMON: dict[str, Any] = {
@@ -56,49 +64,31 @@ class Runner:
 RUNNER: Runner | None = None  # set by the runner in the kernel that it starts
 
 
-@dataclass
 class Notebook:
-    """The common parameters of one notebook, checked and opened.
+    """One notebook: its parameters, checked and opened, and what it shows.
 
     Attributes:
         name: file name without its ending, e.g. ``02_silent_failure``.
-        models: model references, in the order given.
+        parameters: every parameter by name; ``models``, ``device``, ``dtype`` and ``seed`` are attributes too.
         contexts: the loaded contexts (``phantomlib.contexts.Context``).
         store: the store of runs (``phantomlib.runs.store.Store``).
-        device: a torch device.
-        dtype: ``float32`` or ``float64``.
-        seed: base seed of the notebook.
-        parameters: every parameter by name.
-        record_file: where its measurements will be kept; None unless the runner started it.
-        pending: what it measured (``phantombook.ledger.measurements.Record``), or None.
-        measured: the same by claim and optimiser, whoever started it.
         profile: name of the profile it runs with, or "".
-        fitting: resolved contexts by model fingerprint, once they were asked for.
-        captions: caption and alt text by the name of a figure.
-        tables: how many tables were shown; numbers their downloads.
     """
 
-    name: str
-    models: list[str]
-    contexts: list
-    store: Any
-    device: str
-    dtype: str
-    seed: int
-    parameters: dict = field(default_factory=dict)
-    record_file: Path | None = None
-    pending: Any = None
-    measured: dict = field(default_factory=dict)
-    profile: str = ""
-    fitting: dict = field(default_factory=dict)
-    captions: dict = field(default_factory=dict)
-    tables: int = 0
+    def __init__(self, name: str, parameters: Mapping, contexts: list[Context], store: Store, recording=None):
+        self.name, self.parameters, self.contexts, self.store = name, COMMON | dict(parameters), contexts, store
+        self.models: list[str] = self.parameters["models"]
+        self.device, self.dtype, self.seed = (self.parameters[key] for key in ("device", "dtype", "seed"))
+        self.profile = RUNNER.profile if RUNNER else ""
+        self._recording = recording  # of its measurements; None unless the runner started it
+        self._measured: dict[tuple[str, str], Any] = {}  # by claim and optimiser
+        self._fitting: dict[str, list[Resolved]] = {}  # by model fingerprint
+        self._captions: dict[str, tuple[str, str]] = {}
+        self._tables = 0  # shown so far; numbers their downloads
 
     def load(self, ref: str, **options):
         """Load one model with this notebook's device and dtype (``phantomlib.models.language_model.load``)."""
-        from phantomlib.models.language_model import load
-
-        return load(ref, **{"dtype": self.dtype, "device": self.device} | options)
+        return language_model.load(ref, **{"dtype": self.dtype, "device": self.device} | options)
 
     def record(self, claim: str, value, *, optimizer: str, n: Mapping[str, int], runs, **options) -> None:
         """Record a measurement for the ledger (see :func:`phantombook.ledger.claims.measured`).
@@ -106,13 +96,12 @@ class Notebook:
         It counts once this notebook has run through. Unless the runner started it, it counts nowhere, and the page says so.
         ``runs``: as in :meth:`figure`.
         """
-        from phantombook.ledger import claims, measurements
+        from phantombook.ledger import claims  # the ledger only takes down what is measured: no page rests on it
 
-        found, measurement = claims.measured(claim, value, optimizer=optimizer, n=n, runs=_run_ids(runs), **options)
-        self.measured[found.id, optimizer] = measurement
-        if RUNNER and self.pending and self.record_file:
-            self.pending.measurements[f"{found.id}-{optimizer}"] = measurement
-            measurements.wait_with(self.pending, self.record_file, RUNNER.scratch)
+        made = claims.measured(claim, value, optimizer=optimizer, n=n, runs=_run_ids(runs), **options)
+        self._measured[claim, optimizer] = made
+        if self._recording:
+            self._recording.add(claim, optimizer, made)
         else:
             self.say(f"> {claim} is not recorded: this notebook was not started by `phantom run` or `phantom book`.")
 
@@ -121,9 +110,9 @@ class Notebook:
         from phantombook.ledger import claims
 
         optimizer = optimizer or claim.decides
-        return claims.judge_measurement(claim, self.store, optimizer, self.measured[claim.id, optimizer])
+        return claims.judge_measurement(claim, self.store, optimizer, self._measured[claim.id, optimizer])
 
-    def fitting_contexts(self, model) -> list:
+    def fitting_contexts(self, model) -> list[Resolved]:
         """The contexts as ids of one model (``phantomlib.contexts.Resolved``), each outranked by its competitor.
 
         If the parameter ``contexts`` starts with ``fitting:``, those that do not fit are left out, and the page says so.
@@ -132,19 +121,18 @@ class Notebook:
             ContextError: naming every context of which a word is not a single token, or whose correct word the model
                 prefers already.
         """
-        from phantomlib.engine.recipe import fitting_contexts
-
-        if model.fingerprint in self.fitting:
-            return list(self.fitting[model.fingerprint])
-        found, refused = fitting_contexts(model, self.contexts)
-        if not self.parameters.get("contexts", "").startswith(FITTING):
-            all_at_once(refused, f"in the {len(self.contexts)} contexts for '{model.name}'")
-        for error in refused:
-            self.say("> Left out for {model}: {reason}", model=model.name, reason=str(error))
-        if not found:
-            raise ContextError(f"None of the {len(self.contexts)} contexts fits '{model.name}'; write some that do.")
-        self.fitting[model.fingerprint] = found
-        return list(found)
+        if model.fingerprint not in self._fitting:
+            found, refused = recipe.fitting_contexts(model, self.contexts)
+            if not self.parameters["contexts"].startswith(FITTING):
+                all_at_once(refused, f"in the {len(self.contexts)} contexts for '{model.name}'")
+            for error in refused:
+                self.say("> Left out for {model}: {reason}", model=model.name, reason=str(error))
+            if not found:
+                raise ContextError(
+                    f"None of the {len(self.contexts)} contexts fits '{model.name}'; write some that do."
+                )
+            self._fitting[model.fingerprint] = found
+        return list(self._fitting[model.fingerprint])
 
     @property
     def command(self) -> str:
@@ -152,7 +140,7 @@ class Notebook:
         if RUNNER:
             return RUNNER.command
         values = " ".join(f"-p {key} {json.dumps(value)!r}" for key, value in sorted(self.parameters.items()))
-        return f"phantom run {self.name.split('_')[0]} {values}".strip()
+        return f"phantom run {self.name.split('_')[0]} {values}"
 
     def say(self, template: str, row: Mapping | None = None, **values) -> None:
         """Show sentences whose numbers come from the run, as Markdown.
@@ -163,7 +151,7 @@ class Notebook:
             values: further ones; an undefined number (nan) reads "undefined". Without any value, ``template`` is shown as
                 it is.
         """
-        say(markup.fill(template, **{**(row if row is not None else {}), **values}))
+        say(markup.fill(template, row, values))
 
     def answer(self, template: str, row: Mapping | None = None, **values) -> None:
         """Write the answer of the chapter, as in :meth:`say`; it stands where the chapter's head pastes it.
@@ -174,12 +162,9 @@ class Notebook:
             :format: myst
             ```
         """
-        from IPython.display import Markdown
-        from myst_nb import glue
-
-        text = "**Answer.** " + markup.fill(template, **{**(row if row is not None else {}), **values})
+        text = f"**Answer.** {markup.fill(template, row, values)}"
         # in Jupyter, where the head shows only its own source, the answer is shown where it is written
-        glue(f"answer_{self.name.split('_')[0]}", Markdown(text), display=not RUNNER)
+        _glue(f"answer_{self.name.split('_')[0]}", display.Markdown(text), display=not RUNNER)
 
     def caption(self, name: str, caption: str, *, alt: str) -> None:
         """Write the caption of a figure, before it is shown.
@@ -189,7 +174,7 @@ class Notebook:
             caption: MyST text: says what is drawn, of how many runs.
             alt: what a reader who cannot see it should know.
         """
-        self.captions[name] = (caption, alt)
+        self._captions[name] = (caption, alt)
 
     def figure(self, figure, name: str, *, runs=None, data=None) -> None:
         """Show a figure with its number, its caption (:meth:`caption`) and alt text, then the line "How this was made".
@@ -200,15 +185,10 @@ class Notebook:
             runs: datasets of the store, run ids, or lists and mappings of these; none for what needs no run.
             data: the tidy table that the figure draws, to be downloaded; read back from the figure if None.
         """
-        import matplotlib.pyplot as plt
-        from IPython.display import display
-
-        from phantombook.figures.figure_data import drawn
-
-        figure = figure.figure
-        frame = drawn(figure) if data is None else data
-        display(markup.figure(figure, name, *self.captions[name]), raw=True)
-        plt.close(figure)  # or IPython would show it a second time
+        drawing = figure.figure
+        frame = figure_data.drawn(drawing) if data is None else data
+        display.display(markup.figure(drawing, name, *self._captions[name]), raw=True)
+        pyplot.close(drawing)  # or IPython would show it a second time
         self._show_origin(runs, name, frame)
 
     def table(self, frame, digits: int = 3, *, fold: str | None = None, top: int | None = None, runs=None) -> None:
@@ -225,45 +205,34 @@ class Notebook:
         if fold:
             text = markup.folded(fold, text)
         elif top is not None and len(frame) > top:
-            text = (
-                f"{markup.markdown_table(frame.head(top), digits)}\n\n{markup.folded(f'All {len(frame)} rows', text)}"
-            )
+            first, whole = markup.markdown_table(frame.head(top), digits), markup.folded(f"All {len(frame)} rows", text)
+            text = f"{first}\n\n{whole}"
         say(text)
-        self.tables += 1
-        self._show_origin(runs, f"table-{self.tables}", frame)
+        self._tables += 1
+        self._show_origin(runs, f"table-{self._tables}", frame)
 
-    def page(self, text: str, runs=None) -> None:
-        """Show HTML, then the line "How this was made" (``runs`` as in :meth:`figure`)."""
-        from IPython.display import HTML, display
-
-        display(HTML(text))
-        self._show_origin(runs)
-
-    def _show_origin(self, runs, name: str = "", frame=None) -> None:
+    def _show_origin(self, runs, name: str, frame) -> None:
         """The folded line "How this was made": command, parameters, run ids, commit, and ``frame`` to download."""
-        from IPython.display import display
-
+        ids, known = dict.fromkeys(_run_ids(runs)), commit()
+        changed = " with uncommitted changes" if known.endswith("+") else ""
         rows = {
             "Command": markup.code(self.command),
             "Parameters": markup.code(", ".join(f"{k}={markup.typed(v)}" for k, v in sorted(self.parameters.items()))),
-            "Runs": _runs(list(dict.fromkeys(_run_ids(runs)))),
-            "Commit": _commit(),
+            "Runs": ", ".join(map(markup.code, ids)) or "none (computed from the models alone)",
+            "Commit": markup.code(known.rstrip("+")) + changed if known else "not a git checkout",
+            "Data": markup.download(f"{self.name}-{name}.csv", frame),
         }
-        if frame is not None:
-            rows["Data"] = markup.download(f"{self.name}-{name}.csv", frame)
         page = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in rows.items())
         bundle = {
             "text/html": f'<details class="made-by"><summary>How this was made</summary><dl>{page}</dl></details>',
             "text/plain": f"How this was made: {self.command}",
         }
-        display(bundle, raw=True)
+        display.display(bundle, raw=True)
 
     def glue(self, key: str, value) -> None:
         """Name a number or text so that prose can quote it, with the role ``glue:text`` (see "Extend it")."""
-        from myst_nb import glue
-
-        # numpy scalars would be stored as 'np.float64(...)', which no format can be applied to.
-        glue(key, value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value, display=False)
+        # numpy scalars would be stored as 'np.float64(...)', which no format can be applied to
+        _glue(key, value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value, display=False)
 
 
 def start(name: str) -> Notebook:
@@ -284,41 +253,19 @@ def start(name: str) -> Notebook:
     """
     if RUNNER and RUNNER.source.stem != name:
         raise ParameterError(f"This is {RUNNER.source.name}, but it starts as '{name}'. Write its own name there.")
-    parameters = declared_here() | _edited(name)
-    common = COMMON | {key: value for key, value in parameters.items() if key in COMMON}
-    loaded = check_inputs(**common)
+    parameters = COMMON | declared_here() | _edited(name)
+    contexts = check_inputs(**{key: parameters[key] for key in COMMON})
     if "multiples" in parameters:
         check_multiples(parameters["multiples"])
-
-    import torch
-
-    from phantombook.figures.style import use_style
-    from phantombook.ledger.measurements import Experiment, begin, wait_with
-    from phantomlib.engine import cluster
-    from phantomlib.runs.store import Store
-
     torch.set_num_threads(1)
-    use_style()
-    parameters = common | parameters
-    opened = Store(common["store"], cluster.runner())
-    file = pending = None
+    style.use_style()
+    store, recording = Store(parameters["store"], cluster.runner()), None
     if RUNNER:
-        experiment = Experiment(RUNNER.source, parameters)
-        file, pending = experiment.file(opened), begin(opened, experiment)
-        wait_with(pending, file, RUNNER.scratch)  # one that measures nothing runs through as well
-    return Notebook(
-        name=name,
-        models=list(common["models"]),
-        contexts=loaded,
-        store=opened,
-        device=common["device"],
-        dtype=common["dtype"],
-        seed=common["seed"],
-        parameters=parameters,
-        record_file=file,
-        pending=pending,
-        profile=RUNNER.profile if RUNNER else "",
-    )
+        from phantombook.ledger import measurements
+
+        experiment = measurements.Experiment(RUNNER.source, parameters)
+        recording = measurements.Recording(store, experiment, RUNNER.scratch)
+    return Notebook(name, parameters, contexts, store, recording)
 
 
 def declared_here() -> dict[str, Any]:
@@ -358,15 +305,19 @@ def _edited(name: str) -> dict[str, Any]:
     values = make_job(root, name, {}, profile=load_profile(root, given["profile"])).parameters
     vars(sys.modules["__main__"]).update(values)
     listed = ", ".join(f"{key}={markup.typed(value)}" for key, value in values.items()) or "none"
-    say(f"> For this session only, the parameters of the profile {given['profile']}: {in_markdown(listed)}")
+    say(f"> For this session only, the parameters of the profile {given['profile']}: {escaping.in_markdown(listed)}")
     return values
 
 
 def say(text: str) -> None:
     """Show text as Markdown."""
-    from IPython.display import Markdown, display
+    display.display(display.Markdown(text))
 
-    display(Markdown(text))
+
+def _glue(key: str, value, *, display: bool) -> None:
+    from myst_nb import glue  # loads Sphinx
+
+    glue(key, value, display=display)
 
 
 def _run_ids(runs) -> list[str]:
@@ -374,27 +325,12 @@ def _run_ids(runs) -> list[str]:
     if runs is None:
         return []
     if isinstance(runs, str):
-        return [runs]
+        return runs.split()
     if hasattr(runs, "attrs"):  # a Dataset is a Mapping too, so it is asked first
-        many = runs.attrs.get("run_ids", [runs.attrs.get("run_id")])  # a search took several runs
-        if many == [None]:
+        if not {"run_id", "run_ids"} & runs.attrs.keys():
             raise ParameterError(
                 "A dataset without run_id names no run. Give the one that the store gave, or its run id."
             )
-        return many.split() if isinstance(many, str) else [str(run_id) for run_id in many]
-    if isinstance(runs, Mapping):
-        return _run_ids(list(runs.values()))
-    return [run_id for run in runs for run_id in _run_ids(run)]
-
-
-def _runs(ids: list[str]) -> str:
-    return ", ".join(markup.code(run_id) for run_id in ids) or "none (computed from the models alone)"
-
-
-def _commit() -> str:
-    from phantomlib.runs.store import commit
-
-    known = commit()
-    if not known:
-        return "not a git checkout"
-    return markup.code(known.rstrip("+")) + (" with uncommitted changes" if known.endswith("+") else "")
+        return _run_ids(runs.attrs.get("run_ids", runs.attrs.get("run_id")))  # a search took several runs
+    many = runs.values() if isinstance(runs, Mapping) else runs
+    return [run_id for run in many for run_id in _run_ids(run)]

@@ -9,6 +9,7 @@ from string import Template
 import numpy as np
 import pandas as pd
 
+from phantombook.figures.escaping import json_in_page
 from phantomlib.dataset.rows import Row
 from phantomlib.dataset.scan import Scan
 
@@ -49,39 +50,36 @@ def as_json(found: Scan, table: pd.DataFrame, given: dict, problems: Sequence[st
 def as_text(found: Scan, table: pd.DataFrame, given: dict, problems: Sequence[str]) -> str:
     """A summary, the targets that are furthest from being learnt, and what would do."""
     told = summary(found, table, given)
-    outcomes, outranked = told["outcomes"], told["outranked_now"]
+    asked = (
+        f"{given['epochs']:g} epochs at {given['learning_rate']:g} ({given['schedule']}, {told['updates']:g} updates)"
+    )
+    meaning = {
+        "learnt": "are learnt",
+        "silent failure": f"stay outranked (the loss of {told['silent_failures_whose_loss_falls']} falls all the same)",
+        "too close to call": "are too close to call",
+        "contradicted": "are contradicted: the same words are followed by another token at least as often",
+    }
     lines = [
-        f"{told['targets']} targets; the model ranks another token first in {outranked} of them.",
-        f"After {given['epochs']:g} epochs at {given['learning_rate']:g} ({given['schedule']}, {told['updates']:g} updates) "
-        f"of these:",
-        *(
-            f"  {outcomes.get(name, 0):6d}  {what}"
-            for name, what in {
-                "learnt": "are learnt",
-                "silent failure": f"stay outranked (the loss of {told['silent_failures_whose_loss_falls']} falls all the same)",
-                "too close to call": "are too close to call",
-                "contradicted": "are contradicted: the same words are followed by another token at least as often",
-            }.items()
-        ),
+        f"{told['targets']} targets; the model ranks another token first in {told['outranked_now']} of them.",
+        f"After {asked} of these:",
+        *(f"  {told['outcomes'].get(name, 0):6d}  {what}" for name, what in meaning.items()),
     ]
     for share in SHARES:
-        rate = told[f"learning_rate_for_{share:.0%}"]
-        enough = f"{share:.0%} of them are learnt from a learning rate of {rate:.2g} on." if rate else ""
-        lines.append(
-            enough or f"No learning rate teaches {share:.0%} of them: the others are contradicted, or lose ground."
-        )
+        if rate := told[f"learning_rate_for_{share:.0%}"]:
+            lines.append(f"{share:.0%} of them are learnt from a learning rate of {rate:.2g} on.")
+        else:
+            lines.append(f"No learning rate teaches {share:.0%} of them: the others are contradicted, or lose ground.")
     worst = table[table.outcome == "silent failure"].sort_values("number").head(WORST)
     if len(worst):
         lines += ["", "Furthest from being learnt (N: how far the gap travels, over how far it has to):"]
         width = min(44, int(worst.before.str.len().max()) + 2)
-        for row in worst.to_dict("records"):
-            before = in_line(row["before"])[-width:]
-            lines.append(
-                f"  row {row['row']:<6} {before:>{width}} “{in_line(row['correct'])}”, not “{in_line(row['competitor'])}”  "
-                f"N = {row['number']:.2g}, from {row['critical_learning_rate']:.2g} on"
-            )
-    lines += ["", *problems] if problems else []
-    return "\n".join(lines)
+    for row in worst.itertuples():
+        before, correct, rival = (" ".join(text.split()) for text in (row.before, row.correct, row.competitor))
+        lines.append(
+            f"  row {row.row:<6} {before[-width:]:>{width}} “{correct}”, not “{rival}”  "
+            f"N = {row.number:.2g}, from {row.critical_learning_rate:.2g} on"
+        )
+    return "\n".join([*lines, *(["", *problems] if problems else [])])
 
 
 def as_page(found: Scan, rows: Sequence[Row], tokenizer, given: dict) -> str:
@@ -89,19 +87,14 @@ def as_page(found: Scan, rows: Sequence[Row], tokenizer, given: dict) -> str:
 
     Nothing is fetched. The page knows the budget at which each target is learnt, so it answers for every rate.
     """
-    at = {
-        (row, position): index
-        for index, (row, position) in enumerate(zip(found.targets.row, found.targets.position, strict=True))
-    }
+    places = zip(found.targets.row, found.targets.position, strict=True)
+    at = {place: index for index, place in enumerate(places)}
     texts = []
     for row in rows:
-        pieces = [tokenizer.decode([token]) for token in row.ids]
-        shown = "".join(
-            f'<i data-t="{at[row.number, position]}">{html.escape(piece)}</i>'
-            if (row.number, position) in at
-            else html.escape(piece)
-            for position, piece in enumerate(pieces)
-        )
+        shown = ""
+        for position, token in enumerate(row.ids):
+            piece, target = html.escape(tokenizer.decode([token])), at.get((row.number, position))
+            shown += piece if target is None else f'<i data-t="{target}">{piece}</i>'
         texts.append(f'<p id="r{row.number}"><b>{row.number}</b> {shown}</p>')
     columns = found.targets.assign(critical=found.critical_budget())
     fields = ["row", "before", "correct", "competitor", "gap", "velocity", "wake", "ceiling", "critical"]
@@ -111,14 +104,7 @@ def as_page(found: Scan, rows: Sequence[Row], tokenizer, given: dict) -> str:
     )
     facts = {"updates": found.updates, "number": found.number, "factor": found.factor, "shape": shape} | given
     template = Template(resources.files("phantombook").joinpath("scan.html").read_text(encoding="utf-8"))
-    as_script = {"data": data, "facts": facts}
-    safe = {name: json.dumps(value, ensure_ascii=False).replace("<", "\\u003c") for name, value in as_script.items()}
-    return template.substitute(rows="\n".join(texts), **safe)
-
-
-def in_line(text: str) -> str:
-    """In one line."""
-    return " ".join(text.split())
+    return template.substitute(rows="\n".join(texts), data=json_in_page(data), facts=json_in_page(facts))
 
 
 def _finite(value):

@@ -7,7 +7,7 @@ that the module names, such as ``contexts.yaml``, is.
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +18,7 @@ HOME = Path(__file__).parents[1]  # the folder that holds the packages
 PACKAGES = ("phantomlib", "phantombook", "zoo")
 NOTEBOOK = "phantombook.notebook"
 ROOMS = ("figures", "ledger")
-ON_THE_PAGE = tuple(f"phantombook.{name}" for name in ("notebook", "inputs", "markup", "evidence", "ledger_page"))
+ON_THE_PAGE = tuple(f"phantombook.{name}" for name in ("notebook", "inputs", "markup", "evidence"))
 # What prepares a kernel and executes cells in it counts for every notebook; all else in the package only starts that
 MACHINERY = tuple(
     f"phantombook.{name}" for name in ("execution", "preloaded_kernel", "tidy", "plan", "project", "parameters")
@@ -163,51 +163,52 @@ def _code(text: str) -> str:
 
 
 def _shape(node):
-    if isinstance(node, list):
-        return [_shape(one) for one in node if not _is_text(one)]
-    if isinstance(node, ast.AST):
-        fields = [[name, _shape(value)] for name, value in ast.iter_fields(node) if value is not None and value != []]
-        return [type(node).__name__, *fields]  # newer versions of Python have further fields, which are empty
+    match node:
+        case list():  # without statements that are text alone: docstrings, and text cells in quotes
+            return [_shape(one) for one in node if not _is_text(one)]
+        case ast.AST():
+            fields = [
+                [name, _shape(value)] for name, value in ast.iter_fields(node) if value is not None and value != []
+            ]
+            return [type(node).__name__, *fields]  # newer versions of Python have further fields, which are empty
     return repr(node)
 
 
 def _is_text(node) -> bool:
-    """Whether a statement is text alone: a docstring, or a text cell in quotes."""
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    match node:
+        case ast.Expr(ast.Constant(str())):
+            return True
+    return False
 
 
 def _data(path: Path) -> list[Path]:
     """Files beside a module that its code names; folders, such as the zoo's weights, only within the packages."""
-    named = _strings(_read(path))
+    named, ours = _strings(_read(path)), any(path.is_relative_to(HOME / name) for name in PACKAGES)
     beside = [one for one in sorted(path.parent.iterdir()) if one.name in named and one.suffix != ".py"]
-    return [one for one in beside if one.is_file() or (_is_ours(one) and not (one / "__init__.py").exists())]
-
-
-def _is_ours(path: Path) -> bool:
-    return any(path.is_relative_to(HOME / name) for name in PACKAGES)
+    return [one for one in beside if one.is_file() or (ours and not (one / "__init__.py").exists())]
 
 
 def _content(path: Path) -> str | dict:
     """Hash of a file, or of every file in a folder."""
     if path.is_dir():
         return {str(one.relative_to(path)): _content(one) for one in sorted(path.rglob("*")) if one.is_file()}
-    return _file_hash(path, *_state(path))
+    return _once(path, file_digest)
 
 
 def _read(path: Path) -> str:
-    return _file_text(path, *_state(path))
+    return _once(path, _text)
 
 
-def _state(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size
-
-
-@cache
-def _file_hash(path: Path, changed: int, size: int) -> str:
-    return file_digest(path)
-
-
-@cache
-def _file_text(path: Path, changed: int, size: int) -> str:
+def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
+
+
+def _once(path: Path, read: Callable[[Path], str]) -> str:
+    """What ``read`` makes of a file, once for each of its states."""
+    status = path.stat()
+    return _kept(path, read, status.st_mtime_ns, status.st_size)
+
+
+@cache
+def _kept(path: Path, read: Callable[[Path], str], changed: int, size: int) -> str:
+    return read(path)

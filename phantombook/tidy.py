@@ -11,7 +11,7 @@ FOLDED = {  # tag -> what the fold says
     "injected-parameters": "Parameters of this run",
     "answer": "Where the answer at the head comes from",  # such a cell shows nothing here
 }
-PRESENTING = {"answer", "caption", "figure", "glue", "page", "record", "say", "table"}  # methods of a Notebook
+PRESENTING = {"answer", "caption", "figure", "glue", "record", "say", "table"}  # methods of a Notebook
 
 
 def tidy(executed, job: Job) -> None:

@@ -9,10 +9,24 @@ os.environ["MPLBACKEND"] = "Agg"
 import pytest
 import torch
 from hypothesis import settings
+from opened import CHROMIUM
 
 torch.set_num_threads(1)
 settings.register_profile("project", deadline=None, print_blob=True)  # a busy machine must not fail a test
 settings.load_profile("project")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium; not for the whole session, since tests that run notebooks need the event loop that it occupies."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium; install the package 'chromium'")
+    with playwright.sync_playwright() as engine:
+        chromium = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])  # tests may run as root
+        yield chromium
+        chromium.close()
+
 
 TOY = """\
 # %% [markdown]

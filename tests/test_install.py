@@ -18,7 +18,6 @@ EXTRAS = (
     "netCDF4",
     "matplotlib",
     "seaborn",
-    "plotly",
     "tabulate",
     "papermill",
     "jupytext",

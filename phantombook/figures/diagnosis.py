@@ -4,6 +4,8 @@ import math
 import os
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 from phantombook.figures import palette, style
@@ -15,8 +17,6 @@ from phantomlib.files import replacing
 
 def diagnosis_figure(diagnosis: Diagnosis, measured: float | None = None) -> Figure:
     """Left: where the probability is, and the parts of Φ. Right: learning rates, predicted and measured (None: it was not)."""
-    import matplotlib.pyplot as plt
-
     d = diagnosis
     fig, (left, right) = plt.subplots(1, 2, figsize=(style.WIDTH, 2.8), layout="constrained", width_ratios=(2, 3))
     names = [f"“{in_figure(d.correct)}”", f"“{in_figure(d.competitor)}”", "all others", "$S$", "$D$", r"$\Phi$"]
@@ -48,21 +48,16 @@ def diagnosis_figure(diagnosis: Diagnosis, measured: float | None = None) -> Fig
 
 def check_plot(path: Path) -> None:
     """Raise ParameterError unless a figure can be written to ``path``."""
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    kinds = FigureCanvasBase.get_supported_filetypes()
-    if path.suffix[1:].lower() not in kinds:
+    if path.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
         raise ParameterError(f"{shown(str(path))} does not name a kind of figure; end it with .png, .svg or .pdf.")
     folder = path.absolute().parent
-    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):  # which cope with any name
         raise ParameterError(f"{shown(str(path))} cannot be written; choose a file in a folder that exists.")
 
 
 def write_plot(path: Path, diagnosis: Diagnosis, measured: float | None = None) -> None:
     """Write the figure in one move."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # no window
+    plt.switch_backend("Agg")  # no window
     style.use_style()
     try:
         with replacing(path) as fresh:

@@ -6,6 +6,7 @@ import seaborn as sns
 CORRECT, COMPETITOR = "#0072B2", "#D55E00"
 SIGNAL, DRAG, PHI = "#009E73", "#CC79A7", "#000000"
 LOSS, REFERENCE = "#56B4E9", "#7F7F7F"
+CONTROL = "#000000"  # the double well, which does have two branches
 FAMILIES = {
     "gpt2": "#0072B2",
     "gpt_neox": "#D55E00",
@@ -24,11 +25,3 @@ def model_colours(models) -> dict[str, tuple]:
         shades = sns.light_palette(hue, n_colors=len(members) + 2)[2:] if len(members) > 1 else [mpl.colors.to_rgb(hue)]
         colours |= {m.name: shade for m, shade in zip(members, shades, strict=True)}
     return colours
-
-
-def multiple_colours(multiples) -> list[tuple]:
-    """A colour for each learning rate, given in units of the critical one: the larger, the darker."""
-    return sns.color_palette("flare", n_colors=len(multiples))
-
-
-CONTROL = "#000000"  # the double well, which does have two branches

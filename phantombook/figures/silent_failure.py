@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from phantombook.figures.palette import COMPETITOR, CORRECT, REFERENCE
+from phantombook.figures.palette import REFERENCE
 from phantombook.figures.style import WIDTH, legend_above, small_multiples
 
 
@@ -53,24 +53,4 @@ def failure_modes(table, threshold: float) -> Figure:
     legend_above(figure, {mode: colour for mode, colour in MODES.items() if mode in set(table["mode"])})
     figure.supxlabel("fall of the drag, $D_0 - D_T$", fontsize="medium")
     figure.supylabel("final signal $S_T$", fontsize="medium")
-    return figure
-
-
-def watched_trainings(runs: dict) -> Figure:
-    """Loss and logit gap of trainings watched by :class:`phantomlib.trainer.PhantomCallback`.
-
-    Args:
-        runs: by label, the Trainer's log (columns step, loss) and the callback's frame (columns step, gap).
-    """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.8), layout="constrained")
-    right.axhline(0, color=REFERENCE, linewidth=1)
-    for (label, (log, seen)), colour in zip(runs.items(), (COMPETITOR, CORRECT), strict=False):
-        losses = log.dropna(subset=["loss"])
-        left.plot(losses.step, losses.loss, "o-", markersize=3, color=colour, label=label)
-        right.plot(seen.step, seen.gap, "o-", markersize=3, color=colour)
-    left.set(xlabel="step", ylabel="loss (nat)")
-    left.set_title("What the Trainer logs")
-    left.legend(title="learning rate", fontsize="small", title_fontsize="small")
-    right.set(xlabel="step", ylabel="logit gap $\\Delta$ (nat)")
-    right.set_title("What the callback adds")
     return figure

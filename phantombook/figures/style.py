@@ -17,6 +17,12 @@ from scipy.stats import gmean
 
 LINE = {"full": "-", "lora": "--"}
 WIDTH = 7.2  # inches: the width of the text column
+LABELLED = {
+    2.5: (1,),
+    1.2: (1, 3),
+    0.5: (1, 2, 5),
+    -math.inf: (1, 1.5, 2, 3, 4, 6),
+}  # by the decades that an axis spans
 
 
 def use_style() -> None:
@@ -75,10 +81,7 @@ def log_ticks(*axes) -> None:
     for axis in axes:
         low, high = axis.get_view_interval()
         decades = math.log10(high / low)
-        subs = (
-            (1,) if decades > 2.5 else (1, 3) if decades > 1.2 else (1, 2, 5) if decades > 0.5 else (1, 1.5, 2, 3, 4, 6)
-        )
-        axis.set_major_locator(LogLocator(subs=subs))
+        axis.set_major_locator(LogLocator(subs=next(subs for least, subs in LABELLED.items() if decades > least)))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(_plain))
 

@@ -21,7 +21,7 @@ from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationErro
 from pydantic.dataclasses import dataclass as checked
 
 from phantombook.ledger.measurements import Experiment, Measurement, read_record
-from phantomlib.errors import ParameterError
+from phantomlib.errors import ParameterError, shown
 from phantomlib.plain_yaml import read_yaml
 from phantomlib.runs.store import Store
 
@@ -63,17 +63,16 @@ class Change:
 
 @checked(frozen=True, config=ONLY_THESE)
 class Claim:
-    """One assertion: of the abstract, or of ours.
+    """One assertion: C1 to C11 of the abstract, R1 and on the same of real models, O1 and on ours.
 
     Attributes:
-        id, statement: C1 to C11, R1 and on for the same on real models, O1 and on for ours; the assertion in our words.
+        statement: in our words.
         notebook, figure: where it is measured and shown.
         decides: the optimiser whose measurement decides.
         needs: smallest sample per kind, e.g. ``{"architectures": 5, "contexts": 10}``.
         criteria: all must hold.
         changes: what was changed after data were seen.
         tests: the criteria of the single tests behind a counted criterion, by the names of test and criterion.
-        ours: whether it is ours and not the paper's.
         repeats: the claim that this one asks again, of real pretrained models; "" for none.
     """
 
@@ -133,28 +132,24 @@ def load_claims(path: Path = LEDGER) -> list[Claim]:
     """
     try:
         entries = read_yaml(path)
-        claims = TypeAdapter(list[Claim]).validate_json(
-            json.dumps([_with_names(entry, entries) for entry in entries]), strict=True
-        )
+        named = [_with_names(entry, entries) for entry in entries]
+        claims = TypeAdapter(list[Claim]).validate_json(json.dumps(named), strict=True)
+        names = [claim.id for claim in claims]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ParameterError(f"{path.name} has more than one claim {', '.join(sorted(twice))}; rename one.")
+        return claims
     except OSError as error:
-        raise ParameterError(f"The ledger '{path}' cannot be read ({error.strerror}).") from None
+        problem = f"The ledger '{path}' cannot be read ({error.strerror})."
     except yaml.YAMLError as error:
-        raise ParameterError(f"The ledger '{path}' is not valid YAML: {' '.join(str(error).split())[:300]}.") from None
+        problem = f"The ledger '{path}' is not valid YAML: {' '.join(str(error).split())[:300]}."
     except ValidationError as error:
         first = error.errors()[0]
         number, *place = first["loc"]
-        name = entries[number].get("id", f"number {number + 1}") if isinstance(number, int) else "?"
-        raise ParameterError(
-            f"Claim {name} in {path.name}: {'.'.join(map(str, place))}: {first['msg']}. Mend the entry."
-        ) from None
+        name = entries[number].get("id", f"number {int(number) + 1}")
+        problem = f"Claim {name} in {path.name}: {'.'.join(map(str, place))}: {first['msg']}. Mend the entry."
     except (TypeError, AttributeError, KeyError, ValueError):
-        raise ParameterError(
-            f"{path.name} must be a list of claims, each with its criteria by name. Mend it."
-        ) from None
-    names = [claim.id for claim in claims]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ParameterError(f"{path.name} has more than one claim {', '.join(sorted(twice))}; give each its own id.")
-    return claims
+        problem = f"{path.name} must be a list of claims, each with its criteria by name. Mend it."
+    raise ParameterError(problem)
 
 
 def _with_names(entry: dict, entries: list[dict]) -> dict:
@@ -190,9 +185,8 @@ def measured(
     runs: list[str],
     interval: tuple[float, float] | None = None,
     detail: Mapping | None = None,
-    ledger: Path = LEDGER,
-) -> tuple[Claim, Measurement]:
-    """A claim, and what was measured for it; notebooks record it through ``Notebook.record``.
+) -> Measurement:
+    """What was measured for a claim; notebooks record it through ``Notebook.record``.
 
     Args:
         id: the claim.
@@ -202,21 +196,20 @@ def measured(
         runs: ids of all runs behind the measurement; a claim without any stays untested.
         interval: uncertainty of the first criterion, with its kind and level given in ``detail``.
         detail: anything else worth keeping, in JSON types.
-        ledger: the file that holds the claim.
 
     Raises:
         ParameterError: unknown claim, optimiser, or criteria and sample kinds that are not the claim's.
     """
-    claim = {c.id: c for c in load_claims(ledger)}.get(id)
+    claim = {c.id: c for c in load_claims()}.get(id)
     if claim is None or optimizer not in OPTIMIZERS:
-        raise ParameterError(f"There is no claim '{id}' with optimiser '{optimizer}' in the ledger.")
+        raise ParameterError(f"There is no claim {shown(id)} with optimiser {shown(optimizer)} in the ledger.")
     names = [c.name for c in claim.criteria]
     values = dict(value) if isinstance(value, Mapping) else {names[0]: value}
     if set(values) != set(names) or not set(claim.needs) <= set(n):
         raise ParameterError(
-            f"Claim {id} needs values for {names} and n for {list(claim.needs)}; got {list(values)} and {list(n)}."
+            f"Claim {id} needs values for {names} and n for {list(claim.needs)}; got {shown(list(values))} and {shown(list(n))}."
         )
-    return claim, Measurement(
+    return Measurement(
         values={name: float(v) for name, v in values.items()},
         interval=None if interval is None else tuple(float(bound) for bound in interval),
         n={kind: int(count) for kind, count in n.items()},
@@ -234,15 +227,14 @@ def judge(claim: Claim, store: Store, experiment: Experiment | None, optimizer: 
         experiment: the claim's notebook with the parameters asked for; None if there is no such notebook.
         optimizer: whose measurement; that of the one that decides if None.
     """
-    optimizer = optimizer or claim.decides
-    again = f"run notebook {claim.notebook}"
+    optimizer, again = optimizer or claim.decides, f"run notebook {claim.notebook}"
     if experiment is None:
         return Verdict(claim, optimizer, NOT_TESTED, f"there is no notebook {claim.notebook} here", None)
     try:
         record = read_record(store, experiment)
     except ValueError as error:
         return Verdict(claim, optimizer, NOT_TESTED, f"{error}; {again} again", None)
-    measurement = record and record.measurements.get(f"{claim.id}-{optimizer}")
+    measurement = record.measurements.get(f"{claim.id}-{optimizer}") if record else None
     if not record or not measurement:
         return Verdict(claim, optimizer, NOT_TESTED, f"no measurement with these parameters; {again}", None)
     if not record.key or record.key != experiment.key:
@@ -253,38 +245,35 @@ def judge(claim: Claim, store: Store, experiment: Experiment | None, optimizer: 
 
 def judge_measurement(claim: Claim, store: Store, optimizer: str, measurement: Measurement) -> Verdict:
     """The verdict on a claim by a measurement that nothing else speaks against."""
-    status, reason, outlook = _judge(claim, store, measurement)
-    return Verdict(claim, optimizer, status, reason, measurement, outlook)
 
+    def verdict(status: str, reason: str, outlook: str = "") -> Verdict:
+        return Verdict(claim, optimizer, status, reason, measurement, outlook)
 
-def _judge(claim: Claim, store: Store, measurement: Measurement) -> tuple[str, str, str]:
-    """Status, reason and outlook."""
     if not measurement.runs:
-        return NOT_TESTED, "its measurement names no run", ""
+        return verdict(NOT_TESTED, "its measurement names no run")
     for problem, fine in (("no longer in the store", store.has), ("damaged", store.holds)):
-        bad = [run for run in measurement.runs if not fine(run)]
-        if bad:
-            return NOT_TESTED, f"{len(bad)} of its {len(measurement.runs)} runs are {problem}, such as {bad[0]}", ""
-    have = {kind: measurement.n.get(kind, 0) for kind in claim.needs}
+        if bad := [run for run in measurement.runs if not fine(run)]:
+            told = f"{len(bad)} of its {len(measurement.runs)} runs are {problem}, such as {bad[0]}"
+            return verdict(NOT_TESTED, told)
+    values, have = measurement.values, {kind: measurement.n.get(kind, 0) for kind in claim.needs}
     small = ", ".join(f"{have[kind]} of {count} {kind}" for kind, count in claim.needs.items() if have[kind] < count)
-    values = measurement.values
     unknown = [c.name for c in claim.criteria if not math.isfinite(values.get(c.name, math.nan))]
+    failed = [c for c in claim.criteria if c.name not in unknown and not c.holds(values[c.name])]
     if unknown:
-        reason = f"{unknown[0]} could not be measured"
-        return NOT_TESTED, f"the sample is too small, and {reason}" if small else reason, small and f"{reason}; {small}"
-    failed = [c for c in claim.criteria if not c.holds(values[c.name])]
-    parts = "; ".join(
-        f"{c.name} is {values[c.name]:.4g}, needs {c.direction} {c.threshold:g}" for c in failed or claim.criteria
-    )
+        said = outlook = f"{unknown[0]} could not be measured"
+    else:
+        bounds = [
+            f"{c.name} is {values[c.name]:.4g}, needs {c.direction} {c.threshold:g}" for c in failed or claim.criteria
+        ]
+        said, outlook = "; ".join(bounds), _outlook(failed, have)
     if small:
-        return NOT_TESTED, f"the sample is too small; {parts}", f"{_outlook(failed, have)}; {small}"
-    return NOT_REPRODUCED if failed else REPRODUCED, parts, ""
+        return verdict(NOT_TESTED, f"the sample is too small; {said}", f"{outlook}; {small}")
+    return verdict(NOT_TESTED if unknown else NOT_REPRODUCED if failed else REPRODUCED, said)
 
 
 def _outlook(failed: list[Criterion], have: Mapping[str, int]) -> str:
     """What the numbers of a sample that is too small say; a count of 5 of 10 contexts cannot be reached with 4."""
-    counted = [(c, have.get(c.sample, math.inf)) for c in failed if c.direction == "at least"]
-    if any(c.threshold > most for c, most in counted):
+    if any(c.direction == "at least" and c.threshold > have.get(c.sample, math.inf) for c in failed):
         return "too small to meet the threshold"
     return "misses the threshold" if failed else "meets the threshold"
 
@@ -309,31 +298,14 @@ def verdicts(
 
 def verdict_as_dict(verdict: Verdict) -> dict:
     """A verdict in JSON types: statement, each criterion's measured value and threshold, verdict, reason, n, run ids."""
-    measurement = verdict.measurement
+    claim, found = asdict(verdict.claim), verdict.measurement or Measurement({}, None, {}, (), {})
     return {
-        "id": verdict.claim.id,
-        "statement": verdict.claim.statement,
+        **{name: claim[name] for name in ("id", "statement", "notebook", "figure", "changes")},
         "optimizer": verdict.optimizer,
         "decides": verdict.optimizer == verdict.claim.decides,
         "verdict": verdict.status,
         "shown": verdict.shown,
         "reason": verdict.reason,
-        "criteria": [
-            {
-                "name": c.name,
-                "quantity": c.quantity,
-                "measured": measurement and measurement.values.get(c.name),
-                "direction": c.direction,
-                "threshold": c.threshold,
-                "unit": c.unit,
-            }
-            for c in verdict.claim.criteria
-        ],
-        "interval": measurement and measurement.interval,
-        "n": measurement.n if measurement else {},
-        "runs": list(measurement.runs) if measurement else [],
-        "detail": measurement.detail if measurement else {},
-        "notebook": verdict.claim.notebook,
-        "figure": verdict.claim.figure,
-        "changes": [asdict(change) for change in verdict.claim.changes],
+        "criteria": [bound | {"measured": found.values.get(bound["name"])} for bound in claim["criteria"]],
+        **{name: getattr(found, name) for name in ("interval", "n", "runs", "detail")},
     }

@@ -8,7 +8,8 @@ once its last cell has run: what fails, is killed or no longer records leaves no
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 from filelock import FileLock
@@ -30,18 +31,18 @@ class Experiment:
     Attributes:
         notebook: the py:percent file, in the folder ``notebooks`` of its project.
         parameters: every parameter by name, in plain JSON types; ``store`` does not count.
-        key: hash of the notebook's code and of what it reaches, when this was made; empty if they cannot be read.
     """
 
     notebook: Path
     parameters: Mapping
-    key: str = field(init=False)
 
-    def __post_init__(self):
+    @cached_property
+    def key(self) -> str:
+        """Hash of the notebook's code and of what it reaches, as it first was; empty if they cannot be read."""
         try:
-            self.key = stale.key(self.notebook)
+            return stale.key(self.notebook)
         except (OSError, SyntaxError, ValueError):
-            self.key = ""
+            return ""
 
     @property
     def description(self) -> dict:
@@ -59,15 +60,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One recorded measurement.
-
-    Attributes:
-        values: by criterion.
-        interval: uncertainty of the first criterion, or None.
-        n: sample sizes by kind.
-        runs: ids of all runs behind it.
-        detail: anything else worth keeping.
-    """
+    """What was measured for a claim: ``values`` by criterion, the uncertainty of the first, sample sizes, run ids, and more."""
 
     values: dict[str, float]
     interval: tuple[float, ...] | None
@@ -95,33 +88,35 @@ class Record:
     measurements: dict[str, Measurement]
 
 
-SHAPE = TypeAdapter(Record)
+class Recording:
+    """What a running notebook measures, kept aside until :func:`complete` lets it count."""
 
+    def __init__(self, store: Store, experiment: Experiment, scratch: Path):
+        """Drop what an experiment recorded before: from now on nothing counts until the new record is complete.
 
-def begin(store: Store, experiment: Experiment) -> Record:
-    """Drop what an experiment recorded before: from now on nothing counts until the new record is complete.
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        self.record = Record(secrets.token_hex(8), False, experiment.description, experiment.key, {})
+        self.file, self.waiting = experiment.file(store), scratch / WAITING
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.file.with_suffix(".lock")):
+                files.write_json(self.file, asdict(self.record))
+        except OSError as error:
+            raise StoreError(
+                f"Measurements cannot be kept in '{self.file.parent}' ({error.strerror or error}). Free some space or "
+                "choose another folder with the parameter 'store'."
+            ) from error
+        self._write()  # a notebook that measures nothing runs through as well
 
-    Raises:
-        StoreError: the file cannot be written.
-    """
-    path = experiment.file(store)
-    record = Record(secrets.token_hex(8), False, experiment.description, experiment.key, {})
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            files.write_json(path, asdict(record))
-    except OSError as error:
-        raise StoreError(
-            f"Measurements cannot be kept in '{path.parent}' ({error.strerror or error}). Free some space or choose another "
-            "folder with the parameter 'store'."
-        ) from error
-    return record
+    def add(self, claim: str, optimizer: str, measurement: Measurement) -> None:
+        self.record.measurements[f"{claim}-{optimizer}"] = measurement
+        self._write()
 
-
-def wait_with(record: Record, file: Path, scratch: Path) -> None:
-    """Leave what was measured so far, and the file it is meant for, where :func:`complete` finds it."""
-    content = json.loads(json.dumps(asdict(record), default=float))
-    files.write_json(scratch / WAITING, {"file": str(file), "record": content})
+    def _write(self) -> None:
+        content = json.loads(json.dumps(asdict(self.record), default=float))
+        files.write_json(self.waiting, {"file": str(self.file), "record": content})
 
 
 def complete(scratch: Path) -> None:
@@ -146,17 +141,15 @@ def read_record(store: Store, experiment: Experiment) -> Record | None:
         ValueError: the run did not come to its end, or the file is damaged or made of something else than its name says.
     """
     try:
-        content = files.read_json(experiment.file(store))
+        record = TypeAdapter(Record).validate_json(json.dumps(files.read_json(experiment.file(store))), strict=True)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ValueError(f"its measurement cannot be read ({error.strerror})") from None
-    except ValueError:
-        raise ValueError("its measurement is damaged") from None
-    try:
-        record = SHAPE.validate_json(json.dumps(content), strict=True)
     except ValidationError:
         raise ValueError("its measurement has another shape than this version writes") from None
+    except ValueError:
+        raise ValueError("its measurement is damaged") from None
     if record.experiment != experiment.description:
         raise ValueError("its measurement was made of something else")
     if not record.complete:

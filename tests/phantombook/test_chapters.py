@@ -29,7 +29,7 @@ def test_a_chapter_can_be_read_and_edited(number, path):
 
 
 FOLDED = {"parameters", "hide-cell", "hide-input", "remove-cell"}
-PRESENTS = re.compile(r"\bnb\.(caption|figure|table|page|say|answer|record|glue)\(")
+PRESENTS = re.compile(r"\bnb\.(caption|figure|table|say|answer|record|glue)\(")
 ON_THE_COMPANION = {"21", "22"}  # chapters that show how one presents
 
 

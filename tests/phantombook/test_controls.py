@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from chapters import chapter
+from chapter import chapter
 
 from phantomlib.contexts import load_contexts, resolve
 from phantomlib.errors import ParameterError

@@ -101,19 +101,8 @@ def test_a_copy_that_papermill_runs_shows_its_parameters_and_records_nothing(pro
     content = jupytext.reads(f"{NOTEBOOK}\n# %%\nprint(nb.command)\n", fmt="py:percent")
     nbformat.write(content, elsewhere / "copy.ipynb")
     told = json.dumps({"command": "phantom run 05", "profile": "zoo", "parameters": {"jumping": 3.0}})
-    words = [
-        "-p",
-        "jumping",
-        "0.5",
-        "-y",
-        "models: [zoo:gpt2-s]",
-        "-k",
-        "python3",
-        "--language",
-        "python",
-        "--no-progress-bar",
-    ]
-    command = [sys.executable, "-m", "papermill", "copy.ipynb", "out.ipynb", *words]
+    words = ["-p", "jumping", "0.5", "-k", "python3", "--language", "python", "--no-progress-bar", "-y"]
+    command = [sys.executable, "-m", "papermill", "copy.ipynb", "out.ipynb", *words, "models: [zoo:gpt2-s]"]
     subprocess.run(command, cwd=elsewhere, env=os.environ | {"PHANTOM_NOTEBOOK": told}, check=True)
     shown = (elsewhere / "out.ipynb").read_text()
     assert "-p jumping '0.5'" in shown and "zoo:gpt2-s" in shown

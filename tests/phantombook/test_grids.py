@@ -27,21 +27,15 @@ def absolute_parameters(values):
 
 def absolute_runs(source, parameters):
     """Lines that ask a store for runs at rates which are numbers and parameters only, so in units of nothing computed."""
-    calls = [
-        node
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "run"
-    ]
-    rates = [
-        next((k.value for k in call.keywords if k.arg == "learning_rates"), call.args[2] if call.args[2:] else None)
-        for call in calls
-    ]
-    ignored = {*parameters, "np", "numpy"}
-    return [
-        rate.lineno
-        for rate in rates
-        if rate is not None and not {node.id for node in ast.walk(rate) if isinstance(node, ast.Name)} - ignored
-    ]
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Call(ast.Attribute(attr="run"), arguments, keywords):
+                rates = [word.value for word in keywords if word.arg == "learning_rates"] or arguments[2:3]
+                names = {inner.id for rate in rates for inner in ast.walk(rate) if isinstance(inner, ast.Name)}
+                if rates and not names - {*parameters, "np", "numpy"}:
+                    lines.append(rates[0].lineno)
+    return lines
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -34,7 +34,7 @@ def shown(monkeypatch):
 
 @pytest.fixture
 def book():
-    return Notebook("01_x", ["m"], [], None, "cpu", "float32", 0)
+    return Notebook("01_x", {"models": ["m"]}, [], None)
 
 
 def downloads(bundle):
@@ -56,13 +56,8 @@ def test_a_figure_is_numbered_described_and_led_back_to_its_data(book, shown):
     assert "<code>abc</code>" in origin["text/html"] and "phantom run 01" in origin["text/html"]
     assert downloads(origin)["01_x-fig-x.csv"].y.tolist() == [3, 4]
     assert not plt.fignum_exists(figure.number)  # or it would be shown twice
-
-
-def test_the_table_that_a_figure_draws_is_its_download(book, shown):
-    table = pd.DataFrame({"model": ["a"], "gap": [-1.23456789]})
-    book.caption("fig-x", "c", alt="a")
-    book.figure(plt.figure(), "fig-x", data=table)
-    assert downloads(shown[1])["01_x-fig-x.csv"].gap[0] == pytest.approx(-1.234568)
+    book.figure(plt.figure(), "fig-x", data=pd.DataFrame({"model": ["a"], "gap": [-1.23456789]}))
+    assert downloads(shown[3])["01_x-fig-x.csv"].gap[0] == pytest.approx(-1.234568)
 
 
 def test_a_long_table_shows_its_top_and_folds_the_rest(book, shown):
@@ -83,32 +78,20 @@ def test_sentences_take_their_numbers_and_name_undefined_ones(book, shown):
     assert shown[1]["text/markdown"] == "No numbers, so $g_{ck}$ stays."
 
 
-def test_words_of_others_are_text(book, shown):
-    word = "<b>|=1"
-    book.say("The word “{word}”.", word=word)
-    book.table(pd.DataFrame({"word": [word, "=1+1"]}))
-    for bundle in shown[:2]:
-        assert "&lt;b&gt;\\|=1" in bundle["text/markdown"] and "<b>" not in bundle["text/markdown"]
-    assert downloads(shown[2])["01_x-table-1.csv"].word.tolist() == [word, "'=1+1"]
-
-
 def test_runs_are_named_by_datasets_searches_and_tables(book, shown):
     run, search = xr.Dataset(attrs={"run_id": "one"}), xr.Dataset(attrs={"run_ids": "two three"})
     table = pd.DataFrame({"x": [1]})
     table.attrs["run_ids"] = ["four"]
     book.table(table, runs={"a": run, "b": [search, table, run]})
     assert re.findall(r"<code>(one|two|three|four)</code>", shown[1]["text/html"]) == ["one", "two", "three", "four"]
-
-
-def test_a_dataset_without_a_run_is_refused(book):
     with pytest.raises(ParameterError, match="names no run"):
-        book.table(pd.DataFrame({"x": [1]}), runs=xr.Dataset())
+        book.table(table, runs=xr.Dataset())
 
 
 def test_only_the_runner_records(book, shown):
     book.record("C8", 0.04, optimizer="adam", n={"architectures": 5, "contexts": 10}, runs=["abc"])
     assert "C8 is not recorded" in shown[0]["text/markdown"]
-    assert book.measured["C8", "adam"].runs == ("abc",)
+    assert book._measured["C8", "adam"].runs == ("abc",)
 
 
 def test_a_notebook_starts_under_its_own_name(monkeypatch, tmp_path):
@@ -124,13 +107,7 @@ def test_text_for_a_list_leads_to_the_right_option(monkeypatch):
         notebook.declared_here()
 
 
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "<img src=x onerror=alert(1)>",
-    "a\n\n```{raw} html\n<b>\n```",
-    "<!--",
-    "x</td>",
-]
+HOSTILE = ["<script>alert(1)</script>", "a\n\n```{raw} html\n<b>\n```", "<!--", "x</td>", "<b>|=1"]
 
 
 @pytest.mark.parametrize("word", HOSTILE)
@@ -142,11 +119,8 @@ def test_words_of_other_people_are_shown_and_not_obeyed(word, book, shown):
     assert len(table.splitlines()) == 3 and "1.500" in table
     for text in (sentence, table):
         assert "<" not in text and ">" not in text
-    assert markdown(sentence).count("<strong>") == 1 and " ".join(word.split()) in html.unescape(markdown(sentence))
-
-
-def markdown(text):
-    return MarkdownIt("commonmark").render(text)
+    page = MarkdownIt("commonmark").render(sentence)
+    assert page.count("<strong>") == 1 and " ".join(word.split()) in html.unescape(page)
 
 
 @pytest.mark.parametrize("word", ["=HYPERLINK(0)", "+1", "@x", "-a"])
@@ -154,10 +128,6 @@ def test_a_download_holds_no_formula(word, book, shown):
     book.table(pd.DataFrame({"word": [word], "gap": [-1.5]}))
     back = downloads(shown[1])["01_x-table-1.csv"]
     assert back.word[0] == f"'{word}" and back.gap[0] == -1.5
-
-
-def fitting_book(contexts, source):
-    return Notebook("01_x", ["m"], contexts, None, "cpu", "float32", 0, {"contexts": source})
 
 
 def test_contexts_that_do_not_fit_are_named_at_once_or_left_out_in_plain_text(shown):
@@ -168,9 +138,10 @@ def test_contexts_that_do_not_fit_are_named_at_once_or_left_out_in_plain_text(sh
         Context("two", "Anna was very", "<script>", "happy"),
         Context("three", "When the news came, Anna was very", "happy", "glad"),
     ]
+    strict, lenient = (Notebook("01_x", {"contexts": c}, [good, *bad], None) for c in ("default", "fitting:default"))
     with pytest.raises(ContextError, match="3 problems in the 4 contexts for 'gpt2-s'.*'one'.*'two'.*'three'"):
-        fitting_book([good, *bad], "default").fitting_contexts(loaded)
-    assert [c.id for c in fitting_book([good, *bad], "fitting:default").fitting_contexts(loaded)] == ["shame"]
+        strict.fitting_contexts(loaded)
+    assert [c.id for c in lenient.fitting_contexts(loaded)] == ["shame"]
     said = [bundle["text/markdown"] for bundle in shown]
     assert len(said) == 3 and all(line.startswith("> Left out for gpt2-s: Context") for line in said)
     assert not any("<" in line for line in said) and "&lt;script&gt;" in said[1]

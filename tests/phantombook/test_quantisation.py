@@ -5,7 +5,7 @@ import pytest
 import tiny
 import tiny_gguf
 import torch
-from chapters import chapter
+from chapter import chapter
 
 from phantomlib.errors import ModelError, ParameterError
 from phantomlib.models.language_model import LanguageModel, fingerprint, load

@@ -1,10 +1,10 @@
 """The command ``phantom scan``, as JSON, as CSV, as words and as a page in a real browser."""
 
 import json
-import shutil
 
 import pandas as pd
 import pytest
+from opened import PHONE, REACHES, open_page
 from typer.testing import CliRunner
 
 from phantombook.cli import app
@@ -16,7 +16,6 @@ ROWS = [
     {"prompt": "After the lie, Anna felt a deep sense of", "completion": " guilt"},
 ]
 FIELDS = {"row", "position", "before", "correct", "competitor", "gap", "overlap", "velocity", "number"}
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture
@@ -64,23 +63,14 @@ def test_impossible_values_are_refused(data, words, problem):
     assert said.exit_code == 1 and problem in said.stderr and "Traceback" not in said.output
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; install the package 'chromium'")
-def test_the_page_answers_for_every_rate(data, tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+def test_the_page_answers_for_every_rate(browser, data, tmp_path):
     assert scan(data, "--learning-rate", 1e-6, "--html", tmp_path / "page.html").exit_code == 0
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 390, "height": 844})
-        asked, wrong = [], []
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("pageerror", lambda error: wrong.append(error))
-        page.goto(f"file://{tmp_path / 'page.html'}")
-        assert page.locator("main i.silent[data-t]").count() == 2 and page.locator("main i.learnt[data-t]").count() == 0
-        page.locator("#rate").evaluate("(e) => { e.value = -1; e.dispatchEvent(new Event('input')) }")
-        assert page.locator("main i.learnt[data-t]").count() == 2 and page.locator("main i.contra[data-t]").count() == 1
-        page.locator("th button").nth(4).click()
-        gaps = [float(text) for text in page.locator("tbody tr td:nth-child(5)").all_inner_texts()]
-        assert gaps == sorted(gaps) and len(gaps) == 3
-        assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
-        assert wrong == [] and [url for url in asked if not url.startswith("file:")] == []
-        browser.close()
+    page, wrong = open_page(browser, f"file://{tmp_path}/", "page.html", PHONE)
+    assert page.locator("main i.silent[data-t]").count() == 2 and page.locator("main i.learnt[data-t]").count() == 0
+    page.locator("#rate").evaluate("(e) => { e.value = -1; e.dispatchEvent(new Event('input')) }")
+    assert page.locator("main i.learnt[data-t]").count() == 2 and page.locator("main i.contra[data-t]").count() == 1
+    page.locator("th button").nth(4).click()
+    gaps = [float(text) for text in page.locator("tbody tr td:nth-child(5)").all_inner_texts()]
+    assert gaps == sorted(gaps) and len(gaps) == 3
+    assert page.evaluate(REACHES) == "" and wrong == []
+    page.close()

@@ -1,6 +1,5 @@
 """One change at a time: what chapter 11 measures for a variant against the same quantities computed directly."""
 
-import ast
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
+from chapter import chapter
 
 from phantombook.ledger.claims import load_claims
-from phantombook.project import find_notebook, find_root
 from phantomlib.critical.predictors import predict_critical_rates
 from phantomlib.critical.scaling import coefficient_of_variation
 from phantomlib.critical.search import critical_rates
@@ -25,17 +24,8 @@ JUMPS = {"size_factor": 0.05, "median_factor": 2.0}  # as small as the jumps of 
 ALL = {"C1", "C3", "C4", "C7", "C8", "C9"}
 
 
-def chapter(**given):
-    """What chapter 11 defines, executed from its source: imports, functions and constants, with ``given`` beside them."""
-    body = ast.parse(find_notebook(find_root(), "11").read_text(encoding="utf-8")).body
-    constants = [node for node in body if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "").isupper()]
-    kept = [
-        node for node in body if isinstance(node, ast.ImportFrom | ast.Import | ast.FunctionDef) or node in constants
-    ]
-    names = {"steps": RECIPE.steps, "multiples": [0.5, 2.0]}
-    exec(compile(ast.Module(kept, []), "chapter 11", "exec"), names)
-    names |= given
-    return SimpleNamespace(**names)
+def eleven(**given):
+    return chapter("11", **{"steps": RECIPE.steps, "multiples": [0.5, 2.0]} | given)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +34,8 @@ def measured(tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("store"))
     models = [tiny.model("GPT2", "float32"), tiny.model("GPTNeoX", "float32")]
     pairs = [(model, tiny.contexts(model)) for model in models]
-    eleven = chapter(nb=SimpleNamespace(store=store), load=lambda dtype: pairs)
-    return store, pairs, eleven, *eleven.measure_variant({"rank": 2, **JUMPS}, ALL)
+    tried = eleven(nb=SimpleNamespace(store=store), load=lambda dtype: pairs)
+    return store, pairs, tried, *tried.measure_variant({"rank": 2, **JUMPS}, ALL)
 
 
 def ids(runs):
@@ -53,14 +43,14 @@ def ids(runs):
 
 
 def test_every_variant_changes_one_thing():
-    (_, unchanged), *others = chapter().variants(20).items()
+    (_, unchanged), *others = eleven().variants(20).items()
     assert unchanged == ({}, "C1 C3 C4 C7 C8 C9") and len(others) == 16
     for name, (change, claims) in others:
         assert len(change) == 1 and set(claims.split()) < ALL, name
 
 
 def test_variants_by_name():
-    variants = chapter().variants
+    variants = eleven().variants
     names = list(variants(20))
     assert list(variants(20, [names[4], names[0]])) == [names[0], names[4]]
     with pytest.raises(ParameterError, match="no variant 'as defind'.*nearest: 'as defined'"):
@@ -102,7 +92,7 @@ def test_successes_of_lora_are_counted_at_ten_times_the_critical_rates(measured)
 
 
 def test_a_context_without_a_critical_rate_is_left_out(measured, monkeypatch):
-    store, pairs, eleven, *_ = measured
+    store, pairs, tried, *_ = measured
     all_rates = {m.name: critical_rates(store, m, contexts, RECIPE) for m, contexts in pairs}
     results = []
 
@@ -110,9 +100,9 @@ def test_a_context_without_a_critical_rate_is_left_out(measured, monkeypatch):
         found = all_rates[model.name].isel(context=slice(len(contexts)))
         return found.assign(critical_rate=found.critical_rate.where(found.context == contexts[0].id))
 
-    monkeypatch.setattr(eleven.search, "critical_rates", of_the_first)
+    monkeypatch.setattr(tried.search, "critical_rates", of_the_first)
     for given in (pairs, [(m, contexts[:1]) for m, contexts in pairs]):
-        one = chapter(nb=SimpleNamespace(store=store), load=lambda dtype, given=given: given)
+        one = eleven(nb=SimpleNamespace(store=store), load=lambda dtype, given=given: given)
         results.append(one.measure_variant({"rank": 2, **JUMPS}, {"C4", "C7", "C8", "C9"}))
     (with_nan, runs), (without, _) = results
     assert with_nan == without and all(map(store.has, ids(runs)))
@@ -120,10 +110,10 @@ def test_a_context_without_a_critical_rate_is_left_out(measured, monkeypatch):
 
 
 def test_a_stricter_definition_counts_no_more_structural_failures(measured):
-    eleven = measured[2]
+    tried = measured[2]
     counts = []
     for threshold in (1e-6, 1e-3, 10.0):
-        found, _ = eleven.measure_variant({"drag_worsens": threshold}, {"C3"})
+        found, _ = tried.measure_variant({"drag_worsens": threshold}, {"C3"})
         counts.append(found["C3"]["structural_failures"])
     assert counts == sorted(counts, reverse=True) and counts[-1] == 0
 
@@ -131,7 +121,7 @@ def test_a_stricter_definition_counts_no_more_structural_failures(measured):
 def test_a_variant_asks_for_models_in_its_own_dtype(measured):
     store, pairs, *_ = measured
     asked = []
-    one = chapter(nb=SimpleNamespace(store=store), load=lambda dtype: asked.append(dtype) or pairs)
+    one = eleven(nb=SimpleNamespace(store=store), load=lambda dtype: asked.append(dtype) or pairs)
     change, claims = one.variants(20)["double precision"]
     values, _ = one.measure_variant(change, set(claims.split()))
     assert set(values) == {"C4", "C7"}
@@ -141,13 +131,13 @@ def test_a_variant_asks_for_models_in_its_own_dtype(measured):
 def test_the_table_marks_what_meets_the_thresholds():
     claims = {claim.id: claim for claim in load_claims()}
     (criterion,) = claims["C1"].criteria
-    cell = chapter(ledger=claims).cell
+    cell = eleven(ledger=claims).cell
     assert cell("C1", {criterion.name: criterion.threshold}).endswith("✓")
     assert cell("C1", {criterion.name: criterion.threshold - 1}).endswith("✗")
     assert cell("C9", {"lora_successes": [8, 10]}) == "8/10"
 
 
 def test_the_search_is_shared_by_variants_that_only_change_the_order_parameter():
-    dynamics = chapter().dynamics
+    dynamics = eleven().dynamics
     for change in ({"exponent": 1}, {"geometry": "input"}, {"rank": 32}):
         assert dynamics(replace(RECIPE, **change)) == dynamics(RECIPE)

@@ -1,5 +1,5 @@
 // A small GPT-2 in plain JavaScript: forward pass, hand-written backward pass, SGD and Adam, for one sentence and its next word.
-// The same numbers as the book's engine, which a test compares. Runs in a worker of the page "Train it here", and under Node.
+// The same numbers as the book's engine, which a test compares. Runs in a worker of the page "Train it here".
 "use strict";
 
 // ---- weights: a safetensors file, float16 or float32, as float32
@@ -232,5 +232,3 @@ function softmax(z) {
   const most = z.reduce((a, b) => Math.max(a, b)), e = z.map(value => Math.exp(value - most)), sum = e.reduce((a, b) => a + b);
   return e.map(value => value / sum);
 }
-
-if (typeof module !== "undefined") module.exports = {readSafetensors, Problem};

@@ -7,34 +7,16 @@ import re
 
 import numpy as np
 import pandas as pd
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from phantombook.figures.escaping import csv_of, in_figure, in_markdown, json_in_page
 
-HOSTILE = [
-    "</script>",
-    "<!--<script>",
-    "<img src=x onerror=alert(1)>",
-    "a & b",
-    "x | y",
-    "=1+1",
-    "]]>",
-    "\u2028",
-    "é🙂",
-]
 
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_json_in_a_page_is_the_same_value_and_no_markup(text):
+@given(st.text() | st.sampled_from(["</script>", "<!--<script>", "]]>", "\u2028", "é🙂", "__proto__"]))
+def test_any_text_in_json_is_the_same_value_and_no_markup(text):
     written = json_in_page({text: [text, 1.5, None]})
     assert "<" not in written and json.loads(written) == {text: [text, 1.5, None]}
-
-
-@given(st.text())
-def test_any_text_survives_in_json(text):
-    assert json.loads(json_in_page(text)) == text and "<" not in json_in_page(text)
 
 
 def half(found):

@@ -35,8 +35,3 @@ def test_a_family_is_a_hue_and_a_larger_model_is_darker():
     assert mpl.colors.to_hex(alone["x"]).upper() == palette.FAMILIES["llama"]
     strange = palette.model_colours([SimpleNamespace(name="y", model_type="unheard of", n_parameters=1)])
     assert mpl.colors.to_hex(strange["y"]).upper() == palette.OTHER_FAMILY
-
-
-def test_a_larger_learning_rate_is_darker():
-    shades = [lightness(colour) for colour in palette.multiple_colours([0.3, 1.5, 10, 30])]
-    assert shades == sorted(shades, reverse=True)

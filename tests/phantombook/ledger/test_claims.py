@@ -1,80 +1,21 @@
 """The ledger: a verdict follows from thresholds, measurements and runs, and from nothing else."""
 
-import dataclasses
 import json
 import math
-import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny
 import yaml
+from typer.testing import CliRunner
 
-from phantombook.ledger import claims, measurements
-from phantombook.ledger.measurements import Experiment
-from phantomlib.engine.recipe import Recipe
+from phantombook.cli import app
+from phantombook.ledger import claims
+from phantombook.ledger.claims import NOT_REPRODUCED, NOT_TESTED, REPRODUCED, STALE
 from phantomlib.errors import ParameterError
-from phantomlib.runs.store import Store
 
-NOTEBOOK = """
-# %% tags=["parameters"]
-steps: int = 20  # how many
-
-# %%
-from phantomlib.transition import jumps
-"""
-
-
-@pytest.fixture(scope="module")
-def filled(tmp_path_factory):
-    """A store with two runs, and their ids."""
-    store, model = Store(tmp_path_factory.mktemp("filled")), tiny.model("GPT2")
-    runs = [store.run(model, tiny.contexts(model), [rate], Recipe(steps=1)) for rate in (1e-3, 1e-2)]
-    return store.root, sorted(run.attrs["run_id"] for run in runs)
-
-
-@pytest.fixture
-def runs(filled):
-    return filled[1]
-
-
-@pytest.fixture
-def store(filled, tmp_path):
-    shutil.copytree(filled[0], tmp_path / "store")
-    return Store(tmp_path / "store")
-
-
-@pytest.fixture
-def source(tmp_path):
-    return make_source(tmp_path)
-
-
-def make_source(folder, number="08", models=("m",), **parameters):
-    """An experiment as it is now on the disk; the notebook is written if it is not there."""
-    path = folder / "notebooks" / f"{number}_toy.py"
-    path.parent.mkdir(exist_ok=True)
-    if not path.exists():
-        path.write_text(NOTEBOOK)
-    return Experiment(path, {"models": list(models), "steps": 20, "store": "runs"} | parameters)
-
-
-def claim(identifier="C8"):
-    return {c.id: c for c in claims.load_claims()}[identifier]
-
-
-@pytest.fixture
-def measure(store, source, runs, tmp_path):
-    """Record as the only measurement of a notebook that ran through."""
-
-    def record(value, identifier="C8", optimizer="adam", n=None, runs=runs, source=source):
-        n = claim(identifier).needs if n is None else n
-        found, made = claims.measured(identifier, value, optimizer=optimizer, n=n, runs=runs)
-        record = measurements.begin(store, source)
-        record.measurements[f"{found.id}-{optimizer}"] = made
-        measurements.wait_with(record, source.file(store), tmp_path)
-        measurements.complete(tmp_path)
-
-    return record
+CLAIMS = {claim.id: claim for claim in claims.load_claims()}
+C8 = CLAIMS["C8"]
 
 
 def test_all_claims_are_declared_with_bounds_and_samples():
@@ -87,37 +28,16 @@ def test_all_claims_are_declared_with_bounds_and_samples():
         assert all(math.isfinite(criterion.threshold) for criterion in c.criteria)
 
 
-def test_thresholds_stated_in_advance():
-    assert claim("C8").criteria[0].threshold == 0.05
-    assert claim("C10").criteria[0].threshold == 0.021
+@pytest.mark.parametrize("value, status", [(0.049, REPRODUCED), (0.05, REPRODUCED), (0.051, NOT_REPRODUCED)])
+def test_verdict_is_the_comparison_with_the_threshold(case, value, status):
+    case.record(value)
+    assert case.verdict().status == status
 
 
-@pytest.mark.parametrize(
-    "value, status", [(0.049, claims.REPRODUCED), (0.05, claims.REPRODUCED), (0.051, claims.NOT_REPRODUCED)]
-)
-def test_verdict_is_the_comparison_with_the_threshold(store, source, measure, value, status):
-    measure(value)
-    assert claims.judge(claim(), store, source).status == status
-
-
-def test_changed_threshold_changes_the_verdict(store, source, measure):
-    measure(0.04)
-    strict = dataclasses.replace(claim(), criteria=(dataclasses.replace(claim().criteria[0], threshold=0.03),))
-    assert claims.judge(claim(), store, source).status == claims.REPRODUCED
-    assert claims.judge(strict, store, source).status == claims.NOT_REPRODUCED
-
-
-def test_turned_direction_turns_the_verdict(store, source, measure):
-    measure(0.04)
-    turned = dataclasses.replace(claim(), criteria=(dataclasses.replace(claim().criteria[0], direction="at least"),))
-    assert claims.judge(turned, store, source).status == claims.NOT_REPRODUCED
-
-
-def test_removed_run_withholds_the_verdict(store, source, measure, runs):
-    measure(0.04)
-    next(store.root.glob(f"*-{runs[1]}.nc")).unlink()
-    verdict = claims.judge(claim(), store, source)
-    assert verdict.status == claims.NOT_TESTED and runs[1] in verdict.reason
+@pytest.mark.parametrize("change", [{"threshold": 0.005}, {"direction": "at least"}])
+def test_a_changed_bound_changes_the_verdict(case, change):
+    other = replace(C8, criteria=(replace(C8.criteria[0], **change),))
+    assert (case.verdict().status, case.verdict(other).status) == (REPRODUCED, NOT_REPRODUCED)
 
 
 @pytest.mark.parametrize(
@@ -138,65 +58,36 @@ def test_removed_run_withholds_the_verdict(store, source, measure, runs):
         ("C5", 4, (1, 10), "misses the threshold; 1 of 5 architectures"),  # 4 of 5 tests: they are no sample
     ],
 )
-def test_a_small_sample_withholds_the_verdict_and_says_what_its_numbers_say(
-    store, tmp_path, measure, identifier, value, n, shown
-):
-    chosen = claim(identifier)
+def test_a_small_sample_withholds_the_verdict_and_says_what_its_numbers_say(case, identifier, value, n, shown):
+    chosen = CLAIMS[identifier]
     values = dict(zip([c.name for c in chosen.criteria], value if isinstance(value, tuple) else [value], strict=True))
-    source = make_source(tmp_path, chosen.notebook)
-    measure(values, identifier, n=dict(zip(("architectures", "contexts"), n, strict=True)), source=source)
-    verdict = claims.judge(chosen, store, source)
-    assert (verdict.status, verdict.shown) == (claims.NOT_TESTED, shown)
+    case.record(values, claim=identifier, n=dict(zip(("architectures", "contexts"), n, strict=True)))
+    verdict = case.verdict(chosen)
+    assert (verdict.status, verdict.shown) == (NOT_TESTED, shown)
     assert "the sample is too small" in verdict.reason
     assert json.loads(json.dumps(claims.verdict_as_dict(verdict)))["shown"] == shown
 
 
-def test_only_the_size_of_the_sample_leaves_an_outlook(store, source, measure, runs):
+def test_only_the_size_of_the_sample_leaves_an_outlook(case):
     small = {"architectures": 4, "contexts": 10}
-    measure(0.04)
-    assert claims.judge(claim(), store, source).shown == claims.REPRODUCED
-    measure(0.06)
-    assert claims.judge(claim(), store, source).shown == claims.NOT_REPRODUCED
-    measure(math.nan)
-    assert claims.judge(claim(), store, source).shown == claims.NOT_TESTED
-    measure(0.04, n=small, runs=[])
-    assert claims.judge(claim(), store, source).shown == claims.NOT_TESTED
-    measure(0.04, n=small)
-    stale = Experiment(source.notebook, source.parameters)
-    stale.key = "another"
-    assert claims.judge(claim(), store, stale).shown == claims.STALE
-    next(store.root.glob(f"*-{runs[1]}.nc")).unlink()
-    assert claims.judge(claim(), store, source).shown == claims.NOT_TESTED
+    for value, shown in ((0.04, REPRODUCED), (0.06, NOT_REPRODUCED), (math.nan, NOT_TESTED)):
+        case.record(value)
+        assert case.verdict().shown == shown
+    case.record(0.04, n=small, runs=[])
+    assert case.verdict().shown == NOT_TESTED
+    case.record(0.04, n=small)
+    elsewhere = case.source()
+    elsewhere.key = "another"
+    assert claims.judge(C8, case.store, elsewhere).shown == STALE
+    case.run(1).unlink()
+    assert case.verdict().shown == NOT_TESTED and case.runs[1] in case.verdict().reason
 
 
-def test_undefined_value_withholds_the_verdict(store, source, measure):
-    measure(math.nan)
-    assert claims.judge(claim(), store, source).status == claims.NOT_TESTED
-
-
-@pytest.mark.parametrize(
-    "damage", [lambda path: path.unlink(), lambda path: path.write_text("{"), lambda path: path.write_text("")]
-)
-def test_missing_or_damaged_measurement_withholds_the_verdict(store, source, measure, damage):
-    measure(0.04)
-    damage(source.file(store))
-    assert claims.judge(claim(), store, source).status == claims.NOT_TESTED
-
-
-def test_optimisers_and_sources_do_not_mix(store, source, measure, tmp_path):
-    measure(0.04, optimizer="sgd")
-    assert claims.judge(claim(), store, source).status == claims.NOT_TESTED
-    assert claims.judge(claim(), store, source, "sgd").status == claims.REPRODUCED
-    assert claims.judge(claim(), store, make_source(tmp_path, steps=21), "sgd").status == claims.NOT_TESTED
-
-
-@pytest.mark.parametrize(
-    "values, status", [((3, 0), claims.REPRODUCED), ((2, 0), claims.NOT_REPRODUCED), ((3, 1), claims.NOT_REPRODUCED)]
-)
-def test_every_criterion_must_hold(store, source, measure, values, status):
-    names = [c.name for c in claim("C6").criteria]
-    measure(dict(zip(names, values, strict=True)), "C6")
-    assert claims.judge(claim("C6"), store, source).status == status
+@pytest.mark.parametrize("values, status", [((3, 0), REPRODUCED), ((2, 0), NOT_REPRODUCED), ((3, 1), NOT_REPRODUCED)])
+def test_every_criterion_must_hold(case, values, status):
+    names = [c.name for c in CLAIMS["C6"].criteria]
+    case.record(dict(zip(names, values, strict=True)), claim="C6")
+    assert case.verdict(CLAIMS["C6"]).status == status
 
 
 @pytest.mark.parametrize(
@@ -213,11 +104,12 @@ def test_measurement_of_something_else_is_refused(identifier, value, optimizer, 
         claims.measured(identifier, value, optimizer=optimizer, n=n, runs=[])
 
 
+BOUND = {"quantity": "q", "direction": "at least", "threshold": 1, "unit": "1"}
+
+
 def entry(**changes):
     return {"id": "X", "statement": "s", "notebook": "01", "figure": "f", "decides": "adam",
-            "needs": {"contexts": 2},
-            "criteria": {"a": {"quantity": "q", "direction": "at least", "threshold": 1, "unit": "1"}},
-            "changes": []} | changes  # fmt: skip
+            "needs": {"contexts": 2}, "criteria": {"a": dict(BOUND)}, "changes": []} | changes  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -226,19 +118,10 @@ def entry(**changes):
         ([entry(decides="lion")], "Claim X .*decides"),
         ([entry(criteria={})], "Claim X .*criteria"),
         ([entry(statment="s")], "Claim X .*statment"),
-        (
-            [entry(criteria={"a": {"quantity": "q", "direction": "about", "threshold": 1, "unit": "1"}})],
-            "criteria.0.direction",
-        ),
+        ([entry(criteria={"a": BOUND | {"direction": "about"}})], "criteria.0.direction"),
         ([entry(criteria={"a": {"quantity": "q", "direction": "at least", "unit": "1"}})], "criteria.0.threshold"),
-        (
-            [entry(criteria={"a": {"quantity": "q", "direction": "at least", "threshold": "1", "unit": "1"}})],
-            "threshold",
-        ),
-        (
-            [entry(criteria={"a": {"quantity": "q", "direction": "at least", "threshold": math.nan, "unit": "1"}})],
-            "threshold",
-        ),
+        ([entry(criteria={"a": BOUND | {"threshold": "1"}})], "threshold"),
+        ([entry(criteria={"a": BOUND | {"threshold": math.nan}})], "threshold"),
         ([entry(changes=[{"what": "x"}])], "Claim X .*changes.0"),
         ([entry(), entry()], "more than one claim X"),
         ([{"id": "X"}], "list of claims"),
@@ -255,30 +138,32 @@ def test_a_ledger_that_is_broken_says_where(tmp_path, text, words):
         path.write_text(text if isinstance(text, str) else yaml.safe_dump(text), encoding="utf-8")
     with pytest.raises(ParameterError, match=words):
         claims.load_claims(path)
+    path.write_text(yaml.safe_dump([entry()]), encoding="utf-8")
+    assert claims.load_claims(path)[0].criteria[0].name == "a"
 
 
-def test_one_that_is_sound_is_read(tmp_path):
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump([entry()]), encoding="utf-8")
-    assert claims.load_claims(tmp_path / "mine.yaml")[0].criteria[0].name == "a"
-
-
-def test_an_experiment_is_every_parameter_but_the_place_of_the_store(store, tmp_path):
+def test_an_experiment_is_every_parameter_but_the_place_of_the_store(case, tmp_path):
     (tmp_path / "mine.yaml").write_text("one")
     (tmp_path / "folder").mkdir()
-    ours = make_source(tmp_path, real_contexts="fitting:mine.yaml").file(store)
-    sources = [
-        make_source(tmp_path),
-        make_source(tmp_path, "10"),
-        make_source(tmp_path, models=["n"]),
-        make_source(tmp_path, real_contexts="mine.yaml"),
-        make_source(tmp_path, dtype="float64"),
-        make_source(tmp_path, size_factor=5.0),
-        make_source(tmp_path, steps=21),
+
+    def file(**parameters):
+        return case.source(**parameters).file(case.store)
+
+    changes = [
+        {},
+        {"models": ["n"]},
+        {"real_contexts": "mine.yaml"},
+        {"real_contexts": "fitting:mine.yaml"},
+        {"dtype": "float64"},
+        {"size_factor": 5.0},
+        {"steps": 21},
     ]
-    assert len({ours, *(source.file(store) for source in sources)}) == 1 + len(sources)
-    assert make_source(tmp_path, store="folder").file(store) == sources[0].file(store)
+    ours = [file(**change) for change in changes]
+    assert len(set(ours)) == len(changes) and file(store="folder") == ours[0]
     (tmp_path / "mine.yaml").write_text("two")  # whatever parameter names a file: its words count
-    assert make_source(tmp_path, real_contexts="fitting:mine.yaml").file(store) != ours
+    assert file(real_contexts="fitting:mine.yaml") not in ours
+    case.notebook = case.notebook.rename(case.notebook.with_name("10_toy.py"))
+    assert file() not in ours
 
 
 FROZEN = Path(__file__).with_name("thresholds.json")
@@ -304,16 +189,27 @@ def test_a_threshold_by_its_name(id, name, value):
         claims.threshold(id, "another")
 
 
-def test_ours_are_kept_apart_from_the_papers(store):
-    papers, ours = claims.verdicts(store, {}), claims.verdicts(store, {}, group="ours")
-    assert [pair[0].claim.id[0] for pair in papers] == ["C"] * 11 and [p[0].claim.id[0] for p in ours] == ["O"] * 9
-
-
-def test_ledger_in_json_has_everything(store, source, measure, runs):
-    measure(0.04)
-    pairs = claims.verdicts(store, {"08": source})
+def test_the_ledger_in_json_has_everything_and_ours_apart_from_the_papers(case):
+    case.record(0.04)
+    pairs = claims.verdicts(case.store, {"08": case.source()})
     entries = json.loads(json.dumps([claims.verdict_as_dict(v) for pair in pairs for v in pair]))
-    assert len(entries) == 22 and sum(e["decides"] for e in entries) == 11
+    assert [entry["id"] for entry in entries if entry["decides"]] == [f"C{i}" for i in range(1, 12)]
+    assert len(entries) == 22
     found = next(e for e in entries if e["id"] == "C8" and e["decides"])
     assert found["criteria"][0]["measured"] == 0.04 and found["criteria"][0]["threshold"] == 0.05
-    assert found["verdict"] == "reproduced" and found["runs"] == runs and found["n"]["contexts"] == 10
+    assert found["verdict"] == "reproduced" and found["runs"] == sorted(case.runs[:2]) and found["n"]["contexts"] == 10
+    assert [pair[0].claim.id[0] for pair in claims.verdicts(case.store, {}, group="ours")] == ["O"] * 9
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_the_command_says_what_a_small_sample_says(monkeypatch, words):
+    small, other = "meets the threshold; 1 of 5 architectures", "misses the threshold; 1 of 5 architectures"
+    pair = [
+        claims.Verdict(C8, name, NOT_TESTED, "a reason", claims.Measurement({}, None, {}, ("run",), {}), told)
+        for name, told in (("adam", small), ("sgd", other))
+    ]
+    monkeypatch.setattr(claims, "verdicts", lambda *_, group="paper": [tuple(pair)] if group == "paper" else [])
+    told = CliRunner().invoke(app, ["claims", *words])
+    assert told.exit_code == 0, told.output
+    said = [f'"shown": "{small}"'] if words else [f"C8   {small} ", f"sgd: {other} (a reason)"]
+    assert all(line in told.stdout for line in said)

@@ -1,4 +1,4 @@
-"""What a chapter defines, executed from its source."""
+"""What a chapter defines, without what it measures and shows."""
 
 import ast
 from types import SimpleNamespace
@@ -6,8 +6,8 @@ from types import SimpleNamespace
 from phantombook.project import find_notebook, find_root
 
 
-def chapter(number: str) -> SimpleNamespace:
-    """Imports, functions and constants of a notebook, without anything that it runs."""
+def chapter(number: str, **given) -> SimpleNamespace:
+    """Imports, functions and constants of a chapter, executed from its source, with ``given`` beside them."""
     body = ast.parse(find_notebook(find_root(), number).read_text(encoding="utf-8")).body
     kept = [
         node
@@ -16,6 +16,7 @@ def chapter(number: str) -> SimpleNamespace:
         or isinstance(node, ast.Assign)
         and getattr(node.targets[0], "id", "").isupper()
     ]
-    names: dict = {}
+    names = dict(given)
     exec(compile(ast.Module(kept, []), f"chapter {number}", "exec"), names)
+    names |= given
     return SimpleNamespace(**names)

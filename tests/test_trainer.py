@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import peft
 import pytest
@@ -390,7 +391,7 @@ def test_the_budget_is_summed_up_once():
     asked, watch, optimizer = [], PhantomCallback(), torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: asked.append(step) or 1 - step / 500)
     asked.clear()
-    watch.planned, watch.spent = None, [0.5]
+    watch.planned, watch.spent = None, np.array([0.5])
     for step in (0, 100, 499):
         budget = watch._budget(schedule, TrainerState(global_step=step, max_steps=500))
         assert budget == pytest.approx(0.5 + 501)  # twice the sum of 1/T to T/T
@@ -399,7 +400,7 @@ def test_the_budget_is_summed_up_once():
 
 def test_a_schedule_that_is_no_function_of_the_step_goes_by_its_last_rate():
     optimizer, watch = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5), PhantomCallback()
-    watch.spent = [1.5]
+    watch.spent = np.array([1.5])
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 10)
     assert watch._budget(schedule, TrainerState(global_step=3, max_steps=9)) == 1.5 + 6 * 0.5
 

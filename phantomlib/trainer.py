@@ -320,8 +320,9 @@ def _velocity(model, context: Resolved, optimizer, recipe: Recipe, args) -> list
         loss, gap = training_loss(z, c, k, recipe.loss, recipe.weight)[0], (z[0, c] - z[0, k])[0]
         if recipe.loss == "cross-entropy":  # as transformers' LabelSmoother; a loss function is not smoothed
             loss = loss - args.label_smoothing_factor * (loss + z.log_softmax(1).mean())
-        every = {"retain_graph": True, "materialize_grads": True}
-        of_loss, of_gap = (torch.autograd.grad(x, list(trained), **every) for x in (loss, gap))
+        leaves = list(trained)
+        of_loss = torch.autograd.grad(loss, leaves, retain_graph=True, materialize_grads=True)
+        of_gap = torch.autograd.grad(gap, leaves, materialize_grads=True)
     norm = float(torch.nn.utils.get_total_norm(of_loss))
     clip = min(1.0, args.max_grad_norm / (norm + 1e-6)) if args.max_grad_norm else 1.0  # as torch's clip_grad_norm_
     velocity = [0.0] * len(groups)

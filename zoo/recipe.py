@@ -121,7 +121,7 @@ def build(recipe: PretrainingRecipe, vocabulary: int):
     common: dict[str, Any] = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": None, "initializer_range": 0.02}
     if recipe.family == "gpt2":
         sizes = {"n_positions": N_POSITIONS, "n_embd": d, "n_layer": layers, "n_head": heads}
-        own = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        own: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
         own["activation_function"] = "gelu_pytorch_tanh"  # gelu_new, fused: the same function, a quarter faster
     else:
         sizes = {"hidden_size": d, "num_hidden_layers": layers, "num_attention_heads": heads}

@@ -1,18 +1,19 @@
 """Around a diagnosis at the command line: find the words, check by training, and say it in text and JSON."""
 
+import json
 import math
 import tempfile
 import textwrap
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from phantomlib.contexts import Context, Resolved, load_contexts, resolve
 from phantomlib.critical.rehearsal import Estimate
 from phantomlib.critical.search import critical_rates
-from phantomlib.cure import Remedy
 from phantomlib.diagnosis import LORA_FACTOR, Diagnosis, Proposal, counted_steps, propose
 from phantomlib.engine.finetune import check_recording, finetune
 from phantomlib.engine.recipe import Recipe
@@ -22,27 +23,20 @@ from phantomlib.runs.store import Store
 
 LONGEST = 24 * 3600  # seconds that a check may take
 RUNS = 6  # that a check takes: a search of about five, and the one asked about
+WAYS = {"learning rate": "learning rate", "steps": "more steps", "margin": "margin loss"}
 
 
 @dataclass(frozen=True)
 class Check:
-    """What happened when the fine-tune was run.
+    """What happened when the fine-tune was run."""
 
-    Attributes:
-        critical_rate: measured; ``low`` does not cross, ``high`` does. nan without a crossing.
-        inside: whether the prediction's interval holds it.
-        final_gap: Δ in nats after T steps at the learning rate asked about; None without one, as are the next two.
-        first_step: the first step of that run with Δ > 0, or None.
-        cross_entropy_fall: how much lower its cross-entropy ends, in nats.
-    """
-
-    critical_rate: float
+    critical_rate: float  #: measured; ``low`` does not cross, ``high`` does; nan without a crossing
     low: float
     high: float
-    inside: bool
-    final_gap: float | None = None
-    first_step: int | None = None
-    cross_entropy_fall: float | None = None
+    inside: bool  #: whether the prediction's interval holds it
+    final_gap: float | None = None  #: Δ in nats after T steps at the learning rate asked about; None without one
+    first_step: int | None = None  #: the first step of that run with Δ > 0, or None
+    cross_entropy_fall: float | None = None  #: how much lower its cross-entropy ends, in nats
 
 
 def find_context(
@@ -50,9 +44,7 @@ def find_context(
 ) -> Context:
     """The context with an id, or one of a prompt and words; without a competitor that word is empty.
 
-    Raises:
-        ParameterError: neither or both are given, there is no such context, or both words are the same.
-        ContextError: the contexts file cannot be used.
+    ParameterError if neither or both are given, there is no such context, or both words are the same.
     """
     if context is not None:
         if prompt or correct or competitor:
@@ -72,13 +64,8 @@ def find_context(
 def resolve_words(model: LanguageModel, chosen: Context, *, chat: bool) -> tuple[Resolved, list[Proposal]]:
     """What is to be learnt, as the model's tokens; and the competitors proposed, of which the first is taken, if none was given.
 
-    Args:
-        chosen: from :func:`find_context`.
-        chat: whether the prompt is a user's turn in the tokenizer's chat template, and the words begin the answer.
-
-    Raises:
-        ParameterError: there is no chat template, or its text is not read as it is written.
-        ContextError: as :func:`phantomlib.contexts.resolve` and :func:`phantomlib.diagnosis.propose`.
+    With ``chat`` the prompt is a user's turn in the tokenizer's chat template, and the words begin the answer; ParameterError
+    if there is none, or its text is not read as it is written.
     """
     tokenizer, proposals = model.tokenizer, []
     if chat:
@@ -100,47 +87,39 @@ def check_diagnosis(
 ) -> Check:
     """Run the fine-tune: find its critical learning rate to half a percent, and train at the rate asked about.
 
-    Args:
-        model, context, recipe, diagnosis: of :func:`phantomlib.diagnosis.diagnose`.
-        store: where the runs are kept; None to forget them.
-
-    Raises:
-        ParameterError: it would take more memory than there is, or longer than a day.
+    The runs are kept in the store, if one is given. ParameterError if it would take more memory than there is, or longer than
+    a day.
     """
     if store is None:
         with tempfile.TemporaryDirectory(prefix="phantom-") as scratch:
             return check_diagnosis(model, context, recipe, diagnosis, Store(scratch))
     check_recording(2, model, recipe)
-    _check_time(model, context, recipe, diagnosis)
+    _check_time(model, context, recipe)
     found = critical_rates(store, model, [context], recipe).isel(context=0)
-    rate, low, high = float(found.critical_rate), float(found.lower), float(found.upper)
+    rate = float(found.critical_rate)
     inside = diagnosis.critical.low <= rate <= diagnosis.critical.high
+    measured = Check(rate, float(found.lower), float(found.upper), inside)
     if diagnosis.learning_rate is None:
-        return Check(rate, low, high, inside)
+        return measured
     run = store.run(model, [context], [diagnosis.learning_rate], recipe).isel(context=0, rate=0, seed=0)
     ahead = np.flatnonzero(run.logit_gap.values > 0)
-    return Check(
-        rate,
-        low,
-        high,
-        inside,
+    return replace(
+        measured,
         final_gap=float(run.logit_gap[-1]),
         first_step=int(ahead[0]) if len(ahead) else None,
         cross_entropy_fall=float(run.cross_entropy[0] - run.cross_entropy[-1]),
     )
 
 
-def _check_time(model: LanguageModel, context: Resolved, recipe: Recipe, diagnosis: Diagnosis) -> None:
+def _check_time(model: LanguageModel, context: Resolved, recipe: Recipe) -> None:
     """Refuse a check that would take more than a day, at the pace of four steps more than one."""
     seconds = []
-    rate = diagnosis.critical.rate if math.isfinite(diagnosis.critical.rate) else 1e-6
     for steps in (1, 1, 5):  # the first to warm up
         started = time.perf_counter()
-        finetune(model, [context], [rate], replace(recipe, steps=steps, snapshots=()), chunk=1)
+        finetune(model, [context], [1e-6], replace(recipe, steps=steps, snapshots=()), chunk=1)
         seconds.append(time.perf_counter() - started)
     step = max(seconds[2] - seconds[1], 0.0) / 4
-    needed = step * recipe.steps * RUNS
-    if needed > LONGEST:
+    if (needed := step * recipe.steps * RUNS) > LONGEST:
         raise ParameterError(
             f"About {RUNS} runs of {recipe.steps:,} steps would take {needed / 86400:,.0f} days at {1000 * step:.3g} ms a "
             "step. Ask for fewer steps; only learning rate times steps matters, so a larger learning rate does as much."
@@ -149,18 +128,8 @@ def _check_time(model: LanguageModel, context: Resolved, recipe: Recipe, diagnos
 
 def diagnosis_as_dict(diagnosis: Diagnosis, outcome: Check | None = None, proposals: Sequence[Proposal] = ()) -> dict:
     """Everything in JSON types; what is undefined is None."""
-    found = {"diagnosis": asdict(diagnosis), "proposals": [asdict(p) for p in proposals]}
-    if outcome is not None:
-        found["check"] = asdict(outcome)
-    return _json_types(found)
-
-
-def _json_types(value):
-    if isinstance(value, dict):
-        return {key: _json_types(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_types(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    found = {"diagnosis": diagnosis, "proposals": list(proposals)} | ({"check": outcome} if outcome else {})
+    return json.loads(TypeAdapter(dict).dump_json(found))  # nan and infinite numbers are null
 
 
 def diagnosis_as_text(diagnosis: Diagnosis, outcome: Check | None = None, proposals: Sequence[Proposal] = ()) -> str:
@@ -187,15 +156,22 @@ def diagnosis_as_text(diagnosis: Diagnosis, outcome: Check | None = None, propos
         "overlap": f"{d.overlap:.3f}",
         "bulk mass": f"{d.bulk_mass:.3f}",
         "Φ = S + D": f"{d.phi:+.4f} = {d.signal:+.4f} {'+' if d.drag >= 0 else '−'} {abs(d.drag):.4f}",
-        **(
-            {"  why positive": f"the drag: other likely words lie nearer to “{d.correct}”"} if d.phi > 0 > d.gap else {}
-        ),
+    }
+    if d.phi > 0 > d.gap:
+        rows["  why positive"] = f"the drag: other likely words lie nearer to “{d.correct}”"
+    rows |= {
         "velocity": f"{d.velocity:.4g} nat per unit learning rate",
         "kinematic number": _number(d),
         "critical learning rate": f"{_estimate(d.critical)}, predicted",
     }
     if outcome is not None:
-        rows |= _outcome(outcome)
+        place = "inside the interval" if outcome.inside else "OUTSIDE the interval"
+        measured = f"{outcome.critical_rate:.4g} ({outcome.low:.4g} to {outcome.high:.4g}): {place}"
+        rows["  measured"] = "no learning rate crossed" if math.isnan(outcome.critical_rate) else measured
+    if outcome is not None and outcome.final_gap is not None:
+        when = "never ahead" if outcome.first_step is None else f"ahead after {counted_steps(outcome.first_step)}"
+        end = f"gap ends at {outcome.final_gap:+.3f} nat, loss {outcome.cross_entropy_fall:.3f} nat lower"
+        rows["  the run"] = f"{when}; {'it diverges' if math.isnan(outcome.final_gap) else end}"
     rows["bulk"] = f"coherence {d.coherence:.2f}: {d.bulk_class}"
     if d.method == "lora":  # the verdict is about LoRA at the learning rate asked about
         rows["full"] = f"critical learning rate {_estimate(d.critical_full)}, if all parameters are trained"
@@ -204,8 +180,16 @@ def diagnosis_as_text(diagnosis: Diagnosis, outcome: Check | None = None, propos
     else:
         rows["LoRA"] = f"critical learning rate {_estimate(d.critical_lora)}"
         rows[""] = f"at {LORA_FACTOR} times that of full fine-tuning: {d.lora_outlook}"
-    width, ways = max(map(len, rows)), ["", *_remedies(d.remedies)] if d.remedies else []
-    return "\n".join([*lines, *(f"{name:<{width}}  {text}" for name, text in rows.items()), *ways, "", d.verdict])
+    width = max(map(len, rows))
+    lines += [f"{name:<{width}}  {text}" for name, text in rows.items()]
+    if d.remedies:
+        lines += ["", "What would do, and how far it moves the model's predictions elsewhere (rehearsed):"]
+    for r in d.remedies:
+        moved = "not measured" if math.isnan(r.collateral) else f"{r.collateral:.2g} nat"
+        takes = f"; {r.training:.2g} times the training" if r.training > 1 else ""
+        takes += "; the loss is told the competitor" if r.way == "margin" else ""
+        lines += [f"  {WAYS[r.way]:<14} {f'{r.steps} steps at {r.learning_rate:.2g}':<24} {moved}{takes}"]
+    return "\n".join([*lines, "", d.verdict])
 
 
 def _number(d: Diagnosis) -> str:
@@ -220,31 +204,3 @@ def _number(d: Diagnosis) -> str:
 
 def _estimate(e: Estimate) -> str:
     return f"{e.rate:.3g} ({e.low:.3g} to {e.high:.3g})" if math.isfinite(e.rate) else "none found"
-
-
-def _outcome(outcome: Check) -> dict[str, str]:
-    if math.isnan(outcome.critical_rate):
-        rows = {"  measured": "no learning rate crossed"}
-    else:
-        place = "inside the interval" if outcome.inside else "OUTSIDE the interval"
-        rows = {"  measured": f"{outcome.critical_rate:.4g} ({outcome.low:.4g} to {outcome.high:.4g}): {place}"}
-    if outcome.final_gap is not None:
-        when = "never ahead" if outcome.first_step is None else f"ahead after {counted_steps(outcome.first_step)}"
-        end = f"gap ends at {outcome.final_gap:+.3f} nat, loss {outcome.cross_entropy_fall:.3f} nat lower"
-        rows["  the run"] = f"{when}; {'it diverges' if math.isnan(outcome.final_gap) else end}"
-    return rows
-
-
-def _remedies(found: tuple[Remedy, ...]) -> list[str]:
-    """Lines; none if there is no remedy."""
-    if not found:
-        return []
-    names = {"learning rate": "learning rate", "steps": "more steps", "margin": "margin loss"}
-    lines = ["What would do, and how far it moves the model's predictions elsewhere (rehearsed):"]
-    for r in found:
-        moved = "not measured" if math.isnan(r.collateral) else f"{r.collateral:.2g} nat"
-        what = f"{r.steps} steps at {r.learning_rate:.2g}"
-        takes = f"; {r.training:.2g} times the training" if r.training > 1 else ""
-        takes += "; the loss is told the competitor" if r.way == "margin" else ""
-        lines.append(f"  {names[r.way]:<14} {what:<24} {moved}{takes}")
-    return lines

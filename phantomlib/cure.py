@@ -40,22 +40,16 @@ BARELY = 1.05  # rehearsed critical learning rates at which collateral is measur
 
 @dataclass(frozen=True)
 class Remedy:
-    """One way to make the correct word overtake.
+    """One way to make the correct word overtake: what to train with, and what it costs."""
 
-    Attributes:
-        way: ``learning rate``, ``steps`` or ``margin``.
-        learning_rate, steps, loss: what to train with.
-        training: steps in units of those asked for.
-        collateral: rehearsed KL divergence of the predictions on the book's prompts from the untouched model's when the
-            word overtakes, in nats; nan if it cannot be rehearsed.
-    """
-
-    way: str
+    way: str  #: ``learning rate``, ``steps`` or ``margin``
     learning_rate: float
     steps: int
     loss: str
-    training: float
-    collateral: float
+    training: float  #: steps in units of those asked for
+    collateral: (
+        float  #: rehearsed KL divergence of predictions elsewhere when the word overtakes, nats; nan if not known
+    )
 
 
 def enough(critical: Estimate) -> float:
@@ -76,12 +70,7 @@ def remedies(
 ) -> tuple[Remedy, ...]:
     """The three ways, as far as they are known; none if no learning rate was found to suffice.
 
-    Args:
-        model: the checkpoint; it is not changed.
-        context: one resolved context.
-        recipe: the fine-tune asked about.
-        critical: its predicted critical learning rate.
-        learning_rate: the one asked about, or None.
+    ``recipe`` and ``learning_rate`` are asked about, and ``critical`` is what is predicted for them.
     """
     if not math.isfinite(critical.rate):
         return ()
@@ -94,20 +83,20 @@ def remedies(
         margin = replace(recipe, loss="margin")
         [estimate] = estimate_critical_rate(model, [context], margin)
         if math.isfinite(estimate.rate):
-            rate = max(enough(estimate), learning_rate or 0.0)
             cost = _rehearsed_collateral(model, context, margin, estimate)
+            rate = max(enough(estimate), learning_rate or 0.0)
             found.append(Remedy("margin", rate, recipe.steps, margin.loss, 1.0, cost))
     return tuple(found)
 
 
 def _rehearsed_collateral(model: LanguageModel, context: Resolved, recipe: Recipe, critical: Estimate) -> float:
     """Mean KL divergence over all places of the book's prompts, when a rehearsal barely overtakes."""
-    prompts = [c.prompt for c in load_contexts() if c.prompt != context.context.prompt]
     if model.tokenizer is None:
         return math.nan
+    prompts = [c.prompt for c in load_contexts() if c.prompt != context.context.prompt]
+    probe = Probe(model, recipe, [tuple(ids) for ids in model.tokenizer(prompts)["input_ids"]], last=False)
     coarse = rehearsal(recipe)
     rate = critical.rate / math.exp(expected_errors("rehearsal", recipe).centre) * recipe.steps / coarse.steps
-    probe = Probe(model, recipe, [tuple(ids) for ids in model.tokenizer(prompts)["input_ids"]], last=False)
     step, values = train_until_overtaking(Problem(model, context, coarse), BARELY * rate, coarse)
     return math.nan if step is None else float(probe.divergence(values).mean())
 
@@ -115,8 +104,7 @@ def _rehearsed_collateral(model: LanguageModel, context: Resolved, recipe: Recip
 class CompetitorLoss:
     """Cross-entropy over all labels, and at those that are the correct word of a context, a loss that looks at its competitor.
 
-    It knows the labels only, not the prompts: the term counts wherever the correct word is what comes next. Labels are
-    token ids as for any causal language model (position t is predicted by the logits of t - 1).
+    It knows the labels only, not the prompts: the term counts wherever the correct word is what comes next.
 
     Args:
         contexts: contexts, or resolved ones; the words that they want exchanged are all that is used.
@@ -140,28 +128,25 @@ class CompetitorLoss:
         for correct, competitor in sorted({(c.correct_id, c.competitor_id) for c in resolved}):
             self.competitors.setdefault(correct, []).append(competitor)
         # (R, ids): the r-th competitor of each token id, NONE of most; ids beyond the last correct word share an entry
-        table = torch.full((max(map(len, self.competitors.values())), max(self.competitors) + 2), NONE)
+        self.table = torch.full((max(map(len, self.competitors.values())), max(self.competitors) + 2), NONE)
         for correct, found in self.competitors.items():
-            table[: len(found), correct] = torch.tensor(found)
-        self.tables = {table.device: table}  # one for each device, so that no step waits for a copy
+            self.table[: len(found), correct] = torch.tensor(found)
 
     def __call__(self, outputs, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Mean over the labels of a batch, or over ``num_items_in_batch`` labels when gradients are accumulated.
 
         Args:
             outputs: of the model, with ``logits`` (B, L, V); those of virtual tokens in front of the text do not count.
-            labels: (B, L).
+            labels: token ids (B, L), as for any causal language model: position t is predicted by the logits of t - 1.
             num_items_in_batch: as the Trainer counts them.
         """
         logits = outputs["logits"][:, -labels.shape[1] :].flatten(0, 1).float()  # (N, V)
-        labels = F.pad(labels, (0, 1), value=IGNORED)[:, 1:].flatten()  # (N,): position t is predicted by t - 1
-        if labels.device not in self.tables:
-            self.tables[labels.device] = next(iter(self.tables.values())).to(labels.device)
-        table = self.tables[labels.device]
+        labels = F.pad(labels, (0, 1), value=IGNORED)[:, 1:].flatten()  # (N,)
+        self.table = self.table.to(labels.device)  # copied in the first step only
         c, loss, weight = labels.clamp(min=0), self.recipe.loss, self.recipe.weight
         total = losses = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
         # Every row, and then a mask: to pick rows would have the host wait for the device in every step.
-        for found in table[:, c.clamp(max=table.shape[1] - 1)]:
+        for found in self.table[:, c.clamp(max=self.table.shape[1] - 1)]:
             k = found.clamp(min=0)
             if loss == "unlikelihood":
                 term = training_loss(logits, c, k, loss, weight) - losses

@@ -7,13 +7,13 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 import torch
 
 from phantomlib import readout_geometry
 from phantomlib.contexts import Context, Resolved, check_spelling, resolve, single_tokens
 from phantomlib.critical import rehearsal
+from phantomlib.critical.rehearsal import Estimate
 from phantomlib.critical.scaling import kinematic_number
 from phantomlib.critical.step_zero import PLAIN, velocity
 from phantomlib.cure import Remedy, enough, longer, remedies
@@ -42,64 +42,42 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """One fine-tuning problem before its first step.
+    """One fine-tuning problem before its first step."""
 
-    Attributes:
-        model, prompt, correct, competitor: what is to be learnt, in plain words.
-        optimizer, method, steps: how.
-        lora_rank, lora_alpha: of LoRA.
-        assumptions: about the training; a run on a data set, for one, is another.
-        learning_rate: the one asked about, or None.
-        rank: of the correct token; 1 is first.
-        p_correct, p_competitor, bulk_mass: probabilities; they sum to one.
-        gap: logit gap ``z_c - z_k`` in nats.
-        overlap: ``g_ck``.
-        phi, signal, drag: the order parameter and its parts.
-        velocity: ``v_0`` in nats per unit learning rate.
-        kinematic_number: N at ``learning_rate``; None without one, nan if ``v_0`` is not positive.
-        kinematic_range: smallest and largest critical N on the zoo.
-        critical: predicted critical learning rate of this fine-tune.
-        critical_full, critical_lora: the same by method.
-        outcome: ``silent failure``, ``overtakes``, ``too close to call`` or ``cannot be told``; None if none was asked.
-        coherence: B of the readout.
-        bulk_class: the side of the boundary between the zoo's two classes on which it lies.
-        lora_outlook: outcome of LoRA at ten times the critical learning rate of full fine-tuning, or why there is none.
-        remedies: what would do, and what it costs; empty where the word overtakes anyway.
-        verdict: in plain English.
-    """
-
-    model: str
+    model: str  #: what is to be learnt, and of what, in plain words
     prompt: str
     correct: str
     competitor: str
-    optimizer: str
+    optimizer: str  #: how it is to be learnt
     method: str
     steps: int
     lora_rank: int
     lora_alpha: float
-    assumptions: tuple[str, ...]
-    learning_rate: float | None
-    rank: int
-    p_correct: float
+    learning_rate: float | None  #: the one asked about, if any
+    assumptions: tuple[str, ...]  #: about the training; a run on a data set, for one, is another
+    rank: int  #: of the correct token; 1 is first
+    p_correct: float  #: probabilities; with that of the competitor and ``bulk_mass`` they sum to one
     p_competitor: float
     bulk_mass: float
-    gap: float
-    overlap: float
-    phi: float
+    gap: float  #: logit gap ``z_c - z_k`` in nats
+    overlap: float  #: ``g_ck``
+    phi: float  #: the order parameter, ``signal + drag``
     signal: float
     drag: float
-    velocity: float
-    kinematic_number: float | None
-    kinematic_range: tuple[float, float]
-    critical: rehearsal.Estimate
-    critical_full: rehearsal.Estimate
-    critical_lora: rehearsal.Estimate
-    outcome: str | None
-    coherence: float
-    bulk_class: str
-    lora_outlook: str
-    remedies: tuple[Remedy, ...]
-    verdict: str
+    velocity: float  #: ``v_0`` in nats per unit learning rate
+    kinematic_number: float | None  #: N at ``learning_rate``; None without one, nan if ``v_0`` is not positive
+    kinematic_range: tuple[float, float]  #: smallest and largest critical N on the zoo
+    critical: Estimate  #: predicted critical learning rate of this fine-tune
+    critical_full: Estimate  #: the same by method
+    critical_lora: Estimate
+    outcome: str | None  #: ``silent failure``, ``overtakes``, ``too close to call`` or ``cannot be told``
+    coherence: float  #: B of the readout
+    bulk_class: str  #: the side of the boundary between the zoo's two classes on which B lies
+    lora_outlook: (
+        str  #: outcome of LoRA at ten times the critical learning rate of full fine-tuning, or why there is none
+    )
+    remedies: tuple[Remedy, ...]  #: what would do, and what it costs; empty where the word overtakes anyway
+    verdict: str = ""  #: in plain English
 
 
 def diagnose(
@@ -142,140 +120,112 @@ def diagnose(
             number = kinematic_number(learning_rate, recipe.steps, v, gap) if v > 0 else math.nan
         advance(1)
         [full] = rehearsal.estimate_critical_rate(model, [context], replace(recipe, method="full"))
-        advance(1)
         critical = full if recipe.method == "full" else lora
-        coherence = readout_geometry.coherence(model.readout)
+        advance(1)
         outcome = None if learning_rate is None else _outcome(model, context, recipe, critical, learning_rate)
         ways = () if outcome == rehearsal.OVERTAKES else remedies(model, context, recipe, critical, learning_rate)
         advance(1)
-    facts: dict[str, Any] = {
-        "model": model.name,
-        "prompt": context.context.prompt.strip(),
-        "correct": context.context.correct.strip(),
-        "competitor": context.context.competitor.strip(),
-        "optimizer": recipe.optimizer,
-        "method": recipe.method,
-        "steps": recipe.steps,
-        "lora_rank": recipe.rank,
-        "lora_alpha": recipe.alpha,
-        "assumptions": _assumptions(context, recipe),
-        "learning_rate": learning_rate,
-        "rank": 1 + int((z > z[context.correct_id]).sum()),
-        "p_correct": float(p[context.correct_id]),
-        "p_competitor": float(p[context.competitor_id]),
-        "bulk_mass": parts.bulk_mass,
-        "gap": gap,
-        "overlap": parts.overlap,
-        "phi": parts.phi,
-        "signal": parts.signal,
-        "drag": parts.drag,
-        "velocity": v,
-        "kinematic_number": number,
-        "kinematic_range": rehearsal.expected_errors("kinematic", recipe).range,
-        "critical": critical,
-        "critical_full": full,
-        "critical_lora": lora,
-        "outcome": outcome,
-        "coherence": coherence,
-        "bulk_class": _bulk_class(coherence),
-        "lora_outlook": why_not or lora.outcome(LORA_FACTOR * full.rate),
-        "remedies": ways,
-    }
-    return Diagnosis(**facts, verdict=_verdict(facts))
-
-
-def _assumptions(context: Resolved, recipe: Recipe) -> tuple[str, ...]:
-    adapters = f"LoRA (rank {recipe.rank}, alpha {recipe.alpha:g}) on all linear layers but the readout"
-    return (
-        "this sentence alone is trained on",
-        f"the loss is that of “{context.context.correct.strip()}” only",
-        "the learning rate is constant",
-        "without dropout",
-        *([adapters] if recipe.method == "lora" else []),
+    words, adapters = context.context, f"LoRA (rank {recipe.rank}, alpha {recipe.alpha:g})"
+    known, coherence = rehearsal.load_constants()["bulk"], readout_geometry.coherence(model.readout)
+    side = "coherent" if coherence > known["boundary"] else "dispersed"
+    found = Diagnosis(
+        model=model.name,
+        prompt=words.prompt.strip(),
+        correct=words.correct.strip(),
+        competitor=words.competitor.strip(),
+        optimizer=recipe.optimizer,
+        method=recipe.method,
+        steps=recipe.steps,
+        lora_rank=recipe.rank,
+        lora_alpha=recipe.alpha,
+        learning_rate=learning_rate,
+        assumptions=(
+            "this sentence alone is trained on",
+            f"the loss is that of “{words.correct.strip()}” only",
+            "the learning rate is constant",
+            "without dropout",
+            *([f"{adapters} on all linear layers but the readout"] if recipe.method == "lora" else []),
+        ),
+        rank=1 + int((z > z[context.correct_id]).sum()),
+        p_correct=float(p[context.correct_id]),
+        p_competitor=float(p[context.competitor_id]),
+        bulk_mass=parts.bulk_mass,
+        gap=gap,
+        overlap=parts.overlap,
+        phi=parts.phi,
+        signal=parts.signal,
+        drag=parts.drag,
+        velocity=v,
+        kinematic_number=number,
+        kinematic_range=rehearsal.expected_errors("kinematic", recipe).range,
+        critical=critical,
+        critical_full=full,
+        critical_lora=lora,
+        outcome=outcome,
+        coherence=coherence,
+        bulk_class=f"{side}, as {', '.join(known[side])}",
+        lora_outlook=why_not or lora.outcome(LORA_FACTOR * full.rate),
+        remedies=ways,
     )
+    return replace(found, verdict=_verdict(found))
 
 
-def _lora(model: LanguageModel, context: Resolved, recipe: Recipe) -> tuple[rehearsal.Estimate, str]:
+def _lora(model: LanguageModel, context: Resolved, recipe: Recipe) -> tuple[Estimate, str]:
     """The critical learning rate of LoRA; or none, and why it cannot be applied. An error if LoRA is what is asked about."""
     try:
         return rehearsal.estimate_critical_rate(model, [context], replace(recipe, method="lora"))[0], ""
     except Exception as error:  # of peft, and of layers that do not expect an adapter: in many ways
-        if recipe.method == "lora" and isinstance(error, PhantomError):
-            raise
         why = f"LoRA on all linear layers cannot be applied to '{model.name}' ({' '.join(str(error).split())[:200]})"
-        if recipe.method == "lora":
-            raise ModelError(f"{why}. Ask about full fine-tuning.") from error
-        return rehearsal.Estimate(math.nan, math.nan, math.nan), why
+        if recipe.method == "full":
+            return Estimate(math.nan, math.nan, math.nan), why
+        if isinstance(error, PhantomError):
+            raise
+        raise ModelError(f"{why}. Ask about full fine-tuning.") from error
 
 
-def _outcome(
-    model: LanguageModel, context: Resolved, recipe: Recipe, critical: rehearsal.Estimate, learning_rate: float
-) -> str:
+def _outcome(model: LanguageModel, context: Resolved, recipe: Recipe, critical: Estimate, learning_rate: float) -> str:
     """By the interval; far above it, where a run may diverge, only if the rehearsal at this very learning rate overtakes."""
     outcome, few = critical.outcome(learning_rate), rehearsal.rehearsal(recipe)
     if outcome != rehearsal.OVERTAKES or learning_rate <= JUMPS_ABOVE * critical.rate:
         return outcome
     rehearsed = learning_rate * recipe.steps / few.steps
-    if not math.isfinite(rehearsed):
-        return rehearsal.UNKNOWN
-    gap = finetune(model, [context], [rehearsed], few, chunk=1).logit_gap
-    return rehearsal.OVERTAKES if bool((gap > 0).any()) else rehearsal.UNKNOWN
+    if math.isfinite(rehearsed) and bool((finetune(model, [context], [rehearsed], few, chunk=1).logit_gap > 0).any()):
+        return rehearsal.OVERTAKES
+    return rehearsal.UNKNOWN
 
 
-def _bulk_class(coherence: float) -> str:
-    known = rehearsal.load_constants()["bulk"]
-    side = "coherent" if coherence > known["boundary"] else "dispersed"
-    return f"{side}, as {', '.join(known[side])}"
-
-
-def _verdict(facts: dict) -> str:
-    critical, rate, steps = facts["critical"], facts["learning_rate"], facts["steps"]
-    right, wrong = f"“{facts['correct']}”", f"“{facts['competitor']}”"
-    how = f"{counted_steps(steps)} of {NAMES[facts['method']]} with {NAMES[facts['optimizer']]} on this sentence alone"
+def _verdict(d: Diagnosis) -> str:
+    critical, rate = d.critical, d.learning_rate
+    right, wrong = f"“{d.correct}”", f"“{d.competitor}”"
+    how = f"{counted_steps(d.steps)} of {NAMES[d.method]} with {NAMES[d.optimizer]} on this sentence alone"
+    prefer = f"{how} will come to prefer {right} to {wrong}"
     if not math.isfinite(critical.rate):
         return f"No learning rate was found at which {how} would come to prefer {right} to {wrong}."
-    advised = enough(critical)
+    advised = f"{enough(critical):.2g}"
     if rate is None:
         return (
             f"With {how}, {right} overtakes {wrong} from a learning rate of about {critical.rate:.2g} on (between "
-            f"{critical.low:.3g} and {critical.high:.3g}). Below it the loss falls and their order stays; {advised:.2g} "
+            f"{critical.low:.3g} and {critical.high:.3g}). Below it the loss falls and their order stays; {advised} "
             "should do."
         )
-    more = longer(critical, steps, rate)
-    or_longer = f", or {more} steps" if more else ""
-    if facts["outcome"] == rehearsal.SILENT:
-        hopeless = "" if or_longer else " No number of steps that anyone could run would do at this one."
+    more, times = longer(critical, d.steps, rate), rate / critical.rate
+    many = f"{times:.0f}" if times < 1e6 else "more than a million"
+    if d.outcome == rehearsal.SILENT:
+        hopeless = "" if more else " No number of steps that anyone could run would do at this one."
+        ways = f"Try {advised}, or {more} steps." if more else f"Try {advised}."
+        return f"At {rate:.3g}, {how} will lower the loss without ever preferring {right} to {wrong}. {ways}{hopeless}"
+    if d.outcome == rehearsal.CLOSE:
+        ways = f"{advised}, or {more} steps," if more else advised
+        return f"At {rate:.3g} it is too close to call whether {prefer}. {ways} would be on the safe side."
+    if d.outcome == rehearsal.UNKNOWN:
+        few = counted_steps(min(rehearsal.REHEARSAL_STEPS, d.steps))
         return (
-            f"At {rate:.3g}, {how} will lower the loss without ever preferring {right} to {wrong}. "
-            f"Try {advised:.2g}{or_longer}.{hopeless}"
+            f"At {rate:.3g} it cannot be told whether {prefer}: that is {many} times what is needed, and a rehearsal in "
+            f"{few} diverges or never gets there. Try {advised}."
         )
-    if facts["outcome"] == rehearsal.CLOSE:
-        return (
-            f"At {rate:.3g} it is too close to call whether {how} will come to prefer {right} to {wrong}. "
-            f"{advised:.2g}{or_longer}{',' if or_longer else ''} would be on the safe side."
-        )
-    times = rate / critical.rate
-    if facts["outcome"] == rehearsal.UNKNOWN:
-        return (
-            f"At {rate:.3g} it cannot be told whether {how} will come to prefer {right} to {wrong}: that is "
-            f"{_many(times)} times what is needed, and a rehearsal in "
-            f"{counted_steps(min(rehearsal.REHEARSAL_STEPS, steps))} diverges or never gets there. Try {advised:.2g}."
-        )
-    text = f"At {rate:.3g}, {how} will come to prefer {right} to {wrong} after about {counted_steps(_first(steps, times))}."
-    if times > JUMPS_ABOVE:
-        text += (
-            f" That is {_many(times)} times what is needed; so far above, training moves in jumps. Try {advised:.2g}."
-        )
-    return text
-
-
-def _first(steps: int, times: float) -> int:
-    """The step at which a run overtakes at so many times the critical learning rate: only η·T matters."""
-    return max(1, math.ceil(steps / times))
-
-
-def _many(times: float) -> str:
-    return f"{times:.0f}" if times < 1e6 else "more than a million"
+    first = counted_steps(max(1, math.ceil(d.steps / times)))  # only learning rate times steps matters
+    jumps = f" That is {many} times what is needed; so far above, training moves in jumps. Try {advised}."
+    return f"At {rate:.3g}, {prefer} after about {first}.{jumps if times > JUMPS_ABOVE else ''}"
 
 
 def counted_steps(n: int) -> str:
@@ -286,12 +236,7 @@ def propose(model: LanguageModel, prompt: str, correct: str, count: int = 5) -> 
     """Words with which the model would rather go on than with ``correct``, those of largest overlap with it first.
 
     Only the most probable tokens count, which hold nine tenths of the probability (``LIKELY``); the most probable word is
-    always among those proposed.
-
-    Args:
-        model: the checkpoint.
-        prompt, correct: plain text and a plain word.
-        count: how many at most.
+    always among the ``count`` proposed at most.
 
     Raises:
         ContextError: the prompt is unknown to the tokenizer or longer than the model reads, ``correct`` is not a single
@@ -304,11 +249,10 @@ def propose(model: LanguageModel, prompt: str, correct: str, count: int = 5) -> 
     if found is None:
         resolve(given, model.tokenizer)  # raises, proposing words that would do
     assert found is not None
-    prompt_ids, (correct_id,) = found
-    alone = Resolved(Context("given", prompt, correct, correct), prompt_ids, correct_id, correct_id)
+    alone = Resolved(given, found[0], found[1][0], found[1][0])
     check_lengths(f"'{model.name}'", len(model.readout), positions_of(model.module.config), [alone])
     p = next_token_logits(model, [alone])[0].softmax(-1)
-    g = overlaps(model.readout.detach(), torch.tensor([correct_id], device=p.device))[:, 0]
+    g = overlaps(model.readout.detach(), torch.tensor([alone.correct_id], device=p.device))[:, 0]
 
     def words(tokens: Iterable[int]) -> Iterator[Proposal]:
         for token in tokens:
@@ -318,8 +262,8 @@ def propose(model: LanguageModel, prompt: str, correct: str, count: int = 5) -> 
                 if pair is not None and pair[1][1] == token:  # the word, written after the prompt, is this very token
                     yield Proposal(word, token, float(p[token]), float(g[token]))
 
-    ordered = p.sort(descending=True, stable=True)
-    likely = ordered.indices[(ordered.values.cumsum(0) - ordered.values < LIKELY) & (ordered.values > p[correct_id])]
+    best = p.sort(descending=True, stable=True)
+    likely = best.indices[(best.values.cumsum(0) - best.values < LIKELY) & (best.values > p[alone.correct_id])]
     proposals = list(islice(words(likely[g[likely].argsort(descending=True)].tolist()), count))
     if not proposals:
         raise ContextError(

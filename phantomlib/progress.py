@@ -6,53 +6,50 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from phantomlib.errors import ParameterError, StoreError, shown
+from phantomlib.files import write_text
 
 ENVIRONMENT = "PHANTOM_PROGRESS"  # set by the runner: the file in which a kernel says how far it is
 JOBS = "PHANTOM_JOBS"  # how many processes of a book share the machine; set by whoever starts them
-INTERVAL = 0.5  # seconds between two reports
+INTERVAL = 0.5  # seconds between two reports to the runner
 PATIENCE = 2.0  # seconds after which a process that waits for another says so
 
 
 @contextmanager
 def track(label: str, total: int) -> Iterator[Callable[..., object]]:
-    """Report progress of work whose size is known.
+    """Report progress of work of a known size, in any unit; gives the function to be called with the amount just done.
 
-    Args:
-        label: what is running, e.g. ``gpt2-s, adam``.
-        total: its size, in any unit.
-
-    Yields:
-        a function to be called with the amount just done::
-
-            with track("gpt2-s, adam", replicas * steps) as advance:
-                finetune(..., progress=advance)
+    For example ``with track("gpt2-s, adam", replicas * steps) as advance: finetune(..., progress=advance)``.
     """
-    path = os.environ.get(ENVIRONMENT)
-    if path:
-        yield _to_file(path, label, total)
-        _write(path, None)
-    elif sys.stderr.isatty():
-        from tqdm import tqdm
+    from tqdm import tqdm
 
-        with tqdm(total=total, desc=label, unit="", unit_scale=True, leave=False, mininterval=INTERVAL) as bar:
+    path, done, last = os.environ.get(ENVIRONMENT), 0, 0.0
+
+    def advance(n: int = 1) -> None:
+        nonlocal done, last
+        done += n
+        if time.monotonic() - last >= INTERVAL:
+            last = time.monotonic()
+            _write(path, {"label": label, "done": done, "total": total})
+
+    if path:
+        yield advance
+        _write(path, None)
+    else:  # disable=None: nothing is shown where there is no terminal
+        with tqdm(total=total, desc=label, unit="", unit_scale=True, leave=False, disable=None) as bar:
             yield bar.update
-    else:
-        yield lambda n=1: None
 
 
 def jobs() -> int:
     """How many processes of a book share the machine; ParameterError if the environment says no number."""
     text = os.environ.get(JOBS, "1")
-    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
-        raise ParameterError(
-            f"The environment variable {JOBS} is {shown(text)}; give a number of processes, or remove it."
-        )
+    if not re.fullmatch("0*[1-9][0-9]{0,8}", text):
+        raise ParameterError(f"The environment variable {JOBS} is {shown(text)}; give a number, or remove it.")
     return int(text)
 
 
@@ -63,27 +60,24 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         StoreError: the folder's file system has no locks, or does not let one be made.
     """
-    lock = FileLock(path)
+    lock, runner = FileLock(path), os.environ.get(ENVIRONMENT)
     try:
-        lock.acquire(timeout=PATIENCE)
+        held = lock.acquire(timeout=PATIENCE)
     except Timeout:
-        label, report = f"waiting for another process, which holds {path.name}", os.environ.get(ENVIRONMENT)
-        if report:
-            _write(report, {"label": label, "done": 0, "total": 0})
+        label = f"waiting for another process, which holds {path.name}"
+        if runner:
+            _write(runner, {"label": label, "done": 0, "total": 0})
         else:
             print(f"{label[0].upper()}{label[1:]} in '{path.parent}'.", file=sys.stderr, flush=True)
-        lock.acquire()
-        if report:
-            _write(report, None)
+        held = lock.acquire()
+        _write(runner, None)
     except (OSError, NotImplementedError) as error:
         raise StoreError(
             f"'{path.name}' cannot be locked in '{path.parent}' ({error}). Choose a folder that you may write to, on a file "
             "system with locks, such as one of this machine."
         ) from None
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -104,30 +98,12 @@ def quiet_transformers() -> Iterator[None]:
 
 def read_report(path: str) -> dict | None:
     """What a kernel last reported: ``label``, ``done`` and ``total``; None if it is not inside tracked work."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except (OSError, ValueError):
-        return None
+    with suppress(OSError, ValueError):
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    return None
 
 
-def _to_file(path: str, label: str, total: int) -> Callable[[int], None]:
-    done, last = 0, 0.0
-
-    def advance(n: int = 1) -> None:
-        nonlocal done, last
-        done += n
-        if time.monotonic() - last >= INTERVAL:
-            last = time.monotonic()
-            _write(path, {"label": label, "done": done, "total": total})
-
-    return advance
-
-
-def _write(path: str, report: dict | None) -> None:
-    try:
-        with open(path + ".new", "w", encoding="utf-8") as file:
-            json.dump(report, file)
-        os.replace(path + ".new", path)
-    except OSError:
-        pass  # a full disk must not end a run for the sake of its progress line
+def _write(path: str | None, report: dict | None) -> None:
+    if path:
+        with suppress(OSError):  # a full disk must not end a run for the sake of its progress line
+            write_text(Path(path), json.dumps(report))

@@ -30,7 +30,7 @@ from transformers.trainer_callback import ExportableState
 
 from phantomlib import order_parameter
 from phantomlib.contexts import Context, Resolved, load_contexts, resolve
-from phantomlib.critical.step_zero import blocks, dot, first_update
+from phantomlib.critical.step_zero import blocks
 from phantomlib.cure import CompetitorLoss
 from phantomlib.engine.loss import training_loss
 from phantomlib.engine.recipe import Recipe, check_lengths, positions_of
@@ -38,6 +38,7 @@ from phantomlib.errors import ContextError, ParameterError, PhantomError, all_at
 
 LEAST_FALL = 0.1  # nats by which a context's cross-entropy must have fallen before its failure counts as silent
 WARMING = 0.25  # share of the learning-rate budget before which no forecast is made
+OPTIMIZERS = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)  # whose first update is known
 
 
 class SilentFailureWarning(UserWarning):
@@ -66,9 +67,19 @@ class _Watched:
 
     def forecast(self, budget: float) -> float:
         """The gap when the whole budget Ση is spent, if it goes on closing as between the last two measurements."""
-        before, now = self.rows[-2:]
-        spent = now["budget"] - before["budget"]
-        return now["gap"] + (now["gap"] - before["gap"]) / spent * (budget - now["budget"]) if spent > 0 else now["gap"]
+        (x, y), (now, gap) = ((row["budget"], row["gap"]) for row in self.rows[-2:])
+        return gap + (gap - y) / (now - x) * (budget - now) if now > x else gap
+
+    def warn(self, outlook: str) -> None:
+        self.warned = True
+        first, last, words = self.rows[0], self.rows[-1], self.context.context
+        warnings.warn(
+            f"Silent failure in '{words.id}' at step {last['step']}: cross-entropy fell from "
+            f"{first['cross_entropy']:.2f} to {last['cross_entropy']:.2f} nats, but “{words.correct}” is still behind "
+            f"“{words.competitor}” (logit gap {last['gap']:+.2f}); {outlook}",
+            SilentFailureWarning,
+            stacklevel=3,
+        )
 
 
 class PhantomCallback(TrainerCallback, ExportableState):
@@ -80,16 +91,15 @@ class PhantomCallback(TrainerCallback, ExportableState):
     on the loss that is trained, with gradients clipped and labels smoothed as the Trainer does. It is nan for optimisers
     other than SGD without momentum, Adam and AdamW, and for a loss function of your own.
 
-    A :class:`SilentFailureWarning` is raised, once per context, as soon as its cross-entropy has fallen by 0.1 nat and
-    the gap, extrapolated to the end of the schedule, stays negative; and at the end of training if it did.
+    A :class:`SilentFailureWarning` comes once per context as soon as its cross-entropy has fallen by 0.1 nat and the gap,
+    extrapolated to the end of the schedule, stays negative; and at the end of training if it did. The values are logged as
+    ``phantom/shame/gap`` and so on.
 
     Args:
         contexts: ``"default"``, a contexts file, or a list of ``Context`` or ``Resolved``.
         every: steps between measurements. The first and the last step are measured too, unless training stops early and
             the Trainer has its best checkpoint back in place of the last weights.
         tokenizer: by default the Trainer's ``processing_class``.
-        kinematic: whether to measure ``v_0``, by two backward passes per context before training.
-        prefix: of the logged names, ``phantom/shame/gap``. Two callbacks on one Trainer need two.
         loss: ``margin``, ``unlikelihood`` or ``gap`` have :meth:`attach` give the Trainer a loss that looks at the
             competitors (:class:`phantomlib.cure.CompetitorLoss`).
         weight: λ of its term.
@@ -98,13 +108,11 @@ class PhantomCallback(TrainerCallback, ExportableState):
         seconds: time spent measuring, without that before the first step.
 
     Raises:
-        ContextError: the contexts cannot be read, do not fit the tokenizer, or are longer than the model reads. What can
-            be told here, with ``tokenizer`` or resolved contexts, is told here; the rest by :meth:`attach`, or else when
-            training starts.
-        ParameterError: ``every`` is not a whole number of at least 1.
-        PhantomError: there is no tokenizer; the model is no causal language model; the Trainer has a loss function of its
-            own already; or, when training starts, the weights are sharded over processes, a loss was chosen and the
-            callback not attached, or the Trainer is to restore callbacks itself.
+        ContextError: contexts that cannot be read, do not fit the tokenizer, or are longer than the model reads; told here, by
+            :meth:`attach` or when training starts, whichever first has what tells it.
+        ParameterError: ``every`` is not a whole number of at least 1, or ``contexts`` holds none.
+        PhantomError: by :meth:`attach` or when training starts: no tokenizer, no causal language model, sharded weights, another
+            loss function, a chosen loss without :meth:`attach`, or a Trainer that restores callbacks itself.
 
     Example:
         >>> import phantomlib as ph
@@ -115,12 +123,10 @@ class PhantomCallback(TrainerCallback, ExportableState):
 
     def __init__(
         self,
-        contexts="default",
+        contexts: str | Path | Sequence[Context | Resolved] = "default",
         *,
         every: int = 10,
         tokenizer=None,
-        kinematic=True,
-        prefix="phantom",
         loss: str = "cross-entropy",
         weight: float = 1.0,
     ):
@@ -129,10 +135,9 @@ class PhantomCallback(TrainerCallback, ExportableState):
         self.contexts = load_contexts(contexts) if isinstance(contexts, str | Path) else list(contexts)
         if not self.contexts or not all(isinstance(c, Context | Resolved) for c in self.contexts):
             raise ParameterError("contexts must be 'default', a contexts file, or a non-empty list of contexts.")
-        self.every, self.tokenizer, self.kinematic, self.prefix = every, tokenizer, kinematic, prefix
-        self.trainer, self.seconds, self.recipe = None, 0.0, Recipe(loss=loss, weight=weight)
+        self.every, self.tokenizer, self.recipe = every, tokenizer, Recipe(loss=loss, weight=weight)
+        self.trainer, self.seconds, self.watched = None, 0.0, list[_Watched]()
         self.spent = np.zeros(0)  # (G,) sum of the learning rates of each parameter group so far
-        self.watched: list[_Watched] = []
         if tokenizer is not None:
             limit = getattr(tokenizer, "model_max_length", math.inf)
             check_lengths("the model of this tokenizer", sys.maxsize, limit, self._resolved(None))
@@ -153,28 +158,26 @@ class PhantomCallback(TrainerCallback, ExportableState):
         return pd.DataFrame([{"context": w.context.id, **row} for w in self.watched for row in w.rows])
 
     def on_train_begin(self, args, state, control, model=None, processing_class=None, optimizer=None, **kwargs):
+        own_loss = self.recipe.loss == "cross-entropy" and getattr(self.trainer, "compute_loss_func", None)
         if getattr(args, "fsdp", None) or getattr(args, "deepspeed", None):
             raise PhantomError("PhantomCallback needs whole weights in every process; FSDP and DeepSpeed shard them.")
         if args.restore_callback_states_from_checkpoint:
             raise PhantomError(
                 "Leave out restore_callback_states_from_checkpoint: PhantomCallback reads its own state."
             )
-        if self.trainer is None:
-            if self.recipe.loss != "cross-entropy":
-                raise PhantomError(f"The loss '{self.recipe.loss}' needs PhantomCallback(...).attach(trainer).")
-            if args.report_to:
-                unseen = f"PhantomCallback cannot log to {', '.join(args.report_to)} by itself"
-                warnings.warn(f"{unseen}: add it with PhantomCallback(...).attach(trainer).", stacklevel=2)
+        if self.trainer is None and self.recipe.loss != "cross-entropy":
+            raise PhantomError(f"The loss '{self.recipe.loss}' needs PhantomCallback(...).attach(trainer).")
+        if self.trainer is None and args.report_to:
+            unseen = f"PhantomCallback cannot log to {', '.join(args.report_to)} by itself"
+            warnings.warn(f"{unseen}: add it with PhantomCallback(...).attach(trainer).", stacklevel=2)
         resolved, kept = self._fitting(model, processing_class), self._kept(state)
-        self.ahead = None  # (T + 1, G) sum of the learning rates from each step on
-        self.seconds, self.geometry = 0.0, None
+        self.planned = self.geometry = None
         if kept:
-            self.spent = np.array(kept["spent"])
+            self.seconds, self.spent = 0.0, np.array(kept["spent"])
             self.watched = [_Watched(c, **kept["contexts"][c.id]) for c in resolved]
             return
         self.spent = np.zeros(len(optimizer.param_groups))
-        own_loss = self.recipe.loss == "cross-entropy" and getattr(self.trainer, "compute_loss_func", None)
-        unknown = [math.nan] * len(self.spent) if own_loss or not self.kinematic else None
+        unknown = [math.nan] * len(self.spent) if own_loss else None
         self.watched = [_Watched(c, unknown or _velocity(model, c, optimizer, self.recipe, args)) for c in resolved]
         self._measure(state, control, model)
         self.seconds = 0.0
@@ -185,11 +188,10 @@ class PhantomCallback(TrainerCallback, ExportableState):
     def on_step_end(self, args, state, control, model=None, lr_scheduler=None, **kwargs):
         if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
             self._measure(state, control, model)
-            budget = (self.spent + self._still_to_come(lr_scheduler, state)).max()
+            budget = self._budget(lr_scheduler, state).max()
             for w in self.watched if WARMING * budget <= self.spent.max() < budget else ():
                 if w.fails_silently() and not w.warned and (end := w.forecast(budget)) <= 0:
-                    self._warn(w, f"at this pace it ends at {end:+.2f}. Raise the learning rate, or train longer.")
-        return control
+                    w.warn(f"at this pace it ends at {end:+.2f}. Raise the learning rate, or train longer.")
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         replaced = args.load_best_model_at_end and state.best_model_checkpoint is not None  # by those of another step
@@ -197,12 +199,22 @@ class PhantomCallback(TrainerCallback, ExportableState):
             self._measure(state, control, model)
         for w in self.watched:
             if w.fails_silently():
-                self._warn(w, f"training ended after {state.global_step} steps.")
+                w.warn(f"training ended after {state.global_step} steps.")
 
     def state(self) -> dict:
         """What the Trainer keeps with a checkpoint, so that a run that goes on from there is one run."""
         kept = {w.context.id: {"velocity": w.velocity, "rows": w.rows, "warned": w.warned} for w in self.watched}
-        return {"args": {}, "attributes": {"prefix": self.prefix, "spent": self.spent.tolist(), "contexts": kept}}
+        return {"args": {}, "attributes": {"spent": self.spent.tolist(), "contexts": kept}}
+
+    def _kept(self, state) -> dict | None:
+        """The attributes of :meth:`state` in the checkpoint from which training goes on; None at a start."""
+        # A name that is not there yet, as in a checkpoint of a run without this callback, would make the Trainer fail.
+        kept = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        for one in reversed(kept if isinstance(kept, list) else [kept]):  # of several callbacks; the Trainer appends
+            found = one["attributes"]
+            if state.global_step > 0 and found["contexts"].keys() == {c.id for c in self.contexts}:
+                return found
+        return None
 
     def _resolved(self, processing_class) -> list[Resolved]:
         tokenizer = self.tokenizer or processing_class
@@ -218,57 +230,47 @@ class PhantomCallback(TrainerCallback, ExportableState):
         return found
 
     def _fitting(self, model, processing_class) -> list[Resolved]:
-        _check_causal(model)
+        """The contexts as ids of a model; an error if no next token follows a prompt in it, or is seen beforehand."""
+        layer, reason = model.get_output_embeddings(), ""
+        if model.config.is_encoder_decoder:
+            reason = "reads one text and writes another"
+        elif layer is None:
+            reason = "has no readout over a vocabulary"
+        else:
+            with _measuring(model):
+                one, other = (_logits(model, [[0, 1, 2, last]])[0, :-1].float() for last in (3, 0))
+            if (one - other).norm() > 1e-3 * one.norm():
+                reason = "lets a token see those after it"
+        if reason:
+            said = f"{type(model).__name__} {reason}. PhantomCallback watches a causal language model: give one."
+            raise PhantomError(said)
         found = self._resolved(processing_class)
-        vocabulary = len(model.get_output_embeddings().weight)
         virtual = getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None) or 0  # in front
-        check_lengths(type(model).__name__, vocabulary, positions_of(model.config) - virtual, found)
+        check_lengths(type(model).__name__, len(layer.weight), positions_of(model.config) - virtual, found)
         return found
 
-    def _kept(self, state) -> dict | None:
-        """The attributes of :meth:`state` in the checkpoint from which training goes on; None at a start."""
-        # A name that is not there yet, as in a checkpoint of a run without this callback, would make the Trainer fail.
-        kept = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
-        for one in reversed(kept if isinstance(kept, list) else [kept]):  # of several callbacks; the Trainer appends
-            found = one["attributes"]
-            mine = found["prefix"] == self.prefix and found["contexts"].keys() == {c.id for c in self.contexts}
-            if mine and state.global_step > 0:
-                return found
-        return None
+    def _budget(self, scheduler, state) -> np.ndarray:
+        """The sum of the learning rates over the whole training, of each parameter group (G,)."""
+        left = range(state.global_step, state.max_steps)
+        if not hasattr(scheduler, "lr_lambdas"):  # it goes by its last rate
+            return self.spent + len(left) * np.array(scheduler.get_last_lr())
+        if self.planned is None:  # the schedules of transformers are functions of the step: summed up once
+            groups = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+            self.planned = self.spent + [base * sum(map(share, left)) for base, share in groups]
+        return self.planned
 
-    def _still_to_come(self, scheduler, state) -> np.ndarray:
-        """Sum of the learning rates of the steps that are left, of each parameter group (G,)."""
-        if not hasattr(scheduler, "lr_lambdas"):
-            return (state.max_steps - state.global_step) * np.array(scheduler.get_last_lr())
-        if self.ahead is None:  # the schedules of transformers are functions of the step: summed up once, from the end
-            shares = np.array([[share(step) for share in scheduler.lr_lambdas] for step in range(state.max_steps)])
-            rates = np.vstack([shares * scheduler.base_lrs, np.zeros(shares.shape[1])])
-            self.ahead = rates[::-1].cumsum(axis=0)[::-1]
-        return self.ahead[state.global_step]
-
-    def _warn(self, w: _Watched, outlook: str) -> None:
-        w.warned = True
-        first, last, words = w.rows[0], w.rows[-1], w.context.context
-        warnings.warn(
-            f"Silent failure in '{w.context.id}' at step {last['step']}: cross-entropy fell from "
-            f"{first['cross_entropy']:.2f} to {last['cross_entropy']:.2f} nats, but “{words.correct}” is still behind "
-            f"“{words.competitor}” (logit gap {last['gap']:+.2f}); {outlook}",
-            SilentFailureWarning,
-            stacklevel=3,
-        )
-
-    @torch.no_grad()
     def _measure(self, state, control, model) -> None:
+        """Measure every context, and log it."""
         started = time.perf_counter()
-        with _evaluating(model):
+        with _measuring(model):
             values = self._values(model)
         logged: dict[str, float] = {}
         for i, w in enumerate(self.watched):
             row = {name: column[i] for name, column in values.items()}
             row["kinematic_number_alone"] = float(self.spent @ w.velocity) / abs((w.rows or [row])[0]["gap"])
             w.rows.append({"step": state.global_step, "budget": float(self.spent.max()), **row})
-            logged |= {f"{self.prefix}/{w.context.id}/{name}": value for name, value in row.items()}
-        logged[f"{self.prefix}/silent_failures"] = sum(w.fails_silently() for w in self.watched)
+            logged |= {f"phantom/{w.context.id}/{name}": value for name, value in row.items()}
+        logged["phantom/silent_failures"] = sum(w.fails_silently() for w in self.watched)
         if self.trainer is None:
             state.log_history.append({**logged, "step": state.global_step})
         else:
@@ -279,55 +281,25 @@ class PhantomCallback(TrainerCallback, ExportableState):
 
     def _values(self, model) -> dict[str, list[float]]:
         """All contexts at once: name -> one number per context."""
-        contexts = [w.context for w in self.watched]
-        layer = model.get_output_embeddings()
-        device = layer.weight.device
-        z = _last_logits(model, [c.prompt_ids for c in contexts]).float()  # (C, V)
-        c = torch.tensor([x.correct_id for x in contexts], device=device)
-        k = torch.tensor([x.competitor_id for x in contexts], device=device)
-        pair = torch.stack([c, k], -1)  # (C, 2)
+        contexts, layer = [w.context for w in self.watched], model.get_output_embeddings()
+        z = _last_logits(model, contexts).float()  # (C, V)
+        pair = torch.tensor([[x.correct_id, x.competitor_id] for x in contexts], device=z.device)  # (C, 2)
         if self.geometry is None or any(p.requires_grad for p in layer.parameters()):
             g = order_parameter.overlaps(_readout(layer), pair.flatten())  # (V, 2 C)
-            self.geometry = g.view(len(g), -1, 2).transpose(0, 1)  # (C, V, 2)
-        g = self.geometry
-        g_ck = g[torch.arange(len(g), device=device), k, 0]
-        p = z.softmax(-1)
-        signal, drag = order_parameter.split(p, order_parameter.contrast(g), c, k, g_ck)
-        z_pair = z.gather(1, pair)
-        found = {"phi": signal + drag, "signal": signal, "drag": drag, "overlap": g_ck}
-        found |= {
+            self.geometry = g.unflatten(1, (-1, 2)).transpose(0, 1)  # (C, V, 2)
+        g, (c, k), z_pair = self.geometry, pair.T, z.gather(1, pair)
+        g_ck = g[torch.arange(len(g), device=z.device), k, 0]
+        signal, drag = order_parameter.split(z.softmax(-1), order_parameter.contrast(g), c, k, g_ck)
+        found = {
+            "phi": signal + drag,
+            "signal": signal,
+            "drag": drag,
+            "overlap": g_ck,
             "rank": 1 + (z > z_pair[:, :1]).sum(1),
             "gap": z_pair[:, 0] - z_pair[:, 1],
             "cross_entropy": z.logsumexp(1) - z_pair[:, 0],
         }
         return {name: column.tolist() for name, column in found.items()}
-
-
-def _check_causal(model) -> None:
-    """Refuse a model in which no next token follows a prompt, or which sees it beforehand."""
-    layer = model.get_output_embeddings()
-    if model.config.is_encoder_decoder:
-        reason = "reads one text and writes another"
-    elif layer is None:
-        reason = "has no readout over a vocabulary"
-    else:
-        ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 0]], device=layer.weight.device)
-        with torch.no_grad(), _evaluating(model):
-            one, other = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :-1].float()
-        if (one - other).norm() <= 1e-3 * one.norm():
-            return
-        reason = "lets a token see those after it"
-    raise PhantomError(f"{type(model).__name__} {reason}. PhantomCallback watches a causal language model: give one.")
-
-
-def _kind(optimizer, group: dict) -> str:
-    """``sgd``, ``adam`` or ``adamw``; empty where the first update is not known here."""
-    if group.get("maximize") or group.get("momentum"):
-        return ""
-    if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
-        decoupled = isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay")
-        return "adamw" if decoupled else "adam"
-    return "sgd" if isinstance(optimizer, torch.optim.SGD) else ""
 
 
 def _velocity(model, context: Resolved, optimizer, recipe: Recipe, args) -> list[float]:
@@ -338,45 +310,45 @@ def _velocity(model, context: Resolved, optimizer, recipe: Recipe, args) -> list
         args: of the Trainer; they say how labels are smoothed and gradients clipped.
     """
     groups, inner = optimizer.param_groups, getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
-    kinds = [_kind(inner, group) for group in groups]
-    if "" in kinds:
+    kind = next((kind for kind in OPTIMIZERS if isinstance(inner, kind)), None)
+    if kind is None or any(group.get("momentum") for group in groups):
         return [math.nan] * len(groups)
     trained = {p: i for i, group in enumerate(groups) for p in group["params"] if p.requires_grad}
-    with _evaluating(model), torch.enable_grad():
-        z = _last_logits(model, [context.prompt_ids]).float()  # (1, V)
+    with _measuring(model), torch.enable_grad():
+        z = _last_logits(model, [context]).float()  # (1, V)
         c, k = torch.tensor([[context.correct_id], [context.competitor_id]], device=z.device)
-        loss = training_loss(z, c, k, recipe.loss, recipe.weight)[0]
+        loss, gap = training_loss(z, c, k, recipe.loss, recipe.weight)[0], (z[0, c] - z[0, k])[0]
         if recipe.loss == "cross-entropy":  # as transformers' LabelSmoother; a loss function is not smoothed
-            smoothing = args.label_smoothing_factor
-            loss = (1 - smoothing) * loss - smoothing * z.log_softmax(1).mean()
-        of_loss = torch.autograd.grad(loss, list(trained), retain_graph=True, allow_unused=True)
-        of_gap = torch.autograd.grad((z[0, c] - z[0, k])[0], list(trained), allow_unused=True)
-    moved = [b for b in of_loss if b is not None]
-    norm = math.sqrt(dot(moved, moved))
+            loss = loss - args.label_smoothing_factor * (loss + z.log_softmax(1).mean())
+        leaves = list(trained)
+        of_loss = torch.autograd.grad(loss, leaves, retain_graph=True, materialize_grads=True)
+        of_gap = torch.autograd.grad(gap, leaves, materialize_grads=True)
+    norm = float(torch.nn.utils.get_total_norm(of_loss))
     clip = min(1.0, args.max_grad_norm / (norm + 1e-6)) if args.max_grad_norm else 1.0  # as torch's clip_grad_norm_
     velocity = [0.0] * len(groups)
     for (p, i), a, b in zip(trained.items(), of_gap, of_loss, strict=True):
-        if a is None or b is None:
-            continue
-        group, kind = groups[i], kinds[i]
-        how = Recipe(optimizer=kind, epsilon=group.get("eps", 0.0))
         for slope, g, w in (block.double() for block in blocks([a], [b], [p])):
-            g, decay = clip * g, group["weight_decay"] * w
-            u = first_update(g, how) - decay if kind == "adamw" else first_update(g + decay, how)
-            velocity[i] += float((slope * u).sum())
+            new = w.clone()
+            new.grad = clip * g
+            kind([groups[i] | {"params": [new], "lr": 1.0}]).step()  # the optimiser's own first step
+            velocity[i] += float((slope * (new - w)).sum())
     return velocity
 
 
-def _last_logits(model, prompts: Sequence[Sequence[int]]) -> Tensor:
+def _logits(model, prompts: Sequence[Sequence[int]]) -> Tensor:
+    """Logits (n, L, V) of prompts of one length."""
+    ids = torch.tensor(prompts, device=model.get_output_embeddings().weight.device)
+    return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+
+
+def _last_logits(model, contexts: Sequence[Resolved]) -> Tensor:
     """Logits (C, V) after each prompt, those of one length together: what a forward pass gives may depend on the length."""
-    device = model.get_output_embeddings().weight.device
     found: dict[int, Tensor] = {}
-    for length in sorted({len(ids) for ids in prompts}):
-        places = [i for i, ids in enumerate(prompts) if len(ids) == length]
-        ids = torch.tensor([prompts[i] for i in places], device=device)
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    for length in sorted({len(c.prompt_ids) for c in contexts}):
+        places = [i for i, c in enumerate(contexts) if len(c.prompt_ids) == length]
+        logits = _logits(model, [contexts[i].prompt_ids for i in places])
         found |= dict(zip(places, logits[:, -1], strict=True))  # from the end: virtual tokens may stand in front
-    return torch.stack([found[i] for i in range(len(prompts))])
+    return torch.stack([found[i] for i in range(len(contexts))])
 
 
 def _readout(layer) -> Tensor:
@@ -389,12 +361,13 @@ def _readout(layer) -> Tensor:
 
 
 @contextmanager
-def _evaluating(model) -> Iterator[None]:
-    """Dropout off inside; every module's mode as before after."""
+def _measuring(model) -> Iterator[None]:
+    """Without gradients and dropout inside; every module's mode as before after."""
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
-        yield
+        with torch.no_grad():
+            yield
     finally:
         for module, mode in modes:
             module.training = mode

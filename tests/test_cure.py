@@ -27,67 +27,49 @@ def model():
     return load("zoo:gpt2-s")
 
 
-def context(model, number=0):
-    return resolve(load_contexts()[number], model.tokenizer)
+@pytest.fixture(scope="module")
+def context(model):
+    return resolve(load_contexts()[0], model.tokenizer)
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_each_remedy_makes_the_word_overtake(model, method):
-    recipe, rate = Recipe(method=method, steps=12), {"full": 1e-5, "lora": 1e-4}[method]
-    found = diagnose(model, context(model), recipe, rate)
+@pytest.mark.parametrize("method, rate", [("full", 1e-5), ("lora", 1e-4)])
+def test_each_remedy_makes_the_word_overtake(method, rate, model, context):
+    recipe = Recipe(method=method, steps=8)
+    found = diagnose(model, context, recipe, rate)
     assert found.outcome == SILENT and [r.way for r in found.remedies] == ["learning rate", "steps", "margin"]
-    for remedy in found.remedies:
+    text, said = diagnosis_as_text(found), diagnosis_as_dict(found)["diagnosis"]["remedies"]
+    for remedy, json in zip(found.remedies, said, strict=True):
         done = replace(recipe, steps=remedy.steps, loss=remedy.loss)
-        run = finetune(model, [context(model)], [remedy.learning_rate], done)
-        assert bool((run.logit_gap > 0).any()), remedy
-        assert remedy.training == remedy.steps / recipe.steps
+        assert bool((finetune(model, [context], [remedy.learning_rate], done).logit_gap > 0).any()), remedy
+        assert remedy.training == remedy.steps / recipe.steps and json["loss"] == remedy.loss
+        assert f"{remedy.steps} steps at {remedy.learning_rate:.2g}" in text and f"{remedy.collateral:.2g} nat" in text
     larger, longer, margin = found.remedies
-    assert (
-        larger.steps == margin.steps == 12 and longer.learning_rate == rate and longer.collateral == larger.collateral
-    )
+    assert larger.steps == margin.steps == 8 and longer.learning_rate == rate
+    assert longer.collateral == larger.collateral and (longer.loss, margin.loss) == ("cross-entropy", "margin")
 
 
-def test_the_cost_of_four_steps_is_that_of_the_fine_tune_itself(model, tmp_path):
+@pytest.mark.parametrize("loss", ["cross-entropy", "margin"])
+def test_the_cost_of_four_steps_is_that_of_the_fine_tune_itself(loss, model, context, tmp_path):
     """With T = 4 the rehearsal is the fine-tune."""
-    ours, recipe = [context(model, n) for n in range(3)], Recipe(steps=4)
-    prompts = [c.prompt for c in load_contexts()]
-    found = diagnose(model, ours[1], recipe)
-    for remedy in found.remedies:
-        done = replace(recipe, loss=remedy.loss)
-        [margin] = diagnose(model, ours[1], done).remedies if remedy.loss == "margin" else [None]
-        rate = found.critical.rate if margin is None else diagnose(model, ours[1], done).critical.rate
-        elsewhere = [p for p in prompts if p != ours[1].context.prompt]
-        measured = collateral(Store(tmp_path), model, ours[1:2], [BARELY * rate], done, elsewhere)
-        assert remedy.collateral == pytest.approx(float(measured.on_sentences[0]), rel=1e-6) and remedy.collateral > 0
-        assert margin is None or margin.way == "learning rate"  # a margin loss needs no second margin
+    recipe = Recipe(steps=4, loss=loss)
+    found = diagnose(model, context, recipe)
+    elsewhere = [c.prompt for c in load_contexts() if c.prompt != context.context.prompt]
+    measured = collateral(Store(tmp_path), model, [context], [BARELY * found.critical.rate], recipe, elsewhere)
+    cost = float(measured.on_sentences[0])
+    assert cost > 0 and found.remedies[0].collateral == pytest.approx(cost, rel=1e-6)
+    # a margin loss needs no second margin
+    assert [r.loss for r in found.remedies] == {"cross-entropy": [loss, "margin"], "margin": [loss]}[loss]
 
 
 def test_no_remedy_where_none_is_needed_or_known():
-    plain = tiny.model("GPT2")
-    one = tiny.contexts(plain)[0]
-    assert diagnose(plain, one, Recipe(steps=4), 0.05).outcome == OVERTAKES
-    assert diagnose(plain, one, Recipe(steps=4), 0.05).remedies == ()
-    assert remedies(plain, one, Recipe(steps=4), Estimate(math.nan, math.nan, math.nan), 1e-4) == ()
-
-
-def test_a_model_without_words_still_gets_advice():
     plain = tiny.model("GPT2")  # has no tokenizer
-    found = diagnose(plain, tiny.contexts(plain)[0], Recipe(steps=4), 1e-5)
-    assert all(math.isnan(r.collateral) for r in found.remedies) and "not measured" in diagnosis_as_text(found)
-
-
-def test_no_number_of_steps_is_advised_that_nobody_could_run(model):
-    found = diagnose(model, context(model), Recipe(steps=4), 1e-300)
+    one = tiny.contexts(plain)[0]
+    overtakes, found = (diagnose(plain, one, Recipe(steps=4), rate) for rate in (0.05, 1e-300))
+    assert overtakes.outcome == OVERTAKES and overtakes.remedies == ()
+    assert remedies(plain, one, Recipe(steps=4), Estimate(math.nan, math.nan, math.nan), 1e-4) == ()
+    # no number of steps is advised that nobody could run; without words nothing can be told of other prompts
     assert [r.way for r in found.remedies] == ["learning rate", "margin"]
-
-
-def test_text_and_json_hold_the_remedies(model):
-    found = diagnose(model, context(model), Recipe(steps=4), 1e-6)
-    text = diagnosis_as_text(found)
-    for remedy in found.remedies:
-        assert f"{remedy.steps} steps at {remedy.learning_rate:.2g}" in text and f"{remedy.collateral:.2g} nat" in text
-    said = diagnosis_as_dict(found)["diagnosis"]["remedies"]
-    assert [one["loss"] for one in said] == ["cross-entropy", "cross-entropy", "margin"]
+    assert all(math.isnan(r.collateral) for r in found.remedies) and "not measured" in diagnosis_as_text(found)
 
 
 def test_the_term_counts_wherever_the_word_comes_next():
@@ -108,23 +90,17 @@ def test_the_term_counts_wherever_the_word_comes_next():
     assert float(loss({"logits": logits}, labels, torch.tensor(40))) == pytest.approx(expected / 40, rel=1e-5)
 
 
-def test_words_are_found_with_the_tokenizer():
-    tokenizer = tiny.leading()
-    pair = Context("x", "she felt deep", "shame", "guilt")
-    correct, competitor = (tokenizer(f" {word}")["input_ids"][0] for word in ("shame", "guilt"))
-    assert CompetitorLoss([pair], tokenizer).competitors == {correct: [competitor]}
-    with pytest.raises(ContextError):
-        CompetitorLoss([Context("x", "she felt deep", "zyzzyva", "guilt")], tokenizer)
-
-
 def test_the_example_of_the_module_works(tmp_path, monkeypatch):
     example = textwrap.dedent(cure.__doc__.split("::\n")[1].split("\nOr let")[0])
-    pair = "- {id: x, prompt: she felt deep, correct: shame, competitor: guilt}\n"
-    (tmp_path / "my_contexts.yaml").write_text(pair)
+    pair, tokenizer = Context("x", "she felt deep", "shame", "guilt"), tiny.leading()
+    (tmp_path / "my_contexts.yaml").write_text("- {id: x, prompt: she felt deep, correct: shame, competitor: guilt}\n")
     monkeypatch.chdir(tmp_path)
-    names = {"tokenizer": tiny.leading(), "Trainer": lambda *given, **options: options}
+    names = {"tokenizer": tokenizer, "Trainer": lambda *given, **options: options}
     exec(example, names)
-    assert len(names["trainer"]["compute_loss_func"].competitors) == 1
+    correct, competitor = (tokenizer(f" {word}")["input_ids"][0] for word in ("shame", "guilt"))
+    assert names["trainer"]["compute_loss_func"].competitors == {correct: [competitor]}
+    with pytest.raises(ContextError):
+        CompetitorLoss([replace(pair, correct="zyzzyva")], tokenizer)
 
 
 @pytest.mark.parametrize("given", [{"loss": "cross-entropy"}, {"loss": "hinge"}, {"weight": 0.0}, {"weight": -1.0}])

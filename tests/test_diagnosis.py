@@ -12,7 +12,7 @@ from tiny import ARCHITECTURES, contexts, model
 
 from phantombook.diagnosis_text import diagnosis_as_text
 from phantomlib.contexts import load_contexts, resolve
-from phantomlib.critical.rehearsal import CLOSE, OVERTAKES, SILENT, UNKNOWN, Estimate
+from phantomlib.critical.rehearsal import CLOSE, OVERTAKES, SILENT, UNKNOWN, Estimate, estimate_critical_rate
 from phantomlib.diagnosis import diagnose, propose
 from phantomlib.engine.finetune import finetune
 from phantomlib.engine.recipe import Recipe
@@ -48,7 +48,7 @@ def test_every_architecture_from_diagnosis_to_outcome(architecture):
 def test_order_parameter_of_the_diagnosis_is_the_trace(tied):
     plain = model("GPT2", tied=tied)
     context = contexts(plain)[0]
-    found = diagnose(plain, context, Recipe(steps=4))
+    found = diagnose(plain, context, Recipe(steps=2))
     p = plain.module(torch.tensor([context.prompt_ids])).logits[0, -1].softmax(-1)
     e = normalise(plain.readout)
     trace = order_parameter_by_trace(density_matrix(p, plain.readout), e[context.correct_id], e[context.competitor_id])
@@ -56,22 +56,24 @@ def test_order_parameter_of_the_diagnosis_is_the_trace(tied):
 
 
 def test_kinematic_number_and_outcomes():
-    critical = diagnose(GPT2, CONTEXT, Recipe(steps=8)).critical
-    rates = {SILENT: critical.low * 0.5, CLOSE: critical.rate, OVERTAKES: critical.high * 2}
-    found = {name: diagnose(GPT2, CONTEXT, Recipe(steps=8), rate) for name, rate in rates.items()}
-    for name, one in found.items():
-        assert one.outcome == name
-        assert one.kinematic_number == pytest.approx(rates[name] * 8 * one.velocity / abs(one.gap))
-    assert "without ever preferring" in found[SILENT].verdict and "too close" in found[CLOSE].verdict
-    assert "after about 4 steps" in found[OVERTAKES].verdict
+    recipe = Recipe(steps=8)
+    [critical] = estimate_critical_rate(GPT2, [CONTEXT], recipe)
+    said = {SILENT: "without ever preferring", CLOSE: "too close", OVERTAKES: "after about 4 steps"}
+    for rate, outcome in zip((critical.low * 0.5, critical.rate, critical.high * 2), said, strict=True):
+        one = diagnose(GPT2, CONTEXT, recipe, rate)
+        assert one.outcome == outcome and said[outcome] in one.verdict and one.critical == critical
+        assert one.kinematic_number == pytest.approx(rate * 8 * one.velocity / abs(one.gap))
     assert Estimate(math.nan, math.nan, math.nan).outcome(1.0) == UNKNOWN
+    for rate in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ParameterError):
+            diagnose(GPT2, CONTEXT, recipe, rate)
 
 
 def test_what_the_verdict_advises_works():
     plain = model("Llama")
     context = contexts(plain, place=8)[0]
     recipe = Recipe(steps=8)
-    critical = diagnose(plain, context, recipe).critical
+    [critical] = estimate_critical_rate(plain, [context], recipe)
     verdict = diagnose(plain, context, recipe, 0.4 * critical.rate).verdict
     advice = verdict.split("Try ")[1]
     rate, steps = float(advice.split(",")[0]), int(advice.split("or ")[1].split()[0])
@@ -79,38 +81,42 @@ def test_what_the_verdict_advises_works():
         assert float(finetune(plain, [context], [used[0]], used[1]).logit_gap.max()) > 0
 
 
-def test_proposals_outrank_the_word_and_come_by_overlap():
-    loaded = language_model.load("zoo:gpt2-s")
-    for context in load_contexts():
-        found, resolved = propose(loaded, context.prompt, context.correct), resolve(context, loaded.tokenizer)
-        p = loaded.module(torch.tensor([resolved.prompt_ids])).logits[0, -1].softmax(-1)
-        assert context.competitor in [one.word for one in found]
-        assert [one.overlap for one in found] == sorted((one.overlap for one in found), reverse=True)
-        assert all(one.probability > float(p[resolved.correct_id]) for one in found)
+@pytest.fixture(scope="module")
+def zoo():
+    return language_model.load("zoo:gpt2-s")
 
 
-@pytest.mark.parametrize("context", load_contexts()[:5], ids=lambda c: c.id)
-def test_proposals_are_words_to_go_on_with_and_the_strongest_rival_is_one(context):
-    loaded = language_model.load("zoo:gpt2-s")
-    ids = loaded.tokenizer(context.prompt)["input_ids"]
-    p = loaded.module(torch.tensor([ids])).logits[0, -1].softmax(-1).tolist()
-    words = {i: loaded.tokenizer.decode([i]).strip() for i in range(len(p))}
+@pytest.mark.parametrize("context", load_contexts(), ids=lambda c: c.id)
+def test_proposals_are_words_to_go_on_with_and_the_strongest_rival_is_one(context, zoo):
+    ids = zoo.tokenizer(context.prompt)["input_ids"]
+    p = zoo.module(torch.tensor([ids])).logits[0, -1].softmax(-1).tolist()
+    words = {i: zoo.tokenizer.decode([i]).strip() for i in range(len(p))}
     ranked = sorted((i for i in words if words[i].isalpha()), key=lambda i: -p[i])
     for correct in (context.correct, words[ranked[-1]]):  # the least likely word is outranked by all others
-        found = propose(loaded, context.prompt, correct, count=2)
+        found = propose(zoo, context.prompt, correct, count=2)
         assert words[ranked[0]] in [one.word for one in found]
         for one in found:  # the words above it hold less than nine tenths
             assert sum(x for x in p if x > one.probability + 1e-9) < 0.9
+    found, c = propose(zoo, context.prompt, context.correct), resolve(context, zoo.tokenizer).correct_id
+    assert context.competitor in [one.word for one in found] and all(one.probability > p[c] for one in found)
+    assert [one.overlap for one in found] == sorted((one.overlap for one in found), reverse=True)
 
 
-def test_no_proposal_for_the_favourite_or_for_an_unknown_word():
-    loaded = language_model.load("zoo:gpt2-s")
-    first = propose(loaded, "After the lie, Anna felt a deep sense of", "shame")
-    favourite = max(first, key=lambda p: p.probability).word
-    with pytest.raises(ContextError, match="rather go on with no other word"):
-        propose(loaded, "After the lie, Anna felt a deep sense of", favourite)
-    with pytest.raises(ContextError, match="zyzzyva"):
-        propose(loaded, "After the lie, Anna felt a deep sense of", "zyzzyva")
+def test_no_proposal_for_the_favourite_or_for_what_cannot_be_read(zoo):
+    small = replace(zoo, module=copy.deepcopy(zoo.module))  # its tokenizer is larger than its vocabulary
+    small.module.resize_token_embeddings(50)
+    lie = "After the lie, Anna felt a deep sense of"
+    favourite = max(propose(zoo, lie, "shame"), key=lambda p: p.probability).word
+    for prompt, correct, words in (
+        (lie, favourite, "rather go on with no other word"),
+        (lie, "zyzzyva", "zyzzyva"),
+        ("Anna was very " * 40, "glad", "reads no more than 64"),
+        ("Was Anna? She felt very", "glad", "does not know '\\?'"),
+    ):
+        with pytest.raises(ContextError, match=words):
+            propose(zoo, prompt, correct)
+    with pytest.raises(ContextError, match="beyond the 50 of the vocabulary"):
+        propose(small, "When the news came, Anna was very", "glad")
 
 
 SHAPE = ARCHITECTURES["Llama"][1] | {"pad_token_id": 0}
@@ -125,9 +131,8 @@ WITHOUT_LORA = {
 def test_an_architecture_without_lora_gets_the_rest(name):
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        module = transformers.AutoModelForCausalLM.from_config(
-            getattr(transformers, f"{name}Config")(**WITHOUT_LORA[name])
-        )
+        config = getattr(transformers, f"{name}Config")(**WITHOUT_LORA[name])
+        module = transformers.AutoModelForCausalLM.from_config(config)
     module = module.eval().requires_grad_(False)
     odd = language_model.LanguageModel(f"tiny-{name}", name, module, None, language_model.fingerprint(module))
     context = contexts(odd)[0]
@@ -152,16 +157,10 @@ def test_a_diagnosis_says_how_far_it_is(monkeypatch):
     assert seen == [["tiny-GPT2, diagnosis", 4, 4]]
 
 
-def test_an_impossible_learning_rate_is_refused():
-    for rate in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ParameterError):
-            diagnose(GPT2, CONTEXT, Recipe(steps=4), rate)
-
-
 def test_far_above_the_interval_the_rehearsal_at_this_very_rate_decides():
     """With T = 4 the rehearsal is the run: the outcome must be the run's, at every multiple."""
     recipe = Recipe(optimizer="sgd", steps=4)
-    critical = diagnose(GPT2, CONTEXT, recipe).critical.rate
+    critical = estimate_critical_rate(GPT2, [CONTEXT], recipe)[0].rate
     seen = set()
     for multiple in (11.0, 1e2, 1e4, 1e8, 1e200):
         found = diagnose(GPT2, CONTEXT, recipe, multiple * critical)
@@ -169,15 +168,3 @@ def test_far_above_the_interval_the_rehearsal_at_this_very_rate_decides():
         assert found.outcome == (OVERTAKES if crosses else UNKNOWN)
         seen.add(crosses)
     assert seen == {True, False}
-
-
-def test_what_cannot_be_read_is_refused_without_a_competitor_too():
-    loaded = language_model.load("zoo:gpt2-s")
-    with pytest.raises(ContextError, match="reads no more than 64"):
-        propose(loaded, "Anna was very " * 40, "glad")
-    with pytest.raises(ContextError, match="does not know '\\?'"):
-        propose(loaded, "Was Anna? She felt very", "glad")
-    small = replace(loaded, module=copy.deepcopy(loaded.module))  # its tokenizer is larger than its vocabulary
-    small.module.resize_token_embeddings(50)
-    with pytest.raises(ContextError, match="beyond the 50 of the vocabulary"):
-        propose(small, "When the news came, Anna was very", "glad")

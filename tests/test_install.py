@@ -1,5 +1,6 @@
 """What one installs and imports: little for the core, the same version everywhere, every name of the public face."""
 
+import doctest
 import subprocess
 import sys
 import tomllib
@@ -7,22 +8,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import phantomlib
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = (
-    "dask",
-    "distributed",
-    "netCDF4",
-    "matplotlib",
-    "seaborn",
-    "tabulate",
-    "papermill",
-    "jupytext",
-    "IPython",
-)
+    "dask", "distributed", "netCDF4", "matplotlib", "seaborn", "tabulate", "papermill", "jupytext", "IPython",
+)  # fmt: skip
 
 
 def loaded(code: str) -> set[str]:
@@ -53,8 +48,13 @@ ph.PhantomCallback([context.context], tokenizer=model.tokenizer)
 
 
 @pytest.mark.parametrize("name", phantomlib.__all__)
-def test_every_public_name_is_there(name):
+def test_every_public_name_is_there_with_an_example_that_is_true(name):
     assert getattr(phantomlib, name).__module__ == f"phantomlib.{phantomlib._HOMES[name]}"
+    (example,) = doctest.DocTestFinder(recurse=False).find(getattr(phantomlib, name), name, globs={})
+    assert example.examples, f"{name} has no example"
+    said: list[str] = []
+    result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, out=said.append)
+    assert result.failed == 0, "".join(said)
 
 
 def test_the_citation_names_this_version():
@@ -63,23 +63,16 @@ def test_the_citation_names_this_version():
 
 def test_lower_bounds_are_what_was_tried():
     """The minor version of each pin: no other was."""
-    pins = dict(
-        line.split("#")[0].strip().split("==")
-        for line in (ROOT / "requirements.txt").read_text().splitlines()
-        if "==" in line
+    lines = (
+        Requirement(line.split("#")[0]) for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line
     )
-    pins = {name.lower(): version for name, version in pins.items()}
+    pins = {canonicalize_name(one.name): str(one.specifier).removeprefix("==") for one in lines}
     extras = PROJECT["project"]["optional-dependencies"]
-    for wanted in [
-        *PROJECT["project"]["dependencies"],
-        *(one for name in extras if name != "edit" for one in extras[name]),
-    ]:
-        name, _, bound = wanted.partition(">=")
-        if bound:
-            bound = bound.partition(",")[0]
-            assert (pins[name.lower().replace("jupyter-client", "jupyter_client")] + ".").startswith(bound + "."), (
-                wanted
-            )
+    optional = [one for name in extras if name != "edit" for one in extras[name]]
+    for wanted in map(Requirement, [*PROJECT["project"]["dependencies"], *optional]):
+        for bound in wanted.specifier:
+            if bound.operator == ">=":
+                assert f"{pins[canonicalize_name(wanted.name)]}.".startswith(f"{bound.version}."), wanted
 
 
 def test_the_wheel_leaves_out_what_only_a_clone_needs():

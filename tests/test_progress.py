@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import sys
 import threading
 import time
 
@@ -12,8 +13,6 @@ from filelock import FileLock
 from phantomlib import progress
 from phantomlib.errors import ParameterError, StoreError
 from phantomlib.progress import locked, read_report, track
-
-# ------------------------------------------------------------------------------------------- tracked work
 
 
 def test_work_is_reported_to_a_runner_and_nothing_is_shown(tmp_path, monkeypatch, capsys):
@@ -48,14 +47,13 @@ def test_a_report_that_cannot_be_written_or_read_ends_no_run(tmp_path, monkeypat
     assert read_report(str(tmp_path / "half")) is None
 
 
-def test_without_a_terminal_nothing_is_shown(capsys, monkeypatch):
+def test_without_a_terminal_nothing_is_shown_and_on_one_a_bar(capsys, monkeypatch):
     monkeypatch.delenv(progress.ENVIRONMENT, raising=False)
-    with track("x", 2) as advance:
-        advance(2)
-    assert capsys.readouterr() == ("", "")
-
-
-# ------------------------------------------------------------------------------------------- who waits says so
+    for terminal, said in ((False, ""), (True, "x:   0%")):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda seen=terminal: seen)
+        with track("x", 2) as advance:
+            advance(2)
+        assert said in capsys.readouterr().err if said else capsys.readouterr() == ("", "")
 
 
 def hold(path, held, free):
@@ -64,56 +62,38 @@ def hold(path, held, free):
         free.wait(60)
 
 
-@pytest.fixture
-def other(tmp_path):
-    """Another process that holds the lock, and what lets it go."""
+@pytest.mark.parametrize("runner", [False, True])
+def test_who_waits_for_another_process_says_so(runner, tmp_path, monkeypatch, capfd):
+    report, lock, done = str(tmp_path / "report.json"), tmp_path / "run.lock", []
+    monkeypatch.setattr(progress, "PATIENCE", 0.1)
+    monkeypatch.setenv(progress.ENVIRONMENT, report) if runner else monkeypatch.delenv(
+        progress.ENVIRONMENT, raising=False
+    )
     fork = multiprocessing.get_context("fork")
     held, free = fork.Event(), fork.Event()
-    process = fork.Process(target=hold, args=(tmp_path / "run.lock", held, free))
+    process = fork.Process(target=hold, args=(lock, held, free))
     process.start()
     assert held.wait(60)
-    yield free
-    free.set()
-    process.join()
-
-
-def wait_for(tmp_path, free, said):
-    """Take the lock in a thread; let the other process go once something was said."""
-    done = []
 
     def work():
-        with locked(tmp_path / "run.lock"):
+        with locked(lock):
             done.append(True)
 
     thread = threading.Thread(target=work)
     thread.start()
     heard = ""
     for _ in range(600):
-        heard += said() or ""
-        if heard:
+        heard += json.dumps(read_report(report) or "").strip('"') if runner else capfd.readouterr().err
+        if heard.endswith(("\n", "}")):
             break
         time.sleep(0.05)
     assert thread.is_alive() and not done  # it says so while it waits
     free.set()
     thread.join(60)
-    assert done == [True]
-    return heard + (said() or "")  # a line may be heard in two parts
-
-
-def test_who_waits_for_another_process_says_so(tmp_path, other, monkeypatch, capfd):
-    monkeypatch.delenv(progress.ENVIRONMENT, raising=False)
-    monkeypatch.setattr(progress, "PATIENCE", 0.1)
-    heard = wait_for(tmp_path, other, lambda: capfd.readouterr().err)
-    assert heard == f"Waiting for another process, which holds run.lock in '{tmp_path}'.\n"
-
-
-def test_in_a_notebook_the_runner_is_told(tmp_path, other, monkeypatch, capfd):
-    report = str(tmp_path / "report.json")
-    monkeypatch.setenv(progress.ENVIRONMENT, report)
-    monkeypatch.setattr(progress, "PATIENCE", 0.1)
-    heard = wait_for(tmp_path, other, lambda: json.dumps(read_report(report)) if read_report(report) else "")
-    assert json.loads(heard)["label"] == "waiting for another process, which holds run.lock"
-    assert read_report(report) is None and capfd.readouterr() == ("", "")
+    process.join()
+    label = "aiting for another process, which holds run.lock"
+    assert done == [True] and read_report(report) is None and capfd.readouterr() == ("", "")
+    assert json.loads(heard)["label"] == f"w{label}" if runner else heard == f"W{label} in '{tmp_path}'.\n"
 
 
 def test_a_free_lock_is_taken_in_silence_and_given_back(tmp_path, capsys):

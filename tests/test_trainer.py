@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import peft
 import pytest
@@ -41,23 +42,10 @@ CONTEXT = contexts(GPT2)[0]
 def train(tmp_path):
     """Train on the first of some contexts while all are watched; gives the Trainer and what was measured."""
 
-    def trained(
-        module,
-        rate,
-        optimizer="sgd",
-        *,
-        watched=(CONTEXT,),
-        every=1,
-        also=(),
-        callback=None,
-        checkpoint=None,
-        **options,
-    ):
+    def trained(module, rate, optimizer="sgd", *, watched=(CONTEXT,), every=1, callback=None, resume=None, **options):
         one = trainer(module, watched[0], tmp_path, rate, optimizer, **options)
         watch = PhantomCallback(watched, every=every, **(callback or {})).attach(one)
-        for other in also:
-            one.add_callback(other)
-        one.train(resume_from_checkpoint=checkpoint)
+        one.train(resume_from_checkpoint=resume)
         return one, watch.frame()
 
     return trained
@@ -191,7 +179,7 @@ def with_optimizer(optimizer):
 def test_a_run_that_goes_on_from_a_checkpoint_is_one_run(known, tmp_path, train):
     frames, options = [], {"lr_scheduler_type": "linear", "save_strategy": "steps", "save_steps": 3}
     for checkpoint in (None, str(tmp_path / "checkpoint-3")):
-        frames.append(train(still(GPT2.module), 0.05, every=2, checkpoint=checkpoint, **options)[1])
+        frames.append(train(still(GPT2.module), 0.05, every=2, resume=checkpoint, **options)[1])
         if not known:  # a checkpoint of a run that was not watched
             kept = tmp_path / "checkpoint-3/trainer_state.json"
             state = json.loads(kept.read_text())
@@ -255,15 +243,6 @@ def test_lora_on_the_readout_counts_what_the_adapter_adds(train):
     assert seen.overlap.nunique() == 2
 
 
-def test_watching_changes_nothing_and_loses_no_log(tmp_path, train):
-    alone = trainer(still(GPT2.module), CONTEXT, tmp_path, 1e-3, "adam", seed=3)
-    alone.train()
-    watched, _ = train(still(GPT2.module), 1e-3, "adam", seed=3)
-    ends = (one.model.state_dict().values() for one in (alone, watched))
-    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
-    assert losses(alone) == losses(watched) and len(losses(alone)) == STEPS // 2
-
-
 class Reporter(TrainerCallback):
     """Stands for TensorBoard: it comes before any callback that a user adds."""
 
@@ -274,11 +253,14 @@ class Reporter(TrainerCallback):
         self.seen.append(dict(logs))
 
 
-def test_reporters_get_the_values(tmp_path):
-    one, reporter = trainer(still(GPT2.module), CONTEXT, tmp_path, 1e-3), Reporter()
-    one.add_callback(reporter)
-    PhantomCallback([CONTEXT], every=2).attach(one)
-    one.train()
+def test_watching_changes_nothing_and_loses_no_log(tmp_path, train):
+    alone = trainer(still(GPT2.module), CONTEXT, tmp_path, 1e-3, "adam", seed=3)
+    alone.train()
+    reporter = Reporter()
+    watched, _ = train(still(GPT2.module), 1e-3, "adam", every=2, seed=3, given={"callbacks": [reporter]})
+    ends = (one.model.state_dict().values() for one in (alone, watched))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+    assert losses(alone) == losses(watched) and len(losses(alone)) == STEPS // 2
     assert sum("phantom/c0/gap" in row for row in reporter.seen) == 4
     assert all(isinstance(v, int | float) for row in reporter.seen for v in row.values())
 
@@ -295,28 +277,19 @@ class Stop(TrainerCallback):
         return control
 
 
-@pytest.mark.parametrize("attached", [True, False])
-def test_the_last_step_is_measured_when_training_stops_early(attached, tmp_path):
+@pytest.mark.parametrize("attached, best", [(True, None), (False, None), (True, "another step's weights")])
+def test_the_last_step_is_measured_when_training_stops_early_with_its_weights(attached, best, tmp_path):
     one, watch = trainer(still(GPT2.module), CONTEXT, tmp_path, 1e-3), PhantomCallback([CONTEXT], every=3)
     watch.attach(one) if attached else one.add_callback(watch)
-    one.add_callback(Stop(4))
-    one.args.report_to = [] if attached else ["tensorboard"]
+    one.add_callback(Stop(4, best and str(tmp_path)))
+    one.args.load_best_model_at_end, one.args.report_to = bool(best), [] if attached else ["tensorboard"]
     with nullcontext() if attached else pytest.warns(UserWarning, match="cannot log to tensorboard by itself.*attach"):
         one.train()
+    seen, steps = watch.frame(), [0, 3] if best else [0, 3, 4]
+    assert seen.step.tolist() == steps and seen.budget.to_numpy() == pytest.approx([1e-3 * step for step in steps])
     run = by_the_engine(GPT2, 1e-3, optimizer="sgd")
-    assert watch.frame().step.tolist() == [0, 3, 4]
-    assert watch.frame().gap.to_numpy() == pytest.approx(run.logit_gap.values[[0, 3, 4]], rel=2e-4, abs=2e-5)
-    assert watch.frame().budget.to_numpy() == pytest.approx([0, 3e-3, 4e-3])
-    assert [row["step"] for row in one.state.log_history if "phantom/c0/gap" in row] == [0, 3, 4]
-
-
-def test_weights_of_the_best_checkpoint_are_not_taken_for_those_of_the_last_step(tmp_path):
-    one = trainer(still(GPT2.module), CONTEXT, tmp_path, 1e-3)
-    one.args.load_best_model_at_end = True
-    watch = PhantomCallback([CONTEXT], every=3).attach(one)
-    one.add_callback(Stop(4, best=str(tmp_path)))
-    one.train()
-    assert watch.frame().step.tolist() == [0, 3]
+    assert seen.gap.to_numpy() == pytest.approx(run.logit_gap.values[steps], rel=2e-4, abs=2e-5)
+    assert [row["step"] for row in one.state.log_history if "phantom/c0/gap" in row] == steps
 
 
 @pytest.fixture
@@ -358,38 +331,29 @@ def test_bad_intervals(every):
         PhantomCallback(every=every)
 
 
-@pytest.mark.parametrize("given", [[], ["shame"], [None]])
-def test_bad_contexts(given):
-    with pytest.raises(ParameterError, match="contexts"):
-        PhantomCallback(given)
-
-
 def test_what_cannot_be_watched_is_refused_before_training(tmp_path):
-    one = trainer(still(GPT2.module), CONTEXT, tmp_path, 1e-3)
+    one, tokenizer = trainer(still(GPT2.module), CONTEXT, tmp_path, 1e-3), leading()
     before = copy.deepcopy(one.model.state_dict())
+    for given in ([], ["shame"], [None]):
+        with pytest.raises(ParameterError, match="contexts"):
+            PhantomCallback(given)
     pair = Context("x", "she felt deep", "shame", "guilt")
     with pytest.raises(PhantomError, match="tokenizer"):
         PhantomCallback([pair]).attach(one)
     unknown = [Context("x", "she felt", "zyzzyva", "guilt"), Context("y", "she felt?", "shame", "guilt")]
     with pytest.raises(ContextError, match="2 problems.*zyzzyva.*'\\?'"):
-        PhantomCallback(unknown, tokenizer=leading())
-    one.add_callback(PhantomCallback([pair]))  # not attached: told when training starts
-    with pytest.raises(PhantomError, match="tokenizer"):
-        one.train()
-    assert all(torch.equal(a, b) for a, b in zip(one.model.state_dict().values(), before.values(), strict=True))
-
-
-def test_a_prompt_that_is_too_long_is_refused_at_construction(tmp_path):
-    tokenizer = leading()
+        PhantomCallback(unknown, tokenizer=tokenizer)
     tokenizer.model_max_length = 64
-    long = Context("long", "she felt deep " * 40, "shame", "guilt")
-    with pytest.raises(ContextError, match="'long' has [0-9]+ tokens.*no more than 64"):
-        PhantomCallback([long], tokenizer=tokenizer)
-    one = trainer(still(GPT2.module), CONTEXT, tmp_path, 1e-3)
+    with pytest.raises(ContextError, match="'x' has [0-9]+ tokens.*no more than 64"):
+        PhantomCallback([replace(pair, prompt="she felt deep " * 40)], tokenizer=tokenizer)
     with pytest.raises(ContextError, match="'c0' has 70 tokens.*no more than 64"):
         PhantomCallback([replace(CONTEXT, prompt_ids=CONTEXT.prompt_ids * 10)]).attach(one)
     with pytest.raises(ContextError, match="vocabulary"):
         PhantomCallback([replace(CONTEXT, correct_id=41)]).attach(one)
+    one.add_callback(PhantomCallback([pair]))  # not attached: told when training starts
+    with pytest.raises(PhantomError, match="tokenizer"):
+        one.train()
+    assert all(torch.equal(a, b) for a, b in zip(one.model.state_dict().values(), before.values(), strict=True))
 
 
 TINY = {"vocab_size": 41, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
@@ -412,47 +376,33 @@ def test_what_has_no_next_token_is_refused(name, settings, reason, tmp_path):
         PhantomCallback([CONTEXT]).attach(one)
 
 
-def test_a_trainer_that_would_restore_the_callback_itself_is_refused(train):
+def test_what_would_be_lost_is_refused(tmp_path, train):
     with pytest.raises(PhantomError, match="reads its own state"):
         train(still(GPT2.module), 1e-3, restore_callback_states_from_checkpoint=True)
-
-
-def test_a_loss_that_would_be_lost_is_refused(tmp_path):
-    given = {"compute_loss_func": lambda *given, **more: None}
     with pytest.raises(PhantomError, match="compute_loss_func already"):
-        PhantomCallback([CONTEXT], loss="margin").attach(trainer(GPT2.module, CONTEXT, tmp_path, 1e-3, given=given))
+        train(GPT2.module, 1e-3, callback={"loss": "margin"}, given={"compute_loss_func": lambda *given, **more: None})
     unattached = trainer(still(GPT2.module), CONTEXT, tmp_path, 1e-3)
     unattached.add_callback(PhantomCallback([CONTEXT], loss="margin"))
     with pytest.raises(PhantomError, match="attach"):
         unattached.train()
 
 
-class Counted:
-    """A schedule of transformers, linear from 1 to 0, that counts how often it is asked."""
-
-    def __init__(self, steps):
-        self.steps, self.asked = steps, 0
-        self.base_lrs, self.lr_lambdas = [2.0], [self.share]
-
-    def share(self, step):
-        self.asked += 1
-        return 1 - step / self.steps
-
-
-def test_the_budget_left_is_summed_up_once():
-    steps, watch = 500, PhantomCallback()
-    watch.ahead, schedule = None, Counted(steps)
-    for step in range(steps + 1):
-        state = TrainerState(global_step=step, max_steps=steps)
-        left = watch._still_to_come(schedule, state)
-        assert left == pytest.approx((steps - step) * (steps - step + 1) / steps)  # twice the sum of 1/T to (T - t)/T
-    assert schedule.asked == steps
+def test_the_budget_is_summed_up_once():
+    asked, watch, optimizer = [], PhantomCallback(), torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: asked.append(step) or 1 - step / 500)
+    asked.clear()
+    watch.planned, watch.spent = None, np.array([0.5])
+    for step in (0, 100, 499):
+        budget = watch._budget(schedule, TrainerState(global_step=step, max_steps=500))
+        assert budget == pytest.approx(0.5 + 501)  # twice the sum of 1/T to T/T
+    assert asked == list(range(500))
 
 
 def test_a_schedule_that_is_no_function_of_the_step_goes_by_its_last_rate():
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    optimizer, watch = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5), PhantomCallback()
+    watch.spent = np.array([1.5])
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 10)
-    assert PhantomCallback()._still_to_come(schedule, TrainerState(global_step=3, max_steps=9)) == 6 * 0.5
+    assert watch._budget(schedule, TrainerState(global_step=3, max_steps=9)) == 1.5 + 6 * 0.5
 
 
 def test_the_script_of_the_page_runs(tmp_path, monkeypatch):

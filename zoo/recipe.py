@@ -6,8 +6,6 @@ residual, initialisation scale sqrt(2 / (5 d)), the "small init" of GPT-NeoX-20B
 gated, RMS-normed, scale 0.02.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import platform
@@ -20,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from phantomlib.progress import quiet_transformers
+from phantomlib.readout_geometry import coherence
 from zoo.frames import PAIRS
 from zoo.language import Language, join_words
 
@@ -47,7 +46,6 @@ class PretrainingRecipe:
     steps: int = 1_600
     learning_rate: float = 2e-3
     warmup: int = 100
-    final_fraction: float = 0.0  # of the learning rate, at the end of the cosine
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -117,37 +115,24 @@ def tokenizer():
 
 def build(recipe: PretrainingRecipe, vocabulary: int):
     """A freshly initialised model of the recipe's family and size; eager attention, no dropout."""
-    from transformers import (
-        GPT2Config,
-        GPT2LMHeadModel,
-        GPTNeoXConfig,
-        GPTNeoXForCausalLM,
-        LlamaConfig,
-        LlamaForCausalLM,
-    )
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    ends: dict[str, Any] = dict(bos_token_id=None, eos_token_id=0, pad_token_id=None, attn_implementation="eager")
-    d = recipe.width
+    d, layers, heads = recipe.width, recipe.layers, recipe.heads
+    common: dict[str, Any] = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": None, "initializer_range": 0.02}
     if recipe.family == "gpt2":
-        gpt2 = GPT2Config(
-            vocab_size=vocabulary, n_positions=N_POSITIONS, n_embd=d, n_layer=recipe.layers, n_head=recipe.heads,
-            activation_function="gelu_pytorch_tanh",  # gelu_new, fused: the same function, a quarter faster
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, initializer_range=0.02, **ends,
-        )  # fmt: skip
-        return GPT2LMHeadModel(gpt2)
+        sizes = {"n_positions": N_POSITIONS, "n_embd": d, "n_layer": layers, "n_head": heads}
+        own: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        own["activation_function"] = "gelu_pytorch_tanh"  # gelu_new, fused: the same function, a quarter faster
+    else:
+        sizes = {"hidden_size": d, "num_hidden_layers": layers, "num_attention_heads": heads}
+        sizes["max_position_embeddings"] = N_POSITIONS
     if recipe.family == "gpt_neox":
-        neox = GPTNeoXConfig(
-            vocab_size=vocabulary, max_position_embeddings=N_POSITIONS, hidden_size=d, num_hidden_layers=recipe.layers,
-            num_attention_heads=recipe.heads, intermediate_size=4 * d, tie_word_embeddings=False,
-            initializer_range=math.sqrt(2 / (5 * d)), **ends,
-        )  # fmt: skip
-        return GPTNeoXForCausalLM(neox)
-    llama = LlamaConfig(
-        vocab_size=vocabulary, max_position_embeddings=N_POSITIONS, hidden_size=d, num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads, num_key_value_heads=recipe.heads, head_dim=d // recipe.heads,
-        intermediate_size=8 * d // 3, tie_word_embeddings=True, initializer_range=0.02, **ends,
-    )  # fmt: skip
-    return LlamaForCausalLM(llama)
+        own = {"intermediate_size": 4 * d, "tie_word_embeddings": False, "initializer_range": math.sqrt(2 / (5 * d))}
+    if recipe.family == "llama":
+        own = {"intermediate_size": 8 * d // 3, "tie_word_embeddings": True}
+        own |= {"num_key_value_heads": heads, "head_dim": d // heads}
+    config = AutoConfig.for_model(recipe.family, vocab_size=vocabulary, **common | sizes | own)
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
 
 
 def rows(sentences: list[list[str]], tok, length: int) -> np.ndarray:
@@ -155,16 +140,13 @@ def rows(sentences: list[list[str]], tok, length: int) -> np.ndarray:
 
     A row starts with a sentence's first word and no BOS, so a prompt at position 0 is what the model saw in training.
     """
-    out, i = [], 0
-    counts = [len(words) for words in sentences]  # one token per word
-    while i < len(sentences):
-        j, total = i, 0
-        while j < len(sentences) and total < length:
-            total += counts[j]
-            j += 1
-        if total >= length:
-            out.append(" ".join(join_words(words) for words in sentences[i:j]))
-        i = j
+    out, row, tokens = [], [], 0
+    for words in sentences:
+        row.append(join_words(words))
+        tokens += len(words)  # one token per word
+        if tokens >= length:
+            out.append(" ".join(row))
+            row, tokens = [], 0
     return np.array([ids[:length] for ids in tok(out)["input_ids"]])
 
 
@@ -199,24 +181,21 @@ def sentence_losses(module, tok, sentences: list[list[str]], batch: int = 256) -
 
 
 def learning_rate(recipe: PretrainingRecipe, step: int) -> float:
-    """Linear warm-up, then a cosine down to `final_fraction` at the last step."""
+    """Linear warm-up, then a cosine down to zero at the last step."""
     if step < recipe.warmup:
         return recipe.learning_rate * (step + 1) / recipe.warmup
     progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return recipe.learning_rate * (recipe.final_fraction + (1 - recipe.final_fraction) * cosine)
+    return recipe.learning_rate * (0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def pretrain(recipe: PretrainingRecipe, folder: Path, device: str = "cpu", progress: bool = True) -> dict:
+def pretrain(recipe: PretrainingRecipe, folder: Path, device: str = "cpu", progress: bool = True) -> None:
     """Train the recipe's model; write weights (float16), config, tokenizer and report.json into `folder`.
 
-    Returns the report: how the model was made, and what `measure` finds on the stored weights.
+    The report says how the model was made, and what :func:`measure_zoo_model` finds on the stored weights.
     """
     import torch
     import transformers
     from tqdm.auto import tqdm
-
-    from phantomlib.readout_geometry import coherence
 
     tok = tokenizer()
     data = torch.tensor(rows(language(recipe).sample(recipe.sentences, recipe.corpus_seed), tok, recipe.tokens_per_row))
@@ -267,24 +246,20 @@ def pretrain(recipe: PretrainingRecipe, folder: Path, device: str = "cpu", progr
     tok.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)  # written readable by its owner only
 
+    threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
     report = {
         "name": recipe.name,
         "recipe": asdict(recipe),
         "interchangeability": language(recipe).interchangeability,
         "training_tokens": recipe.steps * recipe.rows * recipe.tokens_per_row,
         "seconds": round(seconds, 1),
-        "device": _describe(device),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "device": torch.cuda.get_device_name(device) if str(device).startswith("cuda") else f"{device}, {threads}",
+        "versions": {"python": platform.python_version()} | {m.__name__: m.__version__ for m in (torch, transformers)},
         "training_loss": losses,
     }
     report |= measure_zoo_model(recipe, folder)
     report["bulk_coherence"] = [*history, {"step": recipe.steps, "B": report.pop("B")}]
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    return report
 
 
 def measure_zoo_model(recipe: PretrainingRecipe, folder: Path) -> dict:
@@ -295,8 +270,6 @@ def measure_zoo_model(recipe: PretrainingRecipe, folder: Path) -> dict:
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from phantomlib.readout_geometry import coherence
 
     with quiet_transformers():
         module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -322,11 +295,3 @@ def measure_zoo_model(recipe: PretrainingRecipe, folder: Path) -> dict:
         "unseen_language_entropy": float(true_nats[unseen].sum() / predicted[unseen].sum()),
         "B": coherence(module.get_output_embeddings().weight.detach()),
     }
-
-
-def _describe(device: str) -> str:
-    import torch
-
-    if str(device).startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return f"{device}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"

@@ -1,7 +1,5 @@
 """Train the shipped models again: into a temporary folder, then into place, with their checksums."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil
@@ -12,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from phantomlib import files
-from phantomlib.errors import ParameterError
+from phantomlib.errors import ParameterError, shown
 from phantomlib.models.zoo_models import home
 from zoo.recipe import RECIPES, pretrain
 
@@ -29,11 +27,17 @@ def train(
     root = Path(out) if out else home(name)
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise ParameterError(
-            f"steps = {steps!r}: a training needs a whole number of steps, at least 1; "
-            "leave it out for the recipe's own number."
+            f"steps is {shown(steps)}; give a whole number of at least 1, or none for the recipe's own."
         )
     folder = train_into(name, root, device, steps, progress)
-    _record(root, name)
+    lock = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    with FileLock(Path(tempfile.gettempdir()) / f"phantom-zoo-{lock}.lock"):  # other trainings write beside this one
+        try:
+            sums = files.read_json(root / "checksums.json")
+        except (FileNotFoundError, ValueError):  # the other models are then without a record, and `verify` says so
+            sums = {}
+        sums[name] = {file.name: files.file_digest(file) for file in sorted(folder.iterdir())}
+        files.write_json(root / "checksums.json", dict(sorted(sums.items())))
     return folder
 
 
@@ -55,16 +59,3 @@ def train_into(name: str, root: Path, device: str = "cpu", steps: int | None = N
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     return final
-
-
-def _record(root: Path, name: str) -> None:
-    """Enter the checksums of one model into `root`/checksums.json, safely beside other trainings."""
-    target = root / "checksums.json"
-    lock = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-    with FileLock(Path(tempfile.gettempdir()) / f"phantom-zoo-{lock}.lock"):
-        try:
-            sums = files.read_json(target)
-        except (FileNotFoundError, ValueError):  # the other models are then without a record, and `verify` says so
-            sums = {}
-        sums[name] = {file.name: files.file_digest(file) for file in sorted((root / name).iterdir())}
-        files.write_json(target, dict(sorted(sums.items())))

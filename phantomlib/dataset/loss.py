@@ -6,6 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from phantomlib.dataset.rows import Row
 from phantomlib.engine.finetune import trainable
@@ -44,19 +45,17 @@ class BatchLoss:
 
     def parts(self, batch: Sequence[Row]) -> Iterator[tuple[Tensor, Tensor, list[tuple[int, int]]]]:
         """A mini-batch in blocks that fit: ids (R, L), targets' ids (n,), and (row, position) of each; sets ``chosen``."""
-        block: list[Row] = []
-        for row in [*batch, None]:
-            size = sum(len(one.targets) for one in [*block, row] if one) * self.vocabulary
-            if block and (row is None or size > LOGITS):
-                longest = max(len(one.ids) for one in block)
-                ids = torch.tensor([[*one.ids, *[0] * (longest - len(one.ids))] for one in block], device=self.device)
-                places = [(i, t) for i, one in enumerate(block) for t in one.targets]
-                at, position = torch.tensor(places, device=self.device).T
-                self.chosen = (at, position - 1)
-                yield ids, ids[at, position], [(block[i].number, t) for i, t in places]
-                block = []
-            if row is not None:
-                block.append(row)
+        blocks: list[list[Row]] = [[]]
+        for row in batch:
+            if blocks[-1] and sum(len(one.targets) for one in [*blocks[-1], row]) * self.vocabulary > LOGITS:
+                blocks.append([])
+            blocks[-1].append(row)
+        for block in blocks:
+            ids = pad_sequence([torch.tensor(row.ids, device=self.device) for row in block], batch_first=True)
+            places = [(i, t) for i, row in enumerate(block) for t in row.targets]
+            at, position = torch.tensor(places, device=self.device).T
+            self.chosen = (at, position - 1)
+            yield ids, ids[at, position], [(block[i].number, t) for i, t in places]
 
     def logits(self, values: dict[str, Tensor], ids: Tensor) -> Tensor:
         """Next-token logits (n, V) at the chosen positions."""
@@ -66,14 +65,8 @@ class BatchLoss:
         """Gradient of the mean loss over the targets of a mini-batch, for each tensor of ``values``; clipped to a norm."""
         leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
         total = sum(len(row.targets) for row in batch)
-        found = [torch.zeros_like(value) for value in leaves.values()]
         for ids, wanted, _ in self.parts(batch):
-            loss = F.cross_entropy(self.logits(leaves, ids), wanted, reduction="sum") / total
-            for g, part in zip(found, torch.autograd.grad(loss, list(leaves.values()), allow_unused=True), strict=True):
-                if part is not None:
-                    g += part
+            (F.cross_entropy(self.logits(leaves, ids), wanted, reduction="sum") / total).backward(inputs=list(leaves.values()))
         if clip is not None:
-            share = clip / (torch.nn.utils.get_total_norm(found) + 1e-6)  # as torch.nn.utils.clip_grad_norm_
-            for g in found:
-                g *= share.clamp(max=1.0)
-        return found
+            torch.nn.utils.clip_grad_norm_(leaves.values(), clip)
+        return [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves.values()]

@@ -7,8 +7,10 @@ the first), or with ``messages`` (through the tokenizer's chat template; it sees
 import csv
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from phantomlib.errors import ParameterError, PhantomError, shown
@@ -36,6 +38,9 @@ class RowError(PhantomError):
     """One row of a data set cannot be used."""
 
 
+Records = Iterator[Mapping | RowError]
+
+
 def read_records(source: str | Path) -> Iterator[tuple[int, Mapping | RowError]]:
     """The records of a data file with their numbers, one by one, so that a large file is never whole in memory.
 
@@ -46,31 +51,25 @@ def read_records(source: str | Path) -> Iterator[tuple[int, Mapping | RowError]]
         number and record; or number and what is wrong with it.
 
     Raises:
-        ParameterError: there is no such file, or it is of another kind.
+        ParameterError: there is no such file, or it is of another kind; later, if it cannot be read to its end.
     """
     path = Path(source)
-    kinds: dict[str, Callable[[Path], Iterator[Mapping | RowError]]]
-    kinds = {".jsonl": _jsonl, ".json": _jsonl, ".csv": _csv, ".parquet": _parquet}
-    if path.is_dir() and (path / STATE).is_file():
-        return _numbered(path, _arrow)
-    if not path.is_file() or path.suffix not in kinds:
+    readers = {".jsonl": _jsonl, ".json": _jsonl, ".csv": _csv, ".parquet": _parquet}
+    read = readers.get(path.suffix) if path.is_file() else _arrow if (path / STATE).is_file() else None
+    if read is None:
         raise ParameterError(
             f"{shown(str(source), 300)} is no data set; give a .jsonl, .csv or .parquet file, or a folder that "
             "datasets.save_to_disk wrote."
         )
-    return _numbered(path, kinds[path.suffix])
+    return _numbered(path, read(path))
 
 
-def _numbered(
-    path: Path, read: Callable[[Path], Iterator[Mapping | RowError]]
-) -> Iterator[tuple[int, Mapping | RowError]]:
+def _numbered(path: Path, records: Records) -> Iterator[tuple[int, Mapping | RowError]]:
     """The records of a file with their numbers; what its reader raises, in many kinds, is an error that names the file."""
     number = 0
     try:
-        for number, record in enumerate(read(path), 1):
+        for number, record in enumerate(records, 1):
             yield number, record
-    except GeneratorExit:
-        raise
     except Exception as error:
         after = f" after row {number}" if number else ""
         raise ParameterError(
@@ -78,7 +77,7 @@ def _numbered(
         ) from None
 
 
-def _jsonl(path: Path) -> Iterator[Mapping | RowError]:
+def _jsonl(path: Path) -> Records:
     with open(path, "rb") as file:
         for line in file:
             try:
@@ -90,19 +89,19 @@ def _jsonl(path: Path) -> Iterator[Mapping | RowError]:
                 yield RowError(f"it is not JSON ({error})")
 
 
-def _csv(path: Path) -> Iterator[Mapping | RowError]:
+def _csv(path: Path) -> Records:
     with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
         yield from csv.DictReader(file)
 
 
-def _parquet(path: Path) -> Iterator[Mapping]:
+def _parquet(path: Path) -> Records:
     import pyarrow.parquet as pq
 
     for batch in pq.ParquetFile(path).iter_batches():
         yield from batch.to_pylist()
 
 
-def _arrow(folder: Path) -> Iterator[Mapping]:
+def _arrow(folder: Path) -> Records:
     import pyarrow as pa
 
     for path in sorted(folder.glob("*.arrow")):
@@ -119,7 +118,7 @@ def tokenise(
     positions: float = float("inf"),
     limit: int | None = None,
 ) -> tuple[list[Row], list[str]]:
-    """Rows as token ids, and why the others were left out.
+    """Rows as token ids; and for each record left out a sentence that says why. ParameterError if none can be used.
 
     Args:
         records: numbers and records, as from :func:`read_records`.
@@ -127,12 +126,6 @@ def tokenise(
         fields: names of the fields in place of ``prompt`` and ``completion``, or of ``text``, or of ``messages``.
         positions: longest row that the model reads, in tokens.
         limit: take this many records at most.
-
-    Returns:
-        the rows; and for each record left out a sentence that names it.
-
-    Raises:
-        ParameterError: no record can be used.
     """
     rows, problems = [], []
     for number, record in itertools.islice(records, limit):
@@ -161,30 +154,27 @@ def _encode(record: Mapping, tokenizer, fields: tuple[str, ...]) -> tuple[list[i
         raise RowError(f"it has the fields {shown(sorted(map(str, record)))}, not {wanted}")
     if len(form) == 1 and isinstance(record[form[0]], list):
         return _chat(record[form[0]], tokenizer)
-    texts = [record[name] for name in form]
-    for name, text in zip(form, texts, strict=True):
+    for name in form:
+        text = record[name]
         if not isinstance(text, str) or not text or any("\ud800" <= letter <= "\udfff" for letter in text):
             raise RowError(f"{name} is {shown(text)}, not text in UTF-8")
-    ids = list(tokenizer("".join(texts))["input_ids"])
-    if len(texts) == 1:
-        return ids, list(range(1, len(ids)))
+    ids = list(tokenizer("".join(record[name] for name in form))["input_ids"])
     # the completion begins where the ids of the prompt alone end, or part from those of both
-    alone = tokenizer(texts[0])["input_ids"]
-    start = next((i for i, (a, b) in enumerate(zip(alone, ids, strict=False)) if a != b), min(len(alone), len(ids)))
+    start = len(os.path.commonprefix([ids, list(tokenizer(record[form[0]])["input_ids"])])) if len(form) > 1 else 1
     return ids, list(range(max(start, 1), len(ids)))
 
 
 def _chat(messages: list, tokenizer) -> tuple[list[int], list[int]]:
     """Ids of a conversation through the chat template; targets are the tokens of the assistant's turns."""
+    write = partial(tokenizer.apply_chat_template, tokenize=False)
     if not getattr(tokenizer, "chat_template", None):
         raise RowError("it holds messages, and the tokenizer has no chat template")
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        text = write(messages)
         spans = []  # of characters
         for turn, message in enumerate(messages):
             if message["role"] == "assistant":
-                before = tokenizer.apply_chat_template(messages[:turn], tokenize=False, add_generation_prompt=True)
-                through = tokenizer.apply_chat_template(messages[: turn + 1], tokenize=False)
+                before, through = write(messages[:turn], add_generation_prompt=True), write(messages[: turn + 1])
                 if not text.startswith(through) or not through.startswith(before):
                     raise RowError("the chat template writes a turn otherwise once another follows; give text instead")
                 spans.append((len(before), len(through)))

@@ -53,11 +53,6 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, tokenizer, kind):
         assert tokenizer.decode([row.ids[t] for t in row.targets]) == pair["completion"]
 
 
-def test_text_is_learnt_from_its_second_token_on(tokenizer):
-    [row], _ = tokenise([(1, {"text": "Anna felt a deep sense of shame"})], tokenizer)
-    assert row.targets == tuple(range(1, len(row.ids)))
-
-
 def test_of_a_conversation_only_the_assistant_is_learnt(tokenizer):
     chat = load("zoo:gpt2-s").tokenizer
     chat.chat_template = TEMPLATE
@@ -74,25 +69,20 @@ def test_of_a_conversation_only_the_assistant_is_learnt(tokenizer):
         tokenise([(1, {"messages": messages})], tokenizer)
 
 
-def test_other_names_of_fields_and_a_limit(tokenizer):
+def test_text_is_learnt_from_its_second_token_on_and_fields_have_other_names(tokenizer):
+    [row], _ = tokenise([(1, {"text": "Anna felt a deep sense of shame"})], tokenizer)
+    assert row.targets == tuple(range(1, len(row.ids)))
     records = [(1, {"q": "Anna felt", "a": " shame"}), (2, {"q": "Anna felt", "a": " guilt"})]
-    rows, _ = tokenise(records, tokenizer, fields=("q", "a"), limit=1)
-    assert len(rows) == 1 and tokenizer.decode([rows[0].ids[t] for t in rows[0].targets]) == " shame"
+    [row], _ = tokenise(records, tokenizer, fields=("q", "a"), limit=1)
+    assert tokenizer.decode([row.ids[t] for t in row.targets]) == " shame"
 
 
 def test_a_bad_row_is_named_and_the_others_stay(tmp_path, tokenizer):
     path = tmp_path / "data.jsonl"
     good = json.dumps(PAIRS[0]).encode()
-    bad = [
-        b"{",
-        b'"text"',
-        b'{"text": NaN}',
-        b'{"text": 3}',
-        b'{"prompt": "a"}',
-        b'{"text": ""}',
-        b"\xff\xfe",
-        b'{"text": "Anna"}',
-    ]
+    bad = b"""{\n"text"\n{"text": NaN}\n{"text": 3}\n{"prompt": "a"}\n{"text": ""}\n\xff\xfe\n{"text": "Anna"}""".split(
+        b"\n"
+    )
     path.write_bytes(b"\n".join([good, *bad, good]))
     rows, problems = tokenise(read_records(path), tokenizer)
     assert [row.number for row in rows] == [1, len(bad) + 2]

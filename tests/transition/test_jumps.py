@@ -1,10 +1,14 @@
 """Jumps against recordings made by hand, and what counts as one with an unchanged readout."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 import tiny
+import torch
 import xarray as xr
+from chapters import chapter
 from toys import recorded
 
 from phantomlib.engine.finetune import finetune
@@ -46,11 +50,10 @@ def test_a_run_of_equal_large_steps_has_no_jump():
     assert jumps.find_jumps(recorded(np.linspace(-0.5, 0.5, 6)[None, None])).empty
 
 
-def test_first_jumps_and_counts():
+def test_first_jumps():
     phi = np.zeros((2, 2, 12))
     phi[0, 1, 3:], phi[0, 1, 8:], phi[1, 1, 5:] = 0.2, 0.5, -0.3
     table = jumps.find_jumps(recorded(phi, contexts=("a", "b")))
-    assert jumps.jumping_contexts(table, "rate", range(2)) == [0, 2]
     assert jumps.first_jumps(table, 1, 0)["step"].to_dict() == {"a": 3, "b": 5}
     assert jumps.first_jumps(table, 0, 0).empty
     assert jumps.first_jumps(table.assign(seed=1), 1, 0).empty  # another seed's jumps are not those of this one
@@ -66,7 +69,19 @@ def test_onset_places_runs_on_the_edge_of_stability():
     phi = np.zeros((2, 2, 12))
     phi[0, 1, 3:] = 0.2
     run = recorded(phi, contexts=("a", "b"))  # learning rates 1 and 2
-    table = jumps.onset(jumps.find_jumps(run), run, [0.5, 1.0], pd.Series({"a": 3.0}))
+    case, critical = ("adam", "m"), xr.Dataset({"critical_rate": ("context", [1.0, 1.0])})
+    five = chapter(
+        "05",
+        nb=SimpleNamespace(fitting_contexts=lambda model: [SimpleNamespace(id=name) for name in "ab"]),
+        critical={case: critical},
+        sharpness_contexts=1,
+        sharpness=lambda *given: torch.tensor([3.0]),
+        runs={case: run},
+        jumps={case: jumps.find_jumps(run)},
+        multiples=[0.5, 1.0],
+    )
+    table = five.edge_of_stability(SimpleNamespace(name="m"), "adam")
+    assert table.context.tolist() == ["a", "a"] and table.multiple.tolist() == [0.5, 1.0]
     assert table.edge.tolist() == [1.5, 3.0] and table.critical_edge.tolist() == [3.0, 3.0]
     assert table.jumped.tolist() == [False, True] and table.largest.tolist() == pytest.approx([0, 0.2 / 0.8])
 
@@ -98,10 +113,8 @@ def test_jumps_count_as_frozen_only_if_every_step_is_unchanged():
     run = recorded(phi, contexts=("a", "b"), readout_unchanged=np.ones((2, 1, 12)))
     run["diverged_step"] = run.phi.isel(step=0, drop=True) - 1
     run["readout_unchanged"][1, 0, 0, 9] = 0
-    table = jumps.find_jumps(run)
-    found = jumps.frozen_jumps([run], [table])
+    found = jumps.frozen_jumps([run], [jumps.find_jumps(run)])
     assert found.sentences == ["a"] and found.changed_steps == 1 and found.runs == 2
-    assert jumps.jumping_contexts(table, "seed", [0, 1]) == [2, 0]
 
 
 def test_lora_leaves_the_readout_alone_and_full_training_does_not():

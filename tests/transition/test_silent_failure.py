@@ -1,8 +1,11 @@
 """Failure modes on hand-made runs whose class is plain to see."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import xarray as xr
+from chapters import chapter
 
 from phantomlib.transition import silent_failure
 
@@ -48,7 +51,9 @@ def test_mode(made, mode):
 def test_fall_must_be_large_enough_to_count():
     made = run((3.0, 2.97, 2.95), BEHIND)
     assert silent_failure.silent(made).item() and not silent_failure.silent(made, 0.1).item()
-    assert silent_failure.tally([made, run(FALLING, BEHIND)], 0.1) == {
+    runs = {"m": made, "n": run(FALLING, BEHIND)}
+    tally = chapter("02", runs=SimpleNamespace(sel=lambda optimizer: runs), least_fall=0.1).tally
+    assert tally("adam").to_dict() == {
         "failed silently": 1,
         "overtook": 0,
         "fell by too little to count": 1,

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from plain import divergence, trained_copy
 
 from phantombook.diagnosis_text import diagnosis_as_dict, diagnosis_as_text
 from phantomlib import cure
 from phantomlib.contexts import Context, Resolved, load_contexts, resolve
-from phantomlib.critical.collateral import collateral
 from phantomlib.critical.rehearsal import OVERTAKES, SILENT, Estimate
 from phantomlib.cure import BARELY, CompetitorLoss, remedies
 from phantomlib.diagnosis import diagnose
@@ -19,7 +19,6 @@ from phantomlib.engine.finetune import finetune
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ContextError, ParameterError
 from phantomlib.models.language_model import load
-from phantomlib.runs.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,7 @@ def test_each_remedy_makes_the_word_overtake(model, method):
     )
 
 
-def test_the_cost_of_four_steps_is_that_of_the_fine_tune_itself(model, tmp_path):
+def test_the_cost_of_four_steps_is_that_of_the_fine_tune_itself(model):
     """With T = 4 the rehearsal is the fine-tune."""
     ours, recipe = [context(model, n) for n in range(3)], Recipe(steps=4)
     prompts = [c.prompt for c in load_contexts()]
@@ -57,8 +56,11 @@ def test_the_cost_of_four_steps_is_that_of_the_fine_tune_itself(model, tmp_path)
         [margin] = diagnose(model, ours[1], done).remedies if remedy.loss == "margin" else [None]
         rate = found.critical.rate if margin is None else diagnose(model, ours[1], done).critical.rate
         elsewhere = [p for p in prompts if p != ours[1].context.prompt]
-        measured = collateral(Store(tmp_path), model, ours[1:2], [BARELY * rate], done, elsewhere)
-        assert remedy.collateral == pytest.approx(float(measured.on_sentences[0]), rel=1e-6) and remedy.collateral > 0
+        gap = finetune(model, ours[1:2], [BARELY * rate], done).logit_gap[0, 0, 0]
+        after = trained_copy(model, ours[1], BARELY * rate, done, int((gap > 0).argmax()))
+        texts = model.tokenizer(elsewhere)["input_ids"]
+        places = torch.cat([divergence(model.module, after, ids)[:-1] for ids in texts])
+        assert remedy.collateral == pytest.approx(float(places.mean()), rel=1e-3) and remedy.collateral > 0
         assert margin is None or margin.way == "learning rate"  # a margin loss needs no second margin
 
 

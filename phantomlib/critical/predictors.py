@@ -14,16 +14,11 @@ The ladder. All rungs ask for which η the logit gap is zero after T steps, and 
 ``third_order``
     The same with two derivatives, taken along the displacement that ``second_order`` predicts.
 
-Two more leave step 0, for comparison:
+Two more leave step 0. ``quadrature`` takes gradients at step 0 and with the weights moved by half and all of the predicted
+displacement (Simpson's points), by hand: no step of training is made. ``first_steps`` continues the velocity over three real
+steps in a straight line.
 
-``quadrature``
-    Gradients at step 0 and with the weights moved by half and all of the predicted displacement (Simpson's points). The
-    weights are moved by hand; no step of training is made.
-``first_steps``
-    The velocity over three real steps, continued in a straight line.
-
-Nothing in them is fitted. A calibration can be fitted on other architectures: a common factor, or one that depends on
-Δ_0.
+Nothing in them is fitted. A calibration can be fitted on other architectures: a common factor, or one that depends on Δ_0.
 """
 
 import math
@@ -131,9 +126,8 @@ def _ladder(problem: Problem, recipe: Recipe) -> dict[str, float]:
     u = [first_update(g, recipe) for g in problem.gradient(problem.loss(logits), leaves)]
     D = derivatives(problem, u, 2)  # of the three gradients along u: [order][logit], each a vector
     gap = float(z[0] - z[1])
-    v, curvature = (
-        dot(c, u) - dot(k, u) for c, k, _ in D
-    )  # of the gap along u: Δ(η t) ≈ gap + v ηt + curvature (ηt)²/2
+    # of the gap along u: Δ(η t) ≈ gap + v ηt + curvature (ηt)²/2
+    v, curvature = (dot(c, u) - dot(k, u) for c, k, _ in D)
     velocity = -gap / (recipe.steps * v) if v > 0 else math.nan
     found = {"velocity": velocity, "straight_line": _quadratic(gap, v, curvature) / recipe.steps, "gap": gap}
     start = velocity

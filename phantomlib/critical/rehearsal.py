@@ -5,10 +5,9 @@ path bends, so critical values of N scatter. A *rehearsal* follows the bend: the
 with the learning rate scaled by :math:`T/4` and Adam's memory shortened alike (:math:`\beta \to \beta^{T/4}`), and the
 critical learning rate of that, which a search finds in about a dozen forward and backward passes, whatever T is.
 
-How far both predictors were off on the zoo, where critical learning rates are known, is kept in ``constants.json``
-(``phantom zoo constants`` measures it). A prediction is corrected by the mean of those errors, and its interval is the
-largest error made when each model was predicted from the others. Models with more parameters than any of the zoo have an
-interval at least as wide as the largest error on the real models whose runs are published.
+How far both were off on the zoo is kept in ``constants.json`` (``phantom zoo constants`` measures it). A prediction is
+corrected by the mean of those errors, and its interval is the largest error made when each model was predicted from the
+others; for models with more parameters than any of the zoo, at least the largest on the real models whose runs are published.
 """
 
 import math

@@ -24,10 +24,7 @@ ROUNDS = 40  # a search that needs more has no clean boundary; it is returned as
 
 
 def crossing_step(gap: np.ndarray) -> tuple[bool, float]:
-    """When a logit gap passes zero.
-
-    Args:
-        gap: Δ at steps 0..T (T + 1,), nan from a divergence on.
+    """When a logit gap (T + 1,), nan from a divergence on, passes zero.
 
     Returns:
         Whether some step has Δ > 0, and the fractional step of the first passage by linear interpolation; without a
@@ -141,9 +138,7 @@ def critical_rates(
 
     Args:
         store: a :class:`phantomlib.runs.store.Store`; every run of the search is kept there.
-        model: the checkpoint.
-        contexts: resolved contexts (C of them).
-        recipe: optimiser, method and number of steps T.
+        model, contexts, recipe: the checkpoint, resolved contexts, and how to fine-tune for how many steps T.
         tolerance: relative width of the bracket, ``upper / lower - 1``.
         seeds: of the LoRA initialisation; each has a search of its own.
 
@@ -152,8 +147,7 @@ def critical_rates(
         no run crossed), ``lower`` (does not cross), ``upper`` (crosses), ``converged`` (bracket within tolerance),
         ``crossed`` (some run crossed), ``velocity`` (v_0, nats per unit rate), ``gap`` (Δ_0, nats), ``predicted_start``
         (False where v_0 gave no start), ``n_runs``, ``diverged`` (runs), ``reentries`` (how often a larger rate fails to
-        cross although the next smaller one seen does) and ``replica_steps``. Attribute ``run_ids``: the runs, joined by
-        spaces.
+        cross although the next smaller one seen does), ``replica_steps``; attribute ``run_ids``, joined by spaces.
 
     Example:
         >>> import tempfile
@@ -207,9 +201,8 @@ def _search(store, model, contexts, recipe, tolerance, seed) -> xr.Dataset:
         for c, gaps, used in zip(active, runs.logit_gap.values[:, :, 0], rates, strict=True):  # gaps: (1 or 2, T + 1)
             for rate, trajectory in zip(used, gaps, strict=True):
                 searches[c].add(float(rate), trajectory)
-    lower, upper = (np.exp([getattr(s, side) for s in searches]) for side in ("lower", "upper"))
-    crossed = np.isfinite(upper)
-    n_runs = np.array([len(s.seen) for s in searches])
+    lower, upper = np.exp([[s.lower, s.upper] for s in searches]).T
+    crossed, n_runs = np.isfinite(upper), np.array([len(s.seen) for s in searches])
     columns = {
         "critical_rate": np.where(crossed & (lower > 0), np.sqrt(lower * np.where(crossed, upper, 1.0)), np.nan),
         "lower": lower,

@@ -1,5 +1,4 @@
-r"""Step-0 quantities of a fine-tuning problem: how fast the logit gap starts to close, and how the logits and the loss
-curve.
+r"""Step-0 quantities of a fine-tuning problem: how fast the logit gap starts to close, how the logits and the loss curve.
 
 With :math:`u` the direction of an optimiser's first update per unit learning rate,
 
@@ -8,11 +7,9 @@ With :math:`u` the direction of an optimiser's first update per unit learning ra
     u = -\nabla L \;(\text{SGD}), \qquad u = -\nabla L / (|\nabla L| + \epsilon) \;(\text{Adam}), \qquad
     v_0 = \left.\frac{d\Delta}{d\eta}\right|_0 = \nabla\Delta \cdot u .
 
-Adam's first update has this form exactly, because the bias corrections of both moments cancel at step 1.
-
-The loss of one context depends on three numbers only: :math:`z_c`, :math:`z_k`, and the rest of the vocabulary lumped
-into :math:`z_r = \log \sum_{i \ne c,k} e^{z_i}`, whose gradient is the probability-weighted mean of the others'
-gradients.
+Adam's first update has this form exactly, because the bias corrections of both moments cancel at step 1. The loss of one
+context depends on three numbers only: :math:`z_c`, :math:`z_k`, and the rest of the vocabulary lumped into
+:math:`z_r = \log \sum_{i \ne c,k} e^{z_i}`, whose gradient is the probability-weighted mean of the others' gradients.
 
 A vector of parameter space is a list of tensors, one for each trainable tensor, never one array: at a hundred million
 parameters only what is asked for should exist, and what one vector gives back should fit the next.
@@ -68,6 +65,7 @@ class Problem:
         self.context, self.recipe = context, recipe
         self.values = {name: value.detach() for name, value in values.items()}
         self.ids = torch.tensor([context.prompt_ids], device=model.device)
+        self.pair = torch.tensor([context.correct_id, context.competitor_id], device=model.device)
         readout = module.get_output_embeddings().weight
         self.readout = next((name for name, p in values.items() if p is readout), None)
 
@@ -84,17 +82,15 @@ class Problem:
 
     def three(self, logits: Tensor) -> Tensor:
         """``(z_c, z_k, z_r)`` (3,) from logits (V,)."""
-        pair = torch.tensor([self.context.correct_id, self.context.competitor_id], device=logits.device)
-        rest = logits.index_fill(0, pair, -torch.inf)
-        return torch.cat([logits[pair], rest.logsumexp(0, keepdim=True)])
+        rest = logits.index_fill(0, self.pair, -torch.inf)
+        return torch.cat([logits[self.pair], rest.logsumexp(0, keepdim=True)])
 
     def gap(self, logits: Tensor) -> Tensor:
         return logits[self.context.correct_id] - logits[self.context.competitor_id]
 
     def loss(self, logits: Tensor) -> Tensor:
         """What is minimised, from logits (V,)."""
-        c, k = torch.tensor([[self.context.correct_id], [self.context.competitor_id]], device=logits.device)
-        return training_loss(logits[None], c, k, self.recipe.loss, self.recipe.weight)[0]
+        return training_loss(logits[None], *self.pair[:, None], self.recipe.loss, self.recipe.weight)[0]
 
     def gradient(self, values, leaves: dict[str, Tensor], **options) -> Vector:
         """Gradient of a scalar (or of several, see ``grad_outputs``); zeros for tensors it does not depend on."""
@@ -167,12 +163,6 @@ def gradients(problem: Problem, offset: Vector | None = None, scale: float = 1.0
     return [problem.gradient(z, leaves, retain_graph=True) for z in problem.three(problem.logits(leaves))]
 
 
-def differential(problem: Problem, z: Tensor, leaves: dict[str, Tensor], direction: Vector) -> tuple[Vector, Vector]:
-    """Gradient of one logit, and its derivative along a direction, exact; the graph of the gradient is gone after it."""
-    slopes = problem.gradient(z, leaves, retain_graph=True, create_graph=True)
-    return [s.detach() for s in slopes], _along(problem, slopes, leaves, direction)
-
-
 def derivatives(problem: Problem, direction: Vector, order: int, *, reach: float = 1.0) -> list[list[Vector]]:
     r"""Derivatives of the three logits at step 0: gradients, and how they change along a direction d.
 
@@ -183,18 +173,24 @@ def derivatives(problem: Problem, direction: Vector, order: int, *, reach: float
         D, with ``D[o][j]`` the o-th derivative along d of the gradient of logit j (o below ``order``, 2 or 3): so up to an
         error of the next order :math:`\nabla z_j(\alpha d) = \sum_o \alpha^o D_{oj} / o!`.
     """
+
+    def changes(z: Tensor, leaves: dict[str, Tensor]) -> tuple[Vector, Vector]:
+        """Gradient of one logit, and its derivative along d; the graph of the gradient is gone after it."""
+        slopes = problem.gradient(z, leaves, retain_graph=True, create_graph=True)
+        return [s.detach() for s in slopes], _along(problem, slopes, leaves, direction)
+
     D: list[list[Vector]] = [[] for _ in range(order)]
     if order == 3:  # first, while the lower orders take no memory
         h = 0.1 * reach
         moved = [problem.leaves(direction, sign * h) for sign in (-1, 1)]
         for pair in zip(*(problem.three(problem.logits(leaves)) for leaves in moved), strict=True):
-            before, after = (differential(problem, z, of, direction)[1] for z, of in zip(pair, moved, strict=True))
+            before, after = (changes(z, leaves)[1] for z, leaves in zip(pair, moved, strict=True))
             D[2].append([b.sub_(a).div_(2 * h) for a, b in zip(before, after, strict=True)])
             del before, after
         del moved, pair
     leaves = problem.leaves()
     for z in problem.three(problem.logits(leaves)):
-        for of_order, found in zip(D, differential(problem, z, leaves, direction), strict=False):
+        for of_order, found in zip(D, changes(z, leaves), strict=False):
             of_order.append(found)
     return D
 
@@ -244,17 +240,12 @@ def sharpness(
     """λ_max, the largest eigenvalue of the Hessian of each context's loss at step 0; float64 (C,).
 
     For Adam the Hessian is rescaled by the first update: ``D^(-1/2) H D^(-1/2)`` with ``D = |∇L| + ε``, so that
-    ``η λ_max / 2 = 1`` marks the edge of stability of either optimiser on the quadratic approximation.
-
-    Args:
-        model: the checkpoint (eager attention, which can be differentiated twice).
-        contexts: C resolved contexts.
-        recipe: optimiser, method, ε.
-        tolerance: relative accuracy of the eigenvalue.
-        iterations: restarts allowed.
+    ``η λ_max / 2 = 1`` marks the edge of stability of either optimiser on the quadratic approximation. The model needs eager
+    attention, which can be differentiated twice.
 
     Returns:
-        in nats per squared unit of the (rescaled) parameters; nan where the iteration did not reach its tolerance.
+        in nats per squared unit of the (rescaled) parameters, to the relative ``tolerance``; nan where the iteration did
+        not reach it in so many ``iterations`` (restarts).
     """
     needed = memory.of_vectors(LANCZOS, trainable(model, recipe, 0)[1].values())
     memory.refuse_if_too_large(f"The sharpness of '{model.name}'", needed, model.device)

@@ -1,6 +1,7 @@
 """Collateral against a copy of the model trained with torch.optim, text by text, by scipy."""
 
 import copy
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -63,11 +64,17 @@ def test_it_is_what_a_trained_copy_has_changed(architecture, method, optimizer, 
         assert min(expected) > 1e-6  # something was changed
 
 
-def test_the_untouched_model_has_no_collateral():
-    model, recipe = speaking("GPT2"), Recipe()
-    probe = Probe(model, recipe, [c.prompt_ids for c in tiny.contexts(model)], last=True)
-    problem = Problem(model, tiny.contexts(model)[0], recipe)
+def test_the_untouched_model_has_no_collateral_and_stays_as_it_is():
+    model, recipe = speaking("GPT2"), Recipe(steps=3)
+    contexts, before = tiny.contexts(model), copy.deepcopy(model.module.state_dict())
+    probe, problem = (
+        Probe(model, recipe, [c.prompt_ids for c in contexts], last=True),
+        Problem(model, contexts[0], recipe),
+    )
     assert probe.divergence(problem.values).tolist() == [0.0, 0.0]
+    _, values = train_until_overtaking(problem, 0.01, recipe)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.module.state_dict().items())
+    assert any(not torch.equal(value, before[name]) for name, value in values.items())
 
 
 def test_what_does_not_fit_is_refused_first(monkeypatch):
@@ -105,31 +112,17 @@ def test_small_divergences_are_not_rounding():
     assert 1e-9 < found[1] < 1e-6 and found[0] == pytest.approx(found[1], rel=0.02)
 
 
-def test_training_leaves_the_model_alone():
-    model, recipe = tiny.model("GPT2"), Recipe(steps=3)
-    before = copy.deepcopy(model.module.state_dict())
-    _, values = train_until_overtaking(Problem(model, tiny.contexts(model)[0], recipe), 0.01, recipe)
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.module.state_dict().items())
-    assert any(not torch.equal(value, before[name]) for name, value in values.items())
-
-
-def test_a_word_that_does_not_overtake_has_none(tmp_path):
-    model = speaking("GPT2")
-    contexts = tiny.contexts(model, lengths=(7, 4, 5))
-    found = changed_elsewhere(tmp_path, model, contexts, [1e-7, np.nan, 0.02], Recipe(steps=10))
-    assert found.isna().all(axis=1).tolist() == [True, True, False]
-
-
-def test_it_is_kept_for_what_it_depends_on(tmp_path):
+def test_it_is_kept_for_what_it_depends_on_and_absent_without_overtaking(tmp_path):
     model, recipe = speaking("GPT2"), Recipe(steps=6)
-    given = model, tiny.contexts(model), [0.02, 0.02], recipe
-    first = changed_elsewhere(tmp_path, *given)
+    contexts, rates = tiny.contexts(model, lengths=(7, 4, 5)), [1e-7, math.nan, 0.05]
+    first = changed_elsewhere(tmp_path, model, contexts, rates, recipe)
+    assert first.isna().all(axis=1).tolist() == [True, True, False]
 
-    def files():
+    def kept():
         return len(list(tmp_path.glob("collateral/*.json")))
 
-    assert changed_elsewhere(tmp_path, *given).equals(first) and files() == 1
-    changed_elsewhere(tmp_path, *given[:2], [0.02, 0.021], recipe)
-    changed_elsewhere(tmp_path, *given, sentences=SENTENCES[:2])
-    changed_elsewhere(tmp_path, *given[:3], replace(recipe, loss="margin"))
-    assert files() == 4
+    assert changed_elsewhere(tmp_path, model, contexts, rates, recipe).equals(first) and kept() == 1
+    changed_elsewhere(tmp_path, model, contexts, [1e-7, math.nan, 0.06], recipe)
+    changed_elsewhere(tmp_path, model, contexts, rates, recipe, sentences=SENTENCES[:2])
+    changed_elsewhere(tmp_path, model, contexts, rates, replace(recipe, loss="margin"))
+    assert kept() == 4

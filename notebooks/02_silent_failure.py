@@ -250,7 +250,8 @@ for optimizer in labels:
 # %% tags=["hide-input"]
 def tally(optimizer):
     """How many of all runs had which outcome."""
-    counts = pd.Series(0, ["failed silently", "overtook", "fell by too little to count", "rose at some step or diverged"])
+    words = ["failed silently", "overtook", "fell by too little to count", "rose at some step or diverged"]
+    counts = pd.Series(0, words)
     for found in runs.sel(optimizer).values():
         won, quiet = silent_failure.overtakes(found), silent_failure.silent(found)
         failed = silent_failure.silent(found, least_fall)

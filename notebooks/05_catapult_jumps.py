@@ -315,7 +315,8 @@ def edge_of_stability(model, optimizer):
         "critical_edge": edge / np.asarray(multiples),  # at the critical rate
         "largest": step_sizes(chosen).max("step").astype(float),
     }
-    table = xr.Dataset(columns, {"multiple": ("rate", multiples)}).to_dataframe().reset_index()
+    found = xr.Dataset(columns, {"multiple": ("rate", multiples)})
+    table = found.to_dataframe().reset_index()
     jumped = set(zip(jumps[key].context, jumps[key].rate))
     table["jumped"] = [run in jumped for run in zip(table.context, table.rate)]
     return table[["context", "multiple", *columns, "jumped"]]

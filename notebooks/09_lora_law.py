@@ -222,7 +222,8 @@ def rival(name):
     row = {"quantity": name, "low": "", "high": "", "separation": np.nan}
     if not (rivals[name] > 0).all():
         return row | {"accuracy": np.nan}  # there is no logarithm to split
-    found, outcome = scaling.two_classes(rivals[name]), pd.Series(sufficient.sel("adam"))
+    found = scaling.two_classes(rivals[name])
+    outcome = pd.Series(sufficient.sel("adam"))
     told = foretold_by_peers(rivals[name] > found.boundary, outcome)
     return row | {
         "low": ", ".join(found.low),

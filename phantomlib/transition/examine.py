@@ -59,14 +59,10 @@ def examine(
     multiples: tuple[float, ...] = (0.3, 0.7, 1.5, 3.0, 10.0, 30.0),
     counted: tuple[float, ...] = (10.0, 30.0),
 ) -> Examination:
-    """Run the experiments of tests (i) to (v).
+    """Run the experiments of tests (i) to (v), with the optimiser and the steps T that the critical rates (C,) belong to.
 
-    Args:
-        store: where the runs come from.
-        critical_rates: (C,).
-        recipe: optimiser, and the number of steps T that the critical rates belong to.
-        multiples: learning rates of ``runs``, in units of the critical ones.
-        counted: those of ``multiples`` whose jumps are examined; the experiments start from the last.
+    ``multiples`` are learning rates in units of the critical ones, and ``counted`` those of them whose jumps are examined;
+    the experiments start from the last.
 
     Raises:
         ParameterError: ``counted`` is empty or holds what is not among ``multiples``.

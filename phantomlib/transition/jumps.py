@@ -31,12 +31,10 @@ def step_sizes(dataset: xr.Dataset) -> xr.DataArray:
 
 
 def find_jumps(dataset: xr.Dataset, *, size_factor: float = 0.1, median_factor: float = 10.0) -> pd.DataFrame:
-    """Every jump of every run.
+    """Every jump of recorded runs (context, rate, seed, step).
 
-    Args:
-        dataset: recorded runs with dimensions (context, rate, seed, step).
-        size_factor: smallest ``|ΔΦ|`` in units of the bound ``sqrt(1 - g_ck^2)`` before the step.
-        median_factor: smallest ``|ΔΦ|`` in units of the run's median ``|ΔΦ|``.
+    ``size_factor`` and ``median_factor`` are the smallest ``|ΔΦ|`` in units of the bound before the step and of the run's
+    median.
 
     Returns:
         One row per jump, in the order context, rate, seed, step: ``context``, ``rate`` (its index), ``seed``,

@@ -16,14 +16,9 @@ def overtakes(runs: xr.Dataset) -> xr.DataArray:
 
 
 def silent(runs: xr.Dataset, least_fall: float = 0.0) -> xr.DataArray:
-    """Silent failure: cross-entropy never rises and ends lower, yet the correct token never overtakes.
+    """Silent failure: cross-entropy never rises and ends lower, by ``least_fall`` nats, yet the correct token never overtakes.
 
-    Args:
-        runs: dataset of :func:`phantomlib.engine.finetune.finetune`.
-        least_fall: how much lower, in nats, cross-entropy must end.
-
-    Returns:
-        boolean (context, rate, seed); a diverged run is not silent.
+    Boolean (context, rate, seed); a diverged run is not silent.
     """
     loss = runs.cross_entropy
     never_rises = (loss.diff("step") <= ROUNDING).all("step")

@@ -257,6 +257,7 @@ def sharpness(
             found.extend(eigsh(operator, k=1, which="LA", v0=start, **options))
         except ArpackError:  # not converged, or nothing finite to start from
             found.append(math.nan)
+        del operator, start  # room for the next
     return torch.tensor(found, dtype=torch.float64)
 
 

@@ -20,12 +20,8 @@ from phantomlib.transition import jumps
 @pytest.mark.parametrize(
     ("step", "factors", "expected"),
     [
-        (0.081, {}, 1),
-        (0.079, {}, 0),
-        (-0.2, {}, 1),
-        (0.081, {"median_factor": 100}, 0),
-        (0.079, {"size_factor": 0.09}, 1),
-        (np.nan, {}, 0),
+        *((0.081, {}, 1), (0.079, {}, 0), (-0.2, {}, 1), (np.nan, {}, 0)),
+        *((0.081, {"median_factor": 100}, 0), (0.079, {"size_factor": 0.09}, 1)),
     ],
 )
 def test_a_jump_is_large_against_the_bound_and_against_the_median(step, factors, expected):
@@ -33,30 +29,21 @@ def test_a_jump_is_large_against_the_bound_and_against_the_median(step, factors,
     changes[6] = step
     table = jumps.find_jumps(recorded(np.cumsum([0, *changes])[None, None]), **factors)
     assert len(table) == expected
-    if expected:
-        row = table.iloc[0]
-        assert row.loss_change == pytest.approx(-step)
-        assert (
-            row.step == 7
-            and row["size"] == pytest.approx(step)
-            and row.share_of_bound == pytest.approx(abs(step) / 0.8)
-        )
-        assert row.readout_part + row.geometry_part == pytest.approx(
-            row["size"]
-        ) and row.readout_share == pytest.approx(0.9)
+    for row in table.to_dict("records"):
+        assert row["step"] == 7 and row["size"] == pytest.approx(step) and row["loss_change"] == pytest.approx(-step)
+        assert row["share_of_bound"] == pytest.approx(abs(step) / 0.8) and row["readout_share"] == pytest.approx(0.9)
+        assert row["readout_part"] + row["geometry_part"] == pytest.approx(row["size"])
+    assert jumps.find_jumps(recorded(np.linspace(-0.5, 0.5, 6)[None, None])).empty  # equal large steps
 
 
-def test_a_run_of_equal_large_steps_has_no_jump():
-    assert jumps.find_jumps(recorded(np.linspace(-0.5, 0.5, 6)[None, None])).empty
-
-
-def test_first_jumps():
+def test_first_jumps_and_the_clearest():
     phi = np.zeros((2, 2, 12))
-    phi[0, 1, 3:], phi[0, 1, 8:], phi[1, 1, 5:] = 0.2, 0.5, -0.3
+    phi[0, 1, 3:], phi[0, 1, 8:], phi[1, 1, 5:] = 0.2, 0.5, -0.4
     table = jumps.find_jumps(recorded(phi, contexts=("a", "b")))
     assert jumps.first_jumps(table, 1, 0)["step"].to_dict() == {"a": 3, "b": 5}
     assert jumps.first_jumps(table, 0, 0).empty
     assert jumps.first_jumps(table.assign(seed=1), 1, 0).empty  # another seed's jumps are not those of this one
+    assert jumps.clearest_jump(table) == "b" and jumps.clearest_jump(table[:0]) is None
 
 
 def test_sizes_are_measured_against_the_bound_before_the_step():
@@ -90,13 +77,6 @@ def test_contexts_without_critical_rate_are_left_out():
     found = xr.Dataset({"critical_rate": ("context", [0.1, np.nan, 0.4])})
     contexts, rates = jumps.with_critical_rate(["a", "b", "c"], found)
     assert contexts == ["a", "c"] and rates.tolist() == [0.1, 0.4]
-
-
-def test_the_context_of_the_largest_jump():
-    phi = np.zeros((2, 1, 12))
-    phi[0, 0, 3:], phi[1, 0, 3:] = 0.2, -0.4
-    assert jumps.clearest_jump(jumps.find_jumps(recorded(phi, contexts=("a", "b")))) == "b"
-    assert jumps.clearest_jump(jumps.find_jumps(recorded(phi[:, :, :2], contexts=("a", "b")))) is None
 
 
 def test_interval_of_a_median_covers_it():

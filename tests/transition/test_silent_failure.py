@@ -13,13 +13,8 @@ from phantomlib.transition import silent_failure
 def run(loss, gap, drag=(0.0, 0.0, 0.0), diverged=-1):
     """A dataset with one replica and three recorded steps."""
     dims = ("context", "rate", "seed", "step")
-    series = {"cross_entropy": loss, "logit_gap": gap, "drag": drag}
-    series |= {
-        "signal": (-0.1, -0.05, -0.01),
-        "p_correct": (0.1, 0.2, 0.3),
-        "p_competitor": (0.3, 0.3, 0.4),
-        "overlap": (0.7, 0.7, 0.7),
-    }
+    series = {"cross_entropy": loss, "logit_gap": gap, "drag": drag, "signal": (-0.1, -0.05, -0.01)}
+    series |= {"p_correct": (0.1, 0.2, 0.3), "p_competitor": (0.3, 0.3, 0.4), "overlap": (0.7, 0.7, 0.7)}
     data = {name: (dims, np.array(values, dtype=float).reshape(1, 1, 1, 3)) for name, values in series.items()}
     data["diverged_step"] = (dims[:3], np.array([[[diverged]]]))
     coords = {"context": ["a"], "seed": [0], "learning_rate": (("context", "rate"), [[1e-3]])}

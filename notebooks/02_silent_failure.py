@@ -110,7 +110,11 @@ nb.caption(
 
 # %%
 first = loaded[0].name
-example = silent_failure.clearest_failure(adam[first], silent["adam", first])
+failed = silent["adam", first]
+loss = adam[first].cross_entropy
+fall = (loss.isel(step=0) - loss.isel(step=-1)).where(adam[first].diverged_step < 0, -1)
+largest = (fall.where(failed, -1) if failed.any() else fall).argmax(...)
+example = adam[first].isel(largest)
 seen = ["cross_entropy", "p_correct", "p_competitor", "logit_gap"]
 ends = example[seen].isel(step=[0, -1]).to_dataframe()
 
@@ -245,16 +249,27 @@ for optimizer in labels:
     )
 
 # %% tags=["hide-input"]
+def tally(optimizer):
+    """How many of all runs had which outcome."""
+    words = ["failed silently", "overtook", "fell by too little to count", "rose at some step or diverged"]
+    counts = pd.Series(0, words)
+    for found in runs.sel(optimizer).values():
+        won, quiet = silent_failure.overtakes(found), silent_failure.silent(found)
+        failed = silent_failure.silent(found, least_fall)
+        counts += [int(kind.sum()) for kind in (failed, won, quiet & ~failed, ~won & ~quiet)]
+    return counts
+
+
 for optimizer in labels:
-    tally = silent_failure.tally(list(runs.sel(optimizer).values()), least_fall)
+    outcomes = tally(optimizer)
     nb.say(
         "**{label}**: contexts that fail silently at one or more of the declared multiples: {counts}, of "
         "{contexts}. All {runs} runs: {outcomes}.",
         label=labels[optimizer],
         counts=", ".join(f"{name} {count}" for name, count in failing.sel(optimizer).items()),
         contexts=len(nb.contexts),
-        runs=sum(tally.values()),
-        outcomes=", ".join(f"{count} {outcome}" for outcome, count in tally.items()),
+        runs=outcomes.sum(),
+        outcomes=", ".join(f"{count} {outcome}" for outcome, count in outcomes.items()),
     )
 for model in loaded:
     for optimizer in labels:

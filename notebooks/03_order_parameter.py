@@ -40,6 +40,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.ticker import MaxNLocator
+from scipy.special import entr
 
 from phantombook import notebook
 from phantomlib.critical.predictors import contexts_with_rates
@@ -251,10 +252,10 @@ nb.figure(
 def describe(ds, snapshot):
     """Medians over the contexts, at the largest learning rate."""
     values = ds.spectrum.sel(snapshot=snapshot).isel(rate=-1, seed=0).values  # (C, d)
-    entropy = order_parameter.von_neumann_entropy(values)
+    entropy = entr(values).sum(-1)  # - Σ λ log λ
     return {
         "step": snapshot,
-        "purity": np.nanmedian(order_parameter.purity(values)),
+        "purity": np.nanmedian((values**2).sum(-1)),
         "entropy (nat)": np.nanmedian(entropy),
         "effective rank": np.nanmedian(np.exp(entropy)),
         "largest eigenvalue": np.nanmedian(values[:, 0]),

@@ -42,6 +42,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import xarray as xr
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import gmean
 
@@ -54,7 +55,7 @@ from phantombook.figures.silent_failure import count_map
 from phantombook.figures.style import WIDTH, legend_above, log_ticks, small_multiples
 from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.study import Study
-from phantomlib.transition.jumps import clearest_jump, find_jumps, onset, with_critical_rate
+from phantomlib.transition.jumps import clearest_jump, find_jumps, step_sizes, with_critical_rate
 
 nb = notebook.start("05_catapult_jumps")
 loaded = [nb.load(ref) for ref in nb.models]
@@ -307,9 +308,19 @@ def edge_of_stability(model, optimizer):
     key = optimizer, model.name
     fitting, _ = with_critical_rate(nb.fitting_contexts(model), critical[key])
     fitting = fitting[:sharpness_contexts]
-    eigenvalues = sharpness(model, fitting, Recipe(optimizer=optimizer)).tolist()
-    by_context = pd.Series(eigenvalues, [c.id for c in fitting])
-    return onset(jumps[key], runs[key], multiples, by_context)
+    eigenvalues = sharpness(model, fitting, Recipe(optimizer=optimizer)).numpy()
+    chosen = runs[key].sel(context=[c.id for c in fitting]).isel(seed=0)
+    edge = chosen.learning_rate * xr.DataArray(eigenvalues, dims="context") / 2
+    columns = {
+        "edge": edge,  # 1 at the edge of stability
+        "critical_edge": edge / np.asarray(multiples),  # at the critical rate
+        "largest": step_sizes(chosen).max("step").astype(float),
+    }
+    found = xr.Dataset(columns, {"multiple": ("rate", multiples)})
+    table = found.to_dataframe().reset_index()
+    jumped = set(zip(jumps[key].context, jumps[key].rate))
+    table["jumped"] = [run in jumped for run in zip(table.context, table.rate)]
+    return table[["context", "multiple", *columns, "jumped"]]
 
 
 edges = Study.of(edge_of_stability, loaded).table()

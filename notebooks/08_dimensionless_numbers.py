@@ -39,7 +39,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from scipy.stats import gmean
+from scipy.stats import gmean, variation
 
 from phantombook import notebook
 from phantombook.figures.critical import contexts_and_means
@@ -50,8 +50,8 @@ from phantomlib.critical import predictors, search
 from phantomlib.critical.scaling import (
     architecture_numbers,
     coefficient_of_variation,
+    interval,
     kinematic_number,
-    variation_interval,
 )
 from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.study import Study
@@ -89,6 +89,18 @@ def with_number(ds):
     return ds.assign(number=number).to_dataframe().reset_index()
 
 
+def interval_of_spread(rows):
+    """95 % bootstrap interval of the spread, the same contexts for all models."""
+    table = rows.pivot(index="context", columns="model", values="number")
+    values = table.where(table > 0).dropna().to_numpy()  # (contexts, models)
+
+    def spread(drawn, axis=-1):
+        means = gmean(values[drawn.astype(int)], axis=-2)
+        return variation(means, axis=-1, ddof=1)
+
+    return interval(np.arange(len(values)), spread, seed=nb.seed)
+
+
 critical = Study.of(find_critical, loaded)
 numbers = critical.table(with_number)  # a row for every optimiser, model and context
 by_optimizer = {o: numbers[numbers.optimizer == o] for o in optimizers}
@@ -96,9 +108,7 @@ summaries = {
     o: architecture_numbers(rows, seed=nb.seed) for o, rows in by_optimizer.items()
 }
 spread = {o: coefficient_of_variation(found["mean"]) for o, found in summaries.items()}
-between = {
-    o: variation_interval(rows, seed=nb.seed) for o, rows in by_optimizer.items()
-}
+between = {o: interval_of_spread(rows) for o, rows in by_optimizer.items()}
 
 # %% tags=["remove-cell"]
 nb.caption(
@@ -169,25 +179,28 @@ for optimizer, summary in summaries.items():
 
 # %%
 def scan(model):
-    rate = critical["adam", model.name].critical_rate.values[:1]
-    first, recipe = nb.fitting_contexts(model)[:1], Recipe(steps=steps)
-    return search.look_for_reentries(nb.store, model, first, recipe, rate, per_decade=6)
+    """Whether the word overtakes at a tenth to a hundred times the critical rate."""
+    rate = critical["adam", model.name].critical_rate.values[0]
+    first, rates = nb.fitting_contexts(model)[:1], rate * np.logspace(-1, 2, 19)
+    runs = nb.store.run(model, first, rates, Recipe(steps=steps))
+    return runs.isel(context=0, seed=0)
+
+
+def summary_of(runs):
+    crossed = (runs.logit_gap > 0).any("step")
+    return {
+        "rates tried": runs.sizes["rate"],
+        "that overtake": int(crossed.sum()),
+        "re-entries": int((crossed.astype(int).diff("rate") < 0).sum()),
+        "diverged": int((runs.diverged_step >= 0).sum()),
+    }
 
 
 scans = {model.name: scan(model) for model in loaded}
 
 # %% tags=["hide-input"]
 nb.table(
-    pd.DataFrame(
-        {
-            "model": name,
-            "rates tried": s.sizes["multiple"],
-            "that overtake": int(s.crossed.sum()),
-            "re-entries": int(s.reentries.sum()),
-            "diverged": int(s.diverged.sum()),
-        }
-        for name, s in scans.items()
-    ),
+    pd.DataFrame({"model": name} | summary_of(runs) for name, runs in scans.items()),
     runs=scans,
 )
 

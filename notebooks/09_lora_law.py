@@ -40,7 +40,7 @@ tolerance: float = 0.005  # relative width of the bracket around a critical lear
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from scipy.stats import gmean
+from scipy.stats import gmean, linregress
 
 from phantombook import notebook
 from phantombook.figures.palette import REFERENCE, model_colours
@@ -72,7 +72,9 @@ described = pd.DataFrame(
     }
 ).T
 classes = scaling.two_classes(described.coherence)
-described["class"] = [classes.of(value) for value in described.coherence]
+described["class"] = np.where(
+    described.coherence > classes.boundary, "high", "low"
+)
 
 # %% tags=["hide-input"]
 nb.table(described.rename_axis("model").reset_index().rename(columns=lambda c: c.replace("_", " ")))
@@ -143,14 +145,31 @@ def lora(model, optimizer):
     )
 
 
+def foretold_by_peers(classes, outcome):
+    """For each architecture what most others of its class had, or else most of all."""
+    foretold = {}
+    for name, label in classes.items():
+        others = outcome.drop(name)
+        peers = others[classes.drop(name) == label]
+        foretold[name] = bool((peers if len(peers) else others).mean() > 0.5)
+    return pd.Series(foretold)
+
+
+def balanced_accuracy(outcome, foretold):
+    """Mean, over both outcomes, of the share foretold rightly."""
+    if outcome.nunique() < 2:
+        return 0.5  # there is nothing to tell apart
+    return float((outcome == foretold).groupby(outcome).mean().mean())
+
+
 critical = Study.of(find_critical, loaded)  # of full fine-tuning, as in chapter 08
 outcomes = Study.of(lora, loaded)
 sufficient = outcomes.map(lambda outcome: bool(outcome.sufficient.mean() > 0.5))
 foretold, balanced = {}, {}
 for optimizer in optimizers:
     outcome = pd.Series(sufficient.sel(optimizer))
-    foretold[optimizer] = scaling.predict_from_class(described["class"], outcome)
-    balanced[optimizer] = scaling.balanced_accuracy(outcome, foretold[optimizer])
+    foretold[optimizer] = foretold_by_peers(described["class"], outcome)
+    balanced[optimizer] = balanced_accuracy(outcome, foretold[optimizer])
 
 # %% tags=["hide-input"]
 for optimizer, label in optimizers.items():
@@ -198,12 +217,28 @@ def readout_share(model):
     return float(first.readout_share.median())
 
 
+def rival(name):
+    """How well the classes by one quantity foretell who succeeds with LoRA."""
+    row = {"quantity": name, "low": "", "high": "", "separation": np.nan}
+    if not (rivals[name] > 0).all():
+        return row | {"accuracy": np.nan}  # there is no logarithm to split
+    found = scaling.two_classes(rivals[name])
+    outcome = pd.Series(sufficient.sel("adam"))
+    told = foretold_by_peers(rivals[name] > found.boundary, outcome)
+    return row | {
+        "low": ", ".join(found.low),
+        "high": ", ".join(found.high),
+        "separation": found.separation,
+        "accuracy": balanced_accuracy(outcome, told),
+    }
+
+
 names = ["coherence", "mean_overlap", "common_share", "top_share", "kurtosis"]
 rivals = described[names].rename(columns=lambda name: name.replace("_", " "))
 rivals["readout share of the first velocity"] = [readout_share(m) for m in loaded]
 rivals["width"] = [float(m.readout.shape[1]) for m in loaded]
 rivals["parameters"] = [float(m.n_parameters) for m in loaded]
-rival_classes = scaling.rival_classes(rivals, pd.Series(sufficient.sel("adam")))
+rival_classes = pd.DataFrame([rival(name) for name in rivals])
 
 # %% tags=["hide-input"]
 nb.table(rival_classes, digits=2, runs=outcomes.sel("adam"))
@@ -302,9 +337,27 @@ nb.table(together.rename(columns=columns).reset_index(), digits=2, runs=lora_cri
 # column predicts each architecture from a line through the others (median error of the logarithm).
 
 # %%
-left_out = ("model", "context", "ratio", "number")
-explanations = [column for column in law.columns if column not in left_out]
-explained = scaling.explain(law, "ratio", explanations)
+def explain(name):
+    """The power law of one quantity, and how far it is off on models left out."""
+    logs = np.log(law[[name, "ratio"]].astype(float))
+    row = {"explanation": name, "exponent": np.nan, "r_squared": np.nan}
+    if logs[name].nunique() > 1:
+        line = linregress(logs[name], logs.ratio)
+        row |= {"exponent": line.slope, "r_squared": line.rvalue**2}
+    off = []
+    for _, left_out in logs.groupby(law.model):
+        others = logs.drop(left_out.index)
+        if others[name].nunique() > 1:
+            line = linregress(others[name], others.ratio)
+            foretold = line.intercept + line.slope * left_out[name]
+            off.extend(abs(foretold - left_out.ratio))
+    return row | {"left_out_error": np.median(off) if off else np.nan}
+
+
+no_cause = ("model", "context", "ratio", "number")
+explanations = [column for column in law.columns if column not in no_cause]
+explained = pd.DataFrame([explain(name) for name in explanations])
+explained = explained.sort_values("r_squared", ascending=False, ignore_index=True)
 whole = critical.table(
     lambda ds: kinematic_number(ds.critical_rate, steps, ds.velocity, ds.gap)
     .rename("number")

@@ -110,9 +110,18 @@ tables = {o: pd.concat(others.sel(o).values(), ignore_index=True) for o in label
 errors = {o: scaling.leave_one_out(table) for o, table in tables.items()}
 
 # %% tags=["hide-input"]
+def ranked(errors):
+    """The ranking in per cent, with words for names."""
+    table = scaling.ranking(errors)
+    shares = ["rms", "context_median", "architecture_median", "architecture_worst"]
+    table[shares] *= 100
+    table["predictor"] = table.predictor.str.replace("_", " ")
+    return table.rename(columns=lambda c: c.replace("_", " ") + (" (%)" if c in shares else ""))
+
+
 for o, label in labels.items():
     nb.say("**{label}**, leave-one-out errors in per cent, best first:", label=label)
-    nb.table(scaling.in_per_cent(scaling.ranking(errors[o])), digits=2, top=5, runs=others.sel(o))
+    nb.table(ranked(errors[o]), digits=2, top=5, runs=others.sel(o))
 
 # %% [markdown]
 # ## Step 3: the prediction
@@ -377,8 +386,8 @@ for optimizer, p in predictions.items():
         single=np.expm1(single).median(),
         n=len(single),
     )
-    ranked = scaling.in_per_cent(scaling.ranking(again[again.optimizer == optimizer]))
-    nb.table(ranked, digits=2, top=5, runs=[others.sel(optimizer), measured[optimizer]])
+    table = ranked(again[again.optimizer == optimizer])
+    nb.table(table, digits=2, top=5, runs=[others.sel(optimizer), measured[optimizer]])
 
 # %% [markdown]
 # ## What it means

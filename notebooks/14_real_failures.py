@@ -55,7 +55,7 @@ from phantombook.ledger.claims import load_claims
 from phantomlib.critical import blind
 from phantomlib.engine.recipe import Recipe
 from phantomlib.models.language_model import next_token_logits
-from phantomlib.order_parameter import largest_residual, residual_before_training
+from phantomlib.order_parameter import largest_residual, trace_residual
 from phantomlib.runs.study import Study
 from phantomlib.transition import double_well, examine, jumps, silent_failure
 
@@ -117,10 +117,11 @@ def before_training(model):
 
     def compute():
         with_model, fitting = nb.load(model.ref), fits[model.name]
-        p = next_token_logits(with_model, fitting).double().softmax(-1)
+        each = next_token_logits(with_model, fitting).double().softmax(-1)
         pairs = [(context.correct_id, context.competitor_id) for context in fitting]
         E = with_model.readout.detach()
-        return {"largest": residual_before_training(p, E, pairs)}
+        apart = [trace_residual(p, E, *pair) for p, pair in zip(each, pairs)]
+        return {"largest": max(apart)}
 
     known = nb.store.remember(
         "exactness", [], model, fits[model.name], Recipe(), compute

@@ -38,9 +38,11 @@ held_out_sentences: int = 64  # sentences on which collateral is measured
 tolerance: float = 0.005  # relative width of the bracket around a critical learning rate
 
 # %% tags=["hide-cell"]
+import math
 import re
 
 import pandas as pd
+import torch
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 from scipy.stats import gmean
 
@@ -48,12 +50,14 @@ from phantombook import notebook
 from phantombook.figures.palette import REFERENCE, model_colours
 from phantombook.figures.style import dots_and_means, legend_above, small_multiples
 from phantombook.ledger.claims import load_claims
-from phantomlib.critical.collateral import collateral
+from phantomlib.critical.collateral import Probe, train_until_overtaking
 from phantomlib.critical.scaling import architecture_numbers, coefficient_of_variation, kinematic_number
 from phantomlib.critical.rehearsal import estimate_critical_rate
 from phantomlib.critical.search import critical_rates
+from phantomlib.critical.step_zero import Problem
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ParameterError
+from phantomlib.progress import track
 from zoo.language import join_words
 from zoo.recipe import RECIPES, validation
 
@@ -93,6 +97,50 @@ LOWER = float(re.search(r"at most (\S+) times", of_O1.quantity)[1])  # a critica
 
 
 # %%
+def changed_elsewhere(model, contexts, rates, recipe) -> pd.DataFrame:
+    """One row per context: what its fine-tune has changed when its word overtakes.
+
+    ``step`` (the first with Δ > 0), ``on_contexts`` (mean divergence over the prompts
+    of the other contexts, nats), ``on_sentences`` (over all places of the sentences)
+    and ``p_correct`` there; all nan where the word does not overtake.
+    """
+
+    def one(number, context, rate, prompts, language):
+        problem = Problem(model, context, recipe, nb.seed)
+        step, values = None, {}
+        if math.isfinite(rate):
+            step, values = train_until_overtaking(problem, rate, recipe)
+        if step is None:
+            return [math.nan] * 4
+        others = torch.arange(len(contexts)) != number
+        on_contexts = prompts.divergence(values)[others].mean()
+        with torch.no_grad():
+            p = problem.logits(values).softmax(-1)[context.correct_id]
+        return [step, on_contexts, language.divergence(values).mean(), p]
+
+    def compute():
+        own = [c.prompt_ids for c in contexts]
+        prompts = Probe(model, recipe, own, last=True, seed=nb.seed)
+        ids = model.tokenizer(sentences)["input_ids"]
+        language = Probe(model, recipe, ids, last=False, seed=nb.seed)
+        rows = []
+        with track(f"{model.name}, collateral", len(contexts)) as advance:
+            for number, (context, rate) in enumerate(zip(contexts, rates)):
+                row = one(number, context, rate, prompts, language)
+                rows.append([float(value) for value in row])
+                advance(1)
+        return {"rows": rows}
+
+    key, seeds = ["by context", rates, sentences], (nb.seed,)
+    found = nb.store.remember(
+        "collateral", key, model, contexts, recipe, compute, seeds=seeds
+    )
+    names = ["step", "on_contexts", "on_sentences", "p_correct"]
+    index = pd.Index([c.id for c in contexts], name="context")
+    return pd.DataFrame(found["rows"], index, names)
+
+
+# %%
 def study(model, method: str, loss: str) -> pd.DataFrame:
     """One row per context: critical rate and number, collateral when overtaking."""
     own = 1.0 if loss == "cross-entropy" else weight
@@ -101,12 +149,10 @@ def study(model, method: str, loss: str) -> pd.DataFrame:
     found = critical_rates(
         nb.store, model, fitting, recipe, tolerance=tolerance, seeds=seeds
     )
-    rates = above * found.critical_rate.values
-    changed = collateral(
-        nb.store, model, fitting, rates, recipe, sentences, seed=nb.seed
-    )
+    rates = (above * found.critical_rate.values).tolist()
+    changed = changed_elsewhere(model, fitting, rates, recipe)
     runs.extend(found.attrs["run_ids"].split())
-    rows = found.to_dataframe().join(changed.to_dataframe()).reset_index()
+    rows = found.to_dataframe().join(changed).reset_index()
     number = kinematic_number(rows.critical_rate, steps, rows.velocity, rows.gap)
     rows["number"] = number.where(number > 0)
     return rows.assign(model=model.name, method=method, loss=loss)

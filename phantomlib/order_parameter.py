@@ -26,7 +26,6 @@ Source: the abstract of arXiv 2606.07559 for Φ; its exact form is our reconstru
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,27 +36,16 @@ BLOCK = 8192  # rows of a readout scaled, converted or normalised at a time
 
 @dataclass(frozen=True)
 class Decomposition:
-    """Φ and its parts at one moment; plain floats, dimensionless.
+    """Φ and its parts at one moment; plain floats, dimensionless."""
 
-    Attributes:
-        phi: the order parameter, ``signal + drag``.
-        signal: commitment to the correct token over the competitor.
-        drag: leakage from all other tokens (the bulk).
-        overlap: ``g_ck``, the cosine of the two readout rows.
-        bulk_mass: ``1 - p_c - p_k``.
-        bulk_contrast: ``drag / bulk_mass``, the mean of ``g_ci**2 - g_ki**2`` over the bulk (nan without bulk).
-        m: the order parameter that no shift of the readout changes, ``p_c - p_k + m_drag`` (nan if both rows are equal).
-        m_drag: leakage from all other tokens onto the axis from the competitor to the correct token.
-    """
-
-    phi: float
-    signal: float
-    drag: float
-    overlap: float
-    bulk_mass: float
-    bulk_contrast: float
-    m: float
-    m_drag: float
+    phi: float  #: the order parameter, ``signal + drag``
+    signal: float  #: commitment to the correct token over the competitor
+    drag: float  #: leakage from all other tokens (the bulk)
+    overlap: float  #: ``g_ck``, the cosine of the two readout rows
+    bulk_mass: float  #: ``1 - p_c - p_k``
+    bulk_contrast: float  #: ``drag / bulk_mass``, the mean of ``g_ci**2 - g_ki**2`` over the bulk (nan without bulk)
+    m: float  #: the order parameter that no shift changes, ``p_c - p_k + m_drag`` (nan if both rows are equal)
+    m_drag: float  #: leakage from all other tokens onto the axis from the competitor to the correct token
 
 
 def _converted(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -111,16 +99,10 @@ def row_norms(E: Tensor) -> Tensor:
 
 
 def overlaps(E: Tensor, ids: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Cosines ``g`` between every readout row and the rows ``ids``.
+    """Cosines ``g`` (..., V, n) between all rows of a readout ``E`` (..., V, d) and its rows ``ids`` (..., n).
 
-    Args:
-        E: readout (..., V, d), not normalised.
-        ids: token ids (..., n) with the leading dimensions of ``E``.
-        dtype: what to compute in; by default that of ``E``.
-
-    Returns:
-        (..., V, n), zero where a row is zero; one product of E with a few columns is much faster than the transposed
-        one, or one per column.
+    Zero where a row is zero; computed in ``dtype``, by default that of ``E``. One product of E with a few columns is much
+    faster than the transposed one, or one per column.
     """
     columns = normalise(_rows(E, ids, dtype)).mT  # (..., d, n)
     found = []
@@ -165,13 +147,8 @@ def along_axis(p: Tensor, x: Tensor, c: Tensor, k: Tensor) -> tuple[Tensor, Tens
 def invariant(p: Tensor, E: Tensor, c, k) -> tuple[Tensor, Tensor]:
     """The order parameter M that no shift of the readout changes, and its drag: M = (p_c - p_k) + drag.
 
-    Args:
-        p: probabilities (..., V).
-        E: readout (V, d) for all, or (..., V, d); read block by block.
-        c, k: ids of the correct token and of the competitor (...).
-
-    Returns:
-        Two tensors (...), dimensionless; nan where rows c and k are equal.
+    From ``p`` (..., V), a readout ``E`` (V, d) for all or (..., V, d), and ids ``c`` and ``k`` (...): two tensors (...),
+    dimensionless; nan where rows c and k are equal.
 
     Example:
         >>> E = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.5, 3.0]]) + 7  # 7: a shift that no prediction sees
@@ -195,10 +172,9 @@ def decompose(p, E, c: int, k: int, exponent: int = 2) -> Decomposition:
     """Φ = S + D for one distribution.
 
     Args:
-        p: next-token probabilities (V,), non-negative, summing to one; array or tensor.
-        E: readout (unembedding) matrix (V, d); array or tensor. Rows need not be normalised.
-        c: id of the correct token.
-        k: id of the competitor.
+        p: next-token probabilities (V,), array or tensor.
+        E: readout (unembedding) matrix (V, d), array or tensor; rows need not be normalised.
+        c, k: ids of the correct token and of the competitor.
         exponent: power of the overlap; 2 is the definition, 1 a sensitivity check.
 
     Raises:
@@ -226,22 +202,14 @@ def decompose(p, E, c: int, k: int, exponent: int = 2) -> Decomposition:
         raise ParameterError("E holds nan or infinite values; the overlaps are not defined.")
     if isinstance(exponent, bool) or not isinstance(exponent, int) or exponent < 1:
         raise ParameterError(f"exponent is {shown(exponent)}; give 2 (the definition) or 1 (a sensitivity check).")
-    ids_c, ids_k = torch.tensor(int(c), device=p.device), torch.tensor(int(k), device=p.device)
-    g = overlaps(E, torch.stack([ids_c, ids_k]), p.dtype)  # (V, 2)
-    g_ck = g[ids_k, 0]
-    signal, drag = split(p, contrast(g, exponent), ids_c, ids_k, g_ck, exponent)
-    m, m_drag = invariant(p, E, ids_c, ids_k)
-    bulk = float(1 - p[ids_c] - p[ids_k])
-    return Decomposition(
-        phi=float(signal + drag),
-        signal=float(signal),
-        drag=float(drag),
-        overlap=float(g_ck),
-        bulk_mass=bulk,
-        bulk_contrast=float(drag) / bulk if bulk > 0 else float("nan"),
-        m=float(m),
-        m_drag=float(m_drag),
-    )
+    ids = torch.tensor([int(c), int(k)], device=p.device)
+    g = overlaps(E, ids, p.dtype)  # (V, 2)
+    g_ck = g[ids[1], 0]
+    signal, drag = split(p, contrast(g, exponent), *ids, g_ck, exponent)
+    m, m_drag = invariant(p, E, *ids)
+    bulk = float(1 - p[ids[0]] - p[ids[1]])
+    mean = float(drag) / bulk if bulk > 0 else torch.nan
+    return Decomposition(*map(float, (signal + drag, signal, drag, g_ck, bulk, mean, m, m_drag)))
 
 
 def density_matrix(p: Tensor, E: Tensor) -> Tensor:
@@ -267,11 +235,6 @@ def trace_residual(p: Tensor, E: Tensor, c: int, k: int) -> float:
     return abs(decompose(p, E, c, k).phi - float(by_trace))
 
 
-def residual_before_training(p: Tensor, E: Tensor, pairs) -> float:
-    """Largest :func:`trace_residual` in float64 over predictions ``p`` (C, V) and their ``pairs`` of ids (c, k)."""
-    return max(trace_residual(one.double(), E, *pair) for one, pair in zip(p, pairs, strict=True))
-
-
 def largest_residual(runs) -> float:
     """Largest difference between Φ from ρ and ``signal + drag`` at the snapshots of recorded runs."""
     phi = runs.phi.sel(step=runs.snapshot.values).values
@@ -281,14 +244,3 @@ def largest_residual(runs) -> float:
 def spectrum(rho: Tensor) -> Tensor:
     """Eigenvalues of ρ (..., d), largest first; they are non-negative and sum to one."""
     return torch.linalg.eigvalsh(rho).flip(-1).clamp_min(0.0)
-
-
-def purity(eigenvalues):
-    """``Tr ρ²`` from the spectrum (..., d), array or tensor: 1 for a pure state, 1/d for the maximally mixed one."""
-    return (eigenvalues**2).sum(-1)
-
-
-def von_neumann_entropy(eigenvalues):
-    """``-Tr ρ log ρ`` in nats from the spectrum (..., d), array or tensor; its exponential is the effective rank."""
-    log = torch.log if isinstance(eigenvalues, Tensor) else np.log
-    return -(eigenvalues * log(eigenvalues.clip(min=1e-30))).sum(-1)

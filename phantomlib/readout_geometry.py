@@ -1,4 +1,4 @@
-"""The geometry of a readout: how the overlaps of all token pairs are distributed (the bulk)."""
+"""The geometry of a readout ``E`` (V, d): how the overlaps g_ij of all token pairs are distributed (the bulk)."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from phantomlib.order_parameter import BLOCK, normalise, spectrum, widest
 
 
 def sample_overlaps(E: Tensor, pairs: int, seed: int = 0) -> np.ndarray:
-    """Overlaps g_ij (n,), float64, of random pairs of distinct rows of a readout ``E`` (V, d); n is at most ``pairs``."""
+    """Overlaps (n,), float64, of random pairs of distinct rows; n is at most ``pairs``."""
     generator = torch.Generator().manual_seed(seed)
     i, j = torch.randint(len(E), (2, pairs), generator=generator).to(E.device)
     i, j = i[i != j], j[i != j]
@@ -18,27 +18,34 @@ def sample_overlaps(E: Tensor, pairs: int, seed: int = 0) -> np.ndarray:
 
 
 def pair_overlaps(E: Tensor, contexts: list[Resolved]) -> np.ndarray:
-    """Overlap g_ck (C,) of the two tokens of each context, from a readout ``E`` (V, d)."""
+    """Overlap g_ck (C,) of the two tokens of each context."""
     c, k = torch.tensor([(c.correct_id, c.competitor_id) for c in contexts], device=E.device).reshape(-1, 2).T
     return _overlap(E, c, k).double().numpy()
 
 
+def _overlap(E: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """Overlaps (n,) of the rows ``i`` and ``j`` (n,), computed as exactly as E's device can; on the CPU."""
+    e_i, e_j = (normalise(E.detach()[rows].to(widest(E.device))) for rows in (i, j))
+    return (e_i * e_j).sum(-1).cpu()
+
+
 def coherence(E: Tensor) -> float:
-    """``B = d ⟨g_ij²⟩`` over all pairs i ≠ j of rows of a readout ``E`` (V, d): 1 for isotropic directions."""
-    return _coherence(E, *_sums(E))
+    """``B = d ⟨g_ij²⟩`` over all pairs i ≠ j of rows: 1 for isotropic directions."""
+    (v, d), (_, gram, fourth) = E.shape, _sums(E)
+    return float(d * (gram.square().sum() - fourth) / (v * (v - 1)))
 
 
 def readout_statistics(E: Tensor, *, pairs: int = 200_000, seed: int = 0) -> dict[str, float]:
-    """The overlap distribution of a readout ``E`` (V, d) in six numbers, all dimensionless.
+    """The overlap distribution in six numbers, all dimensionless.
 
     ``coherence``: see :func:`coherence`. ``mean_overlap``: over all pairs i ≠ j, exact. ``common_share``: share of the
     rows' squared length along their mean direction, exact. ``top_share``: largest eigenvalue of ρ at uniform p. ``skew``
     and ``kurtosis`` (excess) of the overlaps, from ``pairs`` random pairs drawn by ``seed``.
     """
-    v, (total, gram, fourth) = len(E), _sums(E)
+    v, (total, gram, _) = len(E), _sums(E)
     sampled = sample_overlaps(E, pairs, seed)
     return {
-        "coherence": _coherence(E, total, gram, fourth),
+        "coherence": coherence(E),
         "mean_overlap": float((total @ total - gram.trace()) / (v * (v - 1))),
         "common_share": float(total @ gram @ total / (total @ total) / v),
         "top_share": float(spectrum(gram / v)[0]),
@@ -58,14 +65,3 @@ def _sums(E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gram.addmm_(e.mT, e)
         fourth += e.square().sum(1).square().sum()
     return total, gram, fourth
-
-
-def _coherence(E: Tensor, _: Tensor, gram: Tensor, fourth: Tensor) -> float:
-    v, d = E.shape
-    return float(d * (gram.square().sum() - fourth) / (v * (v - 1)))
-
-
-def _overlap(E: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """Overlaps (n,) of the rows ``i`` and ``j`` (n,), computed as exactly as E's device can; on the CPU."""
-    e_i, e_j = (normalise(E.detach()[rows].to(widest(E.device))) for rows in (i, j))
-    return (e_i * e_j).sum(-1).cpu()

@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from scipy.special import rel_entr, softmax
 
 from phantomlib.models.language_model import add_lora
 
@@ -27,6 +28,13 @@ def trained_copy(model, context, rate, recipe, steps, only=""):
         loss.backward()
         update.step()
     return module
+
+
+@torch.no_grad()
+def divergence(before, after, ids) -> torch.Tensor:
+    """KL divergence of the predictions after each token of a text from those of the module before, in nats; by scipy."""
+    p, q = (softmax(module(torch.tensor([ids])).logits[0].double().numpy(), axis=1) for module in (before, after))
+    return torch.from_numpy(rel_entr(p, q).sum(1))
 
 
 @torch.no_grad()

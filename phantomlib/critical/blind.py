@@ -6,10 +6,8 @@
    recipe. Its runs carry the file's checksum.
 
 When a book is built again, both take up what is there. Checked then, each time: the prediction is what follows from its
-evidence, computed anew; the runs name this very file; no run or search of the model is older than it.
-
-A model is known by the values of its weights: one that was measured in another precision, under another name or with
-another key in its configuration has been seen.
+evidence, computed anew; the runs name this very file; no run or search of the model is older than it. A model is known by
+the values of its weights, whatever its precision, its name or its configuration.
 
 What nobody can check is a convention. The store does not know what was seen in another store, or was deleted from this
 one. Times, and a file together with its checksum, can be written by hand. The list of predictors was drawn up by people.
@@ -19,7 +17,6 @@ Whoever wants to be believed commits the prediction before the sweep: the commit
 import json
 import math
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +24,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from filelock import FileLock
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 from scipy import stats
 
 from phantomlib import files
@@ -42,42 +41,26 @@ from phantomlib.runs.store import Store, commit, commit_of, specification
 FEWEST_FITTED = 3  # architectures: with fewer there is no telling how well one is predicted from the others
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Prediction:
-    """What was predicted of a held-out architecture, as it stands in its file.
+    """What was predicted of a held-out architecture, as it stands in its file."""
 
-    Attributes:
-        model: name of the held-out model.
-        optimizer: ``sgd`` or ``adam``.
-        value: predicted critical learning rate, geometric mean over the contexts.
-        interval: 95 % prediction interval of ``value``.
-        rates: predicted critical rate of each context, by id.
-        predictor, calibration, coefficients: how; chosen by leave-one-out among the fitted architectures.
-        tried: what every other predictor and calibration says instead of ``value``, by their names.
-        fitted_on: names of these architectures.
-        evidence: hash of the table that was fitted.
-        subject: hash of the held-out model's weights, the contexts and the recipe.
-        commit, time: of the program, and UTC time of writing.
-        path: the file.
-        checksum: of its content; runs of the sweep carry it.
-    """
-
-    model: str
-    optimizer: str
-    value: float
-    interval: tuple[float, float]
-    rates: dict[str, float]
-    predictor: str
-    calibration: str
-    coefficients: tuple[float, float]
-    tried: dict[str, float]
-    fitted_on: tuple[str, ...]
-    evidence: str
-    subject: str
-    commit: str
-    time: str
-    path: Path
-    checksum: str
+    model: str  #: name of the held-out model
+    optimizer: str  #: ``sgd`` or ``adam``
+    value: float  #: predicted critical learning rate, geometric mean over the contexts
+    interval: tuple[float, float]  #: 95 % prediction interval of ``value``
+    rates: dict[str, float]  #: predicted critical rate of each context, by id
+    predictor: str  #: chosen, as the next two, by leave-one-out among the fitted architectures
+    calibration: str  #: its kind
+    coefficients: tuple[float, float]  #: of the calibration
+    tried: dict[str, float]  #: what every other predictor and calibration says instead of ``value``, by their names
+    fitted_on: tuple[str, ...]  #: names of these architectures
+    evidence: str  #: hash of the table that was fitted
+    subject: str  #: hash of the held-out model's weights, the contexts and the recipe
+    commit: str  #: of the program
+    time: str  #: of writing, UTC
+    path: Path  #: the file
+    checksum: str  #: of its content; runs of the sweep carry it
 
     @property
     def held_by(self) -> str:
@@ -103,10 +86,7 @@ def predict_held_out(
     other predictors say is written down too, so that they can be judged by the same measurement.
 
     Args:
-        store: the store.
-        model: the held-out model.
-        contexts: its resolved contexts.
-        recipe: optimiser and number of steps.
+        store, model, contexts, recipe: as for :func:`phantomlib.critical.predictors.predict_critical_rates`.
         table: of at least three other architectures (:func:`phantomlib.critical.predictors.measured_and_predicted`, joined).
 
     Raises:
@@ -115,41 +95,52 @@ def predict_held_out(
     if model.name in set(table.model):
         raise PhantomError(f"The results given for fitting hold the held-out model '{model.name}'; leave it out.")
     check_enough(table.model.unique())
-    path = _path(store, model, recipe)
-    about = {"evidence": _evidence(table), "subject": _subject(model, contexts, recipe)}
+    path, evidence, subject = _path(store, model, recipe), _evidence(table), _subject(model, contexts, recipe)
     with FileLock(path.with_suffix(".lock")):
-        if path.is_file():
-            found = read_prediction(path)
-            if about == {"evidence": found.evidence, "subject": found.subject}:
-                _refuse_if_another(found, _predict(store, model, contexts, recipe, table))
-                _refuse_if_seen(store, model, recipe, found)
-                return found
-        if seen := sorted(seen_of(store, model)):
-            raise PhantomError(
-                f"A prediction for '{model.name}' would not be blind: the store '{store.root}' holds {len(seen)} of its "
-                f"runs and searches already (such as {seen[0].name}) and no matching prediction. Delete them, or use an "
-                "empty store."
-            )
-        written = {"commit": commit(), "time": datetime.now(UTC).isoformat()}
-        files.write_json(path, _predict(store, model, contexts, recipe, table) | about | written)
-        return read_prediction(path)
+        found = read_prediction(path) if path.is_file() else None
+        if found is None or (found.evidence, found.subject) != (evidence, subject):
+            if seen := sorted(seen_of(store, model)):
+                raise PhantomError(
+                    f"A prediction for '{model.name}' would not be blind: the store '{store.root}' holds {len(seen)} of "
+                    f"its runs and searches already (such as {seen[0].name}) and no matching prediction. Delete them, or "
+                    "use an empty store."
+                )
+            about = {
+                "evidence": evidence,
+                "subject": subject,
+                "commit": commit(),
+                "time": datetime.now(UTC).isoformat(),
+            }
+            files.write_json(path, _predict(store, model, contexts, recipe, table) | about)
+            return read_prediction(path)
+        for name, computed in _predict(store, model, contexts, recipe, table).items():
+            if not _agree(getattr(found, name), computed):
+                raise PhantomError(
+                    f"The prediction '{path}' is not what follows from its evidence: {name} is {getattr(found, name)}, "
+                    f"computed anew {computed}. Delete it and the runs and searches of '{model.name}'."
+                )
+        _refuse_if_seen(store, model, recipe, found)
+        return found
 
 
 def _predict(store: Store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe, table: pd.DataFrame) -> dict:
     """What the other architectures say of this one; all that is in the file but by whom, when and of what."""
     errors = leave_one_out(table, STEP_0)
     predictor, calibration = map(str, ranking(errors).loc[0, ["predictor", "calibration"]])
-    coefficients = fit_calibration(table, predictor, calibration)
     step_0 = predict_critical_rates(store, model, contexts, recipe).to_dataframe().reset_index()
 
     def calibrated(name: str, kind: str) -> pd.Series:
         return apply_calibration(step_0, name, fit_calibration(table, name, kind))
 
+    def mean(rates: pd.Series) -> float:
+        """Geometric, of those that there are."""
+        return float(np.exp(np.log(rates).mean()))
+
     rates = calibrated(predictor, calibration)
     if rates.isna().any():
         missing = ", ".join(step_0.context[rates.isna()])
         raise PhantomError(f"'{predictor}' predicts nothing for {missing} of '{model.name}'; leave these contexts out.")
-    value = _mean(rates)
+    value = mean(rates)
     # the errors of whole architectures, as many as were left out: a t distribution with one less degree of freedom
     chosen = errors[(errors.predictor == predictor) & (errors.calibration == calibration)]
     spread = math.sqrt((chosen.groupby("model").error.mean() ** 2).mean())
@@ -158,19 +149,25 @@ def _predict(store: Store, model: LanguageModel, contexts: list[Resolved], recip
         "model": model.name,
         "optimizer": recipe.optimizer,
         "value": value,
-        "interval": [value * math.exp(-half), value * math.exp(half)],
+        "interval": (value * math.exp(-half), value * math.exp(half)),
         "rates": dict(zip(step_0.context, map(float, rates), strict=True)),
         "predictor": predictor,
         "calibration": calibration,
-        "coefficients": list(coefficients),
-        "tried": {f"{n}, {kind}": _mean(calibrated(n, kind)) for n in LADDER for kind in CALIBRATIONS},
-        "fitted_on": list(dict.fromkeys(table.model)),
+        "coefficients": fit_calibration(table, predictor, calibration),
+        "tried": {f"{n}, {kind}": mean(calibrated(n, kind)) for n in LADDER for kind in CALIBRATIONS},
+        "fitted_on": tuple(dict.fromkeys(table.model)),
     }
 
 
-def _mean(rates: pd.Series) -> float:
-    """Geometric, of those that there are."""
-    return float(np.exp(np.log(rates).mean()))
+def _agree(one, other) -> bool:
+    """Whether both are the same; numbers may differ by one in ten thousand."""
+    if isinstance(other, dict):
+        return one.keys() == other.keys() and all(_agree(one[key], other[key]) for key in other)
+    if isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_agree, one, other))
+    if isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-4) or (math.isnan(one) and math.isnan(other))
+    return one == other
 
 
 def sweep_held_out(
@@ -205,15 +202,16 @@ def prediction_of(store: Store, model: LanguageModel, recipe: Recipe) -> Predict
 
 
 def read_prediction(path: Path) -> Prediction:
-    """A prediction from its file."""
+    """A prediction from its file; PhantomError if it is damaged or of another shape."""
     try:
         content = files.read_json(path)
-        tuples = {name: tuple(content[name]) for name in ("interval", "coefficients", "fitted_on")}
         datetime.fromisoformat(content["time"])
-        return Prediction(**content | tuples, path=path, checksum=files.digest(content))
+        return Prediction(**content, path=path, checksum=files.digest(content))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = f"The prediction '{path}' cannot be read ({error}). Delete it and the runs of its model."
-        raise PhantomError(reason) from None
+        said = str(error).replace("\n", " ")
+        raise PhantomError(
+            f"The prediction '{path}' cannot be read ({said}). Delete it and the runs of its model."
+        ) from None
 
 
 def seen_of(store: Store, model: LanguageModel) -> dict[Path, dict]:
@@ -222,64 +220,34 @@ def seen_of(store: Store, model: LanguageModel) -> dict[Path, dict]:
     Its weights' values tell; its fingerprint does of files that are older than their name.
 
     Returns:
-        by file, ``recipe`` (settings) and ``prediction`` (checksum of the one it was made after) of a run, else empty.
+        by file, what it says of itself: a run its ``recipe`` (settings) and ``prediction`` (checksum of the one it was
+        made after).
     """
+    found = dict(store.runs())
+    for path in store.root.glob("searches/*.json"):
+        with suppress(OSError, ValueError, KeyError):  # a damaged one is set aside by the store when it is asked for
+            kept = files.read_json(path)
+            found[path] = {"model": kept["model"], "weights_key": kept.get("weights", "")}
 
     def is_of_it(said: dict) -> bool:
         keys = said["weights_key"], model.weights_key
         return keys[0] == keys[1] if all(keys) else said["model"] == model.fingerprint
 
-    return {path: said for path, said in _looked_into(store).items() if is_of_it(said)}
-
-
-def _looked_into(store: Store) -> dict[Path, dict]:
-    """What every run and every search in the store says of itself."""
-    found = dict(store.runs())
-    for path in store.root.glob("searches/*.json"):
-        with suppress(OSError, ValueError, KeyError):  # a damaged one is set aside by the store when it is asked for
-            kept = files.read_json(path)
-            found[path] = {
-                "model": kept["model"],
-                "weights_key": kept.get("weights", ""),
-                "recipe": {},
-                "prediction": "",
-            }
-    return found
-
-
-def _refuse_if_another(found: Prediction, computed: dict) -> None:
-    """Refuse a prediction that does not follow from its evidence; numbers may differ by one in ten thousand."""
-    for name, expected in computed.items():
-        if not _agree(getattr(found, name), expected):
-            raise PhantomError(
-                f"The prediction '{found.path}' is not what follows from its evidence: {name} is "
-                f"{getattr(found, name)}, computed anew {expected}. Delete it and the runs and searches of '{found.model}'."
-            )
-
-
-def _agree(one, other) -> bool:
-    if isinstance(other, dict):
-        return isinstance(one, dict) and one.keys() == other.keys() and all(_agree(one[k], other[k]) for k in other)
-    if isinstance(other, list):
-        return isinstance(one, tuple) and len(one) == len(other) and all(map(_agree, one, other))
-    if isinstance(other, float) and isinstance(one, float):
-        return math.isclose(one, other, rel_tol=1e-4) or (math.isnan(one) and math.isnan(other))
-    return one == other
+    return {path: said for path, said in found.items() if is_of_it(said)}
 
 
 def _refuse_if_seen(store: Store, model: LanguageModel, recipe: Recipe, prediction: Prediction) -> None:
     """Refuse a prediction that is younger than a run or search of its model, or is not the one its runs were made after."""
     written = datetime.fromisoformat(prediction.time).timestamp()
     seen = seen_of(store, model)
-    older = sorted(path for path in seen if path.stat().st_mtime < written)
-    if older:
+    if older := sorted(path for path in seen if path.stat().st_mtime < written):
         raise PhantomError(
             f"The prediction for '{model.name}' is not blind: {len(older)} of its runs and searches in '{store.root}' "
             f"(such as {older[0].name}) are older than the prediction. Delete both, or use an empty store."
         )
     same = json.loads(json.dumps(recipe.settings()))
     for path, said in seen.items():
-        if said["recipe"] == same and said["prediction"] not in ("", prediction.checksum):
+        if said.get("recipe") == same and said["prediction"] not in ("", prediction.checksum):
             raise PhantomError(
                 f"The prediction '{prediction.path}' is not the one after which {path.name} was run: it was changed since. "
                 f"Delete it and the runs and searches of '{model.name}', or use an empty store."

@@ -5,23 +5,18 @@ nats, between the predictions of the untouched model and those at the first step
 sentences that the run was not trained on. Runs are compared at the same event, not at the same learning rate.
 """
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor
 
-from phantomlib.contexts import Resolved
 from phantomlib.critical.step_zero import Problem
 from phantomlib.engine import memory
 from phantomlib.engine.finetune import trainable
 from phantomlib.engine.recipe import Recipe
 from phantomlib.models.language_model import LanguageModel
-from phantomlib.progress import track
 
-COLLATERAL_VERSION = 3  # raised whenever a number could change
 BLOCK = 2**24  # probabilities that are looked at together: 128 MB, a few times over
 
 
@@ -81,7 +76,13 @@ def train_until_overtaking(problem: Problem, rate: float, recipe: Recipe) -> tup
     needed = memory.of_vectors(4, problem.values.values())  # weights, gradient, two moments
     memory.refuse_if_too_large("Measuring what else a fine-tune changes", needed, problem.ids.device)
     values = {name: value.clone().requires_grad_() for name, value in problem.values.items()}
-    optimizer = _optimizer(list(values.values()), rate, recipe)
+    trained: list[Tensor] = list(values.values())
+    options = {"betas": (recipe.beta1, recipe.beta2), "eps": recipe.epsilon, "weight_decay": recipe.weight_decay}
+    optimizer = (
+        torch.optim.SGD(trained, lr=rate, fused=True)
+        if recipe.optimizer == "sgd"
+        else torch.optim.AdamW(trained, lr=rate, fused=True, **options)  # without decay it is Adam
+    )
     for step in range(recipe.steps + 1):
         logits = problem.logits(values)
         if problem.gap(logits) > 0:
@@ -91,67 +92,3 @@ def train_until_overtaking(problem: Problem, rate: float, recipe: Recipe) -> tup
             problem.loss(logits).backward()
             optimizer.step()
     return None, values
-
-
-def _optimizer(parameters: list[Tensor], rate: float, recipe: Recipe) -> torch.optim.Optimizer:
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, fused=True)
-    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-    betas = (recipe.beta1, recipe.beta2)
-    return kind(parameters, lr=rate, betas=betas, eps=recipe.epsilon, weight_decay=recipe.weight_decay, fused=True)
-
-
-def collateral(
-    store, model: LanguageModel, contexts: list[Resolved], rates, recipe: Recipe, sentences: list[str], *, seed: int = 0
-) -> xr.Dataset:
-    """What each context's fine-tune has changed elsewhere when its correct word overtakes.
-
-    Args:
-        store: a :class:`phantomlib.runs.store.Store`; results are kept in its folder ``collateral``.
-        model: the checkpoint; it is not changed.
-        contexts: C resolved contexts.
-        rates: learning rates (C,), one for each; nan where there is none.
-        recipe: optimiser, method, loss, number of steps T.
-        sentences: plain text, the language that should stay as it is.
-        seed: of the LoRA initialisation.
-
-    Returns:
-        Dataset over ``context``: ``step`` (the first with Δ > 0), ``on_contexts`` (mean KL divergence over the prompts of
-        the other contexts, nats), ``on_sentences`` (over all places of all sentences), ``p_correct`` there; all nan where
-        the correct word does not overtake.
-    """
-    rates = np.asarray(rates, dtype=float).tolist()
-
-    def compute() -> dict:
-        prompts = Probe(model, recipe, [c.prompt_ids for c in contexts], last=True, seed=seed)
-        texts = [tuple(ids) for ids in model.tokenizer(sentences)["input_ids"]]
-        language = Probe(model, recipe, texts, last=False, seed=seed)
-        rows = []
-        with track(f"{model.name}, collateral", len(contexts)) as advance:
-            for number, (context, rate) in enumerate(zip(contexts, rates, strict=True)):
-                rows.append(_one(Problem(model, context, recipe, seed), number, rate, recipe, prompts, language))
-                advance(1)
-        return {name: [row[name] for row in rows] for name in rows[0]}
-
-    key = [COLLATERAL_VERSION, rates, list(sentences)]
-    found = store.remember("collateral", key, model, contexts, recipe, compute, seeds=(seed,))
-    columns = {name: ("context", np.array(column, dtype=float)) for name, column in found.items()}
-    return xr.Dataset(columns, {"context": [c.id for c in contexts]})
-
-
-def _one(
-    problem: Problem, number: int, rate: float, recipe: Recipe, prompts: Probe, language: Probe
-) -> dict[str, float]:
-    step, values = train_until_overtaking(problem, rate, recipe) if math.isfinite(rate) else (None, {})
-    if step is None:
-        return dict.fromkeys(("step", "on_contexts", "on_sentences", "p_correct"), math.nan)
-    on_prompts = prompts.divergence(values)  # (C,), one of them of its own prompt
-    others = torch.arange(len(on_prompts)) != number
-    with torch.no_grad():
-        p = problem.logits(values).softmax(-1)
-    return {
-        "step": step,
-        "on_contexts": float(on_prompts[others].mean()),
-        "on_sentences": float(language.divergence(values).mean()),
-        "p_correct": float(p[problem.context.correct_id]),
-    }

@@ -14,16 +14,11 @@ The ladder. All rungs ask for which η the logit gap is zero after T steps, and 
 ``third_order``
     The same with two derivatives, taken along the displacement that ``second_order`` predicts.
 
-Two more leave step 0, for comparison:
+Two more leave step 0. ``quadrature`` takes gradients at step 0 and with the weights moved by half and all of the predicted
+displacement (Simpson's points), by hand: no step of training is made. ``first_steps`` continues the velocity over three real
+steps in a straight line.
 
-``quadrature``
-    Gradients at step 0 and with the weights moved by half and all of the predicted displacement (Simpson's points). The
-    weights are moved by hand; no step of training is made.
-``first_steps``
-    The velocity over three real steps, continued in a straight line.
-
-Nothing in them is fitted. A calibration can be fitted on other architectures: a common factor, or one that depends on
-Δ_0.
+Nothing in them is fitted. A calibration can be fitted on other architectures: a common factor, or one that depends on Δ_0.
 """
 
 import math
@@ -56,13 +51,7 @@ SAMPLE = 65_536  # coordinates on which Adam is followed; more are sampled, see 
 
 
 def predict_critical_rates(store: Store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe) -> xr.Dataset:
-    """Critical learning rates predicted without a step of training, kept in the store.
-
-    Args:
-        store: where predictions are kept, in ``predictors``; no run is read or made.
-        model: the checkpoint.
-        contexts: C resolved contexts.
-        recipe: optimiser (``sgd`` or ``adam``), full fine-tuning, number of steps T.
+    """Critical learning rates for C contexts, predicted without a step of training; kept in the store's ``predictors``.
 
     Returns:
         Dataset over ``context``: one variable per rung of the ladder (``LADDER``; nan where it has no solution), and
@@ -99,21 +88,19 @@ def contexts_with_rates(
 
     A context's rate is that of the highest rung of ``STEP_0`` that has a value. One without any is left out.
 
-    Args:
-        store, model, contexts, recipe: as for :func:`predict_critical_rates`.
-
     Raises:
         ParameterError: nothing can be predicted for any context; and as :func:`predict_critical_rates`.
     """
     ladder = predict_critical_rates(store, model, contexts, recipe).to_dataframe()[list(STEP_0)]
     rates = ladder.ffill(axis=1).iloc[:, -1].to_numpy()
-    if not np.isfinite(rates).any():
+    known = np.isfinite(rates)
+    if not known.any():
         raise ParameterError(
             f"No critical rate of '{model.name}' under {recipe.optimizer} can be predicted for any of its "
             f"{len(contexts)} contexts, so there is no unit for the learning rates. Give others, or measure theirs with "
             "critical_rates."
         )
-    return [c for c, rate in zip(contexts, rates, strict=True) if np.isfinite(rate)], rates[np.isfinite(rates)]
+    return list(compress(contexts, known)), rates[known]
 
 
 def first_steps(store: Store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe) -> xr.DataArray:
@@ -139,9 +126,8 @@ def _ladder(problem: Problem, recipe: Recipe) -> dict[str, float]:
     u = [first_update(g, recipe) for g in problem.gradient(problem.loss(logits), leaves)]
     D = derivatives(problem, u, 2)  # of the three gradients along u: [order][logit], each a vector
     gap = float(z[0] - z[1])
-    v, curvature = (
-        dot(c, u) - dot(k, u) for c, k, _ in D
-    )  # of the gap along u: Δ(η t) ≈ gap + v ηt + curvature (ηt)²/2
+    # of the gap along u: Δ(η t) ≈ gap + v ηt + curvature (ηt)²/2
+    v, curvature = (dot(c, u) - dot(k, u) for c, k, _ in D)
     velocity = -gap / (recipe.steps * v) if v > 0 else math.nan
     found = {"velocity": velocity, "straight_line": _quadratic(gap, v, curvature) / recipe.steps, "gap": gap}
     start = velocity
@@ -149,7 +135,7 @@ def _ladder(problem: Problem, recipe: Recipe) -> dict[str, float]:
         steepest = sum((c.double() - k.double()).square().sum() for c, k in blocks(*D[0][:2]))
         start = abs(gap) / (recipe.steps * math.sqrt(steepest * dot(u, u)))
 
-    path = _Path(z, D, u, u, recipe)
+    path = _Path(z, D, u, recipe)
     found["three_gradients"] = path.critical_rate(start, order=1)
     found["second_order"] = rate = path.critical_rate(start)
     found |= {"third_order": math.nan, "quadrature": math.nan}
@@ -161,7 +147,7 @@ def _ladder(problem: Problem, recipe: Recipe) -> dict[str, float]:
         for piece in direction:
             piece.div_(reach)
         D = derivatives(problem, direction, 3, reach=reach)
-        found["third_order"] = _Path(z, D, direction, direction, recipe).critical_rate(rate)
+        found["third_order"] = _Path(z, D, direction, recipe).critical_rate(rate)
         del D
         # gradients at the beginning, the middle and the end of the way, as derivatives at its beginning
         D = [gradients(problem), *(gradients(problem, direction, share * reach) for share in (0.5, 1.0))]
@@ -170,7 +156,7 @@ def _ladder(problem: Problem, recipe: Recipe) -> dict[str, float]:
                 first = (4 * m - e).sub_(g, alpha=3).div_(reach)
                 e.sub_(m, alpha=2).add_(g).mul_(4 / reach**2)
                 m.copy_(first)
-        found["quadrature"] = _Path(z, D, direction, direction, recipe).critical_rate(rate)
+        found["quadrature"] = _Path(z, D, direction, recipe).critical_rate(rate)
     return found
 
 
@@ -187,12 +173,11 @@ class _Path:
     Args:
         z: the three logits at step 0 (3,).
         D: derivatives of their gradients along ``direction``, see :func:`phantomlib.critical.step_zero.derivatives`.
-        direction: d.
-        expected: a displacement near those to come, up to scale; it tells which coordinates matter.
+        direction: a displacement near those to come, up to scale.
         recipe: optimiser and number of steps.
     """
 
-    def __init__(self, z: Tensor, D: list[list[Vector]], direction: Vector, expected: Vector, recipe: Recipe):
+    def __init__(self, z: Tensor, D: list[list[Vector]], direction: Vector, recipe: Recipe):
         self.order, self.recipe = len(D), recipe
         self.factors: list = []
         rows = [*chain(*D), direction]  # 3n + 1 vectors
@@ -202,7 +187,7 @@ class _Path:
             self.rows = axes * size.clamp_min(0).sqrt()  # (3n + 1, 3n + 1) with the same Gram matrix
             weights = torch.ones(len(rows), dtype=torch.float64)
         else:  # Adam acts on every coordinate by itself
-            self.rows, weights = _sample(rows, expected, SAMPLE)  # (3n + 1, m) and (m,)
+            self.rows, weights = _sample(rows, SAMPLE)  # (3n + 1, m) and (m,)
         self.z = z.double().to(self.rows.device)  # (3,)
         self.rows[-1] /= dot(direction, direction)  # times a displacement: how far along
         self.weighted = self.rows * weights
@@ -268,49 +253,48 @@ class _Optimizer:
     """SGD or Adam on one vector, from zero; ``torch.optim`` would load the compiler first, which takes seconds."""
 
     def __init__(self, like: Tensor, rate: float, recipe: Recipe):
-        self.position, self.rate, self.recipe, self.steps = torch.zeros_like(like), rate, recipe, 0
-        if recipe.optimizer != "sgd":
-            self.m, self.v = torch.zeros_like(like), torch.zeros_like(like)
+        self.position, self.m, self.v = (torch.zeros_like(like) for _ in range(3))
+        self.rate, self.recipe, self.steps = rate, recipe, 0
 
     def step(self, gradient: Tensor) -> None:
-        self.steps += 1
         recipe = self.recipe
         if recipe.optimizer == "sgd":
             self.position.sub_(gradient, alpha=self.rate)
             return
+        self.steps += 1
         self.m.lerp_(gradient, 1 - recipe.beta1)
         self.v.mul_(recipe.beta2).addcmul_(gradient, gradient, value=1 - recipe.beta2)
         scale = self.v.sqrt().div_(math.sqrt(1 - recipe.beta2**self.steps)).add_(recipe.epsilon)
         self.position.addcdiv_(self.m, scale, value=-self.rate / (1 - recipe.beta1**self.steps))
 
 
-def _sample(rows: list[Vector], expected: Vector, count: int) -> tuple[Tensor, Tensor]:
+def _sample(rows: list[Vector], count: int) -> tuple[Tensor, Tensor]:
     """Some coordinates of n vectors (n, m), and weights (m,) with which the vectors' inner products with displacements
-    near ``expected`` can be estimated.
+    near the last of them can be estimated.
 
     Coordinates are drawn in proportion to what they contribute, in one systematic pass; the weights are then corrected
-    so that the expected displacement itself gives exact sums (a regression estimator).
+    so that the last vector itself gives exact sums (a regression estimator).
     """
 
     def contributions(*vectors: Vector):
-        for block in blocks(*vectors, expected):
+        for block in blocks(*vectors):
             first = block[:3].abs().sum(0)
             yield block, first > 0, (first * block[-1].abs()).double()
 
     active: Any = 0
     total: Any = 0.0
-    for _, moving, share in contributions(*rows[:3]):
+    for _, moving, share in contributions(*rows[:3], rows[-1]):
         active, total = active + moving.sum(), total + share.sum()
     if active <= count:
         chosen = torch.cat([block[:, moving] for block, moving, _ in contributions(*rows)], 1)
-        return chosen[:-1], chosen.new_ones(chosen.shape[1])
+        return chosen, chosen.new_ones(chosen.shape[1])
     least = 0.05 * total / active  # no coordinate is left out for sure
     scale = count / (total + least * active)
     # results of their final size: small ones between large temporary ones would leave gaps in the memory
-    sampled, chances = rows[0][0].new_empty((len(rows) + 1, count)), total.new_empty(count)
+    sampled, chances = rows[0][0].new_empty((len(rows), count)), total.new_empty(count)
     passed, n = total.new_zeros(1), 0
     target, squares = total.new_zeros((2, len(rows)))
-    for block, moving, share in contributions(*rows):  # (n + 1, B), (B,), (B,)
+    for block, moving, share in contributions(*rows):  # (n, B), (B,), (B,)
         chance = ((share + least) * moving * scale).clamp_(max=1.0)
         reached = torch.cat([passed, chance]).cumsum(0)  # the chances add up; each time they pass a half number,
         picked = torch.diff((reached + 0.5).floor()) > 0  # one coordinate is taken
@@ -318,13 +302,13 @@ def _sample(rows: list[Vector], expected: Vector, count: int) -> tuple[Tensor, T
         more = chance[picked]
         sampled[:, n : n + len(more)], chances[n : n + len(more)] = block[:, picked], more
         n += len(more)
-        parts = (block[:-1] * block[-1]).double()
+        parts = (block * block[-1]).double()
         target += parts.sum(1)  # (n,): the inner products that the sample has to give
         squares += parts.square().sum(1)
-    sampled, displaced, weights = sampled[:-1, :n], sampled[-1, :n], 1 / chances[:n]
+    sampled, weights = sampled[:, :n], 1 / chances[:n]
     # the smallest correction of the weights that makes these exact, each product in units of its own scatter
     size = squares.sqrt().clamp_min(1e-300)
-    seen = (sampled * displaced).double() / size[:, None]
+    seen = (sampled * sampled[-1]).double() / size[:, None]
     system, missing = (seen * weights) @ seen.T, target / size - (seen * weights).sum(1)  # (n, n) and (n,)
     solved = torch.linalg.lstsq(system.cpu(), missing.cpu()[:, None], driver="gelsd")  # of any rank: LAPACK only
     weights = weights * (1 + solved.solution[:, 0].to(seen) @ seen)
@@ -334,8 +318,7 @@ def _sample(rows: list[Vector], expected: Vector, count: int) -> tuple[Tensor, T
 def measured_and_predicted(
     store: Store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe, **options
 ) -> pd.DataFrame:
-    """Measured critical rates of one model beside everything predicted: one row per context, learning rates as they
-    are.
+    """Measured critical rates of one model beside everything predicted, one row per context.
 
     Columns: ``model``, ``context``, ``gap``, ``measured``, and those of ``PREDICTORS``. The attribute
     ``run_ids`` lists the runs. ``options`` go to :func:`phantomlib.critical.search.critical_rates`.

@@ -5,10 +5,9 @@ path bends, so critical values of N scatter. A *rehearsal* follows the bend: the
 with the learning rate scaled by :math:`T/4` and Adam's memory shortened alike (:math:`\beta \to \beta^{T/4}`), and the
 critical learning rate of that, which a search finds in about a dozen forward and backward passes, whatever T is.
 
-How far both predictors were off on the zoo, where critical learning rates are known, is kept in ``constants.json``
-(``phantom zoo constants`` measures it). A prediction is corrected by the mean of those errors, and its interval is the
-largest error made when each model was predicted from the others. Models with more parameters than any of the zoo have an
-interval at least as wide as the largest error on the real models whose runs are published.
+How far both were off on the zoo is kept in ``constants.json`` (``phantom zoo constants`` measures it). A prediction is
+corrected by the mean of those errors, and its interval is the largest error made when each model was predicted from the
+others; for models with more parameters than any of the zoo, at least the largest on the real models whose runs are published.
 """
 
 import math
@@ -53,11 +52,8 @@ def estimate_critical_rate(
 ) -> list[Estimate]:
     """The critical learning rate of each context for T steps, without a run of T steps.
 
-    Args:
-        model: the checkpoint; it is not changed.
-        contexts: resolved contexts, each outranked by its competitor.
-        recipe: optimiser, method and T. With T of four at most the rehearsal is the fine-tune itself.
-        store: a :class:`phantomlib.runs.store.Store` that keeps the rehearsals; None keeps nothing.
+    With T of four at most the rehearsal is the fine-tune itself. A :class:`phantomlib.runs.store.Store` keeps the
+    rehearsals; None keeps nothing.
     """
     few, known = rehearsal(recipe), expected_errors("rehearsal", recipe)
     found = critical_rates(store or _Memory(), model, contexts, few, tolerance=TOLERANCE).critical_rate.values
@@ -87,17 +83,11 @@ class _Memory:
 
 @dataclass(frozen=True)
 class Errors:
-    """How a predictor did on the zoo.
+    """How a predictor did on the zoo."""
 
-    Attributes:
-        centre: mean over models of the mean over contexts of log(measured / predicted critical learning rate).
-        largest: largest absolute deviation from the centre of the *other* models, over all models and contexts.
-        range: smallest and largest ratio measured / predicted; for ``kinematic`` the critical values of N.
-    """
-
-    centre: float
-    largest: float
-    range: tuple[float, float]
+    centre: float  #: mean over models of the mean over contexts of log(measured / predicted critical learning rate)
+    largest: float  #: largest absolute deviation from the centre of the *other* models, over all models and contexts
+    range: tuple[float, float]  #: least and largest measured / predicted; for ``kinematic`` the critical values of N
 
 
 @cache
@@ -125,12 +115,12 @@ def expected_errors(predictor: str, recipe: Recipe) -> Errors:
 
 def summarise_errors(by_model: dict[str, list[float]]) -> Errors:
     """Centre and leave-one-model-out deviations of log ratios, by model."""
-    values = {name: np.array(errors) for name, errors in by_model.items()}
-    means = {name: errors.mean() for name, errors in values.items()}
-    centre = {name: np.mean([m for n, m in means.items() if n != name] or means[name]) for name in means}  # of others
-    largest = max(np.abs(errors - centre[name]).max() for name, errors in values.items())
-    ratios = np.exp(np.concatenate(list(values.values())))
-    return Errors(float(np.mean(list(means.values()))), float(largest), (float(ratios.min()), float(ratios.max())))
+    values = [np.array(errors) for errors in by_model.values()]
+    means = np.array([errors.mean() for errors in values])
+    others = [np.mean(np.delete(means, i) if len(means) > 1 else means) for i in range(len(means))]  # their centre
+    largest = max(np.abs(errors - centre).max() for errors, centre in zip(values, others, strict=True))
+    ratios = np.exp(np.concatenate(values))
+    return Errors(float(means.mean()), float(largest), (float(ratios.min()), float(ratios.max())))
 
 
 def _beyond_the_zoo(model: LanguageModel, recipe: Recipe) -> float:

@@ -1,4 +1,4 @@
-r"""What is common to architectures: the kinematic number, calibrations of predicted rates, LoRA's law, classes of readouts.
+r"""What is common to architectures: the kinematic number, calibrations of predicted rates, LoRA's law, two classes.
 
 LoRA's law. At step 0 only B has a gradient. Adam does not mind how small a gradient is, so from the second step on A moves
 at full speed too, along :math:`u_A`. With :math:`B \approx \eta t\, u_B` and :math:`A \approx A_0 + \eta (t-1)\, u_A` the
@@ -31,11 +31,7 @@ SUFFICIENT = 0.8  # share of contexts in which LoRA must succeed: 8 of 10
 def kinematic_number(rate, steps: int, velocity, gap):
     """``N = η T v_0 / |Δ_0|``: the way the gap would travel at its first velocity, over the way to go; dimensionless.
 
-    Args:
-        rate: learning rate η; this and the next are numbers or arrays that broadcast.
-        steps: budget T.
-        velocity: ``v_0``, nats per unit learning rate (:func:`phantomlib.critical.step_zero.velocity`).
-        gap: ``Δ_0``, nats.
+    ``rate`` η, ``velocity`` v_0 (nats per unit η) and ``gap`` Δ_0 (nats) are numbers or arrays that broadcast; ``steps`` is T.
     """
     return rate * steps * velocity / abs(gap)
 
@@ -58,17 +54,12 @@ def lora_critical_rate(critical_number, steps: int, velocity, gap, growth):
 
 
 def architecture_numbers(table: pd.DataFrame, *, column: str = "number", seed: int = 0) -> pd.DataFrame:
-    """Geometric mean of a positive quantity over the contexts of each model, with its scatter and interval.
-
-    Args:
-        table: one row per model and context, columns ``model`` and ``column``.
-        column: the quantity; not defined where it is nan or not positive (the kinematic number where v_0 ≤ 0).
-        seed: of the bootstrap.
+    """Geometric mean of a quantity over the contexts of each model in ``table``, with its scatter and interval.
 
     Returns:
         One row per model: ``mean`` (geometric), ``log_sd`` over contexts, ``low`` and ``high`` (95 % bootstrap interval
-        of the mean over contexts), ``n``, and ``undefined``, the contexts left out because the quantity is not defined
-        there.
+        of the mean, drawn by ``seed``), ``n``, and ``undefined``, the contexts left out because the quantity is nan or
+        not positive there (the kinematic number where v_0 ≤ 0).
     """
     rows = []
     for name, group in table.groupby("model", sort=False):
@@ -91,17 +82,6 @@ def interval(values: np.ndarray, statistic, *, seed: int = 0) -> tuple[float, fl
 def coefficient_of_variation(numbers) -> float:
     """Sample standard deviation over mean."""
     return float(stats.variation(np.asarray(numbers, dtype=float), ddof=1))
-
-
-def variation_interval(table: pd.DataFrame, *, column: str = "number", seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of the variation over models, contexts resampled (the same ones for all models)."""
-    by_model = table.pivot(index="context", columns="model", values=column)
-    values = by_model.where(by_model > 0).dropna().to_numpy()  # (contexts, models)
-
-    def statistic(chosen, axis=-1):
-        return stats.variation(stats.gmean(values[chosen.astype(int)], axis=-2), axis=-1, ddof=1)
-
-    return interval(np.arange(len(values)), statistic, seed=seed)
 
 
 def fit_calibration(table: pd.DataFrame, predictor: str, calibration: str) -> tuple[float, float]:
@@ -166,33 +146,15 @@ def ranking(errors: pd.DataFrame) -> pd.DataFrame:
     return table.loc[order].reset_index()
 
 
-def in_per_cent(ranked: pd.DataFrame) -> pd.DataFrame:
-    """A :func:`ranking` as a reader wants it: errors in per cent, words for names."""
-    shares = ("rms", "context_median", "architecture_median", "architecture_worst")
-    table = ranked.assign(**{c: 100 * ranked[c] for c in shares}, predictor=ranked.predictor.str.replace("_", " "))
-    return table.rename(columns=lambda c: c.replace("_", " ") + (" (%)" if c in shares else ""))
-
-
 @dataclass(frozen=True)
 class Classes:
-    """Two groups of architectures, split at the largest gap of a quantity.
+    """Two groups of architectures, split at the largest gap of a quantity."""
 
-    Attributes:
-        low, high: names in either group, in ascending order.
-        boundary: the value in the middle of the gap (geometric).
-        gap: width of the gap in the quantity's logarithm.
-        separation: ``gap`` over the largest range of the logarithm within a group; ``inf`` if both ranges are zero.
-    """
-
-    low: tuple[str, ...]
-    high: tuple[str, ...]
-    boundary: float
-    gap: float
-    separation: float
-
-    def of(self, value: float) -> str:
-        """``high`` or ``low``."""
-        return "high" if value > self.boundary else "low"
+    low: tuple[str, ...]  #: names, in ascending order
+    high: tuple[str, ...]  #: names of the others
+    boundary: float  #: the value in the middle of the gap (geometric)
+    gap: float  #: width of the gap in the quantity's logarithm
+    separation: float  #: ``gap`` over the largest range of the logarithm within a group; ``inf`` if both are zero
 
 
 def two_classes(values: pd.Series) -> Classes:
@@ -217,15 +179,7 @@ def lora_outcomes(
     multiple: float = 10.0,
     seeds: tuple[int, ...] = (0,),
 ) -> xr.Dataset:
-    """Whether LoRA suffices, at a learning rate told by full fine-tuning.
-
-    Args:
-        store: a :class:`phantomlib.runs.store.Store`.
-        model, contexts: the checkpoint, and C resolved contexts.
-        full_rates: critical learning rates of full fine-tuning (C,).
-        recipe: the LoRA recipe.
-        multiple: LoRA's learning rate in units of ``full_rates``.
-        seeds: of the LoRA initialisation.
+    """Whether LoRA suffices, at ``multiple`` times the critical learning rates ``full_rates`` (C,) of full fine-tuning.
 
     Returns:
         Dataset over (context, seed): ``success`` (the correct token overtakes at some step, and Φ > 0 at step T); over
@@ -236,72 +190,3 @@ def lora_outcomes(
     success = (runs.logit_gap > 0).any("step") & (runs.phi.isel(step=-1) > 0)
     data = {"success": success, "sufficient": success.mean("context") >= SUFFICIENT}
     return xr.Dataset(data, attrs={"run_id": runs.attrs["run_id"]}).drop_vars("step", errors="ignore")
-
-
-def predict_from_class(classes: pd.Series, outcome: pd.Series) -> pd.Series:
-    """Outcome (True or False, by architecture) predicted for each from the others, given their classes.
-
-    It is what most of its class had; of a class without others, what most of all had.
-    """
-    predicted = {}
-    for name, label in classes.items():
-        others = outcome.drop(name)
-        peers = others[classes.drop(name) == label]
-        predicted[name] = bool((peers if len(peers) else others).mean() > 0.5)
-    return pd.Series(predicted)
-
-
-def balanced_accuracy(outcome: pd.Series, predicted: pd.Series) -> float:
-    """Mean, over the outcomes True and False, of the share predicted rightly; 0.5 if only one outcome occurs."""
-    return 0.5 if outcome.nunique() < 2 else float((outcome == predicted).groupby(outcome).mean().mean())
-
-
-def rival_classes(quantities: pd.DataFrame, outcome: pd.Series) -> pd.DataFrame:
-    """Split the architectures by each of several positive quantities, and score every split as a predictor of an outcome.
-
-    Args:
-        quantities: one row per architecture, one column per quantity; a quantity that is not positive is left undefined.
-        outcome: True or False by architecture.
-
-    Returns:
-        Columns ``quantity``, ``low`` and ``high`` (names), ``separation`` (see :class:`Classes`) and ``accuracy`` (balanced, each
-        architecture predicted from the others).
-    """
-    rows = []
-    for name, values in quantities.items():
-        row = {"quantity": name, "low": "", "high": "", "separation": np.nan, "accuracy": np.nan}
-        if (values > 0).all():
-            found = two_classes(values)
-            accuracy = balanced_accuracy(outcome, predict_from_class(values.map(found.of), outcome))
-            names = {"low": ", ".join(found.low), "high": ", ".join(found.high)}
-            row |= names | {"separation": found.separation, "accuracy": accuracy}
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def explain(table: pd.DataFrame, response: str, explanations: list[str]) -> pd.DataFrame:
-    """How well single quantities explain a response on logarithmic axes, best first.
-
-    Args:
-        table: one row per architecture and context; column ``model``, the response and the explanations, all positive.
-
-    Returns:
-        Columns ``explanation``, ``exponent`` (slope), ``r_squared``, and ``left_out_error``: median absolute error of
-        the logarithm when each architecture is predicted from a line through the others (nan if that line does not
-        exist).
-    """
-    logs, rows = np.log(table[[response, *explanations]].astype(float)), []
-    for name in explanations:
-        x, y, errors = logs[name], logs[response], []
-        for _, left in logs.groupby(table.model):
-            others = logs.drop(left.index)
-            if others[name].nunique() > 1:
-                line = stats.linregress(others[name], others[response])
-                errors.extend(np.abs(line.intercept + line.slope * left[name] - left[response]))
-        row = {"explanation": name, "exponent": np.nan, "r_squared": np.nan}
-        row["left_out_error"] = float(np.median(errors)) if errors else np.nan
-        if x.nunique() > 1:
-            whole = stats.linregress(x, y)
-            row |= {"exponent": whole.slope, "r_squared": whole.rvalue**2}
-        rows.append(row)
-    return pd.DataFrame(rows).sort_values("r_squared", ascending=False, ignore_index=True)

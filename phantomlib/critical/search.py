@@ -14,7 +14,7 @@ import xarray as xr
 
 from phantomlib.contexts import Resolved
 from phantomlib.critical.step_zero import velocity
-from phantomlib.engine.recipe import Recipe
+from phantomlib.engine.recipe import Recipe, check_seeds
 from phantomlib.errors import ParameterError
 from phantomlib.models.language_model import LanguageModel
 
@@ -24,10 +24,7 @@ ROUNDS = 40  # a search that needs more has no clean boundary; it is returned as
 
 
 def crossing_step(gap: np.ndarray) -> tuple[bool, float]:
-    """When a logit gap passes zero.
-
-    Args:
-        gap: Δ at steps 0..T (T + 1,), nan from a divergence on.
+    """When a logit gap (T + 1,), nan from a divergence on, passes zero.
 
     Returns:
         Whether some step has Δ > 0, and the fractional step of the first passage by linear interpolation; without a
@@ -75,14 +72,12 @@ class _Search:
         self.seen.append(_Seen(math.log(rate), crossed, math.log(max(step, 1e-3) / self.steps), float(gap[-1])))
         self.upper = min((s.rate for s in self.seen if s.crossed), default=math.inf)
         self.top = min((s.rate for s in self.seen if s.crossed or s.diverged), default=math.inf)
-        below = [s.rate for s in self.seen if not s.crossed and not s.diverged and s.rate < self.top]
-        self.lower = max(below, default=-math.inf)
+        self.lower = max((s.rate for s in self.seen if s.rate < self.top), default=-math.inf)
 
     def is_within(self, upper: float) -> bool:
         """Whether the bracket from ``lower`` to there is narrow enough."""
         return math.expm1(min(upper - self.lower, 100.0)) <= self.tolerance
 
-    @property
     def reentries(self) -> int:
         """How often a larger rate fails to cross although the next smaller one seen does."""
         crossed = [s.crossed for s in sorted(self.seen, key=lambda s: s.rate)]
@@ -143,9 +138,7 @@ def critical_rates(
 
     Args:
         store: a :class:`phantomlib.runs.store.Store`; every run of the search is kept there.
-        model: the checkpoint.
-        contexts: resolved contexts (C of them).
-        recipe: optimiser, method and number of steps T.
+        model, contexts, recipe: the checkpoint, resolved contexts, and how to fine-tune for how many steps T.
         tolerance: relative width of the bracket, ``upper / lower - 1``.
         seeds: of the LoRA initialisation; each has a search of its own.
 
@@ -153,8 +146,8 @@ def critical_rates(
         Dataset over ``context`` (and ``seed`` if several): ``critical_rate`` (geometric middle of the bracket; nan if
         no run crossed), ``lower`` (does not cross), ``upper`` (crosses), ``converged`` (bracket within tolerance),
         ``crossed`` (some run crossed), ``velocity`` (v_0, nats per unit rate), ``gap`` (Δ_0, nats), ``predicted_start``
-        (False where v_0 gave no start), ``n_runs``, ``diverged`` (runs), ``reentries`` (see :func:`look_for_reentries`) and
-        ``replica_steps``. Attribute ``run_ids``: the runs, joined by spaces.
+        (False where v_0 gave no start), ``n_runs``, ``diverged`` (runs), ``reentries`` (how often a larger rate fails to
+        cross although the next smaller one seen does), ``replica_steps``; attribute ``run_ids``, joined by spaces.
 
     Example:
         >>> import tempfile
@@ -168,63 +161,26 @@ def critical_rates(
     """
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 1e-5 <= tolerance < 1:
         raise ParameterError(f"tolerance is {tolerance!r}; give a relative width between 1e-5 and 1, such as 0.005.")
-    if not seeds:
-        raise ParameterError("critical_rates needs at least one seed.")
-    if recipe.method == "full":
-        seeds = seeds[:1]  # full fine-tuning has no randomness
-    searches = [_known(store, model, contexts, recipe, tolerance, seed) for seed in seeds]
-    joined = xr.concat(searches, "seed", data_vars="all", combine_attrs="drop")
-    joined = joined.assign_coords(seed=list(seeds))
-    joined.attrs = {
-        "model": model.name,
-        "optimizer": recipe.optimizer,
-        "method": recipe.method,
-        "steps": recipe.steps,
-        "tolerance": tolerance,
-        "run_ids": " ".join(s.attrs["run_ids"] for s in searches),
-    }
+    check_seeds(seeds, recipe)
+
+    def remembered(seed: int) -> xr.Dataset:
+        """The search, as long as its runs are there."""
+
+        def holds(found: dict) -> bool:
+            return all(map(store.has, found["attrs"]["run_ids"].split()))
+
+        def compute() -> dict:
+            return _search(store, model, contexts, recipe, tolerance, seed).to_dict()
+
+        key, options = [SEARCH_VERSION, tolerance], {"seeds": (seed,), "holds": holds}
+        return xr.Dataset.from_dict(store.remember("searches", key, model, contexts, recipe, compute, **options))
+
+    searches = [remembered(seed) for seed in seeds]
+    joined = xr.concat(searches, "seed", data_vars="all", combine_attrs="drop").assign_coords(seed=list(seeds))
+    settings = {name: getattr(recipe, name) for name in ("optimizer", "method", "steps")}
+    joined.attrs = {"model": model.name} | settings | {"tolerance": tolerance}
+    joined.attrs["run_ids"] = " ".join(s.attrs["run_ids"] for s in searches)
     return joined.squeeze("seed") if len(seeds) == 1 else joined
-
-
-def look_for_reentries(
-    store, model: LanguageModel, contexts: list[Resolved], recipe: Recipe, centres, *, per_decade: int = 12
-) -> xr.Dataset:
-    """Look for a second boundary: which learning rates cross, from a tenth of the critical ones to a hundred times them.
-
-    Args:
-        store: the store.
-        model, contexts, recipe: as in :func:`critical_rates`.
-        centres: critical rates (C,).
-        per_decade: rates in each decade.
-
-    Returns:
-        Dataset over (context, multiple): ``crossed`` and ``diverged``; over context: ``reentries``, how often a rate
-        fails to cross although the next smaller one does. Attribute ``run_id``.
-    """
-    multiples = np.logspace(-1, 2, 3 * per_decade + 1)
-    runs = store.run(model, contexts, np.asarray(centres)[:, None] * multiples, recipe).isel(seed=0)
-    crossed = (runs.logit_gap > 0).any("step").rename(rate="multiple").drop_vars("learning_rate")
-    data = {
-        "crossed": crossed,
-        "diverged": (runs.diverged_step >= 0).rename(rate="multiple").drop_vars("learning_rate"),
-        "reentries": (crossed.astype(int).diff("multiple") < 0).sum("multiple"),
-    }
-    return xr.Dataset(data, attrs={"run_id": runs.attrs["run_id"]}).assign_coords(multiple=multiples)
-
-
-def _known(store, model, contexts, recipe, tolerance, seed) -> xr.Dataset:
-    """The search, remembered as long as its runs are there."""
-    found = store.remember(
-        "searches",
-        [SEARCH_VERSION, tolerance],
-        model,
-        contexts,
-        recipe,
-        lambda: _search(store, model, contexts, recipe, tolerance, seed).to_dict(),
-        seeds=(seed,),
-        holds=lambda found: all(map(store.has, found["attrs"]["run_ids"].split())),
-    )
-    return xr.Dataset.from_dict(found)
 
 
 def _search(store, model, contexts, recipe, tolerance, seed) -> xr.Dataset:
@@ -245,8 +201,8 @@ def _search(store, model, contexts, recipe, tolerance, seed) -> xr.Dataset:
         for c, gaps, used in zip(active, runs.logit_gap.values[:, :, 0], rates, strict=True):  # gaps: (1 or 2, T + 1)
             for rate, trajectory in zip(used, gaps, strict=True):
                 searches[c].add(float(rate), trajectory)
-    lower, upper = (np.exp([getattr(s, side) for s in searches]) for side in ("lower", "upper"))
-    crossed = np.isfinite(upper)
+    lower, upper = np.exp([[s.lower, s.upper] for s in searches]).T
+    crossed, n_runs = np.isfinite(upper), np.array([len(s.seen) for s in searches])
     columns = {
         "critical_rate": np.where(crossed & (lower > 0), np.sqrt(lower * np.where(crossed, upper, 1.0)), np.nan),
         "lower": lower,
@@ -256,16 +212,13 @@ def _search(store, model, contexts, recipe, tolerance, seed) -> xr.Dataset:
         "velocity": v,
         "gap": gap,
         "predicted_start": predicted,
-        "n_runs": [len(s.seen) for s in searches],
+        "n_runs": n_runs,
         "diverged": [sum(x.diverged for x in s.seen) for s in searches],
-        "reentries": [s.reentries for s in searches],
-        "replica_steps": [len(s.seen) * recipe.steps for s in searches],
+        "reentries": [s.reentries() for s in searches],
+        "replica_steps": n_runs * recipe.steps,
     }
-    return xr.Dataset(
-        {name: ("context", np.asarray(values)) for name, values in columns.items()},
-        {"context": [c.id for c in contexts]},
-        {"run_ids": " ".join(run_ids)},
-    )
+    over_contexts = {name: ("context", np.asarray(values)) for name, values in columns.items()}
+    return xr.Dataset(over_contexts, {"context": [c.id for c in contexts]}, {"run_ids": " ".join(run_ids)})
 
 
 def _rounded(log_rate: float) -> float:

@@ -1,5 +1,4 @@
-r"""Step-0 quantities of a fine-tuning problem: how fast the logit gap starts to close, and how the logits and the loss
-curve.
+r"""Step-0 quantities of a fine-tuning problem: how fast the logit gap starts to close, how the logits and the loss curve.
 
 With :math:`u` the direction of an optimiser's first update per unit learning rate,
 
@@ -8,11 +7,9 @@ With :math:`u` the direction of an optimiser's first update per unit learning ra
     u = -\nabla L \;(\text{SGD}), \qquad u = -\nabla L / (|\nabla L| + \epsilon) \;(\text{Adam}), \qquad
     v_0 = \left.\frac{d\Delta}{d\eta}\right|_0 = \nabla\Delta \cdot u .
 
-Adam's first update has this form exactly, because the bias corrections of both moments cancel at step 1.
-
-The loss of one context depends on three numbers only: :math:`z_c`, :math:`z_k`, and the rest of the vocabulary lumped
-into :math:`z_r = \log \sum_{i \ne c,k} e^{z_i}`, whose gradient is the probability-weighted mean of the others'
-gradients.
+Adam's first update has this form exactly, because the bias corrections of both moments cancel at step 1. The loss of one
+context depends on three numbers only: :math:`z_c`, :math:`z_k`, and the rest of the vocabulary lumped into
+:math:`z_r = \log \sum_{i \ne c,k} e^{z_i}`, whose gradient is the probability-weighted mean of the others' gradients.
 
 A vector of parameter space is a list of tensors, one for each trainable tensor, never one array: at a hundred million
 parameters only what is asked for should exist, and what one vector gives back should fit the next.
@@ -44,31 +41,20 @@ LANCZOS = KRYLOV + 10  # vectors of parameter space that a sharpness takes: ARPA
 
 @dataclass(frozen=True)
 class Velocity:
-    """The first movement of the logit gap; one entry per context, float64 tensors (C,).
+    """The first movement of the logit gap; one entry per context, float64 tensors (C,)."""
 
-    Attributes:
-        velocity: ``v_0 = dΔ/dη`` along the first update, in nats per unit learning rate.
-        gap: ``Δ_0 = z_c - z_k`` in nats, negative before training.
-        gradient_norm: Euclidean norm of the loss gradient, in nats.
-        readout_share: part of ``velocity`` through the readout matrix (if tied, the shared matrix; 0 if frozen).
-        cross_entropy: ``-log p_c`` in nats.
-    """
-
-    velocity: Tensor
-    gap: Tensor
-    gradient_norm: Tensor
-    readout_share: Tensor
-    cross_entropy: Tensor
+    velocity: Tensor  #: ``v_0 = dΔ/dη`` along the first update, in nats per unit learning rate
+    gap: Tensor  #: ``Δ_0 = z_c - z_k`` in nats, negative before training
+    gradient_norm: Tensor  #: Euclidean norm of the loss gradient, in nats
+    readout_share: Tensor  #: part of ``velocity`` through the readout matrix (if tied, the shared one; 0 if frozen)
+    cross_entropy: Tensor  #: ``-log p_c`` in nats
 
 
 class Problem:
-    """One context of one model as a function of its trainable tensors.
+    """One context of one model, which is not changed, as a function of its trainable tensors.
 
-    Args:
-        model: the checkpoint; it is not changed.
-        context: one resolved context.
-        recipe: its ``method``, ``rank`` and ``alpha`` decide what is trainable, its ``loss`` what is minimised.
-        seed: of the LoRA initialisation.
+    The recipe's ``method``, ``rank`` and ``alpha`` decide what is trainable, its ``loss`` what is minimised; ``seed`` is
+    that of the LoRA initialisation.
     """
 
     def __init__(self, model: LanguageModel, context: Resolved, recipe: Recipe = PLAIN, seed: int = 0):
@@ -79,17 +65,16 @@ class Problem:
         self.context, self.recipe = context, recipe
         self.values = {name: value.detach() for name, value in values.items()}
         self.ids = torch.tensor([context.prompt_ids], device=model.device)
+        self.pair = torch.tensor([context.correct_id, context.competitor_id], device=model.device)
         readout = module.get_output_embeddings().weight
         self.readout = next((name for name, p in values.items() if p is readout), None)
 
     def leaves(self, offset: Vector | None = None, scale: float = 1.0) -> dict[str, Tensor]:
         """The trainable tensors, recording gradients: the model's own memory, or moved by ``scale * offset``."""
-        pieces: Iterable[Tensor | None] = offset or [None] * len(self.values)
-        pairs = zip(self.values.items(), pieces, strict=True)
-        return {
-            name: (value.detach() if piece is None else value.add(piece, alpha=scale).detach()).requires_grad_()
-            for (name, value), piece in pairs
-        }
+        values: Iterable[Tensor] = self.values.values()
+        if offset is not None:
+            values = (value.add(piece, alpha=scale) for value, piece in zip(values, offset, strict=True))
+        return {name: value.detach().requires_grad_() for name, value in zip(self.values, values, strict=True)}
 
     def logits(self, values: dict[str, Tensor]) -> Tensor:
         """Next-token logits (V,) with the trainable tensors set to ``values``."""
@@ -97,17 +82,15 @@ class Problem:
 
     def three(self, logits: Tensor) -> Tensor:
         """``(z_c, z_k, z_r)`` (3,) from logits (V,)."""
-        pair = torch.tensor([self.context.correct_id, self.context.competitor_id], device=logits.device)
-        rest = logits.index_fill(0, pair, -torch.inf)
-        return torch.cat([logits[pair], rest.logsumexp(0, keepdim=True)])
+        rest = logits.index_fill(0, self.pair, -torch.inf)
+        return torch.cat([logits[self.pair], rest.logsumexp(0, keepdim=True)])
 
     def gap(self, logits: Tensor) -> Tensor:
         return logits[self.context.correct_id] - logits[self.context.competitor_id]
 
     def loss(self, logits: Tensor) -> Tensor:
         """What is minimised, from logits (V,)."""
-        c, k = torch.tensor([[self.context.correct_id], [self.context.competitor_id]], device=logits.device)
-        return training_loss(logits[None], c, k, self.recipe.loss, self.recipe.weight)[0]
+        return training_loss(logits[None], *self.pair[:, None], self.recipe.loss, self.recipe.weight)[0]
 
     def gradient(self, values, leaves: dict[str, Tensor], **options) -> Vector:
         """Gradient of a scalar (or of several, see ``grad_outputs``); zeros for tensors it does not depend on."""
@@ -141,17 +124,18 @@ def dot(a: Vector, b: Vector) -> float:
 
 def first_update(gradient: Tensor, recipe: Recipe) -> Tensor:
     """Direction ``u`` of the first update per unit learning rate; weight decay is not part of it."""
-    return -gradient if recipe.optimizer == "sgd" else -gradient / (gradient.abs() + recipe.epsilon)
+    return -gradient if recipe.optimizer == "sgd" else -gradient / first_scale(gradient, recipe)
+
+
+def first_scale(gradient: Tensor, recipe: Recipe) -> Tensor:
+    """What Adam divides its first gradient by, ``|∇L| + ε``."""
+    return gradient.detach().abs().add_(recipe.epsilon)
 
 
 def velocity(model: LanguageModel, contexts: list[Resolved], recipe: Recipe = PLAIN, *, seed: int = 0) -> Velocity:
-    """``v_0`` and what belongs to it, by two backward passes per context.
+    """``v_0`` and what belongs to it for C contexts, by two backward passes each; ``seed`` is that of LoRA's initialisation.
 
-    Args:
-        model: the checkpoint.
-        contexts: C resolved contexts.
-        recipe: optimiser, method, ε, and the loss whose gradient is followed.
-        seed: of the LoRA initialisation.
+    The recipe's optimiser, method, ε and loss decide which update is followed.
     """
     needed = memory.of_vectors(2, trainable(model, recipe, seed)[1].values())
     memory.refuse_if_too_large(f"The velocity of '{model.name}'", needed, model.device)
@@ -160,9 +144,8 @@ def velocity(model: LanguageModel, contexts: list[Resolved], recipe: Recipe = PL
         problem = Problem(model, context, recipe, seed)
         leaves = problem.leaves()
         logits = problem.logits(leaves)
-        loss, gap = problem.loss(logits), problem.gap(logits)
-        cross_entropy = -logits.detach().log_softmax(0)[context.correct_id]
-        of_loss = problem.gradient(loss, leaves, retain_graph=True)
+        gap, cross_entropy = problem.gap(logits), -logits.detach().log_softmax(0)[context.correct_id]
+        of_loss = problem.gradient(problem.loss(logits), leaves, retain_graph=True)
         of_gap = problem.gradient(gap, leaves)
         along = {  # by tensor
             name: float(sum((x.double() * first_update(y, recipe).double()).sum() for x, y in blocks([a], [b])))
@@ -170,9 +153,8 @@ def velocity(model: LanguageModel, contexts: list[Resolved], recipe: Recipe = PL
         }
         total = sum(along.values())
         readout = along[problem.readout] / total if problem.readout else 0.0
-        rows.append([total, gap.detach(), math.sqrt(dot(of_loss, of_loss)), readout, cross_entropy])
-    table = torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float64)  # (C, 5)
-    return Velocity(*table.T)
+        rows.append([total, gap.item(), math.sqrt(dot(of_loss, of_loss)), readout, cross_entropy.item()])
+    return Velocity(*torch.tensor(rows, dtype=torch.float64).T)  # of (C, 5)
 
 
 def gradients(problem: Problem, offset: Vector | None = None, scale: float = 1.0) -> list[Vector]:
@@ -181,42 +163,35 @@ def gradients(problem: Problem, offset: Vector | None = None, scale: float = 1.0
     return [problem.gradient(z, leaves, retain_graph=True) for z in problem.three(problem.logits(leaves))]
 
 
-def differential(problem: Problem, z: Tensor, leaves: dict[str, Tensor], direction: Vector) -> tuple[Vector, Vector]:
-    """Gradient of one logit, and its derivative along a direction, exact; the graph of the gradient is gone after it."""
-    slopes = problem.gradient(z, leaves, retain_graph=True, create_graph=True)
-    return [s.detach() for s in slopes], _along(problem, slopes, leaves, direction)
-
-
 def derivatives(problem: Problem, direction: Vector, order: int, *, reach: float = 1.0) -> list[list[Vector]]:
-    r"""Derivatives of the three logits at step 0: gradients, and how they change along a direction.
+    r"""Derivatives of the three logits at step 0: gradients, and how they change along a direction d.
 
-    The first two orders are exact; the third is a central difference of the second, because the third derivative of a
-    layer norm is wrong in torch 2.13.
-
-    Args:
-        problem: the context.
-        direction: d.
-        order: 2 or 3.
-        reach: distance along d over which the third derivative matters; its difference spans a fifth of it.
+    The first two orders are exact. The third is a central difference of the second over a fifth of ``reach``, the distance
+    along d over which it matters, because the third derivative of a layer norm is wrong in torch 2.13.
 
     Returns:
-        D, with ``D[o][j]`` the o-th derivative along d of the gradient of logit j: so up to an error of the next order
-        :math:`\nabla z_j(\alpha d) = \sum_o \alpha^o D_{oj} / o!`.
+        D, with ``D[o][j]`` the o-th derivative along d of the gradient of logit j (o below ``order``, 2 or 3): so up to an
+        error of the next order :math:`\nabla z_j(\alpha d) = \sum_o \alpha^o D_{oj} / o!`.
     """
+
+    def changes(z: Tensor, leaves: dict[str, Tensor]) -> tuple[Vector, Vector]:
+        """Gradient of one logit, and its derivative along d; the graph of the gradient is gone after it."""
+        slopes = problem.gradient(z, leaves, retain_graph=True, create_graph=True)
+        return [s.detach() for s in slopes], _along(problem, slopes, leaves, direction)
+
     D: list[list[Vector]] = [[] for _ in range(order)]
     if order == 3:  # first, while the lower orders take no memory
         h = 0.1 * reach
         moved = [problem.leaves(direction, sign * h) for sign in (-1, 1)]
         for pair in zip(*(problem.three(problem.logits(leaves)) for leaves in moved), strict=True):
-            before, after = (differential(problem, z, of, direction)[1] for z, of in zip(pair, moved, strict=True))
+            before, after = (changes(z, leaves)[1] for z, leaves in zip(pair, moved, strict=True))
             D[2].append([b.sub_(a).div_(2 * h) for a, b in zip(before, after, strict=True)])
             del before, after
         del moved, pair
     leaves = problem.leaves()
     for z in problem.three(problem.logits(leaves)):
-        gradient, change = differential(problem, z, leaves, direction)
-        D[0].append(gradient)
-        D[1].append(change)
+        for of_order, found in zip(D, changes(z, leaves), strict=False):
+            of_order.append(found)
     return D
 
 
@@ -235,11 +210,7 @@ def velocity_growth(model: LanguageModel, contexts: list[Resolved], recipe: Reci
     Under SGD a small gradient is a small step, and full fine-tuning has no A: κ is 0 there. What follows from κ is told by
     :func:`phantomlib.critical.scaling.lora_critical_rate`.
 
-    Args:
-        model: the checkpoint (eager attention, which can be differentiated twice).
-        contexts: C resolved contexts.
-        recipe: optimiser, method, rank, α, ε, and the loss whose gradient is followed.
-        seed: of the LoRA initialisation.
+    The model needs eager attention, which can be differentiated twice; ``seed`` is that of the LoRA initialisation.
     """
     if recipe.optimizer == "sgd" or recipe.method == "full":
         return torch.zeros(len(contexts), dtype=torch.float64)
@@ -269,62 +240,49 @@ def sharpness(
     """λ_max, the largest eigenvalue of the Hessian of each context's loss at step 0; float64 (C,).
 
     For Adam the Hessian is rescaled by the first update: ``D^(-1/2) H D^(-1/2)`` with ``D = |∇L| + ε``, so that
-    ``η λ_max / 2 = 1`` marks the edge of stability of either optimiser on the quadratic approximation.
-
-    Args:
-        model: the checkpoint (eager attention, which can be differentiated twice).
-        contexts: C resolved contexts.
-        recipe: optimiser, method, ε.
-        tolerance: relative accuracy of the eigenvalue.
-        iterations: restarts allowed.
+    ``η λ_max / 2 = 1`` marks the edge of stability of either optimiser on the quadratic approximation. The model needs eager
+    attention, which can be differentiated twice.
 
     Returns:
-        in nats per squared unit of the (rescaled) parameters; nan where the iteration did not reach its tolerance.
+        in nats per squared unit of the (rescaled) parameters, to the relative ``tolerance``; nan where the iteration did
+        not reach it in so many ``iterations`` (restarts).
     """
     needed = memory.of_vectors(LANCZOS, trainable(model, recipe, 0)[1].values())
     memory.refuse_if_too_large(f"The sharpness of '{model.name}'", needed, model.device)
     found = []
     for context in contexts:
-        hessian = Hessian(Problem(model, context, recipe), recipe)
+        operator, start = hessian(Problem(model, context, recipe))
         options: dict[str, Any] = {"ncv": KRYLOV, "tol": tolerance, "maxiter": iterations, "return_eigenvectors": False}
         try:  # a fixed start makes repeated calls equal
-            found.extend(eigsh(hessian, k=1, which="LA", v0=hessian.first_update(), **options))
+            found.extend(eigsh(operator, k=1, which="LA", v0=start, **options))
         except ArpackError:  # not converged, or nothing finite to start from
             found.append(math.nan)
+        del operator, start  # room for the next
     return torch.tensor(found, dtype=torch.float64)
 
 
-class Hessian(LinearOperator):
-    """The Hessian of the loss (P, P), rescaled as in :func:`sharpness`, for scipy: vectors (P,) on the host."""
+def hessian(problem: Problem) -> tuple[LinearOperator, np.ndarray]:
+    """The Hessian of the loss (P, P), rescaled as in :func:`sharpness`, for scipy: vectors (P,) on the host.
 
-    def __init__(self, problem: Problem, recipe: Recipe):
-        self.problem, self.recipe, self.leaves = problem, recipe, problem.leaves()
-        loss = problem.loss(problem.logits(self.leaves))
-        self.gradient = problem.gradient(loss, self.leaves, create_graph=True)  # not rescaled; its graph gives products
-        self.scale = None
-        if recipe.optimizer != "sgd":
-            self.scale = [g.detach().abs().add_(recipe.epsilon).rsqrt_() for g in self.gradient]
-        dtype = str(self.gradient[0].dtype).removeprefix("torch.")
-        super().__init__(dtype, 2 * (sum(g.numel() for g in self.gradient),))
+    Also the first update (P,), which has a large part along the sharpest direction.
+    """
+    leaves, recipe = problem.leaves(), problem.recipe
+    slopes = problem.gradient(problem.loss(problem.logits(leaves)), leaves, create_graph=True)
+    scale = [g.new_ones(()) if recipe.optimizer == "sgd" else first_scale(g, recipe).rsqrt_() for g in slopes]
+    sizes = [g.numel() for g in slopes]
 
-    def first_update(self) -> np.ndarray:
-        """It has a large part along the sharpest direction."""
-        return _joined([first_update(g.detach(), self.recipe) for g in self.gradient])
-
-    def _matvec(self, x: np.ndarray) -> np.ndarray:
-        parts = torch.from_numpy(x.reshape(-1)).split([g.numel() for g in self.gradient])
-        vector = [part.view_as(g).to(g.device) for part, g in zip(parts, self.gradient, strict=True)]
-        if self.scale is None:
-            return _joined(_along(self.problem, self.gradient, self.leaves, vector))
-        vector = [v * s for v, s in zip(vector, self.scale, strict=True)]
-        product = _along(self.problem, self.gradient, self.leaves, vector)
+    def product(x: np.ndarray) -> np.ndarray:
+        parts = zip(torch.from_numpy(x.reshape(-1)).split(sizes), slopes, scale, strict=True)
+        vector = [part.view_as(g).to(g.device) * s for part, g, s in parts]
+        changes = _along(problem, slopes, leaves, vector)
         del vector  # room for the joined one
-        return _joined([p.mul_(s) for p, s in zip(product, self.scale, strict=True)])
+        return joined([c.mul_(s) for c, s in zip(changes, scale, strict=True)])
 
+    def joined(vector: Vector) -> np.ndarray:
+        return torch.cat([piece.reshape(-1) for piece in vector]).cpu().numpy()
 
-def _joined(vector: Vector) -> np.ndarray:
-    """One array (P,) on the host."""
-    return torch.cat([piece.reshape(-1) for piece in vector]).cpu().numpy()
+    start = joined([first_update(g.detach(), recipe) for g in slopes])
+    return LinearOperator((len(start), len(start)), product, dtype=start.dtype), start
 
 
 def _along(problem: Problem, slopes: Vector, leaves: dict[str, Tensor], direction: Vector) -> Vector:

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from phantomlib.contexts import Context, Resolved
-from phantomlib.engine.recipe import Recipe, check_learning_rates
+from phantomlib.engine.recipe import Recipe
 from phantomlib.transition.examine import Examination, examine
 
 OVERLAP = 0.6  # g_ck of the two tokens
@@ -20,12 +20,9 @@ class DoubleWell:
     The "loss" is ``U(Δ) = (Δ² - 1)² / 4``, minima at ±1. A replica starts on the outer slope at ``Δ_0 < -1``. Small
     steps roll into the left well and stay; from the learning rate ``1 / (Δ_0² - 1)`` on, the first step throws it
     over the barrier. Probabilities are a softmax over the two tokens, with a fixed overlap.
-
-    Attributes:
-        starts: Δ_0 of each context, by id.
     """
 
-    starts: Mapping[str, float]
+    starts: Mapping[str, float]  #: Δ_0 of each context, by id
 
     @classmethod
     def examined(cls, steps: int) -> Examination:
@@ -49,30 +46,25 @@ class DoubleWell:
     def contexts(self) -> list[Resolved]:
         return [Resolved(Context(name, "a double well", "right", "left"), (0,), 0, 1) for name in self.starts]
 
-    def run(self, model, contexts: list[Resolved], learning_rates, recipe: Recipe) -> xr.Dataset:
-        """As :meth:`phantomlib.runs.store.Store.run`, with SGD whatever the recipe's optimiser."""
-        rates = check_learning_rates(learning_rates, len(contexts), recipe.steps)
-        each = np.broadcast_to(rates if rates.ndim == 3 else rates[..., None], (*rates.shape[:2], recipe.steps))
-        gap = np.empty((*rates.shape[:2], recipe.steps + 1))
-        gap[..., 0] = np.array([self.starts[c.id] for c in contexts])[:, None]
-        for t in range(recipe.steps):
-            x = np.clip(gap[..., t], -1e6, 1e6)
-            gap[..., t + 1] = x - each[..., t] * self.slope(x)
+    def run(self, model, contexts: list[Resolved], learning_rates: np.ndarray, recipe: Recipe) -> xr.Dataset:
+        """As :meth:`phantomlib.runs.store.Store.run`: rates (C, n), or schedules (C, n, T); always with plain SGD."""
+        rates = learning_rates if learning_rates.ndim == 3 else learning_rates[..., None]
+        gaps = [np.broadcast_to([[self.starts[c.id]] for c in contexts], rates.shape[:2])]
+        for rate in np.broadcast_to(rates, (*rates.shape[:2], recipe.steps)).transpose(2, 0, 1):
+            x = np.clip(gaps[-1], -1e6, 1e6)
+            gaps.append(x - rate * self.slope(x))
+        gap = np.stack(gaps, -1)  # (C, n, T + 1)
         phi = np.tanh(gap / 2) * (1 - OVERLAP**2)
         fields = {
             "logit_gap": gap,
             "cross_entropy": self.energy(gap),
             "phi": phi,
             "phi_readout_part": np.diff(phi, prepend=np.nan),
-            "phi_geometry_part": np.diff(np.zeros_like(phi), prepend=np.nan),
+            "phi_geometry_part": np.diff(0 * phi, prepend=np.nan),
             "overlap": np.full_like(phi, OVERLAP),
             "readout_drift": np.zeros_like(phi),
         }
-        dims = ("context", "rate", "seed", "step")
-        found = xr.Dataset({name: (dims, values[:, :, None]) for name, values in fields.items()})
-        return found.assign_coords(
-            context=[c.id for c in contexts],
-            seed=[0],
-            step=np.arange(recipe.steps + 1),
-            learning_rate=(("context", "rate"), each.max(-1)),
-        ).assign_attrs(run_id="double-well")
+        found = xr.Dataset({name: (("context", "rate", "step"), values) for name, values in fields.items()})
+        found = found.expand_dims(seed=[0], axis=2).assign_attrs(run_id="double-well")
+        found = found.assign_coords(context=[c.id for c in contexts], step=np.arange(recipe.steps + 1))
+        return found.assign_coords(learning_rate=(("context", "rate"), rates.max(-1)))

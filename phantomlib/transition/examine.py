@@ -30,24 +30,16 @@ def ids_of_examination(*datasets: xr.Dataset | None) -> list[str]:
 
 @dataclass(frozen=True)
 class Examination:
-    """The five tests on one model under one optimiser.
+    """The five tests on one model under one optimiser; the experiments are those of :mod:`phantomlib.transition.experiments`."""
 
-    Attributes:
-        runs: (context, rate, seed, step) at the ``multiples`` of the critical rate.
-        jumps: all jumps at the multiples that count, from :func:`phantomlib.transition.jumps.find_jumps`.
-        first: the first jump of each context at the last multiple that counts.
-        branches, ramps, times, profile, refined: results of :mod:`phantomlib.transition.experiments`; None (refined:
-            empty) without jumps.
-    """
-
-    runs: xr.Dataset
-    jumps: pd.DataFrame
-    first: pd.DataFrame
-    branches: xr.Dataset | None
+    runs: xr.Dataset  #: (context, rate, seed, step) at the ``multiples`` of the critical rate
+    jumps: pd.DataFrame  #: all at the multiples that count, from :func:`phantomlib.transition.jumps.find_jumps`
+    first: pd.DataFrame  #: the first of each context at the last multiple that counts
+    branches: xr.Dataset | None  #: None without jumps
     ramps: xr.Dataset
     times: xr.Dataset
-    profile: xr.Dataset | None
-    refined: dict[int, xr.Dataset]
+    profile: xr.Dataset | None  #: None without jumps
+    refined: dict[int, xr.Dataset]  #: empty without jumps
 
     @property
     def run_ids(self) -> list[str]:
@@ -67,14 +59,10 @@ def examine(
     multiples: tuple[float, ...] = (0.3, 0.7, 1.5, 3.0, 10.0, 30.0),
     counted: tuple[float, ...] = (10.0, 30.0),
 ) -> Examination:
-    """Run the experiments of tests (i) to (v).
+    """Run the experiments of tests (i) to (v), with the optimiser and the steps T that the critical rates (C,) belong to.
 
-    Args:
-        store: where the runs come from.
-        critical_rates: (C,).
-        recipe: optimiser, and the number of steps T that the critical rates belong to.
-        multiples: learning rates of ``runs``, in units of the critical ones.
-        counted: those of ``multiples`` whose jumps are examined; the experiments start from the last.
+    ``multiples`` are learning rates in units of the critical ones, and ``counted`` those of them whose jumps are examined;
+    the experiments start from the last.
 
     Raises:
         ParameterError: ``counted`` is empty or holds what is not among ``multiples``.
@@ -108,13 +96,13 @@ def summarise_tests(examinations: list[Examination]) -> dict[str, dict[str, floa
     jumps = pd.concat([e.jumps for e in examinations], ignore_index=True)
     found = [e for e in examinations if len(e.first)]
 
-    def values(pick) -> np.ndarray:
-        parts = [np.ravel(pick(e)) for e in found]
-        return np.concatenate(parts).astype(float) if parts else np.array([np.nan])
+    def joined(parts) -> np.ndarray:
+        return np.concatenate([*map(np.ravel, parts)] or [[np.nan]]).astype(float)
 
     ramps = pd.concat([e.ramps[["same_branch", "area"]].to_dataframe() for e in examinations])
     slow = pd.concat([experiments.slowing_down(e.times) for e in examinations])
-    slopes = values(lambda e: experiments.refinement_slopes(experiments.largest_steps(e.refined)))
+    slopes = joined(experiments.refinement_slopes(experiments.largest_steps(e.refined)) for e in found)
+    forces = [experiments.force(e.refined[max(e.refined)]) for e in found]
     numbers = {
         "geometry": {
             "median_geometry_share": (jumps["geometry_part"] / jumps["size"]).abs().median(),
@@ -122,8 +110,8 @@ def summarise_tests(examinations: list[Examination]) -> dict[str, dict[str, floa
             "high_drift": jumps["drift"].abs().quantile(0.9),
         },
         "bistability": {
-            "same_branch_share": values(lambda e: e.branches.same_branch).mean(),
-            "branch_difference": np.median(values(lambda e: e.branches.difference)),
+            "same_branch_share": joined(e.branches.same_branch for e in found).mean(),
+            "branch_difference": np.median(joined(e.branches.difference for e in found)),
             "ramp_same_branch_share": ramps.same_branch.mean(),
             "loop_area": ramps.area.median(),
         },
@@ -133,10 +121,10 @@ def summarise_tests(examinations: list[Examination]) -> dict[str, dict[str, floa
             "spread": slow.spread.median(),
         },
         "potential": {
-            "single_well_share": values(lambda e: e.profile.wells == 1).mean(),
-            "convex_share": np.median(values(lambda e: e.profile.convex)),
-            "weakest_force": np.median(values(lambda e: experiments.force(e.refined[max(e.refined)]).weakest)),
-            "smooth_crossing_share": values(lambda e: experiments.force(e.refined[max(e.refined)]).crossed).mean(),
+            "single_well_share": joined(e.profile.wells == 1 for e in found).mean(),
+            "convex_share": np.median(joined(e.profile.convex for e in found)),
+            "weakest_force": np.median(joined(f.weakest for f in forces)),
+            "smooth_crossing_share": joined(f.crossed for f in forces).mean(),
         },
         "refinement": {
             "median_slope": np.median(slopes),

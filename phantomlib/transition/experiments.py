@@ -2,7 +2,8 @@
 
 All are fine-tuning runs. A replica is put "just before the jump" by a schedule that repeats the run up to there and then
 changes the learning rate, so the optimiser keeps its state. ``run`` is :meth:`phantomlib.runs.store.Store.run` of one
-model, and ``first`` holds the first jump of each of the contexts (:func:`phantomlib.transition.jumps.first_jumps`).
+model, ``critical_rates`` are those of the C contexts, and ``first`` holds the first jump of each of them
+(:func:`phantomlib.transition.jumps.first_jumps`).
 """
 
 import math
@@ -29,13 +30,10 @@ REFINEMENTS = 3  # the last so many tell the slope
 def follow_branches(
     run: Run, contexts: list[Resolved], first: pd.DataFrame, recipe: Recipe, *, brake: float = 0.1
 ) -> xr.Dataset:
-    """Test (ii): go on from just before and from just after a jump, at the same reduced learning rate.
+    """Test (ii): go on from just before and from just after a jump, at ``brake`` times the run's learning rate.
 
     At the rate of the run itself the state before the jump would only jump again. At a rate too small to jump, a second
     branch would hold it back for ever.
-
-    Args:
-        brake: the reduced learning rate, in units of the run's.
 
     Returns:
         The run (2T steps), its dimension ``rate`` named ``start`` with values ``before`` and ``after``, and with
@@ -48,24 +46,25 @@ def follow_branches(
     schedules = np.where(np.arange(longer.steps) < braked_from, rate, brake * rate)  # (C, 2, 2T)
     found = run(contexts, schedules, longer).isel(seed=0).rename(rate="start")
     found = found.assign_coords(start=["before", "after"], jump_step=("context", jumps["step"]))
-    end = found.isel(step=-1)
-    largest = bound(found).isel(step=0, start=0, drop=True)
-    found["same_branch"] = (end.logit_gap > 0).all("start") | (end.logit_gap < 0).all("start")
+    end, largest = found.isel(step=-1), bound(found).isel(step=0, start=0, drop=True)
+    found["same_branch"] = _one_side(end.logit_gap, "start")
     found["difference"] = abs(end.phi.diff("start").isel(start=0, drop=True)) / largest
     return found
+
+
+def _one_side(gap: xr.DataArray, dim: str) -> xr.DataArray:
+    """Whether all gaps along a dimension have one sign."""
+    return (gap > 0).all(dim) | (gap < 0).all(dim)
 
 
 def run_ramps(
     run: Run, contexts: list[Resolved], critical_rates: np.ndarray, recipe: Recipe, *, low: float = 0.3, high: float
 ) -> xr.Dataset:
-    """Test (ii): the same learning rates once in rising and once in falling order.
+    """Test (ii): the learning rates from ``low`` to ``high`` times critical, once in rising and once in falling order.
 
     Training on a fixed loss has no way back, so Φ against the learning rate proves nothing. What can be asked is
     whether the state depends on the order of the rates or only on their sum ``s = Σ η``: with hysteresis the two
     paths Φ(s) enclose an area.
-
-    Args:
-        critical_rates: (C,) learning rates that ``low`` and ``high`` multiply.
 
     Returns:
         The run, its dimension ``rate`` named ``order`` with values ``up`` and ``down``, and with ``consumed``
@@ -79,27 +78,25 @@ def run_ramps(
     consumed = np.pad(ramps.cumsum(axis=1), ((0, 0), (1, 0)))  # (2, T + 1), from 0
     found["consumed"] = (("order", "step"), consumed)
     grid = np.linspace(0, consumed[0, -1], 2001)
-    up, down = (
-        np.stack([np.interp(grid, s, phi) for phi in found.phi.sel(order=order).values])
-        for s, order in zip(consumed, ("up", "down"), strict=True)
-    )
+    paths = found.phi.transpose("order", "context", "step").values
+    up, down = (np.stack([np.interp(grid, s, phi) for phi in path]) for s, path in zip(consumed, paths, strict=True))
     found["area"] = ("context", np.abs(up - down).mean(1) / bound(found).isel(step=0, order=0).values)
-    gap = found.logit_gap.isel(step=-1)
-    found["same_branch"] = (gap > 0).all("order") | (gap < 0).all("order")
+    found["same_branch"] = _one_side(found.logit_gap.isel(step=-1), "order")
     return found
 
 
 def crossing_times(
-    run: Run, contexts: list[Resolved], critical_rates: np.ndarray, recipe: Recipe, recorded: dict[float, xr.Dataset]
+    run: Run,
+    contexts: list[Resolved],
+    critical_rates: np.ndarray,
+    recipe: Recipe,
+    recorded: Mapping[float, xr.Dataset],
 ) -> xr.Dataset:
     """Test (iii): when the token overtakes, at the learning rates ``CROSSINGS`` around the critical one.
 
     The critical rate belongs to the budget of ``recipe.steps`` = T. A multiple m below 1 gets a tenth more than T / m
-    steps, so that a finite time can show; from 1 on the budget is T.
-
-    Args:
-        critical_rates: (C,).
-        recorded: runs (context, seed, step) of T steps at some of the multiples, which then need not run again.
+    steps, so that a finite time can show; from 1 on the budget is T. ``recorded`` are runs (context, seed, step) of T steps
+    by multiple, which then need not run again.
 
     Returns:
         Dataset over (context, multiple): ``step`` (fractional t*, nan if it never crosses), ``consumed`` (η t* /
@@ -113,15 +110,10 @@ def crossing_times(
         recorded = recorded | {factor: found.isel(rate=i) for i, factor in enumerate(factors)}
     crossings = [[crossing_step(gap) for gap in recorded[m].logit_gap.isel(seed=0).values] for m in CROSSINGS]
     step = np.array([[when if crossed else np.nan for crossed, when in column] for column in crossings]).T
-    ids = dict.fromkeys(recorded[m].attrs["run_id"] for m in CROSSINGS)
-    return xr.Dataset(
-        {
-            "step": (("context", "multiple"), step, {"units": "steps"}),
-            "consumed": (("context", "multiple"), step * np.asarray(CROSSINGS) / recipe.steps, {"units": "1"}),
-        },
-        {"context": [c.id for c in contexts], "multiple": list(CROSSINGS)},
-        {"run_ids": " ".join(ids), "steps": recipe.steps},
-    )
+    ids = " ".join(dict.fromkeys(recorded[m].attrs["run_id"] for m in CROSSINGS))
+    columns = {"step": step, "consumed": step * np.asarray(CROSSINGS) / recipe.steps}
+    over = {name: (("context", "multiple"), values) for name, values in columns.items()}
+    return xr.Dataset(over, {"context": [c.id for c in contexts], "multiple": list(CROSSINGS)}, {"run_ids": ids})
 
 
 def slowing_down(times: xr.Dataset) -> pd.DataFrame:
@@ -135,20 +127,14 @@ def slowing_down(times: xr.Dataset) -> pd.DataFrame:
     multiple, step, consumed = times.multiple.values, times.step.values, times.consumed.values
     near = (multiple > 1) & (multiple <= NEAR)
     columns = {
-        "slope": _log_slopes(np.log(multiple), np.log(step)),
-        "exponent": -_log_slopes(np.log(multiple[near] - 1), np.log(step[:, near])),
+        "slope": _slopes(np.log(multiple), np.log(step)),
+        "exponent": -_slopes(np.log(multiple[near] - 1), np.log(step[:, near])),
         "spread": consumed.max(1) / consumed.min(1),
     }
     return pd.DataFrame(columns)
 
 
-def regular_exponent(multiple: np.ndarray) -> float:
-    """The exponent of :func:`slowing_down` if ``η t*`` is exactly constant: not 0, since t* falls over the fitted range."""
-    near = multiple[(multiple > 1) & (multiple <= NEAR)]
-    return float(-_log_slopes(np.log(near - 1), -np.log(near)[None])[0])
-
-
-def _log_slopes(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _slopes(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Least-squares slope of each row (n,) against x (n,); nan where a row is not finite."""
     centred = x - x.mean()
     return rows @ centred / (centred @ centred)
@@ -172,10 +158,9 @@ def potential_profile(run: Run, contexts: list[Resolved], first: pd.DataFrame, r
         schedule[:, step - 1] *= FRACTIONS  # what follows the jump's own update is not looked at
     found = run(contexts, schedules, replace(recipe, steps=schedules.shape[2])).isel(seed=0, drop=True)
     fields, step = found[["cross_entropy", "logit_gap", "phi"]], xr.DataArray(jumps["step"].to_numpy(), dims="context")
-    line = xr.concat(
-        [fields.isel(rate=[0], step=step - 1), fields.isel(step=step)], "rate", coords="minimal", compat="override"
-    )
-    line = line.reset_coords(drop=True).rename(rate="fraction").assign_coords(fraction=np.append(0.0, FRACTIONS))
+    ends = [fields.isel(rate=[0], step=step - 1), fields.isel(step=step)]
+    line = xr.concat(ends, "rate", coords="minimal", compat="override").reset_coords(drop=True)
+    line = line.rename(rate="fraction").assign_coords(fraction=np.append(0.0, FRACTIONS))
     line = line.transpose("context", "fraction")
     shapes = [_shape(line.fraction.values, loss) for loss in line.cross_entropy.values]
     line["wells"], line["barrier"], line["convex"] = (("context", list(s)) for s in zip(*shapes, strict=True))
@@ -200,8 +185,7 @@ def _shape(x: np.ndarray, loss: np.ndarray) -> tuple[int, float, float]:
 def force(dataset: xr.Dataset) -> xr.Dataset:
     """The force on the logit gap along a run, ``dΔ/ds`` with ``s = Σ η``, and what it says of the way to the crossing.
 
-    Args:
-        dataset: runs (..., step) at a learning rate so small that differences are derivatives.
+    The runs (..., step) have a learning rate so small that differences are derivatives.
 
     Returns:
         Dataset with ``gap`` and ``force`` (..., step) at the middles of the steps (nats, nats per unit rate),
@@ -211,14 +195,9 @@ def force(dataset: xr.Dataset) -> xr.Dataset:
     gap = dataset.logit_gap
     force = gap.diff("step") / dataset.learning_rate
     on_the_way = (gap.shift(step=1) <= 0).isel(step=slice(1, None))
-    return xr.Dataset(
-        {
-            "gap": gap.rolling(step=2).mean().isel(step=slice(1, None)),
-            "force": force,
-            "weakest": force.where(on_the_way).min("step") / force.isel(step=0, drop=True),
-            "crossed": (gap > 0).any("step"),
-        }
-    )
+    weakest = force.where(on_the_way).min("step") / force.isel(step=0, drop=True)
+    middle = gap.rolling(step=2).mean().isel(step=slice(1, None))
+    return xr.Dataset({"gap": middle, "force": force, "weakest": weakest, "crossed": (gap > 0).any("step")})
 
 
 def refine_jumps(
@@ -226,8 +205,7 @@ def refine_jumps(
 ) -> dict[int, xr.Dataset]:
     """Test (v): runs up to their largest step, again in n times as many steps of 1/n the learning rate.
 
-    Args:
-        coarse: the runs (context, one rate, seed, step) of a number of contexts, these among them.
+    ``coarse`` are the runs (context, one rate, seed, step) of a number of contexts, these among them.
 
     Returns:
         The runs for each n of ``factors``, with an attribute ``run_ids``; and those of ``coarse`` under 1.
@@ -259,5 +237,5 @@ def refinement_slopes(largest: xr.DataArray) -> xr.DataArray:
     0 for a true discontinuity, -1 for a smooth path.
     """
     tail = largest.isel(refinement=slice(-REFINEMENTS, None))
-    slopes = _log_slopes(np.log(tail.refinement.values), np.log(tail.values))
+    slopes = _slopes(np.log(tail.refinement.values), np.log(tail.values))
     return xr.DataArray(slopes, {"context": tail.context}, ["context"])

@@ -31,12 +31,10 @@ def step_sizes(dataset: xr.Dataset) -> xr.DataArray:
 
 
 def find_jumps(dataset: xr.Dataset, *, size_factor: float = 0.1, median_factor: float = 10.0) -> pd.DataFrame:
-    """Every jump of every run.
+    """Every jump of recorded runs (context, rate, seed, step).
 
-    Args:
-        dataset: recorded runs with dimensions (context, rate, seed, step).
-        size_factor: smallest ``|ΔΦ|`` in units of the bound ``sqrt(1 - g_ck^2)`` before the step.
-        median_factor: smallest ``|ΔΦ|`` in units of the run's median ``|ΔΦ|``.
+    ``size_factor`` and ``median_factor`` are the smallest ``|ΔΦ|`` in units of the bound before the step and of the run's
+    median.
 
     Returns:
         One row per jump, in the order context, rate, seed, step: ``context``, ``rate`` (its index), ``seed``,
@@ -71,36 +69,6 @@ def first_jumps(table: pd.DataFrame, rate: int, seed: int) -> pd.DataFrame:
     return here.sort_values("step").drop_duplicates("context").set_index("context").sort_index()
 
 
-def jumping_contexts(table: pd.DataFrame, column: str, values) -> list[int]:
-    """How many contexts have a jump where ``column`` (``rate``, ``seed``) has each of ``values``, from :func:`find_jumps`."""
-    return [int(table[table[column] == value]["context"].nunique()) for value in values]
-
-
-def onset(table: pd.DataFrame, runs: xr.Dataset, multiples, sharpness: pd.Series) -> pd.DataFrame:
-    """Every run beside the edge of stability of the untrained model.
-
-    Args:
-        table: jumps of ``runs``, from :func:`find_jumps`.
-        runs: (context, rate, seed, step), first seed used; the rates are ``multiples`` of the critical one.
-        sharpness: λ_max of the contexts to include, by context id.
-
-    Returns:
-        One row per context and rate: ``context``, ``multiple``, ``edge`` (η λ_max / 2, 1 at the edge of stability; at the
-        critical rate ``critical_edge``), ``largest`` (largest step of Φ over its bound) and ``jumped``.
-    """
-    chosen = runs.sel(context=list(sharpness.index)).isel(seed=0)
-    edge = chosen.learning_rate * xr.DataArray(sharpness.to_numpy(), dims="context") / 2
-    columns = {
-        "edge": edge,
-        "critical_edge": edge / np.asarray(multiples),
-        "largest": step_sizes(chosen).max("step").astype(float),
-    }
-    found = xr.Dataset(columns).assign_coords(multiple=("rate", list(multiples))).to_dataframe().reset_index()
-    jumped = set(zip(table["context"], table["rate"], strict=True))
-    found["jumped"] = [run in jumped for run in zip(found["context"], found["rate"], strict=True)]
-    return found[["context", "multiple", *columns, "jumped"]]
-
-
 def with_critical_rate(contexts: list[Resolved], found: xr.Dataset) -> tuple[list[Resolved], np.ndarray]:
     """The contexts that have a critical rate in ``found`` (from ``critical_rates``), and these rates (C,)."""
     rates = found.critical_rate.values
@@ -120,17 +88,11 @@ def median_interval(values) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class FrozenJumps:
-    """Jumps with a readout that does not change.
+    """Jumps with a readout that does not change."""
 
-    Attributes:
-        sentences: ids of the contexts with such a jump in at least one model and seed.
-        changed_steps: steps, over all runs, at which the readout differs from its initial value.
-        runs: their number.
-    """
-
-    sentences: list[str]
-    changed_steps: int
-    runs: int
+    sentences: list[str]  #: ids of the contexts with such a jump in at least one model and seed
+    changed_steps: int  #: steps, over all runs, at which the readout differs from its initial value
+    runs: int  #: their number
 
 
 def frozen_jumps(runs: list[xr.Dataset], tables: list[pd.DataFrame]) -> FrozenJumps:
@@ -141,9 +103,9 @@ def frozen_jumps(runs: list[xr.Dataset], tables: list[pd.DataFrame]) -> FrozenJu
     sentences, changed_steps = set(), 0
     for dataset, table in zip(runs, tables, strict=True):
         changed = (dataset.readout_unchanged == 0) & dataset.phi.notnull()  # nothing is recorded after a divergence
-        frozen = ~changed.any("step")
         changed_steps += int(changed.sum())
+        moved = changed.any("step")
         sentences |= {
-            row.context for row in table.itertuples() if frozen.sel(context=row.context, seed=row.seed)[row.rate]
+            row.context for row in table.itertuples() if not moved.sel(context=row.context, seed=row.seed)[row.rate]
         }
     return FrozenJumps(sorted(sentences), changed_steps, sum(d.diverged_step.size for d in runs))

@@ -3,8 +3,6 @@
 Source: definitions of silent, kinematic and structural failure as the book reconstructs them from arXiv 2606.07559.
 """
 
-from collections import Counter
-
 import pandas as pd
 import xarray as xr
 
@@ -18,14 +16,9 @@ def overtakes(runs: xr.Dataset) -> xr.DataArray:
 
 
 def silent(runs: xr.Dataset, least_fall: float = 0.0) -> xr.DataArray:
-    """Silent failure: cross-entropy never rises and ends lower, yet the correct token never overtakes.
+    """Silent failure: cross-entropy never rises and ends lower, by ``least_fall`` nats, yet the correct token never overtakes.
 
-    Args:
-        runs: dataset of :func:`phantomlib.engine.finetune.finetune`.
-        least_fall: how much lower, in nats, cross-entropy must end.
-
-    Returns:
-        boolean (context, rate, seed); a diverged run is not silent.
+    Boolean (context, rate, seed); a diverged run is not silent.
     """
     loss = runs.cross_entropy
     never_rises = (loss.diff("step") <= ROUNDING).all("step")
@@ -42,24 +35,6 @@ def failure_mode(runs: xr.Dataset, drag_worsens: float = DRAG_WORSENS) -> xr.Dat
     silently = xr.where(structural, "structural", "kinematic")
     rest = xr.where(overtakes(runs), "overtakes", "other")
     return xr.where(runs.diverged_step >= 0, "diverged", xr.where(silent(runs), silently, rest))
-
-
-def clearest_failure(runs: xr.Dataset, failed: xr.DataArray) -> xr.Dataset:
-    """The failed run whose cross-entropy falls most (over all runs if none failed); variables over step."""
-    fall = (runs.cross_entropy.isel(step=0) - runs.cross_entropy.isel(step=-1)).where(runs.diverged_step < 0, -1.0)
-    return runs.isel((fall.where(failed, -1.0) if failed.any() else fall).argmax(...))
-
-
-def tally(grids: list[xr.Dataset], least_fall: float) -> dict[str, int]:
-    """Over the models' grids of runs: how many failed silently, overtook, fell by too little to count, or did anything else."""
-    counts: Counter[str] = Counter()
-    for runs in grids:
-        failed, quiet, won = silent(runs, least_fall), silent(runs), overtakes(runs)
-        counts["failed silently"] += int(failed.sum())
-        counts["overtook"] += int(won.sum())
-        counts["fell by too little to count"] += int((quiet & ~failed).sum())
-        counts["rose at some step or diverged"] += int((~won & ~quiet).sum())
-    return dict(counts)
 
 
 def failure_table(runs: xr.Dataset, drag_worsens: float = DRAG_WORSENS) -> pd.DataFrame:

@@ -1,17 +1,19 @@
 """Collateral against a copy of the model trained with torch.optim, text by text, by scipy."""
 
 import copy
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from plain import trained_copy
-from scipy.special import rel_entr, softmax
+from chapter import chapter
+from plain import divergence, trained_copy
 
-from phantomlib.critical import collateral as module_under_test
-from phantomlib.critical.collateral import Probe, collateral, train_until_overtaking
+from phantomlib.critical import collateral
+from phantomlib.critical.collateral import Probe, train_until_overtaking
 from phantomlib.critical.step_zero import Problem
 from phantomlib.engine.finetune import finetune
 from phantomlib.engine.recipe import Recipe
@@ -31,14 +33,10 @@ def speaking(architecture):
     return replace(tiny.model(architecture), tokenizer=tokenizer)
 
 
-@torch.no_grad()
-def predictions(module, ids) -> np.ndarray:
-    """(L, V) probabilities after every token of one text."""
-    return softmax(module(torch.tensor([ids])).logits[0].double().numpy(), axis=1)
-
-
-def divergence(before, after, ids) -> np.ndarray:
-    return rel_entr(predictions(before, ids), predictions(after, ids)).sum(1)
+def changed_elsewhere(folder, *given, sentences=SENTENCES):
+    """As chapter 18 measures it."""
+    nb = SimpleNamespace(store=Store(folder), seed=0)
+    return chapter("18", nb=nb, sentences=sentences).changed_elsewhere(*given)
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "margin"])
@@ -51,30 +49,36 @@ def test_it_is_what_a_trained_copy_has_changed(architecture, method, optimizer, 
     rates = [FAST[optimizer]] * 3
     run = finetune(model, contexts, rates[:1], recipe).isel(rate=0, seed=0)
     assert (run.logit_gap > 0).any("step").all()
-    found = collateral(Store(tmp_path), model, contexts, rates, recipe, SENTENCES)
-    assert found.step.values.tolist() == [int(np.argmax(gap > 0)) for gap in run.logit_gap.values]
-    for number, context in enumerate(contexts):
-        after = trained_copy(model, context, rates[0], recipe, int(found.step[number]))
-        others = [c for c in contexts if c is not context]
-        on_contexts = np.mean([divergence(model.module, after, c.prompt_ids)[-1] for c in others])
-        texts = [[int(word) for word in sentence.split()] for sentence in SENTENCES]
-        on_sentences = np.concatenate([divergence(model.module, after, ids)[:-1] for ids in texts]).mean()
-        p = predictions(after, context.prompt_ids)[-1, context.correct_id]
-        expected = (on_contexts, on_sentences, p)
-        one = found.isel(context=number)
+    found = changed_elsewhere(tmp_path, model, contexts, rates, recipe)
+    assert found.step.tolist() == [int(np.argmax(gap > 0)) for gap in run.logit_gap.values]
+    texts = model.tokenizer(SENTENCES)["input_ids"]
+    for context, one in zip(contexts, found.itertuples(), strict=True):
+        after = trained_copy(model, context, rates[0], recipe, int(one.step))
+        others = [c.prompt_ids for c in contexts if c is not context]
+        on_contexts = np.mean([divergence(model.module, after, ids)[-1] for ids in others])
+        on_sentences = torch.cat([divergence(model.module, after, ids)[:-1] for ids in texts]).mean()
+        with torch.no_grad():
+            p = after(torch.tensor([context.prompt_ids])).logits[0, -1].softmax(0)[context.correct_id]
+        expected = tuple(map(float, (on_contexts, on_sentences, p)))
         assert (one.on_contexts, one.on_sentences, one.p_correct) == pytest.approx(expected, rel=1e-6, abs=1e-12)
         assert min(expected) > 1e-6  # something was changed
 
 
-def test_the_untouched_model_has_no_collateral():
-    model, recipe = speaking("GPT2"), Recipe()
-    probe = Probe(model, recipe, [c.prompt_ids for c in tiny.contexts(model)], last=True)
-    problem = Problem(model, tiny.contexts(model)[0], recipe)
+def test_the_untouched_model_has_no_collateral_and_stays_as_it_is():
+    model, recipe = speaking("GPT2"), Recipe(steps=3)
+    contexts, before = tiny.contexts(model), copy.deepcopy(model.module.state_dict())
+    probe, problem = (
+        Probe(model, recipe, [c.prompt_ids for c in contexts], last=True),
+        Problem(model, contexts[0], recipe),
+    )
     assert probe.divergence(problem.values).tolist() == [0.0, 0.0]
+    _, values = train_until_overtaking(problem, 0.01, recipe)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.module.state_dict().items())
+    assert any(not torch.equal(value, before[name]) for name, value in values.items())
 
 
 def test_what_does_not_fit_is_refused_first(monkeypatch):
-    monkeypatch.setattr(module_under_test.memory, "free", lambda device: 1000)
+    monkeypatch.setattr(collateral.memory, "free", lambda device: 1000)
     with pytest.raises(ParameterError, match="Keeping what the untouched model predicts elsewhere needs about"):
         Probe(speaking("GPT2"), Recipe(), [(1, 2)], last=True)
 
@@ -88,7 +92,7 @@ def test_texts_are_looked_at_in_blocks(last, monkeypatch):
     moved = {name: 1.1 * value for name, value in problem.values.items()}
     whole = Probe(model, Recipe(), texts, last=last)
     for block, sizes in ((2 * 7 * len(model.readout), [2, 1]), (1, [1, 1, 1])):
-        monkeypatch.setattr(module_under_test, "BLOCK", block)
+        monkeypatch.setattr(collateral, "BLOCK", block)
         probe = Probe(model, Recipe(), texts, last=last)
         assert len(whole.ids) == 1 and [len(ids) for ids in probe.ids] == sizes
         assert probe.divergence(moved).tolist() == pytest.approx(whole.divergence(moved).tolist(), rel=1e-9)
@@ -108,29 +112,17 @@ def test_small_divergences_are_not_rounding():
     assert 1e-9 < found[1] < 1e-6 and found[0] == pytest.approx(found[1], rel=0.02)
 
 
-def test_training_leaves_the_model_alone():
-    model, recipe = tiny.model("GPT2"), Recipe(steps=3)
-    before = copy.deepcopy(model.module.state_dict())
-    _, values = train_until_overtaking(Problem(model, tiny.contexts(model)[0], recipe), 0.01, recipe)
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.module.state_dict().items())
-    assert any(not torch.equal(value, before[name]) for name, value in values.items())
+def test_it_is_kept_for_what_it_depends_on_and_absent_without_overtaking(tmp_path):
+    model, recipe = speaking("GPT2"), Recipe(steps=6)
+    contexts, rates = tiny.contexts(model, lengths=(7, 4, 5)), [1e-7, math.nan, 0.05]
+    first = changed_elsewhere(tmp_path, model, contexts, rates, recipe)
+    assert first.isna().all(axis=1).tolist() == [True, True, False]
 
+    def kept():
+        return len(list(tmp_path.glob("collateral/*.json")))
 
-def test_a_word_that_does_not_overtake_has_none(tmp_path):
-    model = speaking("GPT2")
-    contexts = tiny.contexts(model, lengths=(7, 4, 5))
-    found = collateral(Store(tmp_path), model, contexts, [1e-7, np.nan, 0.02], Recipe(steps=10), SENTENCES)
-    assert found.to_dataframe().isna().all(axis=1).tolist() == [True, True, False]
-
-
-def test_it_is_kept_for_what_it_depends_on(tmp_path, monkeypatch):
-    model = speaking("GPT2")
-    contexts, store, recipe = tiny.contexts(model), Store(tmp_path), Recipe(steps=6)
-    first = collateral(store, model, contexts, [0.02, 0.02], recipe, SENTENCES)
-    calls = []
-    monkeypatch.setattr(module_under_test, "_one", lambda *given: calls.append(given) or {"step": 1.0})
-    assert collateral(store, model, contexts, [0.02, 0.02], recipe, SENTENCES).identical(first) and not calls
-    collateral(store, model, contexts, [0.02, 0.021], recipe, SENTENCES)
-    collateral(store, model, contexts, [0.02, 0.02], recipe, SENTENCES[:2])
-    collateral(store, model, contexts, [0.02, 0.02], replace(recipe, loss="margin"), SENTENCES)
-    assert len(calls) == 6
+    assert changed_elsewhere(tmp_path, model, contexts, rates, recipe).equals(first) and kept() == 1
+    changed_elsewhere(tmp_path, model, contexts, [1e-7, math.nan, 0.06], recipe)
+    changed_elsewhere(tmp_path, model, contexts, rates, recipe, sentences=SENTENCES[:2])
+    changed_elsewhere(tmp_path, model, contexts, rates, replace(recipe, loss="margin"))
+    assert kept() == 4

@@ -1,9 +1,12 @@
 """Numbers, calibrations, classes and LoRA's law against known answers and planted laws."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 import tiny
+from chapter import chapter
 from planted import planted
 
 from phantomlib.critical import scaling
@@ -11,10 +14,6 @@ from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.store import Store
 
 NAN = np.nan
-
-
-def test_the_kinematic_number_of_a_straight_gap_is_one():
-    np.testing.assert_allclose(scaling.kinematic_number(np.array([0.05]), 20, np.array([1.0]), np.array([-1.0])), [1.0])
 
 
 def test_the_critical_rate_of_lora_solves_its_law():
@@ -36,7 +35,7 @@ def table(numbers):
 
 def test_architecture_numbers_are_geometric_means_of_what_is_defined():
     summary = scaling.architecture_numbers(table({"a": [1, 4, -3, NAN], "b": [2, 2, 2, 2]})).set_index("model")
-    assert summary.loc["a", "mean"] == pytest.approx(2) and summary.loc["b", "mean"] == pytest.approx(2)
+    assert summary["mean"].tolist() == pytest.approx([2, 2])
     assert summary.loc["a", ["n", "undefined"]].tolist() == [2, 2]
     assert summary.loc["b", ["log_sd", "low", "high"]].tolist() == pytest.approx([0, 2, 2])
 
@@ -45,7 +44,7 @@ def test_variation_is_that_of_the_means_and_its_interval_shrinks_with_agreement(
     assert scaling.coefficient_of_variation([1, 3]) == pytest.approx(np.sqrt(2) / 2)
     contexts = np.exp(np.random.default_rng(0).normal(size=10))
     shared = table({"a": 1.0 * contexts, "b": 1.1 * contexts})  # contexts scatter, the ratio of the models does not
-    low, high = scaling.variation_interval(shared)
+    low, high = chapter("08", nb=SimpleNamespace(seed=0)).interval_of_spread(shared)
     assert low == pytest.approx(high) == pytest.approx(scaling.coefficient_of_variation([1.0, 1.1]))
 
 
@@ -59,8 +58,8 @@ def test_calibrations_recover_the_planted_law():
     table = planted()
     assert scaling.fit_calibration(table, "velocity", "none") == (0.0, 0.0)
     assert scaling.fit_calibration(table, "velocity", "gap") == pytest.approx((0.1, 0.2))
-    constant, slope = scaling.fit_calibration(table, "velocity", "constant")
-    assert constant == pytest.approx(0.1 + 0.2 * table.gap.abs().mean()) and slope == 0
+    constant = 0.1 + 0.2 * table.gap.abs().mean()
+    assert scaling.fit_calibration(table, "velocity", "constant") == pytest.approx((constant, 0))
     np.testing.assert_allclose(scaling.apply_calibration(table, "velocity", (0.1, 0.2)), table.measured)
 
 
@@ -80,9 +79,6 @@ def test_the_best_predictor_ranks_first_and_partial_ones_last():
     assert [predictor for predictor, _ in order[1:4]] == ["third_order"] * 3 and ranked.rms[1] < 1e-3  # but for noise
     assert order[4:6] == [("velocity", "constant"), ("velocity", "none")]
     assert set(ranked.predictor.tail(3)) == {"first_steps"} and (ranked.missing.tail(3) == 50).all()
-    words = scaling.in_per_cent(ranked)
-    np.testing.assert_allclose(words["rms (%)"], 100 * ranked.rms)
-    assert "third order" in set(words.predictor)
 
 
 def test_classes_are_split_at_the_largest_gap():
@@ -90,12 +86,11 @@ def test_classes_are_split_at_the_largest_gap():
     assert (found.low, found.high) == (("d", "b"), ("a", "c"))
     assert found.boundary == pytest.approx(np.sqrt(27)) and found.gap == pytest.approx(np.log(3))
     assert found.separation == pytest.approx(np.log(3) / np.log(10 / 9))
-    assert [found.of(x) for x in (4, 8)] == ["low", "high"]
     assert scaling.two_classes(pd.Series({"a": 1.0, "b": 2.0})).separation == float("inf")
 
 
 @pytest.mark.parametrize(
-    "outcome, predicted, score",
+    "outcome, foretold, score",
     [
         ([1, 1, 0, 0, 0], [1, 1, 0, 0, 0], 1.0),
         ([1, 1, 0, 0, 0], [0, 0, 1, 1, 1], 0.0),
@@ -103,27 +98,24 @@ def test_classes_are_split_at_the_largest_gap():
         ([0, 0, 0, 0, 0], [0, 0, 0, 0, 0], 0.5),  # nothing to predict
     ],
 )
-def test_balanced_accuracy(outcome, predicted, score):
-    assert scaling.balanced_accuracy(pd.Series(outcome, dtype=bool), pd.Series(predicted, dtype=bool)) == score
+def test_balanced_accuracy(outcome, foretold, score):
+    assert chapter("09").balanced_accuracy(pd.Series(outcome, dtype=bool), pd.Series(foretold, dtype=bool)) == score
 
 
 def test_leaving_out_uses_the_others_of_the_class_only():
     classes = pd.Series({"a": "low", "b": "low", "c": "low", "d": "high"})
     outcome = pd.Series({"a": True, "b": True, "c": False, "d": False})
-    predicted = scaling.predict_from_class(classes, outcome)
-    assert predicted.to_dict() == {"a": False, "b": False, "c": True, "d": True}  # of two that disagree: False
+    foretold = chapter("09").foretold_by_peers(classes, outcome)
+    assert foretold.to_dict() == {"a": False, "b": False, "c": True, "d": True}  # of two that disagree: False
 
 
-def test_explain_finds_a_planted_power_law():
-    rng = np.random.default_rng(0)
-    table = pd.DataFrame({"model": np.repeat(["a", "b", "c"], 5), "width": np.repeat([1.0, 2.0, 4.0], 5)})
-    table["noise"], table["same"] = rng.uniform(1, 2, 15), 1.0
-    table["ratio"] = 3 * table.width**1.5
-    found = scaling.explain(table, "ratio", ["noise", "same", "width"]).set_index("explanation")
-    assert found.index[0] == "width" and found.loc["width", "exponent"] == pytest.approx(1.5)
-    assert found.loc["width", "r_squared"] == pytest.approx(1)
-    assert found.loc["width", "left_out_error"] == pytest.approx(0, abs=1e-12)
-    assert np.isnan(found.loc["same", "r_squared"])
+def test_a_planted_power_law_is_found():
+    law = pd.DataFrame({"model": np.repeat(["a", "b", "c"], 5), "width": np.repeat([1.0, 2.0, 4.0], 5), "same": 1.0})
+    law["ratio"] = 3 * law.width**1.5
+    explain = chapter("09", law=law).explain
+    expected = {"explanation": "width", "exponent": 1.5, "r_squared": 1, "left_out_error": 0}
+    assert explain("width") == pytest.approx(expected, abs=1e-12)
+    assert np.isnan(explain("same")["r_squared"])
 
 
 def test_lora_succeeds_at_a_large_rate_and_not_at_a_tiny_one(tmp_path):

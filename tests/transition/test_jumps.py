@@ -1,10 +1,14 @@
 """Jumps against recordings made by hand, and what counts as one with an unchanged readout."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 import tiny
+import torch
 import xarray as xr
+from chapter import chapter
 from toys import recorded
 
 from phantomlib.engine.finetune import finetune
@@ -16,12 +20,8 @@ from phantomlib.transition import jumps
 @pytest.mark.parametrize(
     ("step", "factors", "expected"),
     [
-        (0.081, {}, 1),
-        (0.079, {}, 0),
-        (-0.2, {}, 1),
-        (0.081, {"median_factor": 100}, 0),
-        (0.079, {"size_factor": 0.09}, 1),
-        (np.nan, {}, 0),
+        *((0.081, {}, 1), (0.079, {}, 0), (-0.2, {}, 1), (np.nan, {}, 0)),
+        *((0.081, {"median_factor": 100}, 0), (0.079, {"size_factor": 0.09}, 1)),
     ],
 )
 def test_a_jump_is_large_against_the_bound_and_against_the_median(step, factors, expected):
@@ -29,31 +29,21 @@ def test_a_jump_is_large_against_the_bound_and_against_the_median(step, factors,
     changes[6] = step
     table = jumps.find_jumps(recorded(np.cumsum([0, *changes])[None, None]), **factors)
     assert len(table) == expected
-    if expected:
-        row = table.iloc[0]
-        assert row.loss_change == pytest.approx(-step)
-        assert (
-            row.step == 7
-            and row["size"] == pytest.approx(step)
-            and row.share_of_bound == pytest.approx(abs(step) / 0.8)
-        )
-        assert row.readout_part + row.geometry_part == pytest.approx(
-            row["size"]
-        ) and row.readout_share == pytest.approx(0.9)
+    for row in table.to_dict("records"):
+        assert row["step"] == 7 and row["size"] == pytest.approx(step) and row["loss_change"] == pytest.approx(-step)
+        assert row["share_of_bound"] == pytest.approx(abs(step) / 0.8) and row["readout_share"] == pytest.approx(0.9)
+        assert row["readout_part"] + row["geometry_part"] == pytest.approx(row["size"])
+    assert jumps.find_jumps(recorded(np.linspace(-0.5, 0.5, 6)[None, None])).empty  # equal large steps
 
 
-def test_a_run_of_equal_large_steps_has_no_jump():
-    assert jumps.find_jumps(recorded(np.linspace(-0.5, 0.5, 6)[None, None])).empty
-
-
-def test_first_jumps_and_counts():
+def test_first_jumps_and_the_clearest():
     phi = np.zeros((2, 2, 12))
-    phi[0, 1, 3:], phi[0, 1, 8:], phi[1, 1, 5:] = 0.2, 0.5, -0.3
+    phi[0, 1, 3:], phi[0, 1, 8:], phi[1, 1, 5:] = 0.2, 0.5, -0.4
     table = jumps.find_jumps(recorded(phi, contexts=("a", "b")))
-    assert jumps.jumping_contexts(table, "rate", range(2)) == [0, 2]
     assert jumps.first_jumps(table, 1, 0)["step"].to_dict() == {"a": 3, "b": 5}
     assert jumps.first_jumps(table, 0, 0).empty
     assert jumps.first_jumps(table.assign(seed=1), 1, 0).empty  # another seed's jumps are not those of this one
+    assert jumps.clearest_jump(table) == "b" and jumps.clearest_jump(table[:0]) is None
 
 
 def test_sizes_are_measured_against_the_bound_before_the_step():
@@ -66,7 +56,19 @@ def test_onset_places_runs_on_the_edge_of_stability():
     phi = np.zeros((2, 2, 12))
     phi[0, 1, 3:] = 0.2
     run = recorded(phi, contexts=("a", "b"))  # learning rates 1 and 2
-    table = jumps.onset(jumps.find_jumps(run), run, [0.5, 1.0], pd.Series({"a": 3.0}))
+    case, critical = ("adam", "m"), xr.Dataset({"critical_rate": ("context", [1.0, 1.0])})
+    five = chapter(
+        "05",
+        nb=SimpleNamespace(fitting_contexts=lambda model: [SimpleNamespace(id=name) for name in "ab"]),
+        critical={case: critical},
+        sharpness_contexts=1,
+        sharpness=lambda *given: torch.tensor([3.0]),
+        runs={case: run},
+        jumps={case: jumps.find_jumps(run)},
+        multiples=[0.5, 1.0],
+    )
+    table = five.edge_of_stability(SimpleNamespace(name="m"), "adam")
+    assert table.context.tolist() == ["a", "a"] and table.multiple.tolist() == [0.5, 1.0]
     assert table.edge.tolist() == [1.5, 3.0] and table.critical_edge.tolist() == [3.0, 3.0]
     assert table.jumped.tolist() == [False, True] and table.largest.tolist() == pytest.approx([0, 0.2 / 0.8])
 
@@ -75,13 +77,6 @@ def test_contexts_without_critical_rate_are_left_out():
     found = xr.Dataset({"critical_rate": ("context", [0.1, np.nan, 0.4])})
     contexts, rates = jumps.with_critical_rate(["a", "b", "c"], found)
     assert contexts == ["a", "c"] and rates.tolist() == [0.1, 0.4]
-
-
-def test_the_context_of_the_largest_jump():
-    phi = np.zeros((2, 1, 12))
-    phi[0, 0, 3:], phi[1, 0, 3:] = 0.2, -0.4
-    assert jumps.clearest_jump(jumps.find_jumps(recorded(phi, contexts=("a", "b")))) == "b"
-    assert jumps.clearest_jump(jumps.find_jumps(recorded(phi[:, :, :2], contexts=("a", "b")))) is None
 
 
 def test_interval_of_a_median_covers_it():
@@ -98,10 +93,8 @@ def test_jumps_count_as_frozen_only_if_every_step_is_unchanged():
     run = recorded(phi, contexts=("a", "b"), readout_unchanged=np.ones((2, 1, 12)))
     run["diverged_step"] = run.phi.isel(step=0, drop=True) - 1
     run["readout_unchanged"][1, 0, 0, 9] = 0
-    table = jumps.find_jumps(run)
-    found = jumps.frozen_jumps([run], [table])
+    found = jumps.frozen_jumps([run], [jumps.find_jumps(run)])
     assert found.sentences == ["a"] and found.changed_steps == 1 and found.runs == 2
-    assert jumps.jumping_contexts(table, "seed", [0, 1]) == [2, 0]
 
 
 def test_lora_leaves_the_readout_alone_and_full_training_does_not():

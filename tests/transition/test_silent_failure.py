@@ -1,8 +1,11 @@
 """Failure modes on hand-made runs whose class is plain to see."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import xarray as xr
+from chapter import chapter
 
 from phantomlib.transition import silent_failure
 
@@ -10,13 +13,8 @@ from phantomlib.transition import silent_failure
 def run(loss, gap, drag=(0.0, 0.0, 0.0), diverged=-1):
     """A dataset with one replica and three recorded steps."""
     dims = ("context", "rate", "seed", "step")
-    series = {"cross_entropy": loss, "logit_gap": gap, "drag": drag}
-    series |= {
-        "signal": (-0.1, -0.05, -0.01),
-        "p_correct": (0.1, 0.2, 0.3),
-        "p_competitor": (0.3, 0.3, 0.4),
-        "overlap": (0.7, 0.7, 0.7),
-    }
+    series = {"cross_entropy": loss, "logit_gap": gap, "drag": drag, "signal": (-0.1, -0.05, -0.01)}
+    series |= {"p_correct": (0.1, 0.2, 0.3), "p_competitor": (0.3, 0.3, 0.4), "overlap": (0.7, 0.7, 0.7)}
     data = {name: (dims, np.array(values, dtype=float).reshape(1, 1, 1, 3)) for name, values in series.items()}
     data["diverged_step"] = (dims[:3], np.array([[[diverged]]]))
     coords = {"context": ["a"], "seed": [0], "learning_rate": (("context", "rate"), [[1e-3]])}
@@ -48,7 +46,9 @@ def test_mode(made, mode):
 def test_fall_must_be_large_enough_to_count():
     made = run((3.0, 2.97, 2.95), BEHIND)
     assert silent_failure.silent(made).item() and not silent_failure.silent(made, 0.1).item()
-    assert silent_failure.tally([made, run(FALLING, BEHIND)], 0.1) == {
+    runs = {"m": made, "n": run(FALLING, BEHIND)}
+    tally = chapter("02", runs=SimpleNamespace(sel=lambda optimizer: runs), least_fall=0.1).tally
+    assert tally("adam").to_dict() == {
         "failed silently": 1,
         "overtook": 0,
         "fell by too little to count": 1,

@@ -204,7 +204,7 @@ summary = pd.DataFrame(
 )
 gaps = measured.groupby("kind").gap
 confounded = "unrelated" in kinds and (
-    gaps.max().get("unrelated") < gaps.min()["near-synonym"]
+    gaps.max().get("unrelated", np.inf) < gaps.min()["near-synonym"]
 )
 both = overall.unstack("kind").reindex(columns=["near-synonym", "unrelated"])
 shift = (both["unrelated"] / both["near-synonym"] - 1).reindex(labels)
@@ -238,8 +238,8 @@ for optimizer, label in labels.items():
     )
 if "unrelated" in kinds and "unrelated" in gaps.groups:
     nb.say(
-        "The gaps of near-synonyms run from {near.iloc[0]:.1f} to {near.iloc[1]:.1f} nats, those of unrelated pairs "
-        "from {far.iloc[0]:.1f} to {far.iloc[1]:.1f}: {what}",
+        "The gaps of near-synonyms run from {near[min]:.1f} to {near[max]:.1f} nats, those of unrelated pairs "
+        "from {far[min]:.1f} to {far[max]:.1f}: {what}",
         near=gaps.agg(["min", "max"]).loc["near-synonym"],
         far=gaps.agg(["min", "max"]).loc["unrelated"],
         what="the two do not overlap, so the comparison is **confounded**. Whether the constant is another because the "

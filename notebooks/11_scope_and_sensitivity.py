@@ -385,10 +385,11 @@ judged = [c for c in ("C1", "C3", "C4", "C7", "C8") if c in values.get("as defin
 changes = {claim: moved(claim) for claim in judged}
 nb.answer(
     "Under Adam the critical kinematic number of unrelated pairs differs by {adam:+.1%} from that of "
-    "near-synonyms (SGD: {sgd:+.1%}). Of {claims} claims that were measured again under those of {variants} "
+    "near-synonyms (SGD: {sgd:+.1%}){caveat}. Of {claims} claims that were measured again under those of {variants} "
     "changes that can touch them, {what}.",
     adam=shift["adam"],
     sgd=shift["sgd"],
+    caveat=", with longer gaps that confound the comparison" if confounded else "",
     claims=len(judged),
     variants=len(values) - ("as defined" in values),
     what="; ".join(f"{claim} changes sides under {', '.join(names)}" for claim, names in changes.items() if names)

@@ -652,9 +652,8 @@ nb.answer(
 #
 # A jump that passes the tests is the same smooth descent seen through large steps. Against the [logit
 # gap](../definitions.md#context), the runs of a sentence lie close to one smooth curve, as [chapter
-# 07](07_what_softmax_cannot_see.ipynb) shows ({numref}`fig-phi-against-gap`). A jump is a large step along it: the curve
-# is steep where the two words change places, and the gap's own steps are uneven. The embeddings are bystanders: under
-# LoRA they do not move at all.
+# 07](07_what_softmax_cannot_see.ipynb) shows. A jump is a large step along it: the curve is steep where the two words
+# change places, and the gap's own steps are uneven. The embeddings are bystanders: under LoRA they do not move at all.
 #
 # ## What could be wrong
 #

@@ -299,7 +299,7 @@ for o, label in labels.items():
     nb.say(
         "**{label}**: the held-out model's number is {own:.3f}, {away:.1%} from the mean of the others, {mean:.3f} "
         "(they vary by {spread:.1%}). A prediction with that mean misses by {error:+.1%}. The critical rates of the "
-        "others vary by {rates:.0%} only, so the number has little leverage here.",
+        "others vary by {rates:.0%}: all the leverage that the number has.",
         label=label,
         own=own[o],
         away=abs(own[o] / mean - 1),

@@ -90,7 +90,7 @@ def draw(count: int, seed: int) -> tuple[list[list[str]], Counter]:
     """Different sentences of the zoo's language, and how often each word occurs."""
     drawn = Language().sample(4000, seed)
     different = {join_words(words): words for words in drawn}
-    return list(different.values())[:count], Counter(sum(drawn, []))
+    return list(different.values())[:count], Counter(w for words in drawn for w in words)
 
 
 def cut_sentences(count: int, seed: int) -> list[dict]:

@@ -25,6 +25,7 @@
 
 # %% tags=["parameters"]
 models: list[str] = ["zoo:gpt2-s", "zoo:neox-s"]  # zoo:NAME, pretrained:NAME, a folder, a GGUF file or a hub id
+contexts: str = "default"  # every chapter has it; here the rows are drawn from the zoo's language instead
 device: str = "cpu"  # torch device, cpu or cuda
 dtype: str = "float32"  # float32 or float64
 store: str = "runs"  # folder of finished runs

@@ -102,8 +102,8 @@ else:
 # %% [markdown]
 # ## Claims of our own
 #
-# These are not the paper's. They say what we expected of [a loss that looks at the competitor](18_cure.ipynb), and
-# were written down before its runs like the others. Here “reproduced” means that the expectation was met.
+# These are not the paper's. They say what we expected of [a data set](17_from_one_sentence_to_a_data_set.ipynb) and of
+# [a loss that looks at the competitor](18_cure.ipynb), and were written down before the runs like the others. Here “reproduced” means that the expectation was met.
 
 # %% tags=["hide-input"]
 nb.table(ledger_page.verdict_table(ours), runs=runs_behind(ours))

@@ -299,29 +299,14 @@ for axes, (kind, table) in zip(panels, tested.items()):
     told = table[(table.ceiling > 0) & (table.velocity > 0)]
     for name, of_model in told.groupby("model", sort=False):
         measured = of_model.critical.clip(*edges)
-        axes.plot(
-            number / of_model.number,
-            measured,
-            "o",
-            color=colours[name],
-            markersize=2.5,
-            alpha=0.6,
-        )
+        dots = {"color": colours[name], "markersize": 2.5, "alpha": 0.6}
+        axes.plot(number / of_model.number, measured, "o", **dots)
     axes.set(title=kind, xscale="log", yscale="log", xlim=(0.08, 12), ylim=(0.18, 5.6))
     axes.set_xlabel("predicted critical rate")
     log_ticks(axes.xaxis, axes.yaxis)
 panels[0].set_ylabel("measured critical rate")
 legend_above(figure, colours)
-columns = [
-    "model",
-    "order",
-    "row",
-    "position",
-    "gap",
-    "number",
-    "critical",
-    "critical_number",
-]
+columns = ["model", "order", "row", "position", "gap", "number", "critical", "critical_number"]
 shown = pd.concat(table[columns].assign(kind=kind) for kind, table in tested.items())
 nb.figure(figure, "fig-data-set-predicted", runs=all_runs, data=shown)
 
@@ -685,8 +670,8 @@ middle = share[share.rate == 1]
 nb.answer(
     "Yes, for most targets. One pass over the data before training tells the outcome with a balanced accuracy of "
     "{least:.2f} or more, where the best of four simpler predictors comes to {best:.2f} (means over {models} models, "
-    "at the rate where about half fail). $N_c$ varies by {spread:.0%} over the models. At that rate {failed:.0%} of the "
-    "outranked targets stay outranked, and the loss of {silent:.0%} of these falls all the same.",
+    "at the rate where about half fail). $N_c$ varies by {spread:.0%} over the models. At that rate {failed:.0%} of "
+    "the outranked targets stay outranked, and the loss of {silent:.0%} of these falls all the same.",
     least=least,
     best=means.drop(columns="scan").max(axis=1).max(),
     models=len(loaded),

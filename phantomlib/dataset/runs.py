@@ -47,7 +47,7 @@ def train_once(
 
     Returns:
         ``gap`` and ``cross_entropy`` (nats) over (seed, rate, epoch, target), with the coordinates ``learning_rate``,
-        ``row`` and ``position``; targets in the order of the scan. Attributes as of any run (:meth:`Store.run`).
+        ``row`` and ``position``; targets in the order of the scan. Attributes as of any run (:meth:`phantomlib.runs.store.Store.run`).
     """
     rates = [float(rate) for rate in learning_rates]
     training = {"epochs": epochs, "schedule": schedule, "warmup": warmup, "batch_size": batch_size, "clip": clip}

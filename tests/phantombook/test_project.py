@@ -16,7 +16,7 @@ def test_every_profile_fits_the_notebooks(path):
     assert make_plan(ROOT, load_profile(ROOT, path.stem))
 
 
-CHAPTERS_AT_THE_PAPERS_SIZE = ("01", "02", "03", "04", "05", "06", "09", "10", "11", "12", "20", "18")
+CHAPTERS_AT_THE_PAPERS_SIZE = ("01", "02", "03", "04", "05", "06", "09", "10", "11", "12", "20", "17", "18")
 
 
 @pytest.mark.parametrize("number", CHAPTERS_AT_THE_PAPERS_SIZE)

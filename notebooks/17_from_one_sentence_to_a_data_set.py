@@ -403,6 +403,16 @@ wide = medians.unstack("model").assign(**{"variation (%)": 100 * spread})[
     [*colours, "variation (%)"]
 ]
 nb.table(wide.reset_index(), runs=all_runs)
+typical = medians.groupby(["update", "kind"]).agg(gmean)
+nb.say(
+    "Without the noise the models agree with one another as well, but the two kinds of data do not: $N_c$ would be "
+    "{a:.2f} for prompts and {b:.2f} for sentences (geometric means over the models). With the noise it is {c:.2f} and "
+    "{d:.2f}, so that one constant serves both.",
+    a=typical["without noise", "prompts"],
+    b=typical["without noise", "sentences"],
+    c=typical["as scanned", "prompts"],
+    d=typical["as scanned", "sentences"],
+)
 
 # %% [markdown]
 # ## Does something simpler do as well?
@@ -519,6 +529,38 @@ nb.figure(figure, "fig-data-set-baselines", runs=all_runs, data=accuracy)
 nb.table(means.assign(**{"scan's lead": lead}).reset_index(), runs=all_runs)
 
 # %% [markdown]
+# Where does the scan err? It takes a target for contradicted, and predicts that it fails, if other rows follow the same
+# words with another token at least as often. But what a target has to overtake is the token that led before training,
+# and that need not be one of those: then nothing in the data holds it back. This was looked at after the claims had
+# been judged, and decides nothing.
+
+
+# %%
+def afterwards(table):
+    """Shares of contradicted targets that are learnt, and the accuracy without them."""
+    possible, none = table[table.ceiling > 0], table[table.ceiling <= 0]
+    told = [
+        balanced_accuracy(outcomes(rows), rows.number >= number)
+        for _, rows in possible.groupby(["model", "order"])
+    ]
+    at_most = (none["gap at 4"] > 0).mean()
+    share = {"contradicted": len(none) / len(table), "learnt": at_most}
+    return share | {"without": np.mean(told)}
+
+
+errors = {kind: afterwards(table) for kind, table in tested.items()}
+
+# %% tags=["hide-input"]
+for kind, found in errors.items():
+    nb.say(
+        "Of the outranked targets in *{kind}*, {contradicted:.0%} count as contradicted. At four times the middle rate "
+        "{learnt:.0%} of these are ahead of the token that led before. Without them the balanced accuracy of the scan "
+        "is {without:.2f}.",
+        found,
+        kind=kind,
+    )
+
+# %% [markdown]
 # ## The everyday question
 #
 # How many targets are outranked before training, how many are after it, and of these, for how many has the loss fallen
@@ -575,8 +617,8 @@ nb.figure(figure, "fig-data-set-outranked", runs=all_runs, data=share)
 # %% [markdown]
 # ## Other batches, epochs and schedules
 #
-# The same constant should serve every setting, since the budget $S$ is all that a rate, a number of epochs and a
-# schedule come to. The second part of the table leaves the whole data set in one batch.
+# If the budget $S$ is all that a rate, a number of epochs and a schedule come to, the same constant serves every
+# setting. The second part of the table leaves the whole data set in one batch.
 
 # %%
 first = loaded[:1]  # the longer settings on one model only
@@ -640,11 +682,14 @@ settings = pd.DataFrame(rows)
 
 # %% tags=["hide-input"]
 nb.table(settings, digits=2, runs=all_runs)
+of_adam = settings["$N_c$"][: len(tested) + len(SETTINGS) - 1]  # the last of them is SGD
 nb.say(
     "“Right” counts the outcome at the middle rate, over targets whose gap closes at first and that nothing "
     "contradicts. Compare the factors with those by which a new order alone moves the rates, {prompts:.2f} and "
-    "{sentences:.2f}.",
+    "{sentences:.2f}. Over the settings of Adam in mini-batches $N_c$ is {least:.2f} to {most:.2f}.",
     floor,
+    least=of_adam.min(),
+    most=of_adam.max(),
 )
 
 # %% [markdown]
@@ -663,22 +708,24 @@ fewest = min(
 smallest = min(
     len(t) for table in tested.values() for _, t in table[table.fair].groupby("model")
 )
-least, lead_least = means["scan"].min(), lead.min()
 widest = spread["as scanned"].max()
 of_five = {"architectures": len(loaded), "targets": fewest}
-nb.record("O9", least, optimizer="adam", n=of_five, runs=all_runs)
-nb.record("O10", lead_least, optimizer="adam", n=of_five, runs=all_runs)
+nb.record("O9", means["scan"].min(), optimizer="adam", n=of_five, runs=all_runs)
+nb.record("O10", lead.min(), optimizer="adam", n=of_five, runs=all_runs)
 nb.record(
     "O11", widest, optimizer="adam", n=of_five | {"targets": smallest}, runs=all_runs
 )
 middle = share[share.rate == 1]
+best = means.drop(columns="scan").max(axis=1)
 nb.answer(
-    "Yes, for most targets. One pass over the data before training tells the outcome with a balanced accuracy of "
-    "{least:.2f} or more, where the best of four simpler predictors comes to {best:.2f} (means over {models} models, "
-    "at the rate where about half fail). $N_c$ varies by {spread:.0%} over the models. At that rate {failed:.0%} of "
-    "the outranked targets stay outranked, and the loss of {silent:.0%} of these falls all the same.",
-    least=least,
-    best=means.drop(columns="scan").max(axis=1).max(),
+    "Better than by anything simpler that we tried, but not for all targets. One pass over the data before training "
+    "tells the outcome with a balanced accuracy of {prompts:.2f} for single words and {sentences:.2f} for whole "
+    "sentences; the best of four simpler predictors comes to {other:.2f} and {others:.2f} (means over {models} models, "
+    "at a rate where about half are learnt). The critical number varies by {spread:.0%} over the models. At that rate "
+    "{failed:.0%} of the outranked targets stay outranked, and the loss of {silent:.0%} of these falls all the same.",
+    means["scan"],
+    other=best["prompts"],
+    others=best["sentences"],
     models=len(loaded),
     spread=widest,
     failed=middle.outranked.mean(),
@@ -693,6 +740,6 @@ nb.answer(
 # constants were calibrated on this kind of data; on a real model they are a prediction, which O13 puts to the test.
 #
 # A scan speaks of the end of training. Some targets are ahead for a while and fall back. Weights move, and with them
-# the velocities, so the longer the training, the less the first update tells. Rows that contradict each other are
-# counted, not predicted: for them the data set the ceiling, whatever the budget. And the order of the rows, which
-# nobody knows before, moves a target's critical rate by the factor given above.
+# the velocities, so the longer the training, the less the first update tells. The rule for
+# contradicted targets is too strict, as shown above. With very small batches the constant is another. And the order of
+# the rows, which nobody knows before, moves a target's critical rate by the factor given above.

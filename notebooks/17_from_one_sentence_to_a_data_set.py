@@ -125,7 +125,8 @@ TEST = {
 # Each model is trained with `torch.optim` in mini-batches, at five learning rates around a *middle rate*. That is the
 # rate at which half of its outranked targets have $N \ge 1$, so it is known before training. We look at the end of
 # training only: a target is learnt if it is ahead then. Between two rates the final gap is taken as linear; where it
-# changes sign is the target's measured critical rate, and $N$ there is its $N_c$.
+# changes sign is the target's measured [critical rate](../definitions.md#critical-learning-rate), and $N$ there is its
+# $N_c$.
 
 # %%
 MULTIPLES = np.array([0.25, 0.5, 1, 2, 4])  # learning rates in units of the middle rate

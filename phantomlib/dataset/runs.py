@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -50,7 +51,8 @@ def train_once(
         ``row`` and ``position``; targets in the order of the scan. Attributes as of any run (:meth:`phantomlib.runs.store.Store.run`).
     """
     rates = [float(rate) for rate in learning_rates]
-    training = {"epochs": epochs, "schedule": schedule, "warmup": warmup, "batch_size": batch_size, "clip": clip}
+    training: dict[str, Any] = {"epochs": epochs, "schedule": schedule, "warmup": warmup}
+    training |= {"batch_size": batch_size, "clip": clip}
     asked = scan.targets[["row", "position", "competitor_id"]].to_numpy().tolist()
     spec = {
         "kind": KIND,
@@ -80,8 +82,9 @@ def train_once(
         name: (dims, np.reshape([[one[name] for one in line] for line in found], shape), {"units": "nat"})
         for name in ("gap", "cross_entropy")
     }
-    places = {name: ("target", scan.targets[name].to_numpy()) for name in ("row", "position")}
-    dataset = xr.Dataset(values, {"seed": list(seeds), "learning_rate": ("rate", rates)} | places)
+    coordinates: dict[str, Any] = {"seed": list(seeds), "learning_rate": ("rate", rates)}
+    coordinates |= {name: ("target", scan.targets[name].to_numpy()) for name in ("row", "position")}
+    dataset = xr.Dataset(values, coordinates)
     dataset.attrs = {
         "run_id": identifier,
         "specification": json.dumps(spec),

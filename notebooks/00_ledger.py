@@ -212,9 +212,9 @@ else:
 # ## Claims of our own
 #
 # These are not the paper's. They say what we expected of [a loss that looks at the competitor](18_cure.ipynb) (O1 to
-# O4) and of [what softmax cannot see](07_what_softmax_cannot_see.ipynb) (O5 to O9), and were written down before the
-# runs like the others; the file of claims says what a prototype had shown by then. Here “reproduced” means that the
-# expectation was met.
+# O4), of [what softmax cannot see](07_what_softmax_cannot_see.ipynb) (O5 to O9) and of [a data
+# set](17_from_one_sentence_to_a_data_set.ipynb) (O10 to O14). They were written down before the runs like the others;
+# the file of claims says what a prototype had shown by then. Here “reproduced” means that the expectation was met.
 
 # %% tags=["hide-input"]
 nb.table(verdict_table(ours), runs=runs_behind(ours))

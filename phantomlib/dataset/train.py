@@ -65,7 +65,8 @@ def _optimizer(tensors: list[Tensor], recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(tensors, lr=0.0)
     betas = (recipe.beta1, recipe.beta2)  # AdamW without decay is Adam
-    return torch.optim.AdamW(tensors, lr=0.0, betas=betas, eps=recipe.epsilon, weight_decay=recipe.weight_decay)
+    decay = recipe.weight_decay
+    return torch.optim.AdamW(tensors, lr=0.0, betas=betas, eps=recipe.epsilon, weight_decay=decay, fused=True)
 
 
 @torch.no_grad()

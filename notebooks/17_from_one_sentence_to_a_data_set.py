@@ -1,0 +1,746 @@
+# ---
+# jupyter:
+#   phantom:
+#     minutes: 2
+#   jupytext:
+#     formats: py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 17 · From one sentence to a data set
+#
+# **Question.** Nobody fine-tunes on one sentence. After three epochs over a data set, which targets will be learnt,
+# and which will stay wrong while their loss falls? Can one tell before training?
+#
+# ```{glue:md} answer_17
+# :format: myst
+# ```
+
+# %% tags=["parameters"]
+models: list[str] = [
+    "zoo:gpt2-s",
+    "zoo:neox-s",
+]  # zoo:NAME, pretrained:NAME, a folder, a GGUF file or a hub id
+contexts: str = "default"  # every chapter has it; here the rows are drawn from the zoo's language instead
+device: str = "cpu"  # torch device, cpu or cuda
+dtype: str = "float32"  # float32 or float64
+store: str = "runs"  # folder of finished runs
+seed: int = 0  # added to the seed of every order of the rows
+prompts: int = 20  # rows with one target each
+sentences: int = 6  # rows that are trained on as a whole
+batch_size: int = 8  # rows of a mini-batch
+epochs: int = 3  # passes through the data
+steps: int = 20  # passes where the whole data set is one batch
+
+# %% tags=["hide-cell"]
+from collections import Counter
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from scipy.stats import gmean, spearmanr
+
+from phantombook import notebook
+from phantombook.figures.palette import REFERENCE, model_colours
+from phantombook.figures.style import WIDTH, dots_and_means, legend_above, log_ticks
+from phantombook.ledger.claims import threshold
+from phantomlib.critical.scaling import balanced_accuracy, coefficient_of_variation
+from phantomlib.dataset.rows import tokenise
+from phantomlib.dataset.runs import train_once
+from phantomlib.dataset.scan import FACTOR, NUMBERS, scan
+from phantomlib.engine.recipe import Recipe
+from zoo.language import Language, join_words
+
+nb = notebook.start("17_from_one_sentence_to_a_data_set")
+loaded = [nb.load(ref) for ref in nb.models]
+colours = model_colours(loaded)
+all_runs = []  # the ids of all runs of this chapter
+
+# %% [markdown]
+# ## Targets, and what a scan knows of them
+#
+# A *target* is a token $c_i$ that the training loss asks for. It is *outranked* if the model ranks another token
+# $k_i$ first. The [kinematic number](../definitions.md#kinematic-number) of one sentence becomes one number for
+# each target,
+#
+# $$N_i = \frac{S\, v_i}{|\Delta_i|}, \qquad S = \sum_t \eta_t, \qquad v_i = \nabla\Delta_i \cdot u .$$
+#
+# The budget $S$ sums the learning rates of all updates. The velocity $v_i$ is the rate at which the gap of target
+# $i$ closes as *all* rows are trained, and all velocities follow from one Jacobian-vector product. The direction $u$
+# is that of the first update, with one change. Adam divides by the root of its second moment, and that sees the noise
+# of the mini-batches. So with the gradients $g_b$ of the mini-batches,
+#
+# $$u = -\frac{\langle g_b\rangle}{\sqrt{\langle g_b^2\rangle} + \epsilon} .$$
+#
+# A target is predicted to be learnt if $N_i$ exceeds a constant $N_c$. One pass over the data before training gives
+# everything; `phantom scan` does it for [your own data](../data-set.md).
+#
+# ## Data and training
+#
+# The rows are sentences of the zoo's language, drawn by seed. *Prompts* are sentences cut before their rarest
+# word; the loss sees that word. *Sentences* are trained on as a whole; the loss sees every token but the first.
+
+
+# %%
+def draw(count: int, seed: int) -> tuple[list[list[str]], Counter]:
+    """Different sentences of the zoo's language, and how often each word occurs."""
+    drawn = Language().sample(4000, seed)
+    different = {join_words(words): words for words in drawn}
+    return list(different.values())[:count], Counter(
+        w for words in drawn for w in words
+    )
+
+
+def cut_sentences(count: int, seed: int) -> list[dict]:
+    rows, (chosen, often) = [], draw(count, seed)
+    for words in chosen:
+        cut = min(range(1, len(words)), key=lambda i: often[words[i]])
+        before, through = join_words(words[:cut]), join_words(words[: cut + 1])
+        rows.append({"prompt": before, "completion": through[len(before) :]})
+    return rows
+
+
+def whole_sentences(count: int, seed: int) -> list[dict]:
+    return [{"text": join_words(words)} for words in draw(count, seed)[0]]
+
+
+CALIBRATION = {
+    "prompts": cut_sentences(prompts, seed=101),
+    "sentences": whole_sentences(sentences, seed=102),
+}
+TEST = {
+    "prompts": cut_sentences(prompts, seed=201),
+    "sentences": whole_sentences(sentences, seed=202),
+}
+
+# %% [markdown]
+# Each model is trained with `torch.optim` in mini-batches, at five learning rates around a *middle rate*. That is the
+# rate at which half of its outranked targets have $N \ge 1$, so it is known before training. We look at the end of
+# training only: a target is learnt if it is ahead then. Between two rates the final gap is taken as linear; where it
+# changes sign is the target's measured [critical rate](../definitions.md#critical-learning-rate), and $N$ there is its
+# $N_c$.
+
+# %%
+MULTIPLES = np.array([0.25, 0.5, 1, 2, 4])  # learning rates in units of the middle rate
+
+
+def first_ahead(x, gap):
+    """Where a gap (x, target) first is positive; 0 below the range, inf above."""
+    first = (gap > 0).argmax(0)
+    left, right = np.maximum(first - 1, 0), np.maximum(first, 1)
+    low, high = (np.take_along_axis(gap, i[None], 0)[0] for i in (left, right))
+    crossing = x[left] + (x[right] - x[left]) * low / (low - high)
+    return np.where((gap <= 0).all(0), np.inf, np.where(gap[0] > 0, 0.0, crossing))
+
+
+def scanned(model, records, recipe=Recipe(), size=batch_size):
+    rows, _ = tokenise(enumerate(records, 1), model.tokenizer)
+    return rows, replace(scan(model, rows, recipe, batch_size=size), number=1.0)
+
+
+def trained(model, records, orders, recipe=Recipe(), size=batch_size, **training):
+    """A row for each outranked target and order of the data."""
+    training = {"epochs": epochs, "schedule": "constant"} | training
+    rows, found = scanned(model, records, recipe, size)
+    middle = found.learning_rate_for(0.5, **training)
+    seeds = tuple(nb.seed + order for order in orders)
+    rates, options = middle * MULTIPLES, {"seeds": seeds, "batch_size": size} | training
+    runs = train_once(nb.store, model, rows, found, rates, recipe, **options)
+    all_runs.append(runs.attrs["run_id"])
+    targets = found.at(middle, **training).assign(model=model.name, middle=middle)
+    table = []
+    for i, order in enumerate(orders):
+        one = runs.isel(seed=i)
+        gap, loss = one.gap[:, -1].values, one.cross_entropy.values  # (rate, target)
+        ends = {f"gap at {m:g}": gap[i] for i, m in enumerate(MULTIPLES)}
+        ends |= {
+            f"loss falls at {m:g}": (loss[:, -1] < loss[:, 0])[i]
+            for i, m in enumerate(MULTIPLES)
+        }
+        table.append(
+            targets.assign(order=order, critical=first_ahead(MULTIPLES, gap), **ends)
+        )
+    return kept(pd.concat(table))
+
+
+def kept(table):
+    """The outranked targets with N_c, and whether a model's N_c is taken from them."""
+    table = table[table.gap <= 0]
+    fair = (table.ceiling > 0) & (table.velocity > 0) & table.number.between(0.5, 2)
+    return table.assign(critical_number=table.number * table.critical, fair=fair)
+
+
+def typical_number(table) -> float:
+    """N_c of a model: the median over the sample."""
+    return table.critical_number[table.fair].median()
+
+
+# %% [markdown]
+# With the whole data set as one batch, one run tells all: at four times the middle rate, $S$ passes every budget up to
+# four times that of the middle rate, step by step.
+
+
+# %%
+def one_batch(model, records, optimizer="adam"):
+    """A row for each outranked target, as above."""
+    recipe, size = Recipe(optimizer=optimizer), len(records)
+    rows, found = scanned(model, records, recipe, size)
+    middle = found.learning_rate_for(0.5, steps)
+    training = {"epochs": steps, "batch_size": size}
+    runs = train_once(nb.store, model, rows, found, [4 * middle], recipe, **training)
+    all_runs.append(runs.attrs["run_id"])
+    spent = 4 * np.arange(steps + 1) / steps  # in units of the middle rate's budget
+    critical = first_ahead(spent, runs.gap[0, 0].values)
+    targets = found.at(middle, steps).assign(model=model.name, middle=middle, order=0)
+    return kept(targets.assign(critical=critical))
+
+
+# %% [markdown]
+# ## Calibration
+#
+# What a scan needs to know, and cannot, is the constant $N_c$ and how far a single target strays from it. The rule was
+# written down before these runs:
+#
+# - data and orders are those of the calibration, and no others;
+# - the sample: outranked targets whose gap closes at first, which no other row contradicts, and for which $N$ at the
+#   middle rate is between 1/2 and 2;
+# - $N_c$ of a model is the median over its sample; a target that never crosses counts as above, one that is always
+#   ahead as below;
+# - the constant is the geometric mean of $N_c$ over the models, and for Adam in mini-batches over both kinds of data;
+# - SGD has one constant, from one batch: without a second moment, mini-batches have the same first update;
+# - the interval's factor is the one that holds nine tenths of that sample, taken over all models, around the constant.
+#
+# Two things were changed after a first try of the calibration, and before any run on test data. Prompts had been cut at
+# random, before words that the models mostly knew already. And SGD had a constant for mini-batches, which one model did
+# not define because its training was unstable at twice the middle rate.
+
+
+# %%
+def measured_constants(tables: list) -> float:
+    return gmean(
+        [typical_number(of_model) for t in tables for _, of_model in t.groupby("model")]
+    )
+
+
+def of_all(study, *arguments, **options):
+    return pd.concat([study(model, *arguments, **options) for model in loaded])
+
+
+calibrated = {
+    kind: of_all(trained, records, [1]) for kind, records in CALIBRATION.items()
+}
+pieces = CALIBRATION["prompts"]
+constants = {
+    "Adam, mini-batches": measured_constants(list(calibrated.values())),
+    "Adam, one batch": measured_constants([of_all(one_batch, pieces)]),
+    "SGD": measured_constants([of_all(one_batch, pieces, "sgd")]),
+}
+sample = pd.concat(calibrated.values()).query("fair").critical_number
+with np.errstate(divide="ignore"):  # 0 is as far off as infinity
+    away = np.abs(np.log(sample / constants["Adam, mini-batches"]))
+factor = float(np.exp(np.quantile(away, 0.9, method="higher")))
+
+# %% [markdown]
+# The constants in `phantomlib/dataset/scan.py` are those of the profile `zoo`, with its five models, 40 prompts and
+# 16 sentences. `phantom run 17 --profile zoo` measures them anew; whoever changes the zoo copies them from this table.
+
+# %% tags=["hide-input"]
+names = {"adam": "Adam", "sgd": "SGD"}
+stated = [NUMBERS["adam", True], NUMBERS["adam", False], NUMBERS["sgd", False], FACTOR]
+measured = [*constants.values(), factor]
+labels = [*(f"$N_c$, {name}" for name in constants), "factor of the interval"]
+nb.table(
+    pd.DataFrame(
+        {"constant": labels, "measured here": measured, "in `scan.py`": stated}
+    ),
+    runs=all_runs,
+)
+
+# %% [markdown]
+# ## Predicted and measured
+#
+# From here on the data are others, the orders too, and the constants those of `scan.py`.
+
+# %%
+tested = {kind: of_all(trained, records, [2, 3]) for kind, records in TEST.items()}
+number = NUMBERS["adam", True]
+
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-data-set-predicted",
+    """Predicted against measured critical learning rate of every outranked target, in units of the middle rate, for
+        prompts and for whole sentences: the rate from which a target is ahead after all epochs. On the line they are
+        equal; between the dotted lines a scan says “too close to call”. Dots at the upper and lower edge: ahead at
+        none of the five rates, or at all. Contradicted targets and those whose gap does not close at first are left
+        out. Adam in mini-batches, two orders of the rows.""",
+    alt="""Predicted against measured critical learning rates on logarithmic axes; most dots lie along the line of
+        equality.""",
+)
+
+# %% tags=["hide-input"]
+figure, panels = plt.subplots(
+    1, 2, figsize=(WIDTH, 3.6), sharex=True, sharey=True, layout="constrained"
+)
+edges = np.array([0.2, 5])
+for axes, (kind, table) in zip(panels, tested.items()):
+    ends = np.array([0.05, 20])
+    axes.plot(ends, ends, color=REFERENCE, linewidth=0.8, zorder=0)
+    for side in (FACTOR, 1 / FACTOR):
+        axes.plot(
+            ends, side * ends, color=REFERENCE, linewidth=0.9, linestyle=":", zorder=0
+        )
+    told = table[(table.ceiling > 0) & (table.velocity > 0)]
+    for name, of_model in told.groupby("model", sort=False):
+        measured = of_model.critical.clip(*edges)
+        dots = {"color": colours[name], "markersize": 2.5, "alpha": 0.6}
+        axes.plot(number / of_model.number, measured, "o", **dots)
+    axes.set(title=kind, xscale="log", yscale="log", xlim=(0.08, 12), ylim=(0.18, 5.6))
+    axes.set_xlabel("predicted critical rate")
+    log_ticks(axes.xaxis, axes.yaxis)
+panels[0].set_ylabel("measured critical rate")
+legend_above(figure, colours)
+columns = ["model", "order", "row", "position", "gap", "number", "critical", "critical_number"]
+shown = pd.concat(table[columns].assign(kind=kind) for kind, table in tested.items())
+nb.figure(figure, "fig-data-set-predicted", runs=all_runs, data=shown)
+
+# %% [markdown]
+# How much better could it be? Shuffling the same rows anew moves a target's critical rate too, and no prediction from
+# step 0 can know the order.
+
+
+# %%
+def within_range(values):
+    return np.isfinite(values) & (values > 0)
+
+
+def reshuffled(table):
+    """The factors by which a new order moves the critical rates."""
+    places = ["model", "row", "position"]
+    pairs = (
+        table[table.fair]
+        .pivot(index=places, columns="order", values="critical")
+        .to_numpy()
+    )
+    pairs = pairs[within_range(pairs).all(1)]
+    return np.exp(np.abs(np.log(pairs[:, 0] / pairs[:, 1])))
+
+
+floor = {kind: np.median(reshuffled(table)) for kind, table in tested.items()}
+
+# %% tags=["hide-input"]
+nb.say(
+    "A new order moves the critical rate of a target by a factor of {prompts:.2f} in the median (prompts), or "
+    "{sentences:.2f} (sentences).",
+    floor,
+)
+
+# %% [markdown]
+# ## One number for all architectures
+
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-data-set-numbers",
+    """Critical number $N_c$ of the targets of the sample, by model. Left: with the first update scaled by the noise of
+        the mini-batches, as a scan does. Right: with the first update of the whole data set as one batch. Dots: targets
+        (those within the five rates), two orders; bars: medians over them. The grey line is the calibrated constant.
+        Adam.""",
+    alt="Critical numbers near one for all models if the first update is scaled by noise, larger and scattered if not.",
+)
+
+# %%
+numbers = []
+for kind, table in tested.items():
+    for model in loaded:
+        mine = table[(table.model == model.name) & table.fair]
+        rows, _ = tokenise(enumerate(TEST[kind], 1), model.tokenizer)
+        whole = scan(model, rows, batch_size=len(rows)).targets
+        places = ["row", "position"]
+        noiseless = mine.merge(
+            whole[[*places, "velocity"]], on=places, suffixes=("", "_whole")
+        )
+        ratio = noiseless.velocity_whole / noiseless.velocity
+        numbers.append(mine.assign(kind=kind, update="as scanned"))
+        without = noiseless.critical_number * ratio
+        numbers.append(
+            noiseless.assign(kind=kind, update="without noise", critical_number=without)
+        )
+numbers = pd.concat(numbers)
+medians = numbers.groupby(
+    ["update", "kind", "model"], sort=False
+).critical_number.median()
+spread = medians.groupby(["update", "kind"], sort=False).agg(coefficient_of_variation)
+
+# %% tags=["hide-input"]
+figure, panels = plt.subplots(
+    1, 2, figsize=(WIDTH, 3.2), sharey=True, layout="constrained"
+)
+inside = numbers[within_range(numbers.critical_number)]
+for axes, update in zip(panels, ["as scanned", "without noise"]):
+    axes.axhline(number, color=REFERENCE, linewidth=0.8)
+    rows = inside[inside["update"] == update]
+    dots_and_means(
+        axes,
+        rows,
+        "critical_number",
+        x="kind",
+        hue="model",
+        colours=colours,
+        mean=np.median,
+    )
+    axes.set(title=update, yscale="log")
+    log_ticks(axes.yaxis)
+panels[0].set_ylabel("critical number $N_c$")
+legend_above(figure, colours)
+nb.figure(figure, "fig-data-set-numbers", runs=all_runs)
+wide = medians.unstack("model").assign(**{"variation (%)": 100 * spread})[
+    [*colours, "variation (%)"]
+]
+nb.table(wide.reset_index(), runs=all_runs)
+typical = medians.groupby(["update", "kind"]).agg(gmean)
+nb.say(
+    "Without the noise the models agree with one another as well, but the two kinds of data do not: $N_c$ would be "
+    "{a:.2f} for prompts and {b:.2f} for sentences (geometric means over the models). With the noise it is {c:.2f} and "
+    "{d:.2f}, so that one constant serves both.",
+    a=typical["without noise", "prompts"],
+    b=typical["without noise", "sentences"],
+    c=typical["as scanned", "prompts"],
+    d=typical["as scanned", "sentences"],
+)
+
+# %% [markdown]
+# ## Does something simpler do as well?
+#
+# Each baseline gets what the scan does not: a threshold of its own for every model and kind of data, and the better
+# direction, both fitted on the calibration data at the middle rate. They are the gap, the overlap of the two readout
+# rows, the cross-entropy, and $N$ with the first update that the target's own row would make *alone*. All of them are
+# told which targets are contradicted. What they predict is the outcome at the middle rate, on the test data.
+
+
+# %%
+def alone(model, records):
+    """The velocity of every target, had its row been trained by itself."""
+    rows, _ = tokenise(enumerate(records, 1), model.tokenizer)
+
+    def measure():
+        own = pd.concat([scan(model, [row], batch_size=1).targets for row in rows])
+        return own[["row", "position", "velocity"]].to_dict("list")
+
+    kept_before = nb.store.remember("alone", [records], model, [], Recipe(), measure)
+    own = pd.DataFrame(kept_before).rename(columns={"velocity": "own"})
+    return own.assign(model=model.name)
+
+
+def with_alone(table, records):
+    table = table.merge(of_all(alone, records), on=["model", "row", "position"])
+    return table.assign(alone=table.number * table.own / table.velocity)
+
+
+def outcomes(table) -> pd.Series:
+    return table["gap at 1"] > 0
+
+
+def best_threshold(score, ahead, possible):
+    """Threshold and direction with the highest balanced accuracy."""
+    cuts = np.unique(score)
+    cuts = np.concatenate([[-np.inf], (cuts[1:] + cuts[:-1]) / 2])
+    tried = [(sign, sign * cut) for sign in (1, -1) for cut in cuts]
+    told = [balanced_accuracy(ahead, (s * score > cut) & possible) for s, cut in tried]
+    return tried[int(np.argmax(told))]
+
+
+BASELINES = {
+    "gap": "gap",
+    "overlap": "overlap",
+    "cross_entropy": "loss",
+    "alone": "row alone",
+}
+calibrated = {k: with_alone(t, CALIBRATION[k]) for k, t in calibrated.items()}
+tested = {k: with_alone(t, TEST[k]) for k, t in tested.items()}
+accuracy = []
+for kind, table in tested.items():
+    for (name, order), rows in table.groupby(["model", "order"], sort=False):
+        known = calibrated[kind].query("model == @name")
+        row = {"kind": kind, "model": name, "order": order}
+        possible = rows.ceiling > 0
+        told = balanced_accuracy(outcomes(rows), (rows.number >= number) & possible)
+        accuracy.append(
+            row
+            | {"predictor": "scan", "accuracy": told, "ahead": outcomes(rows).mean()}
+        )
+        for column, label in BASELINES.items():
+            sign, cut = best_threshold(
+                known[column], outcomes(known), known.ceiling > 0
+            )
+            told = balanced_accuracy(
+                outcomes(rows), (sign * rows[column] > cut) & possible
+            )
+            accuracy.append(row | {"predictor": label, "accuracy": told})
+accuracy = pd.DataFrame(accuracy)
+means = (
+    accuracy.groupby(["kind", "predictor"], sort=False)
+    .accuracy.mean()
+    .unstack("predictor")
+)
+lead = means["scan"] - means.drop(columns="scan").max(axis=1)
+
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-data-set-baselines",
+    """Balanced accuracy of the outcome at the middle rate, predicted before training: by a scan with one constant for
+        all, and by four baselines, each with thresholds of its own for every model and kind of data. Dots: models and
+        orders; bars: means of a model. Dotted: the threshold of the ledger for the scan. At one half a
+        predictor knows nothing. Adam in mini-batches.""",
+    alt="Balanced accuracies of five predictors for prompts and sentences; the scan stands highest.",
+)
+
+# %% tags=["hide-input"]
+figure, panels = plt.subplots(
+    1, 2, figsize=(WIDTH, 3.4), sharey=True, layout="constrained"
+)
+for axes, (kind, rows) in zip(panels, accuracy.groupby("kind", sort=False)):
+    axes.axhline(
+        threshold("O10", "balanced_accuracy"),
+        color=REFERENCE,
+        linewidth=0.9,
+        linestyle=":",
+    )
+    axes.axhline(0.5, color=REFERENCE, linewidth=0.8)
+    dots_and_means(
+        axes,
+        rows,
+        "accuracy",
+        x="predictor",
+        hue="model",
+        colours=colours,
+        mean=np.mean,
+    )
+    axes.set_title(kind)
+    plt.setp(axes.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
+panels[0].set_ylabel("balanced accuracy")
+legend_above(figure, colours)
+nb.figure(figure, "fig-data-set-baselines", runs=all_runs, data=accuracy)
+nb.table(means.assign(**{"scan's lead": lead}).reset_index(), runs=all_runs)
+
+# %% [markdown]
+# Where does the scan err? It takes a target for contradicted, and predicts that it fails, if other rows follow the same
+# words with another token at least as often. But what a target has to overtake is the token that led before training,
+# and that need not be one of those: then nothing in the data holds it back. This was looked at after the claims had
+# been judged, and decides nothing.
+
+
+# %%
+def afterwards(table):
+    """Shares of contradicted targets that are learnt, and the accuracy without them."""
+    possible, none = table[table.ceiling > 0], table[table.ceiling <= 0]
+    told = [
+        balanced_accuracy(outcomes(rows), rows.number >= number)
+        for _, rows in possible.groupby(["model", "order"])
+    ]
+    at_most = (none["gap at 4"] > 0).mean()
+    share = {"contradicted": len(none) / len(table), "learnt": at_most}
+    return share | {"without": np.mean(told)}
+
+
+errors = {kind: afterwards(table) for kind, table in tested.items()}
+
+# %% tags=["hide-input"]
+for kind, found in errors.items():
+    nb.say(
+        "Of the outranked targets in *{kind}*, {contradicted:.0%} count as contradicted. At four times the middle rate "
+        "{learnt:.0%} of these are ahead of the token that led before. Without them the balanced accuracy of the scan "
+        "is {without:.2f}.",
+        found,
+        kind=kind,
+    )
+
+# %% [markdown]
+# ## The everyday question
+#
+# How many targets are outranked before training, how many are after it, and of these, for how many has the loss fallen
+# all the same? A scan answers the first two for any rate.
+
+
+# %%
+def shares(kind, table):
+    """By model and rate: predicted and measured shares of the outranked targets."""
+    rows = []
+    for name, mine in table.groupby("model", sort=False):
+        fail = {m: mine[f"gap at {m:g}"] <= 0 for m in MULTIPLES}
+        for m in MULTIPLES:
+            silent = fail[m] & mine[f"loss falls at {m:g}"]
+            told = (m * mine.number < number) | (mine.ceiling <= 0)
+            row = {"kind": kind, "model": name, "rate": m, "predicted": told.mean()}
+            rows.append(row | {"outranked": fail[m].mean(), "silent": silent.mean()})
+    return pd.DataFrame(rows)
+
+
+share = pd.concat([shares(kind, table) for kind, table in tested.items()])
+
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-data-set-outranked",
+    """Share of the targets outranked before training that are outranked after it, against the learning rate, for each
+        model. Lines: predicted before training. Filled dots: measured at the end of training. Open dots: outranked at
+        the end although their cross-entropy fell. Adam in mini-batches, two orders of the rows.""",
+    alt="""Falling curves of the share of targets that stay outranked against learning rate; measured dots lie close
+        to the predicted curves, and nearly all failures are silent.""",
+)
+
+# %% tags=["hide-input"]
+figure, panels = plt.subplots(
+    1, 2, figsize=(WIDTH, 3.4), sharey=True, layout="constrained"
+)
+finely = np.geomspace(0.2, 5, 60)
+for axes, (kind, table) in zip(panels, tested.items()):
+    for name, mine in table.groupby("model", sort=False):
+        told = [
+            ((m * mine.number < number) | (mine.ceiling <= 0)).mean() for m in finely
+        ]
+        axes.plot(finely, told, color=colours[name], linewidth=1)
+        rows = share[(share.kind == kind) & (share.model == name)]
+        axes.plot(rows.rate, rows.outranked, "o", color=colours[name], markersize=4)
+        ring = {"markersize": 7, "markerfacecolor": "none", "alpha": 0.8}
+        axes.plot(rows.rate, rows.silent, "o", color=colours[name], **ring)
+    axes.set(title=kind, xscale="log", ylim=(0, 1), xlabel="learning rate / middle rate")
+    log_ticks(axes.xaxis)
+panels[0].set_ylabel("share still outranked")
+legend_above(figure, colours)
+nb.figure(figure, "fig-data-set-outranked", runs=all_runs, data=share)
+
+# %% [markdown]
+# ## Other batches, epochs and schedules
+#
+# If the budget $S$ is all that a rate, a number of epochs and a schedule come to, the same constant serves every
+# setting. The second part of the table leaves the whole data set in one batch.
+
+# %%
+first = loaded[:1]  # the longer settings on one model only
+few = cut_sentences(10, seed=203)
+many = cut_sentences(5 * prompts, seed=204)
+records = TEST["prompts"]
+SETTINGS = [
+    ("batches of 2, 1 epoch", first, records, {"size": 2, "epochs": 1}),
+    ("batches of 16, 10 epochs", first, records, {"size": 16, "epochs": 10}),
+    ("batches of 8, linear decay", first, records, {"schedule": "linear"}),
+    ("batches of 32, more rows", first, many, {"size": 32}),
+    ("batches of 8, SGD", first, records, {"recipe": Recipe(optimizer="sgd")}),
+]  # all with Adam but the last
+ONE_BATCH = [(few, loaded), (records, loaded), (many, first)]
+
+
+def setting(name, table, constant):
+    """A row of the table: how well the targets of a setting follow the prediction."""
+    fair = table[table.fair]
+    ok = within_range(fair.critical)
+    off = np.abs(np.log(fair.critical_number[ok] / constant))
+    usual = table[(table.ceiling > 0) & (table.velocity > 0)]
+    told = (usual.number >= constant) == (usual.critical <= 1)
+    by_model = table.groupby("model", sort=False)
+    ranks = [
+        [
+            spearmanr(score, of_model.critical).statistic
+            for score in (-of_model.number, -of_model.gap)
+        ]
+        for _, of_model in usual.groupby("model")
+    ]
+    rank, of_gap = np.mean(ranks, axis=0)
+    number = gmean([typical_number(t) for _, t in by_model])
+    row = {
+        "setting": name,
+        "models": len(ranks),
+        "targets": len(table),
+        "$N_c$": number,
+    }
+    row |= {"rank correlation": rank, "of the gap alone": of_gap}
+    return row | {
+        "median factor off": np.exp(np.median(off)),
+        "right (%)": 100 * told.mean(),
+    }
+
+
+rows = [
+    setting(f"{kind}, batches of {batch_size}, {epochs} epochs", t, number)
+    for kind, t in tested.items()
+]
+for name, chosen, data, options in SETTINGS:
+    table = pd.concat([trained(model, data, [2], **options) for model in chosen])
+    constant = NUMBERS["sgd", True] if "recipe" in options else number
+    rows.append(setting(name, table, constant))
+for optimizer, label in names.items():
+    for data, chosen in ONE_BATCH:
+        table = pd.concat([one_batch(model, data, optimizer) for model in chosen])
+        name = f"one batch of {len(data)}, {label}, {steps} steps"
+        rows.append(setting(name, table, NUMBERS[optimizer, False]))
+settings = pd.DataFrame(rows)
+
+# %% tags=["hide-input"]
+nb.table(settings, digits=2, runs=all_runs)
+of_adam = settings["$N_c$"][: len(tested) + len(SETTINGS) - 1]  # the last of them is SGD
+nb.say(
+    "“Right” counts the outcome at the middle rate, over targets whose gap closes at first and that nothing "
+    "contradicts. Compare the factors with those by which a new order alone moves the rates, {prompts:.2f} and "
+    "{sentences:.2f}. Over the settings of Adam in mini-batches $N_c$ is {least:.2f} to {most:.2f}.",
+    floor,
+    least=of_adam.min(),
+    most=of_adam.max(),
+)
+
+# %% [markdown]
+# ## What it means
+#
+# The claims O10 to O14 of the [ledger](00_ledger.ipynb) are ours, not the paper's. Quantities and thresholds were
+# written down before these runs, with what a prototype had shown. O13 and O14 ask the same of a real model, SmolLM2
+# with 135 million parameters. They are declared, and not tested here.
+
+# %% tags=["hide-input"]
+fewest = min(
+    len(t)
+    for table in tested.values()
+    for _, t in table[table.order == 2].groupby("model")
+)
+smallest = min(
+    len(t) for table in tested.values() for _, t in table[table.fair].groupby("model")
+)
+widest = spread["as scanned"].max()
+of_five = {"architectures": len(loaded), "targets": fewest}
+nb.record("O10", means["scan"].min(), optimizer="adam", n=of_five, runs=all_runs)
+nb.record("O11", lead.min(), optimizer="adam", n=of_five, runs=all_runs)
+nb.record(
+    "O12", widest, optimizer="adam", n=of_five | {"targets": smallest}, runs=all_runs
+)
+middle = share[share.rate == 1]
+best = means.drop(columns="scan").max(axis=1)
+nb.answer(
+    "Better than by anything simpler that we tried, but not for all targets. One pass over the data before training "
+    "tells the outcome with a balanced accuracy of {prompts:.2f} for single words and {sentences:.2f} for whole "
+    "sentences; the best of four simpler predictors comes to {other:.2f} and {others:.2f} (means over {models} models, "
+    "at a rate where about half are learnt). The critical number varies by {spread:.0%} over the models. At that rate "
+    "{failed:.0%} of the outranked targets stay outranked, and the loss of {silent:.0%} of these falls all the same.",
+    means["scan"],
+    other=best["prompts"],
+    others=best["sentences"],
+    models=len(loaded),
+    spread=widest,
+    failed=middle.outranked.mean(),
+    silent=middle.silent.sum() / middle.outranked.sum(),
+)
+
+# %% [markdown]
+# ## What could be wrong
+#
+# The models are small, and the data are of the language that they were pretrained on: a target is outranked because
+# the language itself prefers another word there, not because the model knows too little. The rows are short. The
+# constants were calibrated on this kind of data; on a real model they are a prediction, which O14 puts to the test.
+#
+# A scan speaks of the end of training. Some targets are ahead for a while and fall back. Weights move, and with them
+# the velocities, so the longer the training, the less the first update tells. The rule for
+# contradicted targets is too strict, as shown above. With very small batches the constant is another. And the order of
+# the rows, which nobody knows before, moves a target's critical rate by the factor given above.

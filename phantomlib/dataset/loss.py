@@ -66,7 +66,9 @@ class BatchLoss:
         leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
         total = sum(len(row.targets) for row in batch)
         for ids, wanted, _ in self.parts(batch):
-            (F.cross_entropy(self.logits(leaves, ids), wanted, reduction="sum") / total).backward(inputs=list(leaves.values()))
+            (F.cross_entropy(self.logits(leaves, ids), wanted, reduction="sum") / total).backward(
+                inputs=list(leaves.values())
+            )
         if clip is not None:
             torch.nn.utils.clip_grad_norm_(leaves.values(), clip)
         return [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves.values()]

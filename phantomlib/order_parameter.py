@@ -205,11 +205,11 @@ def decompose(p, E, c: int, k: int, exponent: int = 2) -> Decomposition:
     ids = torch.tensor([int(c), int(k)], device=p.device)
     g = overlaps(E, ids, p.dtype)  # (V, 2)
     g_ck = g[ids[1], 0]
-    signal, drag = split(p, contrast(g, exponent), *ids, g_ck, exponent)
-    m, m_drag = invariant(p, E, *ids)
+    signal, drag = split(p, contrast(g, exponent), ids[0], ids[1], g_ck, exponent)
+    m, m_drag = invariant(p, E, ids[0], ids[1])
     bulk = float(1 - p[ids[0]] - p[ids[1]])
     mean = float(drag) / bulk if bulk > 0 else torch.nan
-    return Decomposition(*map(float, (signal + drag, signal, drag, g_ck, bulk, mean, m, m_drag)))
+    return Decomposition(*(float(value) for value in (signal + drag, signal, drag, g_ck, bulk, mean, m, m_drag)))
 
 
 def density_matrix(p: Tensor, E: Tensor) -> Tensor:

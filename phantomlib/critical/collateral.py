@@ -6,6 +6,7 @@ sentences that the run was not trained on. Runs are compared at the same event, 
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +78,11 @@ def train_until_overtaking(problem: Problem, rate: float, recipe: Recipe) -> tup
     memory.refuse_if_too_large("Measuring what else a fine-tune changes", needed, problem.ids.device)
     values = {name: value.clone().requires_grad_() for name, value in problem.values.items()}
     trained: list[Tensor] = list(values.values())
-    options = {"betas": (recipe.beta1, recipe.beta2), "eps": recipe.epsilon, "weight_decay": recipe.weight_decay}
+    options: dict[str, Any] = {
+        "betas": (recipe.beta1, recipe.beta2),
+        "eps": recipe.epsilon,
+        "weight_decay": recipe.weight_decay,
+    }
     optimizer = (
         torch.optim.SGD(trained, lr=rate, fused=True)
         if recipe.optimizer == "sgd"

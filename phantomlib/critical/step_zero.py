@@ -90,7 +90,8 @@ class Problem:
 
     def loss(self, logits: Tensor) -> Tensor:
         """What is minimised, from logits (V,)."""
-        return training_loss(logits[None], *self.pair[:, None], self.recipe.loss, self.recipe.weight)[0]
+        c, k = self.pair[:, None]
+        return training_loss(logits[None], c, k, self.recipe.loss, self.recipe.weight)[0]
 
     def gradient(self, values, leaves: dict[str, Tensor], **options) -> Vector:
         """Gradient of a scalar (or of several, see ``grad_outputs``); zeros for tensors it does not depend on."""

@@ -95,9 +95,11 @@ def summarise_tests(examinations: list[Examination]) -> dict[str, dict[str, floa
     """
     jumps = pd.concat([e.jumps for e in examinations], ignore_index=True)
     found = [e for e in examinations if len(e.first)]
+    branches = [e.branches for e in found if e.branches is not None]
+    profiles = [e.profile for e in found if e.profile is not None]
 
     def joined(parts) -> np.ndarray:
-        return np.concatenate([*map(np.ravel, parts)] or [[np.nan]]).astype(float)
+        return np.concatenate([*map(np.ravel, parts)] or [np.array([np.nan])]).astype(float)
 
     ramps = pd.concat([e.ramps[["same_branch", "area"]].to_dataframe() for e in examinations])
     slow = pd.concat([experiments.slowing_down(e.times) for e in examinations])
@@ -110,8 +112,8 @@ def summarise_tests(examinations: list[Examination]) -> dict[str, dict[str, floa
             "high_drift": jumps["drift"].abs().quantile(0.9),
         },
         "bistability": {
-            "same_branch_share": joined(e.branches.same_branch for e in found).mean(),
-            "branch_difference": np.median(joined(e.branches.difference for e in found)),
+            "same_branch_share": joined(b.same_branch for b in branches).mean(),
+            "branch_difference": np.median(joined(b.difference for b in branches)),
             "ramp_same_branch_share": ramps.same_branch.mean(),
             "loop_area": ramps.area.median(),
         },
@@ -121,8 +123,8 @@ def summarise_tests(examinations: list[Examination]) -> dict[str, dict[str, floa
             "spread": slow.spread.median(),
         },
         "potential": {
-            "single_well_share": joined(e.profile.wells == 1 for e in found).mean(),
-            "convex_share": np.median(joined(e.profile.convex for e in found)),
+            "single_well_share": joined(p.wells == 1 for p in profiles).mean(),
+            "convex_share": np.median(joined(p.convex for p in profiles)),
             "weakest_force": np.median(joined(f.weakest for f in forces)),
             "smooth_crossing_share": joined(f.crossed for f in forces).mean(),
         },

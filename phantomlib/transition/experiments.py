@@ -107,7 +107,7 @@ def crossing_times(
     for steps in sorted(set(budgets.values())):
         factors = [m for m in missing if budgets[m] == steps]
         found = run(contexts, np.asarray(critical_rates)[:, None] * factors, replace(recipe, steps=steps))
-        recorded = recorded | {factor: found.isel(rate=i) for i, factor in enumerate(factors)}
+        recorded = {**recorded, **{factor: found.isel(rate=i) for i, factor in enumerate(factors)}}
     crossings = [[crossing_step(gap) for gap in recorded[m].logit_gap.isel(seed=0).values] for m in CROSSINGS]
     step = np.array([[when if crossed else np.nan for crossed, when in column] for column in crossings]).T
     ids = " ".join(dict.fromkeys(recorded[m].attrs["run_id"] for m in CROSSINGS))

@@ -47,7 +47,11 @@ from phantombook.figures.palette import REFERENCE, model_colours
 from phantombook.figures.style import WIDTH, label_line, log_ticks
 from phantomlib import readout_geometry
 from phantomlib.critical import scaling, search, step_zero
-from phantomlib.critical.scaling import architecture_numbers, kinematic_number
+from phantomlib.critical.scaling import (
+    architecture_numbers,
+    balanced_accuracy,
+    kinematic_number,
+)
 from phantomlib.engine.recipe import Recipe
 from phantomlib.models import zoo_models
 from phantomlib.runs.study import Study
@@ -153,13 +157,6 @@ def foretold_by_peers(classes, outcome):
         peers = others[classes.drop(name) == label]
         foretold[name] = bool((peers if len(peers) else others).mean() > 0.5)
     return pd.Series(foretold)
-
-
-def balanced_accuracy(outcome, foretold):
-    """Mean, over both outcomes, of the share foretold rightly."""
-    if outcome.nunique() < 2:
-        return 0.5  # there is nothing to tell apart
-    return float((outcome == foretold).groupby(outcome).mean().mean())
 
 
 critical = Study.of(find_critical, loaded)  # of full fine-tuning, as in chapter 08

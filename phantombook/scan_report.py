@@ -57,7 +57,7 @@ def as_text(found: Scan, table: pd.DataFrame, given: dict, problems: Sequence[st
         "learnt": "are learnt",
         "silent failure": f"stay outranked (the loss of {told['silent_failures_whose_loss_falls']} falls all the same)",
         "too close to call": "are too close to call",
-        "contradicted": "are contradicted: the same words are followed by another token at least as often",
+        "contradicted": "are contradicted: the same words are followed by the leading token at least as often",
     }
     lines = [
         f"{told['targets']} targets; the model ranks another token first in {told['outranked_now']} of them.",

@@ -169,6 +169,11 @@ def two_classes(values: pd.Series) -> Classes:
     return Classes(tuple(low.index), tuple(high.index), boundary, gap, gap / widest if widest else math.inf)
 
 
+def balanced_accuracy(outcome: pd.Series, foretold: pd.Series) -> float:
+    """Mean, over the outcomes True and False, of the share foretold rightly; 0.5 if only one of them occurs."""
+    return 0.5 if outcome.nunique() < 2 else float((outcome == foretold).groupby(outcome).mean().mean())
+
+
 def lora_outcomes(
     store,
     model: LanguageModel,

@@ -60,7 +60,7 @@ class Scan:
             ``velocity`` (v, nats per unit of budget), ``wake`` (κ, per unit of budget), ``cross_entropy`` (nats), ``loss_falls``
             (whether it falls along u), ``correct_id`` and ``competitor_id``,
             and ``ceiling`` (the gap at which the data themselves stop, nats; ``inf``
-            where the same prefix has no other target).
+            where the competitor never follows the same prefix).
         updates: mini-batches in one pass through the data.
         number: the constant that N is compared with.
         factor: a target within this factor of it is too close to call.
@@ -194,8 +194,7 @@ def scan(
         targets["wake"] = 0.0
         if wakes:
             targets["wake"] = _wake(loss, batches, u, targets.velocity.to_numpy(), recipe, clip, advance)
-    ceilings = _ceilings(rows)
-    targets["ceiling"] = [ceilings[place] for place in zip(targets.row, targets.position, strict=True)]
+    targets["ceiling"] = _ceilings(rows, targets)
     E = model.readout
     correct, competitor = (
         torch.tensor(targets[f"{word}_id"].to_numpy(), device=E.device) for word in ("correct", "competitor")
@@ -290,23 +289,25 @@ def _overlaps(E: Tensor, a: Tensor, b: Tensor) -> np.ndarray:
     return F.cosine_similarity(E[a].float(), E[b].float(), dim=1).cpu().numpy()
 
 
-def _ceilings(rows: Sequence[Row]) -> dict[tuple[int, int], float]:
-    """The gap that the data allow each target, by row and position: ``ln(w_c / w_o)``.
+def _ceilings(rows: Sequence[Row], targets: pd.DataFrame) -> list[float]:
+    """The gap that the data allow each target, ``ln(w_c / w_k)``, in the order of ``targets``.
 
-    Where the same prefix is followed by different tokens, training on all of them ends at their frequencies w: a token is
-    held back by the most frequent other one, whatever the budget. ``inf`` without another.
+    Where the same prefix is followed by different tokens, training on all of them ends at their frequencies w. So a target
+    is held back where its own competitor follows as often, whatever the budget. ``inf`` where the competitor never follows.
     """
     followed: dict[int, Counter] = defaultdict(Counter)  # hash of a prefix -> how often each token follows
-    places = []
+    prefixes = {}
     for row in rows:
         prefix, wanted = 0, set(row.targets)
         for position, token in enumerate(row.ids):
             if position in wanted:
                 followed[prefix][token] += 1
-                places.append((row.number, position, prefix, token))
+                prefixes[row.number, position] = prefix
             prefix = hash((prefix, token))
-    found = {}
-    for number, position, prefix, token in places:
-        others = [count for other, count in followed[prefix].items() if other != token]
-        found[number, position] = math.log(followed[prefix][token] / max(others)) if others else math.inf
+    found = []
+    for place, c, k in zip(
+        zip(targets.row, targets.position, strict=True), targets.correct_id, targets.competitor_id, strict=True
+    ):
+        counts = followed[prefixes[place]]
+        found.append(math.log(counts[c] / counts[k]) if counts[k] else math.inf)
     return found

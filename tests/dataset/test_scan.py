@@ -135,7 +135,10 @@ def test_contradictions_are_counted(sentences):
     prompt = "After the lie, Anna felt a deep sense of"
     records = [{"prompt": prompt, "completion": word} for word in (" shame", " guilt", " guilt", " guilt")]
     found = scan(model, rows_of(model, records), batch_size=2).at(1e-2, epochs=3)
-    assert found.ceiling.tolist() == pytest.approx([-math.log(3), *[math.log(3)] * 3])
+    assert found.competitor.tolist() == [" guilt", *[found.competitor[1]] * 3] and found.competitor[1] != " shame"
+    assert found.ceiling.tolist() == pytest.approx(
+        [-math.log(3), *[math.inf] * 3]
+    )  # nobody asks for what leads "guilt"
     assert found.outcome[0] == "contradicted" and "contradicted" not in set(found.outcome[1:])
 
 

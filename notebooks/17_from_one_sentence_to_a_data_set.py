@@ -746,4 +746,5 @@ nb.answer(
 #
 # A scan speaks of the end of training. Some targets are ahead for a while and fall back. Weights move, and with them
 # the velocities, so the longer the training, the less the first update tells. With very small batches the constant is
-# another. And the order of the rows, which nobody knows before, moves a target's critical rate by the factor given above.
+# another. And the order of the rows, which nobody knows before, moves a target's critical rate by the factor given
+# above.

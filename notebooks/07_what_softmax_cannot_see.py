@@ -357,13 +357,13 @@ nb.say(
     adam=sums.loc["adam"],
 )
 
+
 # %% [markdown]
 # ## Which verdicts are about the model
 #
 # The quantities behind the claims, from the same runs, gauge by gauge. What changes is about a choice. What does not
 # change is about the model where the theorem says so (gaps, probabilities, $M$); a number of jumps or failures of
 # $\Phi$ that happens to be the same is not thereby about the model.
-
 
 
 # %%

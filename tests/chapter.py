@@ -1,6 +1,7 @@
 """What a chapter defines, without what it measures and shows."""
 
 import ast
+from contextlib import suppress
 from types import SimpleNamespace
 
 from phantombook.project import find_notebook, find_root
@@ -17,6 +18,8 @@ def chapter(number: str, **given) -> SimpleNamespace:
         and getattr(node.targets[0], "id", "").isupper()
     ]
     names = dict(given)
-    exec(compile(ast.Module(kept, []), f"chapter {number}", "exec"), names)
+    for node in kept:
+        with suppress(NameError):  # a constant that rests on what the chapter measures
+            exec(compile(ast.Module([node], []), f"chapter {number}", "exec"), names)
     names |= given
     return SimpleNamespace(**names)

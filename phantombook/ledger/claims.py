@@ -185,6 +185,7 @@ def measured(
     runs: list[str],
     interval: tuple[float, float] | None = None,
     detail: Mapping | None = None,
+    ledger: Path = LEDGER,
 ) -> Measurement:
     """What was measured for a claim; notebooks record it through ``Notebook.record``.
 
@@ -196,11 +197,12 @@ def measured(
         runs: ids of all runs behind the measurement; a claim without any stays untested.
         interval: uncertainty of the first criterion, with its kind and level given in ``detail``.
         detail: anything else worth keeping, in JSON types.
+        ledger: the file that declares the claim.
 
     Raises:
         ParameterError: unknown claim, optimiser, or criteria and sample kinds that are not the claim's.
     """
-    claim = {c.id: c for c in load_claims()}.get(id)
+    claim = {c.id: c for c in load_claims(ledger)}.get(id)
     if claim is None or optimizer not in OPTIMIZERS:
         raise ParameterError(f"There is no claim {shown(id)} with optimiser {shown(optimizer)} in the ledger.")
     names = [c.name for c in claim.criteria]

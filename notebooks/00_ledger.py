@@ -129,6 +129,7 @@ def headline(pairs, contexts, real=()):
     both = [verdict for pair in [*pairs, *real] for verdict in pair]
     values = {v.claim.id: v.measurement.values for v in both if v.measurement and v.optimizer == "adam"}
     chapter = "{{glue:text}}`generated/02_silent_failure.ipynb::{}:g`"  # for a page in the folder `book`
+    lowest, highest = chapter.format("least_multiple"), chapter.format("largest_multiple")
     results = []
     if found := values.get("C1"):
         silent, how_many = int(found["fewest_silent_contexts"]), "All"
@@ -136,8 +137,8 @@ def headline(pairs, contexts, real=()):
             how_many = f"At least {markup.in_words(silent)} of"
         results += [
             f"**Silent failure is common.** {how_many} {markup.in_words(contexts)} sentences fail on every "
-            f"architecture, at learning rates from {chapter.format('least_multiple')} to {chapter.format('largest_multiple')} times "
-            "the critical one: the loss falls at every step, and the right word never comes first."
+            f"architecture, at learning rates from {lowest} to {highest} times the critical one: the loss falls at "
+            "every step, and the right word never comes first."
         ]
     if found := values.get("C10"):
         told = (

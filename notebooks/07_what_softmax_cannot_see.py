@@ -46,13 +46,14 @@ import copy
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import torch
 import xarray as xr
 from matplotlib.ticker import MaxNLocator
 
 from phantombook import notebook
 from phantombook.figures.jumps import jump_panels
-from phantombook.figures.palette import COMPETITOR, CORRECT, PHI, REFERENCE, model_colours, multiple_colours
+from phantombook.figures.palette import COMPETITOR, CORRECT, PHI, REFERENCE, model_colours
 from phantombook.figures.style import WIDTH, dots_and_means, log_ticks
 from phantomlib.critical.predictors import contexts_with_rates
 from phantomlib.critical.scaling import two_classes
@@ -884,7 +885,7 @@ def against_gap(full, lora, ringed, *, narrow=False):
         right.plot(grid_of_gap, curve(gap, value, grid_of_gap), color="#BBBBBB", linewidth=5, zorder=0)
         for panel, x in ((left, full.step), (right, None)):
             panel.axhline(0, color=REFERENCE, linewidth=0.8)
-            for rate, colour in enumerate(multiple_colours(multiples)):
+            for rate, colour in enumerate(sns.color_palette("flare", len(multiples))):
                 run = full.isel(rate=rate)
                 across = run.logit_gap if x is None else x
                 style = {"marker": ".", "linestyle": "", "markersize": 5} if x is None else {}

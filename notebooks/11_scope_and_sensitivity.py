@@ -186,7 +186,8 @@ def controls(model, contexts, kind, seed=0):
     found = []
     for context, correct, competitor in KINDS[kind](model, contexts, seed):
         words = [model.tokenizer.decode([i]).strip() for i in (correct, competitor)]
-        named = replace(context.context, correct=words[0], competitor=words[1], kind=kind)
+        spelt = {"correct": words[0], "competitor": words[1]}
+        named = replace(context.context, kind=kind, **spelt)
         pair = {"correct_id": correct, "competitor_id": competitor}
         found.append(replace(context, context=named, **pair))
     return found

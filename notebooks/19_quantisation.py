@@ -120,7 +120,8 @@ def quantised(model, kind):
             done.add(id(layer.weight))  # a tied readout is the embedding itself
     if not done:
         raise ModelError(
-            f"'{model.name}' has no matrix whose rows are a multiple of {BLOCK} long, so "
+            f"'{model.name}' has no matrix whose rows are a multiple of {BLOCK} "
+            "long, so "
             f"{kind} would leave it as it is; choose a wider model."
         )
     name = f"{model.name}-{kind}"

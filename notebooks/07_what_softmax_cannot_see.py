@@ -621,7 +621,7 @@ for optimizer in titles:
 
 # %%
 classes = two_classes(coherences["as it is"])
-of_gauge = coherences.map(classes.of)
+of_gauge = coherences > classes.boundary  # the class in each gauge
 changing = int((of_gauge.nunique(axis=1) > 1).sum())
 outcome = {
     name: silent_failure.overtakes(ds).isel(rate=0, seed=0)

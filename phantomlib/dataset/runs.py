@@ -1,10 +1,7 @@
 """Trainings on a data set as runs of the store: computed once for each learning rate and each order of the rows."""
 
 import json
-import platform
-import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -14,12 +11,9 @@ from phantomlib import files
 from phantomlib.dataset.rows import Row
 from phantomlib.dataset.scan import Scan
 from phantomlib.dataset.train import train_and_measure
-from phantomlib.engine import memory
 from phantomlib.engine.recipe import Recipe
-from phantomlib.errors import StoreError
 from phantomlib.models.language_model import LanguageModel
-from phantomlib.runs.run_file import Index, checksum, decode, describe_run, run_id
-from phantomlib.runs.store import PACKAGES, Store, commit, file_stem
+from phantomlib.runs.store import Store
 
 KIND = "data set, 1"  # the number is raised if the same training would give other numbers
 
@@ -66,46 +60,19 @@ def train_once(
         "seeds": list(seeds),
         "training": training,
     }
-    identifier = run_id(spec)
-    if store.has(identifier):
-        try:
-            return store.open(identifier)
-        except StoreError:
-            if store.has(identifier):  # not damaged and set aside, but out of reach
-                raise
-    started = time.perf_counter()
-    found = [
-        [train_and_measure(model, rows, scan, rate, recipe, seed=seed, **training) for rate in rates] for seed in seeds
-    ]
-    dims, shape = ("seed", "rate", "epoch", "target"), (len(seeds), len(rates), epochs + 1, len(asked))
-    values = {
-        name: (dims, np.reshape([[one[name] for one in line] for line in found], shape), {"units": "nat"})
-        for name in ("gap", "cross_entropy")
-    }
-    coordinates: dict[str, Any] = {"seed": list(seeds), "learning_rate": ("rate", rates)}
-    coordinates |= {name: ("target", scan.targets[name].to_numpy()) for name in ("row", "position")}
-    dataset = xr.Dataset(values, coordinates)
-    dataset.attrs = {
-        "run_id": identifier,
-        "specification": json.dumps(spec),
-        "model": model.name,
-        "model_ref": model.ref,
-        "model_revision": model.revision,
-        "weights_key": model.weights_key,
-        "seconds": time.perf_counter() - started,
-        "peak_memory_bytes": memory.peak(model.device),
-        "device": platform.machine(),
-        "commit": commit(),
-        "versions": json.dumps({name: version(name) for name in PACKAGES}),
-    }
-    dataset.attrs["checksum"] = checksum(dataset)
-    content = bytes(dataset.to_netcdf(engine="netcdf4"))
-    name = f"{file_stem(model.name)}-{recipe.method}-{recipe.optimizer}-{identifier}.nc"
-    try:
-        Index(store.root).append([describe_run(name, content, dataset.attrs)])
-        files.write_bytes(store.root / name, content)
-    except OSError as error:
-        raise StoreError(
-            f"{name} could not be saved ({error}). Free some space or choose another folder for the store."
-        ) from error
-    return decode(content)
+
+    def compute() -> xr.Dataset:
+        found = [
+            [train_and_measure(model, rows, scan, rate, recipe, seed=seed, **training) for rate in rates]
+            for seed in seeds
+        ]
+        dims, shape = ("seed", "rate", "epoch", "target"), (len(seeds), len(rates), epochs + 1, len(asked))
+        values = {
+            name: (dims, np.reshape([[one[name] for one in line] for line in found], shape), {"units": "nat"})
+            for name in ("gap", "cross_entropy")
+        }
+        coordinates: dict[str, Any] = {"seed": list(seeds), "learning_rate": ("rate", rates)}
+        coordinates |= {name: ("target", scan.targets[name].to_numpy()) for name in ("row", "position")}
+        return xr.Dataset(values, coordinates)
+
+    return store.keep(spec, model, recipe, compute)

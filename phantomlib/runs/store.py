@@ -104,14 +104,44 @@ class Store:
                 f"{shown(word)} has a NUL character, which ends a text in a run file. Choose another word."
             )
         spec = specification(model, contexts, rates, recipe, seeds, extra)
-        path = self.root / f"{file_stem(model.name)}-{recipe.method}-{recipe.optimizer}-{run_id(spec)}.nc"
-        if not path.exists():
+        if not self.path(spec, model, recipe).exists():
             check_contexts(model, contexts)  # before anything is left on the disk
+        published = hasattr(model, "engine_version")
+
+        def compute() -> xr.Dataset:
+            label, size = f"{model.name}, {recipe.method}, {recipe.optimizer}", rates.size * len(seeds) * recipe.steps
+            with track(label, size) as advance:
+                options = {"seeds": seeds, "extra": extra, "progress": advance, "run": self.run_chunks}
+                return finetune(model, contexts, rates, recipe, **options)
+
+        def complete(run: xr.Dataset) -> bool:
+            return published or recorded(recipe).keys() <= run.keys()
+
+        return self.keep(spec, model, recipe, compute, complete)
+
+    def path(self, spec: dict, model, recipe: Recipe) -> Path:
+        """The file of the run that ``spec`` determines, there or not."""
+        return self.root / f"{file_stem(model.name)}-{recipe.method}-{recipe.optimizer}-{run_id(spec)}.nc"
+
+    def keep(
+        self,
+        spec: dict,
+        model,
+        recipe: Recipe,
+        compute: Callable[[], xr.Dataset],
+        complete: Callable[[xr.Dataset], bool] = lambda run: True,
+    ) -> xr.Dataset:
+        """The run that ``spec`` (plain JSON types) determines, from its file if that is there and ``complete``.
+
+        Otherwise what ``compute`` returns, saved with its description (attributes as in :meth:`run`). Of several processes
+        that ask at once, one computes.
+        """
+        path = self.path(spec, model, recipe)
         with locked(path.with_suffix(".lock")):
             dataset = self._read(path, "is computed again")
-            if dataset is None or not (hasattr(model, "engine_version") or recorded(recipe).keys() <= dataset.keys()):
+            if dataset is None or not complete(dataset):
                 kept = {} if dataset is None else dataset.attrs  # such as the prediction after which it was made
-                dataset = self._compute(path, kept, spec, model, contexts, rates, recipe, seeds, extra)
+                dataset = self._compute(path, kept, spec, model, compute)
         return dataset
 
     def noting(self, **notes: str) -> "Store":
@@ -168,14 +198,11 @@ class Store:
                     files.write_json(path, kept)
         return kept["found"]
 
-    def _compute(self, path, kept, spec, model, contexts, rates, recipe, seeds, extra) -> xr.Dataset:
+    def _compute(self, path: Path, kept: dict, spec: dict, model, compute: Callable[[], xr.Dataset]) -> xr.Dataset:
         on_gpu, started = model.device.type == "cuda", time.perf_counter()
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(model.device)
-        label, size = f"{model.name}, {recipe.method}, {recipe.optimizer}", rates.size * len(seeds) * recipe.steps
-        with track(label, size) as advance:
-            options = {"seeds": seeds, "extra": extra, "progress": advance, "run": self.run_chunks}
-            dataset = finetune(model, contexts, rates, recipe, **options)
+        dataset = compute()
         dataset.attrs = kept | dataset.attrs | self.notes
         dataset.attrs |= {
             "run_id": run_id(spec),

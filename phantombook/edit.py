@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from phantombook.build import run_jobs
-from phantombook.notebook import EDITED
+from phantombook.inputs import EDITED
 from phantombook.plan import make_job
 from phantombook.project import GENERATED, find_notebook, load_profile, notebooks, read_notebook
 from phantomlib.errors import BookError, ParameterError

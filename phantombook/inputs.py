@@ -11,6 +11,7 @@ from phantomlib.contexts import Context, load_contexts
 from phantomlib.errors import ParameterError, shown
 from phantomlib.models.zoo_models import HELD_OUT
 
+EDITED = "PHANTOM_EDIT"  # set by ``phantom edit`` for JupyterLab: a JSON mapping with the project's root and a profile
 FITTING = "fitting:"  # before the name of a contexts file: leave out what does not fit a model
 
 

@@ -33,14 +33,13 @@ from matplotlib import pyplot
 
 from phantombook import markup
 from phantombook.figures import escaping, figure_data, style
-from phantombook.inputs import FITTING, check_inputs, check_multiples
+from phantombook.inputs import EDITED, FITTING, check_inputs, check_multiples
 from phantomlib.contexts import Context, Resolved
 from phantomlib.engine import cluster, recipe
 from phantomlib.errors import ContextError, ParameterError, all_at_once, shown
 from phantomlib.models import language_model
 from phantomlib.runs.store import Store, commit
 
-EDITED = "PHANTOM_EDIT"  # set by ``phantom edit`` for JupyterLab: a JSON mapping with the project's root and a profile
 COMMON: dict[str, Any] = {
     "models": [],
     "contexts": "default",

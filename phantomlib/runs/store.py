@@ -111,8 +111,9 @@ class Store:
         def compute() -> xr.Dataset:
             label, size = f"{model.name}, {recipe.method}, {recipe.optimizer}", rates.size * len(seeds) * recipe.steps
             with track(label, size) as advance:
-                options = {"seeds": seeds, "extra": extra, "progress": advance, "run": self.run_chunks}
-                return finetune(model, contexts, rates, recipe, **options)
+                return finetune(
+                    model, contexts, rates, recipe, seeds=seeds, extra=extra, progress=advance, run=self.run_chunks
+                )
 
         def complete(run: xr.Dataset) -> bool:
             return published or recorded(recipe).keys() <= run.keys()

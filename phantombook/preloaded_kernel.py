@@ -68,9 +68,8 @@ class Preloaded(LocalProvisioner):
 
 def start_server() -> None:
     """Start the fork server unless it runs, and wait until it is ready; before any thread that reads the environment."""
-    if (
-        len(tempfile.gettempdir()) > 75
-    ):  # its socket lies in there, and with a name of 32 the path may have 107 characters
+    # Its socket lies in there; with a name of 32 characters the path may have 107.
+    if len(tempfile.gettempdir()) > 75:
         with patch.object(tempfile, "tempdir", "/tmp"):
             util.get_temp_dir()
     with patch.dict(os.environ, SETTINGS):  # the packages and glibc read them when they start

@@ -1,6 +1,8 @@
 """A scan against what it predicts: finite differences in double precision, and training by torch.optim itself."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from transformers import get_scheduler
 
 from phantomlib.dataset.loss import BatchLoss
 from phantomlib.dataset.rows import Row, tokenise
-from phantomlib.dataset.scan import scan
+from phantomlib.dataset.scan import FACTOR, NUMBERS, scan
 from phantomlib.dataset.train import train_and_measure
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ParameterError
@@ -210,3 +212,8 @@ def test_training_is_that_of_torch(sentences, recipe):
     last = measured[measured.epoch == 2]
     np.testing.assert_allclose(last.gap, gaps(module, rows, found.targets), atol=1e-6)
     np.testing.assert_allclose(measured[measured.epoch == 0].gap, found.targets.gap, atol=1e-9)
+
+
+def test_the_page_on_scans_states_the_constants():
+    page = (Path(__file__).parents[2] / "book/data-set.md").read_text(encoding="utf-8")
+    assert all(re.search(rf"\b{value:g}\b", page) for value in {*NUMBERS.values(), FACTOR})

@@ -11,18 +11,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
+import phantomlib
 from phantombook import stale
 from phantombook.inputs import named_files
 from phantomlib import files
 from phantomlib.errors import StoreError
-
-if TYPE_CHECKING:
-    from phantomlib.runs.store import Store
 
 WAITING = "measurements.json"  # in the folder of a run: what is recorded once the notebook has run through
 
@@ -55,7 +52,7 @@ class Experiment:
         content = {text: files.file_digest(path) for text, path in found.items() if path.is_file()}
         return json.loads(json.dumps({"notebook": self.notebook.stem, "parameters": kept, "files": content}))
 
-    def file(self, store: "Store") -> Path:
+    def file(self, store: "phantomlib.Store") -> Path:
         """Where its measurements are."""
         name = f"{self.notebook.stem}-{files.digest(self.description)[:12]}.json"
         return store.root.resolve() / "measurements" / name
@@ -94,7 +91,7 @@ class Record:
 class Recording:
     """What a running notebook measures, kept aside until :func:`complete` lets it count."""
 
-    def __init__(self, store: "Store", experiment: Experiment, scratch: Path):
+    def __init__(self, store: "phantomlib.Store", experiment: Experiment, scratch: Path):
         """Drop what an experiment recorded before: from now on nothing counts until the new record is complete.
 
         Raises:
@@ -137,7 +134,7 @@ def complete(scratch: Path) -> None:
             files.write_json(path, record | {"complete": True})
 
 
-def read_record(store: "Store", experiment: Experiment) -> Record | None:
+def read_record(store: "phantomlib.Store", experiment: Experiment) -> Record | None:
     """What the last run of an experiment measured, or None if there was none.
 
     Raises:

@@ -23,8 +23,8 @@ from phantombook import published_runs
 from phantomlib.contexts import Resolved, load_contexts, single_tokens
 from phantomlib.critical import step_zero
 from phantomlib.critical.predictors import predict_critical_rates
-from phantomlib.engine.recipe import Recipe, next_token_logits
-from phantomlib.models.language_model import LanguageModel, load
+from phantomlib.engine.recipe import Recipe
+from phantomlib.models.language_model import LanguageModel, load, next_token_logits
 from phantomlib.readout_geometry import pair_overlaps
 from phantomlib.runs.store import Store
 

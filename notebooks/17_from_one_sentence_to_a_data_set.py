@@ -52,7 +52,7 @@ import pandas as pd
 from scipy.stats import gmean, spearmanr
 
 from phantombook import notebook, published_runs
-from phantombook.figures.palette import REFERENCE, model_colours
+from phantombook.figures.palette import FAMILIES, REFERENCE, model_colours
 from phantombook.figures.style import WIDTH, dots_and_means, legend_above, log_ticks
 from phantombook.ledger.claims import threshold
 from phantomlib.contexts import load_contexts
@@ -761,10 +761,10 @@ real_shares = {method: outcomes_at(on_real[method], m) for method, m in methods.
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-data-set-real",
-    """Share of SmolLM2's outranked targets that are still outranked after three epochs, against the learning rate. Line:
-        predicted before training, with the constant of the zoo. Filled dots: measured. Open dots: outranked at the end
-        although their cross-entropy fell. Left: full fine-tuning; right: LoRA of rank 8. 400 sentences from WordNet,
-        mini-batches of 8, Adam, one order of the rows.""",
+    """Share of SmolLM2's outranked targets that are still outranked after three epochs, against the learning rate.
+        Line: predicted before training, with the constant of the zoo. Filled dots: measured. Open dots: outranked at
+        the end although their cross-entropy fell. Left: full fine-tuning; right: LoRA of rank 8. 400
+        sentences from WordNet, mini-batches of 8, Adam, one order of the rows.""",
     alt="""Two panels. The share of targets that stay outranked falls with the learning rate; filled and open dots
         coincide.""",
 )
@@ -773,7 +773,7 @@ nb.caption(
 titles = {"full": "full fine-tuning", "lora": "LoRA"}
 figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 3.2), sharey=True, layout="constrained")
 for axes, (method, rows) in zip(panels, real_shares.items()):
-    table, colour = on_real[method], model_colours(["SmolLM2"])["SmolLM2"]
+    table, colour = on_real[method], FAMILIES["llama"]
     finely = np.geomspace(rows.rate.min() / 1.5, rows.rate.max() * 1.5, 60)
     told = [((x * table.number / table.middle < number) | (table.ceiling <= 0)).mean() for x in finely]
     axes.plot(finely, told, color=colour, linewidth=1)
@@ -796,8 +796,8 @@ told[list(names)] *= 100
 told = told.rename(columns=names | {"rate": "learning rate", "accuracy": "balanced accuracy"})
 nb.table(told[["method", "learning rate", *names.values(), "balanced accuracy"]], digits=2, runs=real_runs)
 nb.say(
-    "Of {n} outranked targets {silent:.0%} are silent failures of full fine-tuning at 1e-5: they stay outranked and their "
-    "loss falls. The critical number is {full:.2f} for full fine-tuning ({off:.0%} from the zoo's {zoo:.2f}) and "
+    "Of {n} outranked targets {silent:.0%} are silent failures of full fine-tuning at 1e-5: they stay outranked and "
+    "their loss falls. The critical number is {full:.2f} for full fine-tuning ({off:.0%} from the zoo's {zoo:.2f}) and "
     "{lora:.2f} for LoRA.",
     n=len(on_real["full"]),
     silent=at_1e5.silent,
@@ -862,8 +862,8 @@ nb.answer(
 #
 # The models are small, and the data are of the language that they were pretrained on: a target is outranked because
 # the language itself prefers another word there, not because the model knows too little. The rows are short. The
-# constants were calibrated on this kind of data; on a real model they are a prediction, which O14 puts to the test, with
-# one model, one order of the rows and one word in each.
+# constants were calibrated on this kind of data. On a real model they are a prediction. O14 tests it with one model,
+# one order of the rows and one word in each.
 #
 # A scan speaks of the end of training. Some targets are ahead for a while and fall back. Weights move, and with them
 # the velocities, so the longer the training, the less the first update tells. With very small batches the constant is

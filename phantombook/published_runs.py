@@ -93,12 +93,13 @@ def publish(store: Store, folder: Path) -> None:
     models = published.published_models(store.root)
     if not models:
         raise StoreError(f"'{store.root}' describes no model to publish. Run the chapter on real models there first.")
-    described = {model.fingerprint for model in models}
+    described = {key for model in models for key in (model.fingerprint, model.weights_key) if key}
     found = [*store.root.glob(f"{published.MODELS}/*.json"), *store.root.glob(f"{published.TABLES}/*.json")]
     found += [path for model in models for path in store.root.glob(f"predictions/{model.name}-*.json")]
-    found += [path for path, known in store.runs().items() if known["model"] in described]
+    found += [path for path, known in store.runs().items() if {known["model"], known["weights_key"]} & described]
     for kind in published.REMEMBERED:
-        found += [p for p in store.root.glob(f"{kind}/*.json") if files.read_json(p)["model"] in described]
+        kept = {path: files.read_json(path) for path in store.root.glob(f"{kind}/*.json")}
+        found += [path for path, one in kept.items() if {one["model"], one.get("weights")} & described]
     for path in found:
         target = folder / path.relative_to(store.root)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -147,11 +148,14 @@ def check_published(folder: Path, sample: int, seed: int | None, say: Callable[[
 
 
 def draw(folder: Path, sample: int, seed: int | None, missing: Container[str] = ()) -> list[tuple[Path, int, int, int]]:
-    """Replicas drawn at random, each as likely as any other, but none of ``missing`` models: file, context, rate, seed."""
+    """Replicas drawn at random, each as likely as any other, but none of ``missing`` models: file, context, rate, seed.
+
+    A training on a data set has no replicas, and is not drawn.
+    """
     every: list[tuple[Path, int, int, int]] = []
     for path in sorted(folder.glob("*.nc")):
         with xr.open_dataset(path, engine="netcdf4") as run:
-            shape = tuple(run.sizes[name] for name in ("context", "rate", "seed"))
+            shape = tuple(run.sizes.get(name, 0) for name in ("context", "rate", "seed"))
             if run.attrs["model_ref"] not in missing:
                 every += [(path, c, r, s) for c, r, s in np.ndindex(shape)]
     return [every[i] for i in np.random.default_rng(seed).permutation(len(every))[:sample]]

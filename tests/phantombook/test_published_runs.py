@@ -19,6 +19,9 @@ from phantomlib import files
 from phantomlib.critical.blind import predict_held_out, sweep_held_out
 from phantomlib.critical.predictors import predict_critical_rates
 from phantomlib.critical.search import critical_rates
+from phantomlib.dataset.rows import Row
+from phantomlib.dataset.runs import train_once
+from phantomlib.dataset.scan import scan
 from phantomlib.engine import recorder
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ContextError, ModelError, StoreError
@@ -49,6 +52,8 @@ def made(tmp_path_factory):
         "predicted": predict_critical_rates(store, model, fitting, RECIPE),
         "table": published_runs.table(store, "zoo", pd.DataFrame({"x": [0.1, 1 / 3]}), ""),
     }
+    rows = [Row(n, tuple(range(n, n + 4)), (2, 3)) for n in (1, 2)]
+    made["data set"] = train_once(store, model, rows, scan(model, rows), [1e-3], epochs=1)
     store.run(load("zoo:neox-s"), fitting, [1e-4], RECIPE)
     published_runs.publish(store, made["folder"])
     return made
@@ -242,8 +247,14 @@ def test_a_sample_computed_again_agrees(folder):
     assert len(found) == 4 and not any(one.differing or one.difference > 1e-4 for one in found)
     assert len(said) == 5 and "are what was published" in said[0]
     assert every == sum(
-        np.prod([xr.load_dataset(p).sizes[d] for d in ("context", "rate", "seed")]) for p in folder.glob("*.nc")
+        np.prod([xr.load_dataset(p).sizes.get(d, 0) for d in ("context", "rate", "seed")]) for p in folder.glob("*.nc")
     )
+
+
+def test_a_training_on_a_data_set_is_published_and_has_no_replica_to_draw(made, folder):
+    run_id = made["data set"].attrs["run_id"]
+    assert [p.name for p in folder.glob(f"*-{run_id}.nc")]
+    assert run_id not in {path.stem.rpartition("-")[2] for path, *_ in published_runs.draw(folder, 10**6, None)}
 
 
 @pytest.mark.parametrize("name", published_runs.COMPARED)

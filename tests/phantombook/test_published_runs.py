@@ -302,7 +302,7 @@ def test_weights_are_compared_although_fingerprints_are_taken_anew(made, folder,
     loaded = dataclasses.replace(made["model"], fingerprint=anew, revision="1.0")
     object.__setattr__(loaded, "weights_key", "0a" * 32 if known == "weights" else "0b" * 32)
     monkeypatch.setattr(published_runs, "load", lambda *_, **__: loaded)
-    path = next(folder.glob("*.nc"))
+    [path] = folder.glob(f"*-{made['runs'].attrs['run_id']}.nc")
     run = xr.load_dataset(path, engine="netcdf4").assign_attrs(model_revision="1.0" if known == "revision" else "")
     run.to_netcdf(path, engine="netcdf4")
     with nullcontext() if agree else pytest.raises(ModelError, match="other weights"):

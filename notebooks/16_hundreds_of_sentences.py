@@ -36,7 +36,7 @@ seed: int = 0  # of the bootstrap
 steps: int = 20  # optimiser steps of each run
 tolerance: float = 0.005  # relative width of the bracket around a critical learning rate
 optimizers: list[str] = ["adam"]  # of full fine-tuning
-lora_sentences: int = 10  # of the sample, whose critical rate under LoRA is measured
+lora: bool = False  # whether LoRA's rates are looked at too; predict them after those of full fine-tuning
 
 # %% tags=["hide-cell"]
 import subprocess
@@ -101,6 +101,9 @@ nb.table(described.reset_index(), digits=2)
 
 
 # %%
+PART = 20  # sentences that are searched together
+
+
 def resolved(row):
     context = Context(row.context, row.prompt, row.correct, row.competitor)
     return Resolved(context, tuple(row.prompt_ids), row.correct_id, row.competitor_id)
@@ -279,6 +282,56 @@ panels[0].set_ylabel("critical number $N_c$")
 nb.figure(figure, "fig-wordnet-numbers", runs=runs, data=numbers[["model", "optimizer", "context", "number", *causes]])
 nb.table(summaries[["optimizer", "model", "mean", "low", "high", "log_sd", "n", "undefined"]], runs=runs)
 nb.table(related, digits=2, runs=runs)
+
+# %% [markdown]
+# ## LoRA, from the same step
+#
+# [Chapter 09](09_lora_law.ipynb) has a law that gives LoRA's critical rate from the constant of full fine-tuning. Here
+# it predicts that of the sample's first sentences, in two ways: from the sentence's own critical number under full
+# fine-tuning, and from the geometric mean over the sample's other sentences. Both were committed before LoRA was run.
+
+
+# %%
+def measured_lora(ref):
+    name, recipe = f"wordnet-{names[ref]}-lora", Recipe(method="lora", steps=steps)
+    rows = search(ref, name, table(name), recipe)
+    errors = {kind: rows[kind] / rows.critical_rate - 1 for kind in ("own", "model")}
+    return rows.assign(
+        **{f"from the {kind}'s number": e for kind, e in errors.items()},
+        model_name=names[ref],
+    )
+
+
+if lora:
+    adapted = {ref: measured_lora(ref) for ref in real}
+    lora_runs = {ref: rows.attrs["run_ids"] for ref, rows in adapted.items()}
+    of_lora = pd.concat(adapted.values())
+
+# %% tags=["hide-input"]
+if lora:
+    by_name = of_lora.groupby("model_name", sort=False)
+    of_means = by_name.model.agg(gmean) / by_name.critical_rate.agg(gmean) - 1
+    of_own = by_name["from the own's number"].agg(lambda e: e.abs().median())
+    nb.record(
+        "O17",
+        {"lora_error": of_means.abs().max(), "median_sentence_error": of_own.max()},
+        optimizer="adam",
+        n={"architectures": len(of_means), "contexts": int(by_name.context.count().min())},
+        runs=lora_runs,
+        detail={"mean": of_means.to_dict(), "own": of_own.to_dict()},
+    )
+    columns = ["context", "number", "growth", "own", "model", "critical_rate"]
+    nb.table(of_lora[columns].rename(columns={"critical_rate": "measured"}), digits=6, runs=lora_runs)
+    for name in of_means.index:
+        nb.say(
+            "**{name}**: with the model's constant the geometric mean is off by {mean:+.1%}; with the sentence's own "
+            "number a sentence is off by {own:.1%} in the median.",
+            name=name,
+            mean=of_means[name],
+            own=of_own[name],
+        )
+else:
+    nb.say("These rates are not measured yet (`-p lora true`), so O17 is not tested.")
 
 # %% tags=["hide-input"]
 first = tested.loc["adam"].iloc[0]

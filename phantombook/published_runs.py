@@ -93,13 +93,12 @@ def publish(store: Store, folder: Path) -> None:
     models = published.published_models(store.root)
     if not models:
         raise StoreError(f"'{store.root}' describes no model to publish. Run the chapter on real models there first.")
-    described = {key for model in models for key in (model.fingerprint, model.weights_key) if key}
+    names = {file_stem(model.name) for model in models}
     found = [*store.root.glob(f"{published.MODELS}/*.json"), *store.root.glob(f"{published.TABLES}/*.json")]
     found += [path for model in models for path in store.root.glob(f"predictions/{model.name}-*.json")]
-    found += [path for path, known in store.runs().items() if {known["model"], known["weights_key"]} & described]
+    found += [path for path in store.runs() if path.stem.rsplit("-", 3)[0] in names]
     for kind in published.REMEMBERED:
-        kept = {path: files.read_json(path) for path in store.root.glob(f"{kind}/*.json")}
-        found += [path for path, one in kept.items() if {one["model"], one.get("weights")} & described]
+        found += [path for path in store.root.glob(f"{kind}/*.json") if path.stem.rsplit("-", 2)[0] in names]
     for path in found:
         target = folder / path.relative_to(store.root)
         target.parent.mkdir(parents=True, exist_ok=True)

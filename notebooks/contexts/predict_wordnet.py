@@ -8,6 +8,12 @@ its interval is a factor of ``exp(SCATTER (|ln(quadrature / second order)| + LEA
 
     python notebooks/contexts/predict_wordnet.py pretrained:smollm2-135m 60 adam runs/pretrained
 
+LoRA comes after the critical rates under full fine-tuning were measured with Adam, and before LoRA's are. Of the first
+``LORA`` sentences two rates are predicted, by ``N (1 + eta (T - 1) kappa) = N_c``: with N_c of the sentence itself
+(``own``), and with the geometric mean of N_c over all other sentences of the sample (``model``).
+
+    python notebooks/contexts/predict_wordnet.py pretrained:smollm2-135m 10 lora runs/pretrained
+
 The tables go to the store's folder ``tables``, as ``wordnet-MODEL`` and ``wordnet-MODEL-OPTIMIZER``. Publish and commit them
 before the sentences are trained on: chapter 16 measures nothing that no commit predicts.
 """
@@ -18,11 +24,13 @@ from collections import defaultdict
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import gmean
 
 from phantombook import published_runs
-from phantomlib.contexts import Resolved, load_contexts, single_tokens
+from phantomlib.contexts import Context, Resolved, load_contexts, single_tokens
 from phantomlib.critical import step_zero
 from phantomlib.critical.predictors import predict_critical_rates
+from phantomlib.critical.scaling import kinematic_number, lora_critical_rate
 from phantomlib.engine.recipe import Recipe
 from phantomlib.models.language_model import LanguageModel, load, next_token_logits
 from phantomlib.readout_geometry import pair_overlaps
@@ -70,9 +78,36 @@ def predicted(store: Store, model: LanguageModel, sample: list[Resolved], optimi
     return pd.concat([ladder, pd.DataFrame(named)], axis=1).assign(**rates)
 
 
+def resolved(row) -> Resolved:
+    """The sentence of a row of :func:`predicted`."""
+    context = Context(row.context, row.prompt, row.correct, row.competitor)
+    return Resolved(context, tuple(row.prompt_ids), row.correct_id, row.competitor_id)
+
+
+def predicted_lora(store: Store, model: LanguageModel, count: int) -> pd.DataFrame:
+    """A row for each of the first sentences of the measured sample: all that names it, and two predictions."""
+    name = f"wordnet-{model.name}-adam"
+    tables = [published_runs.table(store, part, None, store.root) for part in (name, f"{name}-measured")]
+    sample = tables[0].merge(tables[1][["context", "critical_rate"]], on="context")
+    sample["number"] = kinematic_number(sample.critical_rate, STEPS, sample.velocity_0, sample.gap)
+    first, others = sample.head(count), sample.number[count:]
+    recipe, fits = Recipe(method="lora", steps=STEPS), [resolved(row) for row in first.itertuples()]
+    start = step_zero.velocity(model, fits, recipe)
+    growth = step_zero.velocity_growth(model, fits, recipe).numpy()
+    options = (STEPS, start.velocity.numpy(), start.gap.numpy(), growth)
+    constants = {"own": first.number.to_numpy(), "model": gmean(others[others > 0])}
+    rates = {name: lora_critical_rate(number, *options) for name, number in constants.items()}
+    named = ["context", "prompt", "correct", "competitor", "prompt_ids", "correct_id", "competitor_id"]
+    return first[[*named, "number"]].assign(growth=growth, **rates)
+
+
 def main(ref: str, count: str, optimizer: str, folder: str) -> None:
     torch.set_num_threads(1)
     store, model = Store(folder), load(ref)
+    if optimizer == "lora":
+        found = predicted_lora(store, model, int(count))
+        published_runs.table(store, f"wordnet-{model.name}-lora", found, "")
+        return
     fitting, table = fitting_sentences(model)
     print(f"{len(fitting)} sentences fit {model.name}.")
     published_runs.table(store, f"wordnet-{model.name}", table, "")

@@ -7,6 +7,7 @@ the runner does. Jupyter finds :class:`Preloaded` by its entry point (``jupyter_
 import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
 import threading
 from contextvars import ContextVar
@@ -51,7 +52,8 @@ class Kernel(ForkServerProcess):
         return self.exitcode
 
     def send_signal(self, number: int) -> None:
-        if self.pid and self.is_alive():
+        # Jupyter interrupts a kernel before it asks it to end, which an idle kernel would report as an error
+        if number != signal.SIGINT and self.is_alive():
             os.kill(self.pid, number)
 
 

@@ -49,7 +49,7 @@ def test_the_public_face_leads_to_where_a_name_is_at_home(code):
 
 def test_text_cells_and_comments_do_not_count():
     code = '# %% [markdown]\n# import phantombook.cli\n# %%\n"""from zoo import recipe"""\nimport numpy\n'
-    assert stale.reached(code) == ()
+    assert stale.reached(code) == {}
     assert stale.key(code) == stale.key("import numpy  # fast\n\n")
     assert stale.key(code) != stale.key("import numpy as np")
 
@@ -157,7 +157,7 @@ def test_modules_of_the_project_count(tmp_path):
 
 def test_every_data_file_of_the_package_belongs_to_a_module():
     packages = [stale.HOME / name for name in stale.PACKAGES]
-    named = {one for package in packages for path in package.rglob("*.py") for one in stale._data(path)}
+    named = {one for package in packages for path in package.rglob("*.py") for one in stale.data_of(path)}
     data = {
         path
         for package in packages

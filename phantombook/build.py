@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from phantombook.display import Display, duration
 from phantombook.execution import execute
-from phantombook.inputs import check_inputs, chosen_held_out
+from phantombook.inputs import COMMON, check_inputs, chosen_held_out
 from phantombook.plan import Job, is_current, made_from, make_plan
 from phantombook.preloaded_kernel import start_server
 from phantombook.project import GENERATED, cores, find_notebook, find_root, load_profile, notebooks
@@ -87,20 +87,13 @@ def choose(plan: list[Job], root: Path, only: str | None, jobs: int) -> list[Job
 
 def check_todo(todo: list[Job], root: Path) -> None:
     """Refuse at once, and once, what every notebook would refuse when it starts: contexts, a model, a device, a precision."""
-    given: list[dict] = []
-    for values in (job.all_parameters for job in todo):
-        if "held_out" in values:
-            chosen_held_out(values["models"], values["held_out"])
-        further = [*values.get("charted", ()), *filter(None, [values.get("held_out")])]
-        models = values.get("models", [])
-        inputs = {"models": models + [ref for ref in further if ref not in models]}
-        for name, default in (("contexts", "default"), ("device", "cpu"), ("dtype", "float32")):
-            inputs[name] = values.get(name, default)
-        if "models" in values and inputs not in given:
-            given.append(inputs)
     with contextlib.chdir(root):
-        for inputs in given:
-            check_inputs(**inputs)
+        for values in (COMMON | job.all_parameters for job in todo if "models" in job.all_parameters):
+            models, further = values["models"], [*values.get("charted", ()), values.get("held_out")]
+            if "held_out" in values:
+                chosen_held_out(models, values["held_out"])
+            models = models + [ref for ref in further if ref and ref not in models]
+            check_inputs(models, values["contexts"], values["device"], values["dtype"])
 
 
 def check_complete(plan: list[Job], profile: str) -> None:

@@ -13,7 +13,14 @@ from phantomlib.models.zoo_models import HELD_OUT
 
 EDITED = "PHANTOM_EDIT"  # set by ``phantom edit`` for JupyterLab: a JSON mapping with the project's root and a profile
 FITTING = "fitting:"  # before the name of a contexts file: leave out what does not fit a model
-
+COMMON: dict[str, Any] = {  # what every measurement is given, with the defaults
+    "models": [],
+    "contexts": "default",
+    "device": "cpu",
+    "dtype": "float32",
+    "store": "runs",
+    "seed": 0,
+}
 
 Text = Annotated[str, Field(pattern=r"\S")]
 Multiple = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -30,23 +37,7 @@ WANTED: dict[str, tuple[Any, str]] = {  # what is more than text: its type, and 
 }
 
 
-def _check(**values) -> None:
-    for name, value in values.items():
-        kind, wanted = WANTED.get(name, (Text, "non-empty text"))
-        try:
-            TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
-        except ValidationError:
-            raise ParameterError(f"{name} is {shown(value)}; it must be {wanted}.") from None
-
-
-def check_multiples(multiples: list[float]) -> None:
-    """Raise ParameterError unless learning rates in units of critical ones are a non-empty list of positive, finite numbers."""
-    _check(multiples=multiples)
-
-
-def check_inputs(
-    models: list[str], contexts: str, device: str, dtype: str, store: str = "runs", seed: int = 0
-) -> list[Context]:
+def check_inputs(models: list[str], contexts: str, device: str, dtype: str, **others) -> list[Context]:
     """The loaded contexts, once everything is known to be usable.
 
     Args:
@@ -54,14 +45,18 @@ def check_inputs(
         contexts: ``default`` or the path of a contexts file; after ``fitting:``, only those that fit each model are used.
         device: a torch device, e.g. ``cpu`` or ``cuda``.
         dtype: ``float32`` or ``float64``.
-        store: folder of runs; not opened here.
-        seed: 0 or more, below 2**32.
+        others: ``store``, the folder of runs; ``seed``; ``multiples``, learning rates in units of critical ones.
 
     Raises:
         ParameterError: a wrong type or an impossible value.
         ContextError, ModelError: the contexts or a model cannot be used.
     """
-    _check(models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
+    for name, value in {"models": models, "contexts": contexts, "device": device, "dtype": dtype, **others}.items():
+        kind, wanted = WANTED.get(name, (Text, "non-empty text"))
+        try:
+            TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
+        except ValidationError:
+            raise ParameterError(f"{name} is {shown(value)}; it must be {wanted}.") from None
 
     from phantomlib.models.language_model import DTYPES, check_device, find, short_name  # torch
 

@@ -98,7 +98,7 @@ def _serve(arguments: list[str], environment: dict[str, str], job: Job, scratch:
     os.environ.clear()
     os.environ.update(environment | SETTINGS | further)
     os.chdir(job.root)
-    notebook.RUNNER = notebook.Runner(job.source, job.command, job.profile, scratch)
+    notebook.JOB, notebook.SCRATCH = job, scratch
     IPKernelApp.launch_instance([*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])  # else it prints advice
 
 

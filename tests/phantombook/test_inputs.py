@@ -2,7 +2,7 @@
 
 import pytest
 
-from phantombook.inputs import check_inputs, check_multiples, chosen_held_out
+from phantombook.inputs import check_inputs, chosen_held_out
 from phantomlib.contexts import load_contexts
 from phantomlib.errors import ContextError, ModelError, ParameterError, PhantomError
 from phantomlib.models.language_model import find
@@ -60,9 +60,9 @@ def test_two_models_of_one_name_are_refused(tmp_path):
 )
 def test_multiples_that_are_refused(wrong):
     with pytest.raises(ParameterError, match="multiples is .* positive, finite") as caught:
-        check_multiples(wrong)
+        check_inputs(**GOOD, multiples=wrong)
     assert len(str(caught.value)) < 700
-    check_multiples([0.5, 2])
+    check_inputs(**GOOD, multiples=[0.5, 2])
 
 
 @pytest.mark.parametrize(

@@ -35,16 +35,13 @@ GLUED = {"image/svg+xml": "svg", "text/markdown": "md"}  # kinds of glued output
 def build_book(
     profile: str = "zoo", only: str | None = None, jobs: int | None = None, root: Path | None = None
 ) -> Path:
-    """Run the notebooks whose inputs changed, then build the pages; says what it wrote.
+    """Run the notebooks whose inputs changed, then build the pages; says what it wrote, and returns the page to open.
 
     Args:
         profile: which ``notebooks/profiles/*.yaml``.
         only: run only this notebook; the others must have been run before.
         jobs: how many notebooks at once; if None one more than there are cores, because some wait for runs of others.
         root: the project's root.
-
-    Returns:
-        the page to open.
 
     Raises:
         PhantomError: the profile or one of its values cannot be used: before anything runs or is written.
@@ -111,7 +108,7 @@ def check_complete(plan: list[Job], profile: str) -> None:
             print(f"Note: {job.name} is older than its inputs; 'phantom book --profile {profile}' runs it again.")
     if problems:
         raise BookError(
-            f"The book is not built: {'; '.join(problems)}. Make what is left: phantom book --profile {profile}"
+            f"The book is not built: {'; '.join(problems)}. Make the rest: phantom book --profile {profile}"
         )
 
 
@@ -134,9 +131,8 @@ def run_jobs(todo: list[Job], jobs: int = 1, times: Path | None = None) -> None:
     try:
         graph.prepare()
     except CycleError as error:
-        raise BookError(
-            f"Notebooks wait for each other: {', '.join(error.args[1])}. Mend 'after' in a header."
-        ) from None
+        named = ", ".join(error.args[1])
+        raise BookError(f"Notebooks wait for each other: {named}. Mend 'after' in a header.") from None
     start_server()
     took = read_times(times) if times else {}
     expected = {job.name: took.get(job.name, {}).get(job.profile) for job in todo}

@@ -1,6 +1,5 @@
 """Around a diagnosis at the command line: find the words, check by training, and say it in text and JSON."""
 
-import json
 import math
 import tempfile
 import textwrap
@@ -126,10 +125,10 @@ def _check_time(model: LanguageModel, context: Resolved, recipe: Recipe) -> None
         )
 
 
-def diagnosis_as_dict(diagnosis: Diagnosis, outcome: Check | None = None, proposals: Sequence[Proposal] = ()) -> dict:
-    """Everything in JSON types; what is undefined is None."""
+def diagnosis_as_json(diagnosis: Diagnosis, outcome: Check | None = None, proposals: Sequence[Proposal] = ()) -> str:
+    """Everything; what is undefined is null."""
     found = {"diagnosis": diagnosis, "proposals": list(proposals)} | ({"check": outcome} if outcome else {})
-    return json.loads(TypeAdapter(dict).dump_json(found))  # nan and infinite numbers are null
+    return TypeAdapter(dict).dump_json(found, indent=1).decode()
 
 
 def diagnosis_as_text(diagnosis: Diagnosis, outcome: Check | None = None, proposals: Sequence[Proposal] = ()) -> str:

@@ -1,7 +1,7 @@
 """What every measurement is given: models, contexts, device, precision, store, seed; refused here before anything runs."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,9 +70,9 @@ def check_inputs(models: list[str], contexts: str, device: str, dtype: str, **ot
         find(ref)  # a misspelt zoo name or folder
         other = named.setdefault(short_name(ref), ref)
         if other != ref:  # results, files and figures go by the name
+            both = f"{shown(other, 200)} and {shown(ref, 200)} would both be called {shown(short_name(ref))}"
             raise ParameterError(
-                f"The models {shown(other, 200)} and {shown(ref, 200)} would both be called {shown(short_name(ref))}. Rename "
-                "the folder or file of one; one from the hub, save in a folder of another name."
+                f"The models {both}. Rename the folder or file of one (save it first if it is on the hub)."
             )
     return load_contexts(contexts.removeprefix(FITTING))
 
@@ -89,9 +89,8 @@ def chosen_held_out(models: list[str], held_out: str) -> str:
     others = [ref for ref in models if not ref.startswith("zoo:")]
     if others and not held_out.strip():
         raise ParameterError(
-            f"models names {shown(others[0], 300)}, which is not of the zoo; then held_out must name the model that is to be "
-            "predicted and only then measured. Give one that is not among models: -p held_out path/to/another; or, to "
-            f"predict a model of the zoo from yours, -p held_out zoo:{HELD_OUT}."
+            f"models names {shown(others[0], 300)}, which is not of the zoo; then held_out must name the model to be predicted "
+            f"before it is measured, not among models: -p held_out path/to/another, or -p held_out zoo:{HELD_OUT}."
         )
     chosen = held_out.strip() or f"zoo:{HELD_OUT}"
     if chosen in models:
@@ -119,16 +118,11 @@ def typed_paths(given: dict, root: Path | None = None) -> dict[str, Any]:
     return {name: moved(name, value) if name in paths else value for name, value in given.items()}
 
 
-def named_files(value, root: Path) -> dict[str, Path]:
-    """Files and folders that the texts in some parameters name, by that text; paths lead from ``root``."""
-
-    def texts(value) -> Iterator[str]:
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, dict | list):
-            for item in value.values() if isinstance(value, dict) else value:
-                yield from texts(item)
-
-    paths = {text: root / text.removeprefix(FITTING) for text in texts(value) if text.removeprefix(FITTING)}
+def named_files(parameters: Mapping, root: Path) -> dict[str, Path]:
+    """Files and folders that parameters name, by their text; paths lead from ``root``."""
+    values = [one for value in parameters.values() for one in (value if isinstance(value, list) else [value])]
+    paths = {text: root / text.removeprefix(FITTING) for text in values if isinstance(text, str)}
     # os.path is False, too, for text that cannot be a path
-    return {text: path for text, path in paths.items() if os.path.isfile(path) or os.path.isdir(path)}
+    return {
+        text: path for text, path in paths.items() if path != root and (os.path.isfile(path) or os.path.isdir(path))
+    }

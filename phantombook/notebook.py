@@ -5,16 +5,9 @@ A notebook needs two lines to start, and one for whatever it shows::
     from phantombook import notebook
     nb = notebook.start("02_silent_failure")
     ...
-    nb.caption("fig-silent", "A silent failure.", alt="A falling loss curve.")
-    ...
-    nb.figure(loss_and_rank(run), "fig-silent", runs=run)
     nb.say("Cross-entropy falls by {fall:.2f} nats.", fall=fall)
 
-Parameters are the annotated names of the notebook's first cell, ``name: type = value``. A caption stands in a cell tagged
-``remove-cell``, beside its figure in the editor and only below it on the page.
-
 Below each figure and table follows the folded line "How this was made": command, parameters, runs, commit, and the numbers.
-
 What a notebook measures counts for the ledger only if ``phantom run`` or ``phantom book`` started it and it ran through.
 """
 
@@ -109,9 +102,7 @@ class Notebook:
             for error in refused:
                 self.say("> Left out for {model}: {reason}", model=model.name, reason=str(error))
             if not found:
-                raise ContextError(
-                    f"None of the {len(self.contexts)} contexts fits '{model.name}'; write some that do."
-                )
+                raise ContextError(f"None of the {len(self.contexts)} contexts fits '{model.name}'; give some that do.")
             self._fitting[model.fingerprint] = found
         return list(self._fitting[model.fingerprint])
 
@@ -124,13 +115,9 @@ class Notebook:
         return f"phantom run {self.name.split('_')[0]} {values}"
 
     def say(self, template: str, row: Mapping | None = None, **values) -> None:
-        """Show sentences whose numbers come from the run, as Markdown.
+        """Show sentences whose numbers come from the run, as Markdown (see :func:`phantombook.markup.fill`).
 
-        Args:
-            template: with ``{name:.2f}`` where the value of that name stands; literal braces doubled, as in ``g_{{ck}}``.
-            row: values by name: a mapping, or a row of a pandas table.
-            values: further ones; an undefined number (nan) reads "undefined". Without any value, ``template`` is shown as
-                it is.
+        ``row``: values by name, a mapping or a row of a pandas table; ``values``: further ones.
         """
         say(markup.fill(template, row, values))
 
@@ -148,12 +135,9 @@ class Notebook:
         _glue(f"answer_{self.name.split('_')[0]}", display.Markdown(text), display=not JOB)
 
     def caption(self, name: str, caption: str, *, alt: str) -> None:
-        """Write the caption of a figure, before it is shown.
+        """Write the caption of a figure, MyST text, before it is shown, and what a reader who cannot see it should know.
 
-        Args:
-            name: of the figure.
-            caption: MyST text: says what is drawn, of how many runs.
-            alt: what a reader who cannot see it should know.
+        It stands in a cell tagged ``remove-cell``, beside its figure in the editor and only below it on the page.
         """
         self._captions[name] = (caption, alt)
 
@@ -262,10 +246,10 @@ def declared_here() -> dict[str, Any]:
                 case ast.AnnAssign(ast.Name(name), annotation) if name in session:
                     found[name] = session[name]
                     if isinstance(found[name], str) and ast.unparse(annotation).startswith("list"):
-                        raise ParameterError(
-                            f"{name} is text, {shown(found[name])}, but it must be a list. papermill's -p passes text; use "
-                            f"-y '{{{name}: [...]}}', or phantom run."
+                        told = (
+                            f"{name} is text, {shown(found[name])}, but it must be a list; papermill's -p passes text"
                         )
+                        raise ParameterError(f"{told}. Use -y '{{{name}: [...]}}', or phantom run.")
     return found
 
 
@@ -301,9 +285,7 @@ def _run_ids(runs) -> list[str]:
         return runs.split()
     if hasattr(runs, "attrs"):  # a Dataset is a Mapping too, so it is asked first
         if not {"run_id", "run_ids"} & runs.attrs.keys():
-            raise ParameterError(
-                "A dataset without run_id names no run. Give the one that the store gave, or its run id."
-            )
+            raise ParameterError("A dataset without run_id names no run. Give what the store gave, or the run's id.")
         return _run_ids(runs.attrs.get("run_ids", runs.attrs.get("run_id")))  # a search took several runs
     many = runs.values() if isinstance(runs, Mapping) else runs
     return [run_id for run in many for run_id in _run_ids(run)]

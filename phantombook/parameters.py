@@ -61,9 +61,8 @@ def declared(notebook) -> dict[str, Declared]:
             known[name] = Declared(kind, ast.literal_eval(value))
     except (SyntaxError, ValueError):
         place = f"after '{list(known)[-1]}'" if known else "at its start"
-        raise BookError(
-            f"The cell of parameters holds something else {place}. Write 'name: type = value  # help', with plain values."
-        ) from None
+        hint = "Write 'name: type = value  # help', with plain values."
+        raise BookError(f"The cell of parameters holds something else {place}. {hint}") from None
     return known
 
 
@@ -76,20 +75,16 @@ def check_parameters(values: dict, known: dict[str, Declared], notebook: str) ->
     checked = {}
     for name, value in values.items():
         if name not in known:
-            raise ParameterError(
-                f"{notebook} has no parameter {shown(name)}{did_you_mean(name, known)}. "
-                f"Its parameters: {', '.join(known) or 'none'}."
-            )
+            near, there = did_you_mean(name, known), ", ".join(known) or "none"
+            raise ParameterError(f"{notebook} has no parameter {shown(name)}{near}. Its parameters: {there}.")
         kind = known[name].type
         try:
             checked[name] = _fit(value, kind)
         except ValueError:
             listed = kind.startswith("list") and not isinstance(value, list | dict)
             hint = f" Write a list, such as -p {name} {shown(f'[{value}]')}." if listed else ""
-            raise ParameterError(
-                f"{name} is {shown(value)}, but {notebook} needs {kind} there "
-                f"(its default is {json.dumps(known[name].default)}).{hint}"
-            ) from None
+            wanted = f"{notebook} needs {kind} there (its default is {json.dumps(known[name].default)})"
+            raise ParameterError(f"{name} is {shown(value)}, but {wanted}.{hint}") from None
     return checked
 
 
@@ -107,9 +102,7 @@ def _fit(value, kind: str):
     try:
         annotation = eval(kind, words)
     except (NameError, TypeError, SyntaxError):
-        raise BookError(
-            f"The type '{kind}' of a parameter is not known; write a plain one, such as list[float]."
-        ) from None
+        raise BookError(f"The type '{kind}' of a parameter is unknown; write one such as list[float].") from None
     return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
 
 

@@ -196,9 +196,8 @@ def measured(
     names = [c.name for c in claim.criteria]
     values = dict(value) if isinstance(value, Mapping) else {names[0]: value}
     if set(values) != set(names) or not set(claim.needs) <= set(n):
-        raise ParameterError(
-            f"Claim {id} needs values for {names} and n for {list(claim.needs)}; got {shown(list(values))} and {shown(list(n))}."
-        )
+        wanted, got = f"values for {names} and n for {list(claim.needs)}", f"{shown(list(values))} and {shown(list(n))}"
+        raise ParameterError(f"Claim {id} needs {wanted}; got {got}.")
     return Measurement(
         values={name: float(v) for name, v in values.items()},
         interval=None if interval is None else tuple(float(bound) for bound in interval),

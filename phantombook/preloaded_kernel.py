@@ -53,7 +53,7 @@ class Kernel(ForkServerProcess):
 
     def send_signal(self, number: int) -> None:
         # Jupyter interrupts a kernel before it asks it to end, which an idle kernel would report as an error
-        if number != signal.SIGINT and self.is_alive():
+        if self.pid and number != signal.SIGINT and self.is_alive():
             os.kill(self.pid, number)
 
 

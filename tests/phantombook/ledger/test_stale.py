@@ -87,15 +87,6 @@ def test_only_those_who_draw_reach_the_colours():
     assert "phantombook.figures.palette" in reached(start + "\nfrom phantombook.figures.jumps import jump_panels")
 
 
-def test_a_colour_makes_stale_what_draws_with_it(package):
-    before = {path.stem: stale.key(path) for path in NOTEBOOKS}
-    palette = package / "phantombook/figures/palette.py"
-    palette.write_text(palette.read_text().replace("#0072B2", "#0072B3"))
-    changed = {path.stem for path in NOTEBOOKS if stale.key(path) != before[path.stem]}
-    assert changed == {path.stem for path in NOTEBOOKS if "phantombook.figures.palette" in stale.reached(path)}
-    assert "00_ledger" not in changed and "05_catapult_jumps" in changed
-
-
 @pytest.mark.parametrize(
     "name, old, new, changes",
     [

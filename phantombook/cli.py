@@ -323,8 +323,7 @@ def train(
     for name in model or []:
         zoo_models.known(name)
     check_device(device)
-    with tempfile.TemporaryFile(dir=zoo_models.WEIGHTS):
-        pass  # before an hour's work: they can be written
+    tempfile.TemporaryFile(dir=zoo_models.WEIGHTS).close()  # before an hour's work: they can be written
     for name in model or zoo_models.ALL:
         typer.echo(f"{name}: {training.train(name, device=device)}")
 

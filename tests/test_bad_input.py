@@ -101,8 +101,6 @@ RUN = {
     "unknown parameter": (["run", "02", "-p", "step", "3"], "nearest: 'steps'"),
     "parameter without value": (["run", "02", "-p", "steps"], "-p"),
     "steps as text": (["run", "02", "-p", "steps", "many"], "needs int"),
-    "steps as a fraction": (["run", "02", "-p", "steps", "2.5"], "needs int"),
-    "steps true": (["run", "02", "-p", "steps", "true"], "needs int"),
     "one rate, no list": (["run", "02", "-p", "multiples", "0.5"], "[0.5]"),
     "rates of text": (["run", "02", "-p", "multiples", '["a"]'], "list[float]"),
     "models without a list": (["run", "02", "-p", "models", "zoo:gpt2-s"], "list[str]"),
@@ -117,18 +115,12 @@ RUN = {
 }
 
 PARAMETERS = {  # parameters of a chapter of a toy book (steps: int, rates: list[float], label: str) -> what must be said
-    "no number": (["steps", "9" * 5000], "steps"),
-    "beyond whole numbers": (["steps", "10**400"], "steps"),
     "an infinite number of steps": (["steps", ".inf"], "steps"),
     "a list of steps": (["steps", "[1]"], "steps"),
-    "brackets": (["rates", "[" * 10_000], "rates|not valid YAML"),
-    "rates of nan": (["rates", "[.nan]"], "rates"),
     "rates of markup": (["rates", "['<b>']"], "rates"),
     "rates in rates": (["rates", "[[1]]"], "rates"),
     "a mapping": (["rates", "{a: 1}"], "rates"),
     "a bomb": (["rates", "[&a [x, x], &b [*a, *a], [*b, *b]]"], "rates|write it out"),
-    "an object of Python": (["rates", "[!!python/object/apply:os.getcwd []]"], "not valid YAML"),
-    "an integer that is none": (["rates", "[!!int abc]"], "rates|not valid YAML"),
     "an unknown name": (["__class__", "3"], "no parameter"),
     "a name that is markup": (["<b>", "3"], "no parameter"),
 }

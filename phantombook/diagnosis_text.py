@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic_core import to_json
 
 from phantomlib.contexts import Context, Resolved, load_contexts, resolve
 from phantomlib.critical.rehearsal import Estimate
@@ -128,7 +128,7 @@ def _check_time(model: LanguageModel, context: Resolved, recipe: Recipe) -> None
 def diagnosis_as_json(diagnosis: Diagnosis, outcome: Check | None = None, proposals: Sequence[Proposal] = ()) -> str:
     """Everything; what is undefined is null."""
     found = {"diagnosis": diagnosis, "proposals": list(proposals)} | ({"check": outcome} if outcome else {})
-    return TypeAdapter(dict).dump_json(found, indent=1).decode()
+    return to_json(found, indent=1, inf_nan_mode="null").decode()
 
 
 def diagnosis_as_text(diagnosis: Diagnosis, outcome: Check | None = None, proposals: Sequence[Proposal] = ()) -> str:

@@ -63,30 +63,19 @@ class Change:
 
 @checked(frozen=True, config=ONLY_THESE)
 class Claim:
-    """One assertion: C1 to C11 of the abstract, R1 and on the same of real models, O1 and on ours.
-
-    Attributes:
-        statement: in our words.
-        notebook, figure: where it is measured and shown.
-        decides: the optimiser whose measurement decides.
-        needs: smallest sample per kind, e.g. ``{"architectures": 5, "contexts": 10}``.
-        criteria: all must hold.
-        changes: what was changed after data were seen.
-        tests: the criteria of the single tests behind a counted criterion, by the names of test and criterion.
-        repeats: the claim that this one asks again, of real pretrained models; "" for none.
-    """
+    """One assertion: C1 to C11 of the abstract, R1 and on the same of real models, O1 and on ours."""
 
     id: str
-    statement: str
-    notebook: str
-    figure: str
-    decides: Literal["adam", "sgd"]
-    needs: dict[str, int]
-    criteria: Annotated[tuple[Criterion, ...], Field(min_length=1)]
-    changes: tuple[Change, ...]
-    tests: dict[str, dict[str, Criterion]] = Field(default_factory=dict)
+    statement: str  #: in our words
+    notebook: str  #: where it is measured
+    figure: str  #: where it is shown
+    decides: Literal["adam", "sgd"]  #: the optimiser whose measurement decides
+    needs: dict[str, int]  #: smallest sample per kind, e.g. ``{"architectures": 5, "contexts": 10}``
+    criteria: Annotated[tuple[Criterion, ...], Field(min_length=1)]  #: all must hold
+    changes: tuple[Change, ...]  #: after data were seen
+    tests: dict[str, dict[str, Criterion]] = Field(default_factory=dict)  #: those behind a counted criterion, by name
     ours: bool = False
-    repeats: str = ""
+    repeats: str = ""  #: the claim that this one asks again, of real pretrained models
 
     @property
     def group(self) -> str:
@@ -102,18 +91,14 @@ class Claim:
 class Verdict:
     """What the data say of one claim under one optimiser.
 
-    Attributes:
-        status: ``reproduced``, ``not reproduced``, ``not tested``, or ``stale`` if code that recorded it has changed.
-        reason: one sentence.
-        measurement: what was recorded, or None.
-        outlook: where nothing but the size of the sample withholds the verdict, what the numbers say all the same, such
-            as ``meets the threshold; 1 of 5 architectures``; otherwise "".
+    Where nothing but the size of the sample withholds it, the outlook is what the numbers say all the same, such as ``meets
+    the threshold; 1 of 5 architectures``.
     """
 
     claim: Claim
     optimizer: str
-    status: str
-    reason: str
+    status: str  #: one of ``STATUSES``; stale if code that recorded it has changed
+    reason: str  #: one sentence
     measurement: Measurement | None
     outlook: str = ""
 

@@ -57,10 +57,10 @@ class Experiment:
 class Measurement:
     """What was measured for a claim."""
 
-    values: dict[str, float]  # by criterion
-    interval: tuple[float, ...] | None  # uncertainty of the first
-    n: dict[str, int]  # sample sizes by kind
-    runs: tuple[str, ...]  # ids
+    values: dict[str, float]  #: by criterion
+    interval: tuple[float, ...] | None  #: uncertainty of the first
+    n: dict[str, int]  #: sample sizes by kind
+    runs: tuple[str, ...]  #: ids
     detail: dict
 
 
@@ -68,11 +68,11 @@ class Measurement:
 class Record:
     """What one run of a notebook measured."""
 
-    run: str  # a mark of this run; that of the last one that was started counts
-    complete: bool  # whether the notebook ran through
-    experiment: dict  # see :attr:`Experiment.description`
-    key: str  # of the code that recorded it
-    measurements: dict[str, Measurement]  # by CLAIM-OPTIMISER
+    run: str  #: a mark of this run; that of the last one that was started counts
+    complete: bool  #: whether the notebook ran through
+    experiment: dict  #: see :attr:`Experiment.description`
+    key: str  #: of the code that recorded it
+    measurements: dict[str, Measurement]  #: by CLAIM-OPTIMISER
 
 
 class Recording:

@@ -6,7 +6,6 @@ import re
 import shlex
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ import typer
 from typer.testing import CliRunner
 
 from phantombook.cli import app
-from phantombook.doctor import pins
 from phantomlib.errors import ParameterError
 
 ROOT = Path(__file__).parents[2]
@@ -229,20 +227,3 @@ def test_an_unknown_name_of_the_public_face_says_what_there_is():
 
     with pytest.raises(AttributeError, match="critical_rates"):
         phantomlib.__getattr__("critical_rate")
-
-
-def test_requirements_pin_everything_the_package_needs():
-    from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
-
-    text = (ROOT / "requirements.txt").read_text()
-    pinned = {canonicalize_name(name): version for name, version in pins(text).items()}
-    lines = [line for line in text.splitlines() if line.split("#")[0].strip()]
-    assert len(lines) == len(pinned) and not any("+" in version for version in pinned.values())
-    for text in metadata.requires("phantom-companion"):
-        requirement = Requirement(text)
-        name = canonicalize_name(requirement.name)
-        if requirement.marker and requirement.marker.evaluate({"extra": "edit"}) and "extra" in str(requirement.marker):
-            assert [one.operator for one in requirement.specifier] == ["=="], name  # its pin stands in pyproject.toml
-            continue
-        assert pinned.get(name) in requirement.specifier, name

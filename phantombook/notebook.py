@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from IPython import display
 from matplotlib import pyplot
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from phantombook import markup
 from phantombook.figures import escaping, figure_data, style
@@ -220,6 +221,7 @@ def start(name: str) -> Notebook:
     contexts = check_inputs(**{key: parameters[key] for key in (*COMMON, "multiples") if key in parameters})
     torch.set_num_threads(1)
     style.use_style()
+    set_matplotlib_formats("svg", metadata={"Date": None})
     store, recording = Store(parameters["store"], cluster.runner()), None
     if JOB:
         from phantombook.ledger.measurements import Experiment, Recording

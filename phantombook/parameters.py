@@ -90,17 +90,12 @@ def check_parameters(values: dict, known: dict[str, Declared], notebook: str) ->
 
 def _fit(value, kind: str):
     """``value`` as pydantic reads it for the annotation ``kind``; ValueError if it does not fit."""
-    from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
+    from pydantic import ConfigDict, Field, TypeAdapter
 
-    def no_truth(value):
-        if isinstance(value, bool):
-            raise ValueError("true and false are no numbers")
-        return value
-
-    whole = typing.Annotated[int, BeforeValidator(no_truth), Field(ge=-(2**63), lt=2**63)]
-    words = vars(typing) | {"int": whole, "float": typing.Annotated[float, BeforeValidator(no_truth)]}
+    if isinstance(value, bool) and kind in ("int", "float"):
+        raise ValueError("true and false are no numbers")
     try:
-        annotation = eval(kind, words)
+        annotation = eval(kind, vars(typing) | {"int": typing.Annotated[int, Field(ge=-(2**63), lt=2**63)]})
     except (NameError, TypeError, SyntaxError):
         raise BookError(f"The type '{kind}' of a parameter is unknown; write one such as list[float].") from None
     return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False)).validate_python(value)

@@ -89,8 +89,8 @@ def chosen_held_out(models: list[str], held_out: str) -> str:
     others = [ref for ref in models if not ref.startswith("zoo:")]
     if others and not held_out.strip():
         raise ParameterError(
-            f"models names {shown(others[0], 300)}, which is not of the zoo; then held_out must name the model to be predicted "
-            f"before it is measured, not among models: -p held_out path/to/another, or -p held_out zoo:{HELD_OUT}."
+            f"models names {shown(others[0], 300)}, which is not of the zoo; then held_out must name the model to predict, "
+            f"none of models: -p held_out path/to/another; or, to predict one of the zoo, -p held_out zoo:{HELD_OUT}."
         )
     chosen = held_out.strip() or f"zoo:{HELD_OUT}"
     if chosen in models:

@@ -8,7 +8,7 @@ that the module names, such as ``contexts.yaml``, is. A file is looked into once
 import ast
 import os
 import re
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import phantomlib
@@ -23,6 +23,7 @@ ON_THE_PAGE = tuple(f"phantombook.{name}" for name in ("notebook", "inputs", "ma
 MACHINERY = tuple(
     f"phantombook.{name}" for name in ("execution", "preloaded_kernel", "tidy", "plan", "project", "parameters")
 )
+TEXT_OF = partial(Path.read_text, encoding="utf-8")
 
 
 def reached(notebook: Path | str) -> dict[str, Path]:
@@ -172,7 +173,7 @@ def _content(path: Path) -> str | dict:
 
 
 def _read(path: Path) -> str:
-    return _once(Path.read_text, path)
+    return _once(TEXT_OF, path)
 
 
 def _once(look, path: Path):

@@ -105,7 +105,7 @@ def test_a_notebook_starts_under_its_own_name(monkeypatch, tmp_path):
 def test_text_for_a_list_leads_to_the_right_option(monkeypatch):
     main = type("Main", (), {"In": ["models: list[str] = []"], "models": '["zoo:gpt2-s"]'})
     monkeypatch.setitem(sys.modules, "__main__", main)
-    with pytest.raises(ParameterError, match="use -y"):
+    with pytest.raises(ParameterError, match="Use -y"):
         notebook.declared_here()
 
 

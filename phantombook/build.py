@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from phantombook.display import Display, duration
 from phantombook.execution import execute
-from phantombook.inputs import check_inputs, chosen_held_out
+from phantombook.inputs import COMMON, check_inputs, chosen_held_out
 from phantombook.plan import Job, is_current, made_from, make_plan
 from phantombook.preloaded_kernel import start_server
 from phantombook.project import GENERATED, cores, find_notebook, find_root, load_profile, notebooks
@@ -35,16 +35,13 @@ GLUED = {"image/svg+xml": "svg", "text/markdown": "md"}  # kinds of glued output
 def build_book(
     profile: str = "zoo", only: str | None = None, jobs: int | None = None, root: Path | None = None
 ) -> Path:
-    """Run the notebooks whose inputs changed, then build the pages; says what it wrote.
+    """Run the notebooks whose inputs changed, then build the pages; says what it wrote, and returns the page to open.
 
     Args:
         profile: which ``notebooks/profiles/*.yaml``.
         only: run only this notebook; the others must have been run before.
         jobs: how many notebooks at once; if None one more than there are cores, because some wait for runs of others.
         root: the project's root.
-
-    Returns:
-        the page to open.
 
     Raises:
         PhantomError: the profile or one of its values cannot be used: before anything runs or is written.
@@ -87,20 +84,13 @@ def choose(plan: list[Job], root: Path, only: str | None, jobs: int) -> list[Job
 
 def check_todo(todo: list[Job], root: Path) -> None:
     """Refuse at once, and once, what every notebook would refuse when it starts: contexts, a model, a device, a precision."""
-    given: list[dict] = []
-    for values in (job.all_parameters for job in todo):
-        if "held_out" in values:
-            chosen_held_out(values["models"], values["held_out"])
-        further = [*values.get("charted", ()), *filter(None, [values.get("held_out")])]
-        models = values.get("models", [])
-        inputs = {"models": models + [ref for ref in further if ref not in models]}
-        for name, default in (("contexts", "default"), ("device", "cpu"), ("dtype", "float32")):
-            inputs[name] = values.get(name, default)
-        if "models" in values and inputs not in given:
-            given.append(inputs)
     with contextlib.chdir(root):
-        for inputs in given:
-            check_inputs(**inputs)
+        for values in (COMMON | job.all_parameters for job in todo if "models" in job.all_parameters):
+            models, further = values["models"], [*values.get("charted", ()), values.get("held_out")]
+            if "held_out" in values:
+                chosen_held_out(models, values["held_out"])
+            models = models + [ref for ref in further if ref and ref not in models]
+            check_inputs(models, values["contexts"], values["device"], values["dtype"])
 
 
 def check_complete(plan: list[Job], profile: str) -> None:
@@ -118,7 +108,7 @@ def check_complete(plan: list[Job], profile: str) -> None:
             print(f"Note: {job.name} is older than its inputs; 'phantom book --profile {profile}' runs it again.")
     if problems:
         raise BookError(
-            f"The book is not built: {'; '.join(problems)}. Make what is left: phantom book --profile {profile}"
+            f"The book is not built: {'; '.join(problems)}. Make the rest: phantom book --profile {profile}"
         )
 
 
@@ -141,9 +131,8 @@ def run_jobs(todo: list[Job], jobs: int = 1, times: Path | None = None) -> None:
     try:
         graph.prepare()
     except CycleError as error:
-        raise BookError(
-            f"Notebooks wait for each other: {', '.join(error.args[1])}. Mend 'after' in a header."
-        ) from None
+        named = ", ".join(error.args[1])
+        raise BookError(f"Notebooks wait for each other: {named}. Mend 'after' in a header.") from None
     start_server()
     took = read_times(times) if times else {}
     expected = {job.name: took.get(job.name, {}).get(job.profile) for job in todo}

@@ -1,6 +1,7 @@
 """The ``phantom`` command. Heavy packages are imported where they are used, so help and mistakes answer at once."""
 
 import io
+import json
 import os
 import signal
 import sys
@@ -13,7 +14,6 @@ import typer
 
 from phantombook.command_words import Group, ManyWords, what_the_system_said
 from phantombook.project import find_root, load_profile
-from phantombook.scan_command import scan_data
 from phantomlib import progress
 from phantomlib.contexts import load_contexts
 from phantomlib.errors import ParameterError, PhantomError, shown
@@ -26,10 +26,13 @@ zoo_app = typer.Typer(help="The small models that ship with the package.", **PLA
 models_app = typer.Typer(help="Pretrained checkpoints from the package index: 'pretrained:NAME'.", **PLAIN)
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(models_app, name="models")
-app.command("scan")(scan_data)
 
 ProfileName = Annotated[str, typer.Option(help="Parameters for all notebooks: notebooks/profiles/NAME.yaml.")]
 Scheduler = Annotated[str, typer.Option(metavar="ADDRESS", help="A Dask scheduler that takes the fine-tunings.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="zoo:NAME, pretrained:NAME, folder, .gguf file, hub id.")]
+Method = Annotated[str, typer.Option(help="full or lora.")]
+Rank = Annotated[int, typer.Option(help="Of LoRA, on all linear layers but the readout.")]
+Alpha = Annotated[float, typer.Option(help="Of LoRA.")]
 Device = Annotated[str, typer.Option(help="A torch device, e.g. cpu or cuda.")]
 Dtype = Annotated[str, typer.Option(help="float32 or float64.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Everything, as JSON.")]
@@ -116,7 +119,7 @@ def use_scheduler(address: str) -> None:
 
 @app.command()
 def diagnose(
-    model: Annotated[str, typer.Option("--model", "-m", help="zoo:NAME, pretrained:NAME, folder, .gguf file, hub id.")],
+    model: Model,
     context: Annotated[str | None, typer.Option(metavar="ID", help="One of the contexts, by its id.")] = None,
     contexts: Annotated[str, typer.Option(metavar="FILE", help="Where --context is looked up.")] = "default",
     prompt: Annotated[str | None, typer.Option(help="A prompt of your own, instead of --context.")] = None,
@@ -125,9 +128,9 @@ def diagnose(
     learning_rate: Annotated[float | None, typer.Option(help="The learning rate to judge.")] = None,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 20,
     optimizer: Annotated[str, typer.Option(help="adam, adamw or sgd.")] = "adam",
-    method: Annotated[str, typer.Option(help="full or lora.")] = "full",
-    rank: Annotated[int, typer.Option(help="Of LoRA, on all linear layers but the readout.")] = 8,
-    alpha: Annotated[float, typer.Option(help="Of LoRA.")] = 16.0,
+    method: Method = "full",
+    rank: Rank = 8,
+    alpha: Alpha = 16.0,
     chat: Annotated[bool, typer.Option("--chat", help="The prompt is a user's turn, for a chat template.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Then run the fine-tune, and compare.")] = False,
     store: Annotated[Path | None, typer.Option(help="Keep the runs of --check here.")] = None,
@@ -159,8 +162,60 @@ def diagnose(
     outcome = diagnosis_text.check_diagnosis(loaded, resolved, recipe, result, kept) if check else None
     if plot is not None:
         write_plot(plot, result, outcome.critical_rate if outcome else None)
-    tell = diagnosis_text.diagnosis_as_dict if as_json else diagnosis_text.diagnosis_as_text
-    echo(tell(result, outcome, proposals))
+    tell = diagnosis_text.diagnosis_as_json if as_json else diagnosis_text.diagnosis_as_text
+    typer.echo(tell(result, outcome, proposals))
+
+
+@app.command()
+def scan(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A .jsonl, .csv or .parquet file, or a saved folder.")],
+    model: Model,
+    learning_rate: Annotated[float, typer.Option(help="The largest of the schedule.")] = 1e-5,
+    epochs: Annotated[float, typer.Option(help="Passes through the data.")] = 3,
+    batch_size: Annotated[int, typer.Option(help="Rows of a mini-batch, accumulated ones included.")] = 8,
+    schedule: Annotated[str, typer.Option(help="constant, linear or cosine.")] = "linear",
+    warmup: Annotated[int, typer.Option(help="Updates over which the rate rises first.")] = 0,
+    optimizer: Annotated[str, typer.Option(help="adamw, adam or sgd.")] = "adamw",
+    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.0,
+    clip: Annotated[float | None, typer.Option(help="Largest norm of a gradient (max_grad_norm).")] = None,
+    method: Method = "full",
+    rank: Rank = 8,
+    alpha: Alpha = 16.0,
+    field: Annotated[list[str] | None, typer.Option(help="Field of the text, or of prompt and completion.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take this many rows at most.")] = None,
+    device: Device = "cpu",
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of the rows, and of LoRA's start.")] = 0,
+    as_json: AsJson = False,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the targets here.")] = None,
+    page: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page; it opens offline.")] = None,
+):
+    """Before training: which targets of a data set will stay wrong while the loss falls, and which rate would teach them?"""
+    from phantombook import scan_report
+    from phantomlib import Recipe, load
+    from phantomlib.dataset.rows import read_records, tokenise
+    from phantomlib.dataset.scan import scan
+    from phantomlib.engine.recipe import positions_of
+    from phantomlib.files import write_text
+
+    if field and len(field) > 2:
+        raise ParameterError(f"--field is given {len(field)} times; give one, or those of prompt and completion.")
+    for path in filter(None, (csv, page)):
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise ParameterError(f"{shown(str(path), 300)} cannot be written; give a file in a folder that exists.")
+    recipe = Recipe(optimizer=optimizer, method=method, rank=rank, alpha=alpha, weight_decay=weight_decay)
+    records = read_records(data)
+    loaded = load(model, device=device)
+    positions = positions_of(loaded.module.config)
+    rows, problems = tokenise(records, loaded.tokenizer, fields=tuple(field or ()), positions=positions, limit=limit)
+    found = scan(loaded, rows, recipe, batch_size=batch_size, clip=clip, seed=seed)
+    given: dict[str, Any] = {"learning_rate": learning_rate, "epochs": epochs, "schedule": schedule, "warmup": warmup}
+    table = found.at(**given)
+    if csv:
+        write_text(csv, table.to_csv(index=False))
+    if page:
+        write_text(page, scan_report.as_page(found, rows, loaded.tokenizer, given))
+    tell = scan_report.as_json if as_json else scan_report.as_text
+    typer.echo(tell(found, table, given, problems))
 
 
 @app.command()
@@ -177,7 +232,8 @@ def claims(profile: ProfileName = "zoo", as_json: AsJson = False):
     if not any(verdict.measurement for pair in pairs for verdict in pair):
         typer.echo(f"Nothing has been measured here yet: run 'phantom book --profile {profile}' first.", err=True)
     if as_json:
-        return echo([verdict_as_dict(verdict) for pair in pairs for verdict in pair])
+        found = [verdict_as_dict(verdict) for pair in pairs for verdict in pair]
+        return typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
     for decisive, other in pairs:
         typer.echo(f"{decisive.claim.id:<4} {decisive.shown:<15} {decisive.claim.statement}")
         typer.echo(f"     {decisive.optimizer}: {decisive.reason}")
@@ -267,8 +323,7 @@ def train(
     for name in model or []:
         zoo_models.known(name)
     check_device(device)
-    with tempfile.TemporaryFile(dir=zoo_models.WEIGHTS):
-        pass  # before an hour's work: they can be written
+    tempfile.TemporaryFile(dir=zoo_models.WEIGHTS).close()  # before an hour's work: they can be written
     for name in model or zoo_models.ALL:
         typer.echo(f"{name}: {training.train(name, device=device)}")
 
@@ -295,13 +350,6 @@ def verify_zoo():
         raise PhantomError("\n".join(problems))
     here = [name for name in zoo_models.ALL if (zoo_models.home(name) / name).is_dir()]
     typer.echo(f"{len(here)} models verified.")
-
-
-def echo(content) -> None:
-    """Say a text; anything else as JSON."""
-    import json
-
-    typer.echo(content if isinstance(content, str) else json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def prepare_terminal() -> None:

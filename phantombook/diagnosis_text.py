@@ -1,6 +1,5 @@
 """Around a diagnosis at the command line: find the words, check by training, and say it in text and JSON."""
 
-import json
 import math
 import tempfile
 import textwrap
@@ -9,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic_core import to_json
 
 from phantomlib.contexts import Context, Resolved, load_contexts, resolve
 from phantomlib.critical.rehearsal import Estimate
@@ -126,10 +125,10 @@ def _check_time(model: LanguageModel, context: Resolved, recipe: Recipe) -> None
         )
 
 
-def diagnosis_as_dict(diagnosis: Diagnosis, outcome: Check | None = None, proposals: Sequence[Proposal] = ()) -> dict:
-    """Everything in JSON types; what is undefined is None."""
+def diagnosis_as_json(diagnosis: Diagnosis, outcome: Check | None = None, proposals: Sequence[Proposal] = ()) -> str:
+    """Everything; what is undefined is null."""
     found = {"diagnosis": diagnosis, "proposals": list(proposals)} | ({"check": outcome} if outcome else {})
-    return json.loads(TypeAdapter(dict).dump_json(found))  # nan and infinite numbers are null
+    return to_json(found, indent=1, inf_nan_mode="null").decode()
 
 
 def diagnosis_as_text(diagnosis: Diagnosis, outcome: Check | None = None, proposals: Sequence[Proposal] = ()) -> str:

@@ -1,6 +1,5 @@
 """What the command line shows while notebooks run: bars on a terminal, plain lines elsewhere."""
 
-import sys
 import time
 
 from rich.console import Console
@@ -20,34 +19,27 @@ class Display:
         self.done: dict[str, float] = {}
         self.spoken: dict[str, float] = {}
         self.rows: dict[str, TaskID] = {}
-        console = Console(stderr=True)
+        console = Console(stderr=True, emoji=False, highlight=False, markup=False)
+        self.plain = not console.is_terminal
         name, note = TextColumn("{task.description:<28}"), TextColumn("{task.fields[note]}")
         columns = (name, BarColumn(24), TimeElapsedColumn(), note)
-        self.bars = Progress(*columns, console=console, transient=True) if console.is_terminal else None
-        if self.bars:
-            self.total = self.bars.add_task("all notebooks", total=1.0, note="")
+        self.bars = Progress(*columns, console=console, transient=True, disable=self.plain)
+        self.total = self.bars.add_task("all notebooks", total=1.0, note="")
 
     def __enter__(self):
-        if self.bars:
-            self.bars.start()
+        self.bars.start()
         return self
 
     def __exit__(self, *exception):
-        if self.bars:
-            self.bars.stop()
+        self.bars.stop()
 
     def say(self, text: str) -> None:
-        if self.bars:
-            self.bars.console.print(text, highlight=False, markup=False)
-        else:
-            sys.stderr.write(text + "\n")  # in one piece: several threads speak
-            sys.stderr.flush()
+        self.bars.console.print(text, soft_wrap=True)
 
     def started(self, name: str) -> None:
         self.begun[name] = self.spoken[name] = time.monotonic()
-        if self.bars:
-            self.rows[name] = self.bars.add_task(name, total=1.0, note="starting")
-        else:
+        self.rows[name] = self.bars.add_task(name, total=1.0, note="starting")
+        if self.plain:
             known = self.expected[name]
             self.say(f"{name}: running" + (f", took {duration(known)} last time" if known else ""))
 
@@ -55,18 +47,16 @@ class Display:
         inside = report["done"] / report["total"] if report.get("total") else 0.0
         self.share[name] = (report["cell"] - 1 + min(inside, 1.0)) / report["of"]
         note = " · ".join(filter(None, [report.get("heading"), report.get("label")]))
-        if self.bars:
-            self.bars.update(self.rows[name], completed=self.share[name], note=note)
-            share = sum(1.0 if name in self.done else self.share.get(name, 0.0) for name in self.expected)
-            self.bars.update(self.total, completed=share / len(self.expected), note=self.left().lstrip(", "))
-        elif time.monotonic() - self.spoken[name] > self.PLAIN_INTERVAL:
+        share = sum(1.0 if name in self.done else self.share.get(name, 0.0) for name in self.expected)
+        self.bars.update(self.rows[name], completed=self.share[name], note=note)
+        self.bars.update(self.total, completed=share / len(self.expected), note=self.left().lstrip(", "))
+        if self.plain and time.monotonic() - self.spoken[name] > self.PLAIN_INTERVAL:
             self.spoken[name] = time.monotonic()
             self.say(f"{name}: {100 * self.share[name]:.0f} % ({note}){self.left()}")
 
     def finished(self, name: str, error: BaseException | None) -> None:
-        self.done[name] = time.monotonic() - self.begun.get(name, time.monotonic())
-        if self.bars and name in self.rows:
-            self.bars.remove_task(self.rows[name])
+        self.done[name] = time.monotonic() - self.begun[name]
+        self.bars.remove_task(self.rows[name])
         outcome = f"{'failed after' if error else 'done in'} {duration(self.done[name])}"
         self.say(f"{name}: {outcome} ({len(self.done)} of {len(self.expected)}){self.left()}")
 

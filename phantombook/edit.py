@@ -55,10 +55,8 @@ def open_in_lab(root: Path, number: str, profile: str = "smoke") -> Path:
     if header and text != (plain := header.group() + HEADER.sub("", text)):
         write_text(source, plain)
     if ended.returncode > 0:
-        raise BookError(
-            f"JupyterLab ended with an error (code {ended.returncode}); what it said stands above. It does not run as root: "
-            "use another account, or edit the .py itself."
-        )
+        said = f"JupyterLab ended with an error (code {ended.returncode}); what it said stands above."
+        raise BookError(f"{said} It does not run as root: use another account, or edit the .py itself.")
     return source
 
 
@@ -98,9 +96,7 @@ def new_chapter(root: Path, name: str) -> Path:
     taken. Returns the new ``.py`` file.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
-        raise ParameterError(
-            f"'{name}' cannot name a chapter; write lower-case words joined by _, such as my_question."
-        )
+        raise ParameterError(f"'{name}' cannot name a chapter; write lower-case words joined by _: my_question.")
     there = notebooks(root)
     if taken := [path.name for path in there.values() if path.stem[3:] == name]:
         raise ParameterError(f"There is a chapter notebooks/{taken[0]} already; choose another name.")

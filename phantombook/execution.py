@@ -12,6 +12,8 @@ from collections.abc import Callable
 from multiprocessing import util
 from pathlib import Path
 
+import nbformat
+
 from phantombook import preloaded_kernel, tidy
 from phantombook.ledger import measurements
 from phantombook.plan import Job
@@ -38,8 +40,7 @@ def execute(
         PhantomError: raised on purpose in the notebook; only its message is passed on.
         BookError: the notebook failed otherwise; what it did until then is kept beside the output.
     """
-    import nbformat
-    import papermill
+    import papermill  # a second
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
@@ -54,8 +55,7 @@ def execute(
 
     try:
         job.output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=job.output.parent):
-            pass
+        tempfile.TemporaryFile(dir=job.output.parent).close()
     except OSError as error:
         raise BookError(f"Cannot write '{job.output}' ({error.strerror}). Choose another output.") from None
     try:
@@ -87,8 +87,6 @@ def execute(
 
 def _failure(job: Job, begun: list, error) -> PhantomError:
     """What to raise; unless the notebook refused before it showed anything, what it did is kept."""
-    import nbformat
-
     kinds: list[type[PhantomError]] = [PhantomError, *PhantomError.__subclasses__()]
     refused = next((kind for kind in kinds if kind.__name__ == getattr(error, "ename", "")), None)
     shown = {output.output_type for cell in begun for output in cell.get("outputs", ())}

@@ -1,7 +1,7 @@
 """What every measurement is given: models, contexts, device, precision, store, seed; refused here before anything runs."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,14 @@ from phantomlib.models.zoo_models import HELD_OUT
 
 EDITED = "PHANTOM_EDIT"  # set by ``phantom edit`` for JupyterLab: a JSON mapping with the project's root and a profile
 FITTING = "fitting:"  # before the name of a contexts file: leave out what does not fit a model
-
+COMMON: dict[str, Any] = {  # what every measurement is given, with the defaults
+    "models": [],
+    "contexts": "default",
+    "device": "cpu",
+    "dtype": "float32",
+    "store": "runs",
+    "seed": 0,
+}
 
 Text = Annotated[str, Field(pattern=r"\S")]
 Multiple = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -30,23 +37,7 @@ WANTED: dict[str, tuple[Any, str]] = {  # what is more than text: its type, and 
 }
 
 
-def _check(**values) -> None:
-    for name, value in values.items():
-        kind, wanted = WANTED.get(name, (Text, "non-empty text"))
-        try:
-            TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
-        except ValidationError:
-            raise ParameterError(f"{name} is {shown(value)}; it must be {wanted}.") from None
-
-
-def check_multiples(multiples: list[float]) -> None:
-    """Raise ParameterError unless learning rates in units of critical ones are a non-empty list of positive, finite numbers."""
-    _check(multiples=multiples)
-
-
-def check_inputs(
-    models: list[str], contexts: str, device: str, dtype: str, store: str = "runs", seed: int = 0
-) -> list[Context]:
+def check_inputs(models: list[str], contexts: str, device: str, dtype: str, **others) -> list[Context]:
     """The loaded contexts, once everything is known to be usable.
 
     Args:
@@ -54,14 +45,18 @@ def check_inputs(
         contexts: ``default`` or the path of a contexts file; after ``fitting:``, only those that fit each model are used.
         device: a torch device, e.g. ``cpu`` or ``cuda``.
         dtype: ``float32`` or ``float64``.
-        store: folder of runs; not opened here.
-        seed: 0 or more, below 2**32.
+        others: ``store``, the folder of runs; ``seed``; ``multiples``, learning rates in units of critical ones.
 
     Raises:
         ParameterError: a wrong type or an impossible value.
         ContextError, ModelError: the contexts or a model cannot be used.
     """
-    _check(models=models, contexts=contexts, device=device, dtype=dtype, store=store, seed=seed)
+    for name, value in {"models": models, "contexts": contexts, "device": device, "dtype": dtype, **others}.items():
+        kind, wanted = WANTED.get(name, (Text, "non-empty text"))
+        try:
+            TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
+        except ValidationError:
+            raise ParameterError(f"{name} is {shown(value)}; it must be {wanted}.") from None
 
     from phantomlib.models.language_model import DTYPES, check_device, find, short_name  # torch
 
@@ -75,9 +70,9 @@ def check_inputs(
         find(ref)  # a misspelt zoo name or folder
         other = named.setdefault(short_name(ref), ref)
         if other != ref:  # results, files and figures go by the name
+            both = f"{shown(other, 200)} and {shown(ref, 200)} would both be called {shown(short_name(ref))}"
             raise ParameterError(
-                f"The models {shown(other, 200)} and {shown(ref, 200)} would both be called {shown(short_name(ref))}. Rename "
-                "the folder or file of one; one from the hub, save in a folder of another name."
+                f"The models {both}. Rename the folder or file of one (save it first if it is on the hub)."
             )
     return load_contexts(contexts.removeprefix(FITTING))
 
@@ -94,9 +89,8 @@ def chosen_held_out(models: list[str], held_out: str) -> str:
     others = [ref for ref in models if not ref.startswith("zoo:")]
     if others and not held_out.strip():
         raise ParameterError(
-            f"models names {shown(others[0], 300)}, which is not of the zoo; then held_out must name the model that is to be "
-            "predicted and only then measured. Give one that is not among models: -p held_out path/to/another; or, to "
-            f"predict a model of the zoo from yours, -p held_out zoo:{HELD_OUT}."
+            f"models names {shown(others[0], 300)}, which is not of the zoo; then held_out must name the model to predict, "
+            f"none of models: -p held_out path/to/another; or, to predict one of the zoo, -p held_out zoo:{HELD_OUT}."
         )
     chosen = held_out.strip() or f"zoo:{HELD_OUT}"
     if chosen in models:
@@ -124,16 +118,11 @@ def typed_paths(given: dict, root: Path | None = None) -> dict[str, Any]:
     return {name: moved(name, value) if name in paths else value for name, value in given.items()}
 
 
-def named_files(value, root: Path) -> dict[str, Path]:
-    """Files and folders that the texts in some parameters name, by that text; paths lead from ``root``."""
-
-    def texts(value) -> Iterator[str]:
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, dict | list):
-            for item in value.values() if isinstance(value, dict) else value:
-                yield from texts(item)
-
-    paths = {text: root / text.removeprefix(FITTING) for text in texts(value) if text.removeprefix(FITTING)}
+def named_files(parameters: Mapping, root: Path) -> dict[str, Path]:
+    """Files and folders that parameters name, by their text; paths lead from ``root``."""
+    values = [one for value in parameters.values() for one in (value if isinstance(value, list) else [value])]
+    paths = {text: root / text.removeprefix(FITTING) for text in values if isinstance(text, str)}
     # os.path is False, too, for text that cannot be a path
-    return {text: path for text, path in paths.items() if os.path.isfile(path) or os.path.isdir(path)}
+    return {
+        text: path for text, path in paths.items() if path != root and (os.path.isfile(path) or os.path.isdir(path))
+    }

@@ -21,7 +21,7 @@ class _Words(string.Formatter):
 
 
 def fill(template: str, *rows) -> str:
-    """Put values into ``{name:.2f}``; an undefined number (nan) reads "undefined".
+    """Put values into ``{name:.2f}``; an undefined number (nan) reads "undefined". Literal braces are doubled: ``g_{{ck}}``.
 
     A value that is text is shown as it was written, whatever it holds; markup belongs in the template. Without values, the
     template as it is. ``rows``: mappings, rows of a pandas table, or None.

@@ -5,16 +5,9 @@ A notebook needs two lines to start, and one for whatever it shows::
     from phantombook import notebook
     nb = notebook.start("02_silent_failure")
     ...
-    nb.caption("fig-silent", "A silent failure.", alt="A falling loss curve.")
-    ...
-    nb.figure(loss_and_rank(run), "fig-silent", runs=run)
     nb.say("Cross-entropy falls by {fall:.2f} nats.", fall=fall)
 
-Parameters are the annotated names of the notebook's first cell, ``name: type = value``. A caption stands in a cell tagged
-``remove-cell``, beside its figure in the editor and only below it on the page.
-
 Below each figure and table follows the folded line "How this was made": command, parameters, runs, commit, and the numbers.
-
 What a notebook measures counts for the ledger only if ``phantom run`` or ``phantom book`` started it and it ran through.
 """
 
@@ -23,44 +16,27 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from IPython import display
 from matplotlib import pyplot
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from phantombook import markup
 from phantombook.figures import escaping, figure_data, style
-from phantombook.inputs import EDITED, FITTING, check_inputs, check_multiples
+from phantombook.inputs import COMMON, EDITED, FITTING, check_inputs
+from phantombook.plan import Job, make_job
+from phantombook.project import load_profile
 from phantomlib.contexts import Context, Resolved
 from phantomlib.engine import cluster, recipe
 from phantomlib.errors import ContextError, ParameterError, all_at_once, shown
 from phantomlib.models import language_model
 from phantomlib.runs.store import Store, commit
 
-COMMON: dict[str, Any] = {
-    "models": [],
-    "contexts": "default",
-    "device": "cpu",
-    "dtype": "float32",
-    "store": "runs",
-    "seed": 0,
-}
-
-
-@dataclass(frozen=True)
-class Runner:
-    """What started this notebook: its file, the command to do so again, the profile or "", and a folder for both."""
-
-    source: Path
-    command: str
-    profile: str
-    scratch: Path
-
-
-RUNNER: Runner | None = None  # set by the runner in the kernel that it starts
+JOB: Job | None = None  # which this notebook is run for; set by the runner in the kernel that it starts
+SCRATCH = Path()  # that the kernel and its runner share
 
 
 class Notebook:
@@ -78,7 +54,7 @@ class Notebook:
         self.name, self.parameters, self.contexts, self.store = name, COMMON | dict(parameters), contexts, store
         self.models: list[str] = self.parameters["models"]
         self.device, self.dtype, self.seed = (self.parameters[key] for key in ("device", "dtype", "seed"))
-        self.profile = RUNNER.profile if RUNNER else ""
+        self.profile = JOB.profile if JOB else ""
         self._recording = recording  # of its measurements; None unless the runner started it
         self._measured: dict[tuple[str, str], Any] = {}  # by claim and optimiser
         self._fitting: dict[str, list[Resolved]] = {}  # by model fingerprint
@@ -127,28 +103,22 @@ class Notebook:
             for error in refused:
                 self.say("> Left out for {model}: {reason}", model=model.name, reason=str(error))
             if not found:
-                raise ContextError(
-                    f"None of the {len(self.contexts)} contexts fits '{model.name}'; write some that do."
-                )
+                raise ContextError(f"None of the {len(self.contexts)} contexts fits '{model.name}'; give some that do.")
             self._fitting[model.fingerprint] = found
         return list(self._fitting[model.fingerprint])
 
     @property
     def command(self) -> str:
         """The command that makes this notebook again."""
-        if RUNNER:
-            return RUNNER.command
+        if JOB:
+            return JOB.command
         values = " ".join(f"-p {key} {json.dumps(value)!r}" for key, value in sorted(self.parameters.items()))
         return f"phantom run {self.name.split('_')[0]} {values}"
 
     def say(self, template: str, row: Mapping | None = None, **values) -> None:
-        """Show sentences whose numbers come from the run, as Markdown.
+        """Show sentences whose numbers come from the run, as Markdown (see :func:`phantombook.markup.fill`).
 
-        Args:
-            template: with ``{name:.2f}`` where the value of that name stands; literal braces doubled, as in ``g_{{ck}}``.
-            row: values by name: a mapping, or a row of a pandas table.
-            values: further ones; an undefined number (nan) reads "undefined". Without any value, ``template`` is shown as
-                it is.
+        ``row``: values by name, a mapping or a row of a pandas table; ``values``: further ones.
         """
         say(markup.fill(template, row, values))
 
@@ -163,15 +133,12 @@ class Notebook:
         """
         text = f"**Answer.** {markup.fill(template, row, values)}"
         # in Jupyter, where the head shows only its own source, the answer is shown where it is written
-        _glue(f"answer_{self.name.split('_')[0]}", display.Markdown(text), display=not RUNNER)
+        _glue(f"answer_{self.name.split('_')[0]}", display.Markdown(text), display=not JOB)
 
     def caption(self, name: str, caption: str, *, alt: str) -> None:
-        """Write the caption of a figure, before it is shown.
+        """Write the caption of a figure, MyST text, before it is shown, and what a reader who cannot see it should know.
 
-        Args:
-            name: of the figure.
-            caption: MyST text: says what is drawn, of how many runs.
-            alt: what a reader who cannot see it should know.
+        It stands in a cell tagged ``remove-cell``, beside its figure in the editor and only below it on the page.
         """
         self._captions[name] = (caption, alt)
 
@@ -240,30 +207,26 @@ def start(name: str) -> Notebook:
     Args:
         name: the notebook's file name without its ending.
 
-    The parameters are those that the running notebook declares (:func:`declared_here`). The common ones, ``models``,
-    ``contexts``, ``device``, ``dtype``, ``store`` and ``seed``, are those of :func:`phantombook.inputs.check_inputs`; only
-    ``models`` has to be there. ``multiples``, learning rates in units of critical ones, is checked too: before anything is
-    computed for it. What this notebook recorded before with the same parameters is dropped: a verdict rests on a notebook
-    that ran through.
+    The parameters are those that the running notebook declares (:func:`declared_here`). Those of
+    :func:`phantombook.inputs.check_inputs` are checked; only ``models`` has to be there. What this notebook recorded before
+    with the same parameters is dropped: a verdict rests on a notebook that ran through.
 
     Raises:
         ParameterError: a parameter is missing, has a wrong type or an impossible value; the name is another notebook's.
         ContextError, ModelError, StoreError: the contexts, a model or the store cannot be used.
     """
-    if RUNNER and RUNNER.source.stem != name:
-        raise ParameterError(f"This is {RUNNER.source.name}, but it starts as '{name}'. Write its own name there.")
+    if JOB and JOB.name != name:
+        raise ParameterError(f"This is {JOB.source.name}, but it starts as '{name}'. Write its own name there.")
     parameters = COMMON | declared_here() | _edited(name)
-    contexts = check_inputs(**{key: parameters[key] for key in COMMON})
-    if "multiples" in parameters:
-        check_multiples(parameters["multiples"])
+    contexts = check_inputs(**{key: parameters[key] for key in (*COMMON, "multiples") if key in parameters})
     torch.set_num_threads(1)
     style.use_style()
+    set_matplotlib_formats("svg", metadata={"Date": None})
     store, recording = Store(parameters["store"], cluster.runner()), None
-    if RUNNER:
-        from phantombook.ledger import measurements
+    if JOB:
+        from phantombook.ledger.measurements import Experiment, Recording
 
-        experiment = measurements.Experiment(RUNNER.source, parameters)
-        recording = measurements.Recording(store, experiment, RUNNER.scratch)
+        recording = Recording(store, Experiment(JOB.source, parameters), SCRATCH)
     return Notebook(name, parameters, contexts, store, recording)
 
 
@@ -285,20 +248,17 @@ def declared_here() -> dict[str, Any]:
                 case ast.AnnAssign(ast.Name(name), annotation) if name in session:
                     found[name] = session[name]
                     if isinstance(found[name], str) and ast.unparse(annotation).startswith("list"):
-                        raise ParameterError(
-                            f"{name} is text, {shown(found[name])}, but it must be a list. papermill's -p passes text; use "
-                            f"-y '{{{name}: [...]}}', or phantom run."
+                        told = (
+                            f"{name} is text, {shown(found[name])}, but it must be a list; papermill's -p passes text"
                         )
+                        raise ParameterError(f"{told}. Use -y '{{{name}: [...]}}', or phantom run.")
     return found
 
 
 def _edited(name: str) -> dict[str, Any]:
     """In JupyterLab as ``phantom edit`` starts it: go to the project's root, and set the profile's parameters."""
-    if RUNNER or EDITED not in os.environ:
+    if JOB or EDITED not in os.environ:
         return {}
-    from phantombook.plan import make_job
-    from phantombook.project import load_profile
-
     given = json.loads(os.environ[EDITED])
     os.chdir(root := Path(given["root"]))
     values = make_job(root, name, {}, profile=load_profile(root, given["profile"])).parameters
@@ -327,9 +287,7 @@ def _run_ids(runs) -> list[str]:
         return runs.split()
     if hasattr(runs, "attrs"):  # a Dataset is a Mapping too, so it is asked first
         if not {"run_id", "run_ids"} & runs.attrs.keys():
-            raise ParameterError(
-                "A dataset without run_id names no run. Give the one that the store gave, or its run id."
-            )
+            raise ParameterError("A dataset without run_id names no run. Give what the store gave, or the run's id.")
         return _run_ids(runs.attrs.get("run_ids", runs.attrs.get("run_id")))  # a search took several runs
     many = runs.values() if isinstance(runs, Mapping) else runs
     return [run_id for run in many for run_id in _run_ids(run)]

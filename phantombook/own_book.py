@@ -51,13 +51,9 @@ def build_own_book(
         output: the book's folder, new, empty or made by this function before; ``books/NAMES`` in the repository if None.
 
     Raises:
-        PhantomError: a model is named twice, something given cannot be used, or the folder holds something else: before
-            anything is touched.
+        PhantomError: something given cannot be used, or the folder holds something else: before anything is touched.
     """
     root = root or find_root()
-    for ref in models:
-        if models.count(ref) > 1 or ref == held_out:
-            raise ParameterError(f"The model '{ref}' is given twice; give each once, and a held-out one only as such.")
     base = load_profile(root, profile)
     common = {"models": models, "contexts": FITTING + contexts.removeprefix(FITTING), "device": device, "dtype": dtype}
     common |= {"store": "runs", "seed": base.common.get("seed", "0")}
@@ -71,10 +67,8 @@ def build_own_book(
     if output == root:
         raise ParameterError(f"'{output}' is the repository itself; give another folder with --output.")
     if output.exists() and not (output / MARKER).is_file() and (not output.is_dir() or any(output.iterdir())):
-        raise ParameterError(
-            f"'{output}' holds something that 'phantom book --models' did not make (it has no {MARKER}); give another "
-            "folder with --output."
-        )
+        held = f"'{output}' holds something that 'phantom book --models' did not make (it has no {MARKER})"
+        raise ParameterError(f"{held}; give another folder with --output.")
     check_todo([job for job in plan if job.all_parameters.get("held_out") != ""], root)
     blind = bool(held_out) and len(models) >= FEWEST_FITTED
     # chapters on published runs are about the companion's own real models, whose constants come from the zoo

@@ -61,9 +61,8 @@ def declared(notebook) -> dict[str, Declared]:
             known[name] = Declared(kind, ast.literal_eval(value))
     except (SyntaxError, ValueError):
         place = f"after '{list(known)[-1]}'" if known else "at its start"
-        raise BookError(
-            f"The cell of parameters holds something else {place}. Write 'name: type = value  # help', with plain values."
-        ) from None
+        hint = "Write 'name: type = value  # help', with plain values."
+        raise BookError(f"The cell of parameters holds something else {place}. {hint}") from None
     return known
 
 
@@ -76,40 +75,29 @@ def check_parameters(values: dict, known: dict[str, Declared], notebook: str) ->
     checked = {}
     for name, value in values.items():
         if name not in known:
-            raise ParameterError(
-                f"{notebook} has no parameter {shown(name)}{did_you_mean(name, known)}. "
-                f"Its parameters: {', '.join(known) or 'none'}."
-            )
+            near, there = did_you_mean(name, known), ", ".join(known) or "none"
+            raise ParameterError(f"{notebook} has no parameter {shown(name)}{near}. Its parameters: {there}.")
         kind = known[name].type
         try:
             checked[name] = _fit(value, kind)
         except ValueError:
             listed = kind.startswith("list") and not isinstance(value, list | dict)
             hint = f" Write a list, such as -p {name} {shown(f'[{value}]')}." if listed else ""
-            raise ParameterError(
-                f"{name} is {shown(value)}, but {notebook} needs {kind} there "
-                f"(its default is {json.dumps(known[name].default)}).{hint}"
-            ) from None
+            wanted = f"{notebook} needs {kind} there (its default is {json.dumps(known[name].default)})"
+            raise ParameterError(f"{name} is {shown(value)}, but {wanted}.{hint}") from None
     return checked
 
 
 def _fit(value, kind: str):
     """``value`` as pydantic reads it for the annotation ``kind``; ValueError if it does not fit."""
-    from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
+    from pydantic import ConfigDict, Field, TypeAdapter
 
-    def no_truth(value):
-        if isinstance(value, bool):
-            raise ValueError("true and false are no numbers")
-        return value
-
-    whole = typing.Annotated[int, BeforeValidator(no_truth), Field(ge=-(2**63), lt=2**63)]
-    words = vars(typing) | {"int": whole, "float": typing.Annotated[float, BeforeValidator(no_truth)]}
+    if isinstance(value, bool) and kind in ("int", "float"):
+        raise ValueError("true and false are no numbers")
     try:
-        annotation = eval(kind, words)
+        annotation = eval(kind, vars(typing) | {"int": typing.Annotated[int, Field(ge=-(2**63), lt=2**63)]})
     except (NameError, TypeError, SyntaxError):
-        raise BookError(
-            f"The type '{kind}' of a parameter is not known; write a plain one, such as list[float]."
-        ) from None
+        raise BookError(f"The type '{kind}' of a parameter is unknown; write one such as list[float].") from None
     return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
 
 

@@ -105,9 +105,7 @@ def make_plan(root: Path, profile: Profile) -> list[Job]:
     for job in plan:
         numbers = independent if job.after == "all" else job.after
         if not set(numbers) <= set(names):
-            raise BookError(
-                f"Notebook {job.name} comes after {job.after}; give a list of {', '.join(names)}, or 'all'."
-            )
+            raise BookError(f"Notebook {job.name} comes after {job.after}; give 'all' or some of {', '.join(names)}.")
         after = tuple(names[number] for number in numbers)
         key = digest([hash_inputs(job), *(recorded[name] for name in after)])
         planned.append(replace(job, after=after, key=key))

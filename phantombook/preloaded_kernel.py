@@ -7,6 +7,7 @@ the runner does. Jupyter finds :class:`Preloaded` by its entry point (``jupyter_
 import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
 import threading
 from contextvars import ContextVar
@@ -51,7 +52,8 @@ class Kernel(ForkServerProcess):
         return self.exitcode
 
     def send_signal(self, number: int) -> None:
-        if self.pid and self.is_alive():
+        # Jupyter interrupts a kernel before it asks it to end, which an idle kernel would report as an error
+        if self.pid and number != signal.SIGINT and self.is_alive():
             os.kill(self.pid, number)
 
 
@@ -96,7 +98,7 @@ def _serve(arguments: list[str], environment: dict[str, str], job: Job, scratch:
     os.environ.clear()
     os.environ.update(environment | SETTINGS | further)
     os.chdir(job.root)
-    notebook.RUNNER = notebook.Runner(job.source, job.command, job.profile, scratch)
+    notebook.JOB, notebook.SCRATCH = job, scratch
     IPKernelApp.launch_instance([*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])  # else it prints advice
 
 

@@ -26,10 +26,8 @@ def find_root(start: Path | None = None) -> Path:
     for folder in (start, *start.parents, Path(phantomlib.__file__).resolve().parents[1]):
         if (folder / "_toc.yml").is_file() and (folder / "notebooks").is_dir():
             return folder
-    raise BookError(
-        f"There is no book at or above '{start}' (a folder with _toc.yml and notebooks/). "
-        "Run this command inside a clone of the companion's repository."
-    )
+    sought = f"book at or above '{start}' (a folder with _toc.yml and notebooks/)"
+    raise BookError(f"There is no {sought}. Run this command inside a clone of the companion's repository.")
 
 
 def notebooks(root: Path) -> dict[str, Path]:
@@ -46,10 +44,12 @@ def find_notebook(root: Path, number: str | int) -> Path:
         if wanted in (key, path.stem, path.stem[3:]):
             return path
     names = [path.stem for path in available.values()]
-    raise ParameterError(
-        f"There is no notebook {shown(str(number))}{did_you_mean(wanted, names)}. "
-        f"Those in {root / 'notebooks'}: {', '.join(names) or 'none'}."
-    )
+    raise ParameterError(_none("notebook", str(number), names, root / "notebooks"))
+
+
+def _none(kind: str, name: str, known: list[str], folder: Path) -> str:
+    near = did_you_mean(name, known)
+    return f"There is no {kind} {shown(name)}{near}. Those in {folder}: {', '.join(known) or 'none'}."
 
 
 def read_notebook(source: Path):
@@ -86,16 +86,12 @@ def load_profile(root: Path, name: str) -> Profile:
     folder, numbers = root / "notebooks" / "profiles", notebooks(root)
     known = [path.stem for path in sorted(folder.glob("*.yaml"))]
     if name not in known:
-        near = did_you_mean(name, known)
-        raise ParameterError(
-            f"There is no profile {shown(name)}{near}. Those in {folder}: {', '.join(known) or 'none'}."
-        )
+        raise ParameterError(_none("profile", name, known, folder))
     content = load_mapping(folder / f"{name}.yaml")
     for key, values in content.items():
         if key != "common" and key not in numbers:
-            raise ParameterError(
-                f"Profile '{name}' has a section {shown(key)}; sections are 'common' and the notebooks {', '.join(numbers)}."
-            )
+            sections = f"'common' and the notebooks {', '.join(numbers)}"
+            raise ParameterError(f"Profile '{name}' has a section {shown(key)}; sections are {sections}.")
         if values and not isinstance(values, dict):
             raise ParameterError(f"Section '{key}' of profile '{name}' is {shown(values)}; give parameters and values.")
     common = content.pop("common", None) or {}

@@ -1,13 +1,13 @@
 """What ``phantom scan`` says: a summary in words, the targets as JSON or CSV, and a page that opens offline."""
 
 import html
-import json
+import math
 from collections.abc import Sequence
 from importlib import resources
 from string import Template
 
-import numpy as np
 import pandas as pd
+from pydantic_core import to_json
 
 from phantombook.figures.escaping import json_in_page
 from phantomlib.dataset.rows import Row
@@ -18,16 +18,10 @@ SHARES = (0.5, 0.9)
 
 
 def summary(found: Scan, table: pd.DataFrame, given: dict) -> dict:
-    """What the scan comes to at the given learning rate, epochs and schedule, in JSON types.
-
-    Args:
-        found: the scan.
-        table: ``found.at(**given)``.
-        given: ``learning_rate``, ``epochs``, ``schedule`` and ``warmup``.
-    """
+    """What the scan comes to at the given learning rate, epochs, schedule and warm-up; ``table`` is ``found.at(**given)``."""
     outranked = table[table.gap <= 0]
     others = {name: given[name] for name in ("epochs", "schedule", "warmup")}
-    rates = {f"learning_rate_for_{share:.0%}": _finite(found.learning_rate_for(share, **others)) for share in SHARES}
+    rates = {f"learning_rate_for_{share:.0%}": found.learning_rate_for(share, **others) for share in SHARES}
     return {
         "targets": len(table),
         "outranked_now": len(outranked),
@@ -42,9 +36,8 @@ def summary(found: Scan, table: pd.DataFrame, given: dict) -> dict:
 
 def as_json(found: Scan, table: pd.DataFrame, given: dict, problems: Sequence[str]) -> str:
     """Everything: what was asked, the summary, every target, and the rows that were left out."""
-    targets = [{name: _finite(value) for name, value in row.items()} for row in table.to_dict("records")]
-    whole = given | {"summary": summary(found, table, given), "targets": targets, "left_out": list(problems)}
-    return json.dumps(whole, indent=1, ensure_ascii=False)
+    told = {"summary": summary(found, table, given), "targets": table.to_dict("records"), "left_out": problems}
+    return to_json(given | told, indent=1, inf_nan_mode="null").decode()
 
 
 def as_text(found: Scan, table: pd.DataFrame, given: dict, problems: Sequence[str]) -> str:
@@ -65,7 +58,7 @@ def as_text(found: Scan, table: pd.DataFrame, given: dict, problems: Sequence[st
         *(f"  {told['outcomes'].get(name, 0):6d}  {what}" for name, what in meaning.items()),
     ]
     for share in SHARES:
-        if rate := told[f"learning_rate_for_{share:.0%}"]:
+        if math.isfinite(rate := told[f"learning_rate_for_{share:.0%}"]):
             lines.append(f"{share:.0%} of them are learnt from a learning rate of {rate:.2g} on.")
         else:
             lines.append(f"No learning rate teaches {share:.0%} of them: the others are contradicted, or lose ground.")
@@ -98,17 +91,10 @@ def as_page(found: Scan, rows: Sequence[Row], tokenizer, given: dict) -> str:
         texts.append(f'<p id="r{row.number}"><b>{row.number}</b> {shown}</p>')
     columns = found.targets.assign(critical=found.critical_budget())
     fields = ["row", "before", "correct", "competitor", "gap", "velocity", "wake", "ceiling", "critical"]
-    data = {name: [_finite(value) for value in columns[name].tolist()] for name in fields}
+    data = {name: columns[name].tolist() for name in fields}
     shape = float(found.budget(1.0, given["epochs"], given["schedule"], given["warmup"])[-1]) / (
         found.updates * given["epochs"]
     )
     facts = {"updates": found.updates, "number": found.number, "factor": found.factor, "shape": shape} | given
     template = Template(resources.files("phantombook").joinpath("scan.html").read_text(encoding="utf-8"))
     return template.substitute(rows="\n".join(texts), data=json_in_page(data), facts=json_in_page(facts))
-
-
-def _finite(value):
-    """A value in JSON types; None for nan and the infinities, which JSON does not have."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value

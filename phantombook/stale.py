@@ -2,13 +2,13 @@
 
 Nothing is run. Imports are read from the syntax tree, wherever they stand, through the companion's own modules and those
 of the notebook's own project. Text cells, comments, docstrings and layout are not part of a key. A file beside a module
-that the module names, such as ``contexts.yaml``, is.
+that the module names, such as ``contexts.yaml``, is. A file is looked into once for each of its states.
 """
 
 import ast
+import os
 import re
-from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import phantomlib
@@ -23,10 +23,11 @@ ON_THE_PAGE = tuple(f"phantombook.{name}" for name in ("notebook", "inputs", "ma
 MACHINERY = tuple(
     f"phantombook.{name}" for name in ("execution", "preloaded_kernel", "tidy", "plan", "project", "parameters")
 )
+TEXT_OF = partial(Path.read_text, encoding="utf-8")
 
 
-def reached(notebook: Path | str) -> tuple[str, ...]:
-    """Names of the modules that a notebook's code cells import, directly or through others, in alphabetical order.
+def reached(notebook: Path | str) -> dict[str, Path]:
+    """The modules that a notebook's code cells import, directly or through others: their files, by name in alphabetical order.
 
     Left out are other people's packages and what runs notebooks; from ``phantombook.notebook`` the walk does not go on
     into the ledger, which takes down what a notebook measured and has no part in it.
@@ -37,7 +38,18 @@ def reached(notebook: Path | str) -> tuple[str, ...]:
     Raises:
         SyntaxError: it is not Python.
     """
-    return tuple(sorted(_modules(notebook)))
+    text, folders = _opened(notebook)
+    found: dict[str, Path] = {}
+    waiting = [("", text)]
+    while waiting:
+        importer, text = waiting.pop()
+        for dotted in _imports(text, importer):
+            for name, path in _files(dotted, (HOME,) if dotted.split(".")[0] in PACKAGES else folders):
+                if name not in found and _has_a_part(name, importer):
+                    found[name] = path
+                    if name != "phantomlib":  # it says where the public names are at home, all of them
+                        waiting.append((name, _read(path)))
+    return dict(sorted(found.items()))
 
 
 def key(notebook: Path | str, without: str = "") -> str:
@@ -48,28 +60,20 @@ def key(notebook: Path | str, without: str = "") -> str:
         without: leave out modules, such as those of ``phantombook.figures``, which decides what is drawn but not
             what is recorded.
     """
-    text, _ = _opened(notebook)
-    found = {n: p for n, p in sorted(_modules(notebook).items()) if not (without and f"{n}.".startswith(f"{without}."))}
-    found |= {name: path for dotted in MACHINERY for name, path in _files(dotted, ())}
-    return digest([_code(text), {name: module_key(path) for name, path in found.items()}])
+    counted = {name: path for name, path in reached(notebook).items() if not f"{name}.".startswith(f"{without}.")}
+    counted |= dict(file for dotted in MACHINERY for file in _files(dotted, (HOME,)))
+    hashes = {}
+    for name, path in counted.items():
+        hashes[name] = [_code(_read(path)), {data.name: _content(data) for data in data_of(path)}]
+    return digest([_code(_opened(notebook)[0]), hashes])
 
 
-def module_key(path: Path) -> str:
-    """Hash of a module's code and of the data beside it that it names."""
-    return digest([_code(_read(path)), {data.name: _content(data) for data in _data(path)}])
-
-
-def _modules(notebook: Path | str) -> dict[str, Path]:
-    text, folders = _opened(notebook)
-    found, waiting = {}, list(_imported(text, "", folders))
-    while waiting:
-        name, path = waiting.pop()
-        if name not in found:
-            found[name] = path
-            # what says where the public names are at home imports all of them, one at a time
-            inner = _imported(_read(path), name, folders) if name != "phantomlib" else ()
-            waiting += [one for one in inner if name != NOTEBOOK or not one[0].startswith("phantombook.ledger.")]
-    return found
+def data_of(path: Path) -> list[Path]:
+    """Files beside a module that its code names; folders, such as the zoo's weights, only within the packages."""
+    named, ours = _texts(_read(path)), any(path.is_relative_to(HOME / name) for name in PACKAGES)
+    beside = [path.parent / name for name in sorted(_once(os.listdir, path.parent)) if name in named]
+    packages = [one for one in beside if one.suffix == ".py" or (one / "__init__.py").exists()]
+    return [one for one in beside if one not in packages and (ours or one.is_file())]
 
 
 def _opened(notebook: Path | str) -> tuple[str, tuple[Path, ...]]:
@@ -79,34 +83,26 @@ def _opened(notebook: Path | str) -> tuple[str, tuple[Path, ...]]:
     return notebook, ()
 
 
-def _imported(text: str, importer: str, folders: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
-    """Name and file of every module that some code imports, less what runs notebooks."""
-    for dotted in _names(text, importer):
-        for name, path in _files(dotted, folders):
-            room = name.removeprefix("phantombook.").split(".")[0]
-            if not name.startswith("phantombook.") or room in ROOMS or name in ON_THE_PAGE:
-                yield name, path
+def _has_a_part(name: str, importer: str) -> bool:
+    """Whether a module that is imported can change what a notebook shows or records."""
+    if not name.startswith("phantombook.") or name in ON_THE_PAGE:
+        return True
+    room = name.split(".")[1]
+    return room in ROOMS and (room, importer) != ("ledger", NOTEBOOK)
 
 
-def _files(dotted: str, folders: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
+@cache
+def _files(dotted: str, folders: tuple[Path, ...]) -> list[tuple[str, Path]]:
     """The module a dotted name is in or is, and the packages around it; ``phantomlib.load`` is where it is at home."""
+    if dotted == "phantomlib.*":
+        return [file for name in phantomlib._HOMES for file in _files(f"phantomlib.{name}", folders)]
     parts = dotted.split(".")
-    if parts[0] in PACKAGES:
-        folders = (HOME,)
-    if parts[0] == "phantomlib":
-        if len(parts) > 1 and parts[1] in phantomlib._HOMES:
-            parts[1:2] = phantomlib._HOMES[parts[1]].split(".")
-        elif parts[1:2] == ["*"]:
-            for name in phantomlib._HOMES:
-                yield from _files(f"phantomlib.{name}", folders)
-    for folder in folders:
-        for end in range(1, len(parts) + 1):
-            place = folder.joinpath(*parts[:end])
-            for path in (place.with_suffix(".py"), place / "__init__.py"):
-                if path.is_file():
-                    yield ".".join(parts[:end]), path
-            if not place.is_dir():
-                break
+    if parts[0] == "phantomlib" and len(parts) > 1:
+        parts[1:2] = phantomlib._HOMES.get(parts[1], parts[1]).split(".")
+    names = [parts[:end] for end in range(1, len(parts) + 1)]
+    places = [(".".join(name), folder.joinpath(*name)) for folder in folders for name in names]
+    files = [(name, path) for name, place in places for path in (place.with_suffix(".py"), place / "__init__.py")]
+    return [(name, path) for name, path in files if path.is_file()]
 
 
 @cache
@@ -120,35 +116,30 @@ def _parse(text: str) -> ast.Module:
 
 
 @cache
-def _names(text: str, importer: str) -> tuple[str, ...]:
+def _imports(text: str, importer: str) -> set[str]:
     """Dotted names that some code imports, and those that it uses of a package it imported under a name."""
-    found, packages = set(), {}
-    nodes = list(ast.walk(_parse(text)))
+    found = {name for name in _texts(text) if name.split(".")[0] in PACKAGES}  # import_module("phantomlib.models")
+    stands_for, nodes = dict[str, str](), list(ast.walk(_parse(text)))
     for node in nodes:
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                found.add(alias.name)
-                packages[alias.asname or alias.name.split(".")[0]] = alias.name if alias.asname else None
-        elif isinstance(node, ast.ImportFrom):
-            around = importer.split(".")[: -node.level] if node.level else []
-            module = ".".join([*around, *filter(None, [node.module])])
-            for alias in node.names:
-                found.add(f"{module}.{alias.name}")
-                packages[alias.asname or alias.name] = f"{module}.{alias.name}"
-    for node in nodes:
-        if isinstance(node, ast.Attribute) and _is_chain(node):
-            first, *rest = ast.unparse(node).split(".")
-            if first in packages:
-                found.add(".".join([packages[first] or first, *rest]))
-    found |= {name for name in _strings(text) if name.split(".")[0] in PACKAGES}  # import_module("phantomlib.models")
-    return tuple(sorted(found))
+        match node:
+            case ast.Import(aliases):
+                found |= {alias.name for alias in aliases}
+                stands_for |= {alias.asname: alias.name for alias in aliases if alias.asname}
+                stands_for |= {top: top for alias in aliases if not alias.asname for top in alias.name.split(".")[:1]}
+            case ast.ImportFrom(module, aliases, level):
+                around = importer.split(".")[:-level] if level else []
+                inside = ".".join([*around, *filter(None, [module])])
+                stands_for |= {alias.asname or alias.name: f"{inside}.{alias.name}" for alias in aliases}
+    chains = [ast.unparse(node).split(".") for node in nodes if isinstance(node, ast.Attribute) and _is_chain(node)]
+    found |= {".".join([stands_for[first], *rest]) for first, *rest in chains if first in stands_for}
+    return found.union(stands_for.values())
 
 
 @cache
-def _strings(text: str) -> frozenset[str]:
+def _texts(text: str) -> set[str]:
     """The texts in some code, each as a whole."""
     constants = (node.value for node in ast.walk(_parse(text)) if isinstance(node, ast.Constant))
-    return frozenset(value for value in constants if isinstance(value, str))
+    return {value for value in constants if isinstance(value, str)}
 
 
 def _is_chain(node: ast.expr) -> bool:
@@ -164,51 +155,33 @@ def _code(text: str) -> str:
 
 def _shape(node):
     match node:
-        case list():  # without statements that are text alone: docstrings, and text cells in quotes
-            return [_shape(one) for one in node if not _is_text(one)]
+        case ast.Expr(ast.Constant(str())):  # docstrings, and text cells in quotes
+            return None
+        case list():
+            return [shape for shape in map(_shape, node) if shape is not None]
         case ast.AST():
-            fields = [
-                [name, _shape(value)] for name, value in ast.iter_fields(node) if value is not None and value != []
-            ]
+            fields = [[name, _shape(value)] for name, value in ast.iter_fields(node) if value not in (None, [])]
             return [type(node).__name__, *fields]  # newer versions of Python have further fields, which are empty
     return repr(node)
-
-
-def _is_text(node) -> bool:
-    match node:
-        case ast.Expr(ast.Constant(str())):
-            return True
-    return False
-
-
-def _data(path: Path) -> list[Path]:
-    """Files beside a module that its code names; folders, such as the zoo's weights, only within the packages."""
-    named, ours = _strings(_read(path)), any(path.is_relative_to(HOME / name) for name in PACKAGES)
-    beside = [one for one in sorted(path.parent.iterdir()) if one.name in named and one.suffix != ".py"]
-    return [one for one in beside if one.is_file() or (ours and not (one / "__init__.py").exists())]
 
 
 def _content(path: Path) -> str | dict:
     """Hash of a file, or of every file in a folder."""
     if path.is_dir():
         return {str(one.relative_to(path)): _content(one) for one in sorted(path.rglob("*")) if one.is_file()}
-    return _once(path, file_digest)
+    return _once(file_digest, path)
 
 
 def _read(path: Path) -> str:
-    return _once(path, _text)
+    return _once(TEXT_OF, path)
 
 
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
-
-
-def _once(path: Path, read: Callable[[Path], str]) -> str:
-    """What ``read`` makes of a file, once for each of its states."""
+def _once(look, path: Path):
+    """What ``look`` finds at a path, once for each of its states."""
     status = path.stat()
-    return _kept(path, read, status.st_mtime_ns, status.st_size)
+    return _kept(look, path, status.st_mtime_ns, status.st_size)
 
 
 @cache
-def _kept(path: Path, read: Callable[[Path], str], changed: int, size: int) -> str:
-    return read(path)
+def _kept(look, path: Path, *_state):
+    return look(path)

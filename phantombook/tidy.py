@@ -11,7 +11,7 @@ FOLDED = {  # tag -> what the fold says
     "injected-parameters": "Parameters of this run",
     "answer": "Where the answer at the head comes from",  # such a cell shows nothing here
 }
-PRESENTING = {"answer", "caption", "figure", "glue", "record", "say", "table"}  # methods of a Notebook
+PRESENTS = re.compile(r"nb\.(answer|caption|figure|glue|record|say|table)\(")
 
 
 def tidy(executed, job: Job) -> None:
@@ -49,12 +49,7 @@ def only_presents(source: str) -> bool:
         lines = ast.parse(source).body
     except SyntaxError:  # commands of IPython
         return False
-    for line in lines:
-        match line:
-            case ast.Expr(ast.Call(ast.Attribute(ast.Name("nb"), method))) if method in PRESENTING:
-                continue
-        return False
-    return bool(lines)
+    return bool(lines) and all(isinstance(line, ast.Expr) and PRESENTS.match(ast.unparse(line)) for line in lines)
 
 
 def last_heading(cells) -> str:

@@ -63,7 +63,7 @@ DIAGNOSE = {
     "unknown option": ([*shame, "--rate", "1"], "--rate"),
 }  # fmt: skip
 
-NUMBERS = {  # further options of a diagnosis -> what must be said
+OPTIONS = {  # of a diagnosis -> what must be said
     "a rate below zero": (["--learning-rate", "-1"], "positive, finite"),
     "a rate below anything": (["--learning-rate", "1e-400"], "positive, finite"),
     "a rate beyond anything": (["--learning-rate", "1e400"], "positive, finite"),
@@ -101,8 +101,6 @@ RUN = {
     "unknown parameter": (["run", "02", "-p", "step", "3"], "nearest: 'steps'"),
     "parameter without value": (["run", "02", "-p", "steps"], "-p"),
     "steps as text": (["run", "02", "-p", "steps", "many"], "needs int"),
-    "steps as a fraction": (["run", "02", "-p", "steps", "2.5"], "needs int"),
-    "steps true": (["run", "02", "-p", "steps", "true"], "needs int"),
     "one rate, no list": (["run", "02", "-p", "multiples", "0.5"], "[0.5]"),
     "rates of text": (["run", "02", "-p", "multiples", '["a"]'], "list[float]"),
     "models without a list": (["run", "02", "-p", "models", "zoo:gpt2-s"], "list[str]"),
@@ -117,18 +115,12 @@ RUN = {
 }
 
 PARAMETERS = {  # parameters of a chapter of a toy book (steps: int, rates: list[float], label: str) -> what must be said
-    "no number": (["steps", "9" * 5000], "steps"),
-    "beyond whole numbers": (["steps", "10**400"], "steps"),
     "an infinite number of steps": (["steps", ".inf"], "steps"),
     "a list of steps": (["steps", "[1]"], "steps"),
-    "brackets": (["rates", "[" * 10_000], "rates|not valid YAML"),
-    "rates of nan": (["rates", "[.nan]"], "rates"),
     "rates of markup": (["rates", "['<b>']"], "rates"),
     "rates in rates": (["rates", "[[1]]"], "rates"),
     "a mapping": (["rates", "{a: 1}"], "rates"),
     "a bomb": (["rates", "[&a [x, x], &b [*a, *a], [*b, *b]]"], "rates|write it out"),
-    "an object of Python": (["rates", "[!!python/object/apply:os.getcwd []]"], "not valid YAML"),
-    "an integer that is none": (["rates", "[!!int abc]"], "rates|not valid YAML"),
     "an unknown name": (["__class__", "3"], "no parameter"),
     "a name that is markup": (["<b>", "3"], "no parameter"),
 }
@@ -166,6 +158,13 @@ BOOK = {
     "zoo on no device": (["zoo", "train", "--device", "gpu"], "device 'gpu'"),
 }
 
+out, runs = ["-o", "out.ipynb"], ["run", "02", "-p", "store", "runs"]
+ANYWHERE = DIAGNOSE | RUN | {name: ([*shame, *given], words) for name, (given, words) in OPTIONS.items()}
+ANYWHERE |= {name: ([*runs, *given, *out], words) for name, (given, words) in IN_THE_KERNEL.items()}
+IN_A_BOOK = BOOK | {name: (["run", "01", "-p", *pair, *out], words) for name, (pair, words) in PARAMETERS.items()}
+IN_A_BOOK |= {f"book: {name}": (["book", "--profile", name], words) for name, (_, words) in PROFILES.items()}
+IN_A_BOOK |= {f"run: {name}": (["run", "01", "--profile", name, *out], words) for name, (_, words) in PROFILES.items()}
+
 
 @pytest.fixture(scope="module", autouse=True)
 def each_model_once():
@@ -187,47 +186,28 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("arguments, words", (DIAGNOSE | RUN).values(), ids=DIAGNOSE | RUN)
-def test_diagnose_and_run(arguments, words, folder):
+@pytest.fixture
+def book(toy_book, folder):
+    """A toy book with profiles that are refused; it is the working folder."""
+    for name, (text, _) in PROFILES.items():
+        (toy_book / "notebooks" / "profiles" / f"{name}.yaml").write_text(text)
+    return toy_book
+
+
+@pytest.mark.parametrize("arguments, words", ANYWHERE.values(), ids=ANYWHERE)
+def test_what_is_refused_anywhere(arguments, words, folder):
     refuse(arguments, words, folder)
 
 
-@pytest.mark.parametrize("options, words", NUMBERS.values(), ids=NUMBERS)
-def test_options(options, words, folder):
-    refuse([*shame, *options], words, folder)
+@pytest.mark.parametrize("arguments, words", IN_A_BOOK.values(), ids=IN_A_BOOK)
+def test_what_is_refused_in_a_book(arguments, words, book):
+    refuse(arguments, words, book)
 
 
-@pytest.mark.parametrize("pair, words", PARAMETERS.values(), ids=PARAMETERS)
-def test_parameters(pair, words, toy_book, monkeypatch):
-    monkeypatch.chdir(toy_book)
-    refuse(["run", "01", "-p", *pair, "-o", "out.ipynb"], words, toy_book)
-
-
-@pytest.mark.parametrize("arguments, words", IN_THE_KERNEL.values(), ids=IN_THE_KERNEL)
-def test_run_in_the_kernel(arguments, words, folder):
-    refuse(["run", "02", "-p", "store", "runs", *arguments, "-o", "out.ipynb"], words, folder)
-
-
-@pytest.mark.parametrize("arguments, words", BOOK.values(), ids=BOOK)
-def test_book_and_the_rest(arguments, words, toy_book, folder):
-    refuse(arguments, words, toy_book)
-
-
-@pytest.mark.parametrize("name", PROFILES)
-@pytest.mark.parametrize("command", ["book", "run"])
-def test_profiles(name, command, toy_book, monkeypatch):
-    text, words = PROFILES[name]
-    (toy_book / "notebooks" / "profiles" / f"{name}.yaml").write_text(text)
-    monkeypatch.chdir(toy_book)
-    arguments = ["book"] if command == "book" else ["run", "01", "-o", "out.ipynb"]
-    refuse([*arguments, "--profile", name], words, toy_book)
-
-
-def test_contents_that_name_no_notebook(toy_book, monkeypatch):
-    monkeypatch.chdir(toy_book)
-    toc = toy_book / "_toc.yml"
+def test_contents_that_name_no_notebook(book):
+    toc = book / "_toc.yml"
     toc.write_text(toc.read_text().replace("02_after", "03_gone"))
-    refuse(["book"], "03_gone", toy_book)
+    refuse(["book"], "03_gone", book)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -1,5 +1,6 @@
 """What is advised works when it is done, and costs what is said; the loss that looks at the competitor is what it says."""
 
+import json
 import math
 import textwrap
 from dataclasses import replace
@@ -9,7 +10,7 @@ import tiny
 import torch
 from plain import divergence, trained_copy
 
-from phantombook.diagnosis_text import diagnosis_as_dict, diagnosis_as_text
+from phantombook.diagnosis_text import diagnosis_as_json, diagnosis_as_text
 from phantomlib import cure
 from phantomlib.contexts import Context, Resolved, load_contexts, resolve
 from phantomlib.critical.rehearsal import OVERTAKES, SILENT, Estimate
@@ -36,11 +37,11 @@ def test_each_remedy_makes_the_word_overtake(method, rate, model, context):
     recipe = Recipe(method=method, steps=8)
     found = diagnose(model, context, recipe, rate)
     assert found.outcome == SILENT and [r.way for r in found.remedies] == ["learning rate", "steps", "margin"]
-    text, said = diagnosis_as_text(found), diagnosis_as_dict(found)["diagnosis"]["remedies"]
-    for remedy, json in zip(found.remedies, said, strict=True):
+    text, said = diagnosis_as_text(found), json.loads(diagnosis_as_json(found))["diagnosis"]["remedies"]
+    for remedy, told in zip(found.remedies, said, strict=True):
         done = replace(recipe, steps=remedy.steps, loss=remedy.loss)
         assert bool((finetune(model, [context], [remedy.learning_rate], done).logit_gap > 0).any()), remedy
-        assert remedy.training == remedy.steps / recipe.steps and json["loss"] == remedy.loss
+        assert remedy.training == remedy.steps / recipe.steps and told["loss"] == remedy.loss
         assert f"{remedy.steps} steps at {remedy.learning_rate:.2g}" in text and f"{remedy.collateral:.2g} nat" in text
     larger, longer, margin = found.remedies
     assert larger.steps == margin.steps == 8 and longer.learning_rate == rate

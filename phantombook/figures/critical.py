@@ -17,10 +17,8 @@ def contexts_and_means(
         table: columns optimizer, model and ``y``; a row for every context.
         means: columns optimizer, model, mean and, for bars of error, low and high.
         colours: by model.
-        titles: of the panels, by optimiser.
-        label: of the axis.
-        line: a level drawn in grey.
-        band: half the width of a shaded band around it.
+        titles, label: of the panels, by optimiser; of the axis.
+        line, band: a level drawn in grey, and half the width of a shaded band around it.
     """
     figure, panels = plt.subplots(1, len(titles), figsize=(WIDTH, 3.2), sharey=True, layout="constrained")
     for axes, (optimizer, title) in zip(panels, titles.items(), strict=True):

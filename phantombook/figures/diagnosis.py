@@ -63,6 +63,4 @@ def write_plot(path: Path, diagnosis: Diagnosis, measured: float | None = None) 
         with replacing(path) as fresh:
             diagnosis_figure(diagnosis, measured).savefig(fresh, format=path.suffix.removeprefix("."), dpi=200)
     except OSError as error:
-        raise ParameterError(
-            f"{shown(str(path))} could not be written ({error.strerror}). Choose another place."
-        ) from None
+        raise ParameterError(f"{shown(str(path))} could not be written ({error.strerror}). Choose another.") from None

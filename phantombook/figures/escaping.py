@@ -1,15 +1,16 @@
 """Words of other people on a page: whatever they hold, they are text there, and never markup, code or a formula."""
 
 import html
-import json
 import re
+
+from pydantic_core import to_json
 
 FORMULA = ("=", "+", "-", "@", "\t")  # what a spreadsheet takes for the beginning of one
 
 
 def json_in_page(value) -> str:
     """JSON that may stand in a ``<script>``: no text in it can end the script, or begin a comment."""
-    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
+    return to_json(value, inf_nan_mode="null").decode().replace("<", "\\u003c")
 
 
 def in_markdown(text: str) -> str:

@@ -18,8 +18,7 @@ def jump_panels(
         runs: (context, rate, seed, step) by model.
         tables: jumps by model, with columns context, rate, seed and step.
         colours: by model.
-        rate: index of the rate.
-        behind: index of another rate, drawn in grey.
+        rate, behind: indices of the rate, and of another that is drawn in grey.
     """
     figure, panels = small_multiples(len(runs), height=2.2)
     for axes, (name, run) in zip(panels, runs.items(), strict=True):
@@ -41,13 +40,9 @@ def jump_panels(
 
 
 def readout_shares(table, colours: dict, threshold: float, titles: dict[str, str]) -> Figure:
-    """Size of every jump against the part of it that the readout carries, one panel per optimiser.
+    """Size of every jump against the part of it that the readout carries, one panel per optimiser, as ``titles`` names them.
 
-    Args:
-        table: jumps, with columns optimizer, model, share_of_bound and readout_share.
-        colours: by model.
-        threshold: smallest median readout share.
-        titles: by optimiser.
+    ``table``: jumps, with columns optimizer, model, share_of_bound and readout_share; ``threshold``: smallest median share.
     """
     figure, panels = small_multiples(len(titles), height=2.5)
     for axes, (optimizer, title) in zip(panels, titles.items(), strict=True):

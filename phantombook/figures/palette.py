@@ -7,12 +7,8 @@ CORRECT, COMPETITOR = "#0072B2", "#D55E00"
 SIGNAL, DRAG, PHI = "#009E73", "#CC79A7", "#000000"
 LOSS, REFERENCE = "#56B4E9", "#7F7F7F"
 CONTROL = "#000000"  # the double well, which does have two branches
-FAMILIES = {
-    "gpt2": "#0072B2",
-    "gpt_neox": "#D55E00",
-    "llama": "#009E73",
-    "opt": "#CC79A7",
-}  # by transformers' model type
+# by transformers' model type
+FAMILIES = {"gpt2": "#0072B2", "gpt_neox": "#D55E00", "llama": "#009E73", "opt": "#CC79A7"}
 OTHER_FAMILY = "#4D4D4D"
 
 

@@ -7,24 +7,6 @@ from matplotlib.figure import Figure
 from phantombook.figures.palette import REFERENCE
 from phantombook.figures.style import WIDTH, legend_above, small_multiples
 
-
-def count_map(counts, title: str, across: str, contexts: int) -> Figure:
-    """Heat map of how many contexts did something, with the numbers written in.
-
-    Args:
-        counts: pandas table of whole numbers; rows are models, columns learning rates.
-        title: of the panel.
-        across: label of the columns.
-        contexts: how many there are, the upper end of the colour scale.
-    """
-    figure, axes = plt.subplots(figsize=(WIDTH, 0.42 * len(counts) + 1.2), layout="constrained")
-    style = {"cmap": "cividis", "vmin": 0, "vmax": contexts, "linewidths": 0.5, "cbar_kws": {"label": "contexts"}}
-    sns.heatmap(counts, ax=axes, annot=True, fmt="d", **style)
-    axes.tick_params(axis="y", rotation=0)
-    axes.set(title=title, xlabel=across, ylabel="")
-    return figure
-
-
 MODES = {
     "kinematic": "#0072B2",
     "structural": "#D55E00",
@@ -34,12 +16,23 @@ MODES = {
 }
 
 
+def count_map(counts, title: str, across: str, contexts: int) -> Figure:
+    """Heat map of how many of the ``contexts`` did something, with the numbers written in.
+
+    ``counts``: pandas table of whole numbers; rows are models, columns learning rates, labelled ``across``.
+    """
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.42 * len(counts) + 1.2), layout="constrained")
+    style = {"cmap": "cividis", "vmin": 0, "vmax": contexts, "linewidths": 0.5, "cbar_kws": {"label": "contexts"}}
+    sns.heatmap(counts, ax=axes, annot=True, fmt="d", **style)
+    axes.tick_params(axis="y", rotation=0)
+    axes.set(title=title, xlabel=across, ylabel="")
+    return figure
+
+
 def failure_modes(table, threshold: float) -> Figure:
     """Every run as a point: final signal against the fall of the drag, coloured by failure mode, one panel per model.
 
-    Args:
-        table: pandas table with columns model, mode, signal (final) and drag_fall.
-        threshold: fall of the drag that separates the modes.
+    ``table``: columns model, mode, signal (final) and drag_fall; ``threshold``: the fall that separates the modes.
     """
     names = list(dict.fromkeys(table.model))
     figure, panels = small_multiples(len(names), height=2.3)

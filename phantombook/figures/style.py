@@ -26,7 +26,7 @@ LABELLED = {
 
 
 def use_style() -> None:
-    """Set the style, and SVG output that is the same in every run."""
+    """Set the style; SVG is the same in every run."""
     sns.set_theme(context="paper", style="ticks", font_scale=1.1)
     mpl.rcParams |= {
         "figure.dpi": 110,
@@ -44,12 +44,6 @@ def use_style() -> None:
         "legend.frameon": False,
         "lines.linewidth": 1.6,
     }
-    try:
-        from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-        set_matplotlib_formats("svg", metadata={"Date": None})
-    except (ImportError, AttributeError):  # outside a notebook there is no inline backend to tell
-        pass
 
 
 def small_multiples(n: int, *, columns: int = 3, height: float = 2.1, **options) -> tuple[Figure, list[Axes]]:

@@ -63,30 +63,19 @@ class Change:
 
 @checked(frozen=True, config=ONLY_THESE)
 class Claim:
-    """One assertion: C1 to C11 of the abstract, R1 and on the same of real models, O1 and on ours.
-
-    Attributes:
-        statement: in our words.
-        notebook, figure: where it is measured and shown.
-        decides: the optimiser whose measurement decides.
-        needs: smallest sample per kind, e.g. ``{"architectures": 5, "contexts": 10}``.
-        criteria: all must hold.
-        changes: what was changed after data were seen.
-        tests: the criteria of the single tests behind a counted criterion, by the names of test and criterion.
-        repeats: the claim that this one asks again, of real pretrained models; "" for none.
-    """
+    """One assertion: C1 to C11 of the abstract, R1 and on the same of real models, O1 and on ours."""
 
     id: str
-    statement: str
-    notebook: str
-    figure: str
-    decides: Literal["adam", "sgd"]
-    needs: dict[str, int]
-    criteria: Annotated[tuple[Criterion, ...], Field(min_length=1)]
-    changes: tuple[Change, ...]
-    tests: dict[str, dict[str, Criterion]] = Field(default_factory=dict)
+    statement: str  #: in our words
+    notebook: str  #: where it is measured
+    figure: str  #: where it is shown
+    decides: Literal["adam", "sgd"]  #: the optimiser whose measurement decides
+    needs: dict[str, int]  #: smallest sample per kind, e.g. ``{"architectures": 5, "contexts": 10}``
+    criteria: Annotated[tuple[Criterion, ...], Field(min_length=1)]  #: all must hold
+    changes: tuple[Change, ...]  #: after data were seen
+    tests: dict[str, dict[str, Criterion]] = Field(default_factory=dict)  #: those behind a counted criterion, by name
     ours: bool = False
-    repeats: str = ""
+    repeats: str = ""  #: the claim that this one asks again, of real pretrained models
 
     @property
     def group(self) -> str:
@@ -102,18 +91,14 @@ class Claim:
 class Verdict:
     """What the data say of one claim under one optimiser.
 
-    Attributes:
-        status: ``reproduced``, ``not reproduced``, ``not tested``, or ``stale`` if code that recorded it has changed.
-        reason: one sentence.
-        measurement: what was recorded, or None.
-        outlook: where nothing but the size of the sample withholds the verdict, what the numbers say all the same, such
-            as ``meets the threshold; 1 of 5 architectures``; otherwise "".
+    Where nothing but the size of the sample withholds it, the outlook is what the numbers say all the same, such as ``meets
+    the threshold; 1 of 5 architectures``.
     """
 
     claim: Claim
     optimizer: str
-    status: str
-    reason: str
+    status: str  #: one of ``STATUSES``; stale if code that recorded it has changed
+    reason: str  #: one sentence
     measurement: Measurement | None
     outlook: str = ""
 
@@ -124,32 +109,25 @@ class Verdict:
 
 
 def load_claims(path: Path = LEDGER) -> list[Claim]:
-    """Read the ledger.
-
-    Raises:
-        ParameterError: it is not YAML, an entry lacks a field, has an unknown one or a value of a wrong kind, or a name is
-            given twice.
-    """
+    """Read the ledger; ParameterError if it is not YAML, or an entry is not a claim or has the name of another."""
     try:
         entries = read_yaml(path)
         named = [_with_names(entry, entries) for entry in entries]
         claims = TypeAdapter(list[Claim]).validate_json(json.dumps(named), strict=True)
-        names = [claim.id for claim in claims]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ParameterError(f"{path.name} has more than one claim {', '.join(sorted(twice))}; rename one.")
-        return claims
-    except OSError as error:
-        problem = f"The ledger '{path}' cannot be read ({error.strerror})."
-    except yaml.YAMLError as error:
-        problem = f"The ledger '{path}' is not valid YAML: {' '.join(str(error).split())[:300]}."
+    except (OSError, yaml.YAMLError) as error:
+        told = " ".join(str(error).split())[:300]
+        raise ParameterError(f"The ledger '{path}' cannot be read, or is not valid YAML: {told}. Mend it.") from None
     except ValidationError as error:
         first = error.errors()[0]
         number, *place = first["loc"]
-        name = entries[number].get("id", f"number {int(number) + 1}")
-        problem = f"Claim {name} in {path.name}: {'.'.join(map(str, place))}: {first['msg']}. Mend the entry."
+        told = f"{entries[number].get('id', number)} in {path.name}: {'.'.join(map(str, place))}: {first['msg']}"
+        raise ParameterError(f"Claim {told}. Mend the entry.") from None
     except (TypeError, AttributeError, KeyError, ValueError):
-        problem = f"{path.name} must be a list of claims, each with its criteria by name. Mend it."
-    raise ParameterError(problem)
+        raise ParameterError(f"{path.name} must be a list of claims, each with criteria by name. Mend it.") from None
+    names = [claim.id for claim in claims]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ParameterError(f"{path.name} has more than one claim {', '.join(sorted(twice))}; rename one.")
+    return claims
 
 
 def _with_names(entry: dict, entries: list[dict]) -> dict:
@@ -163,16 +141,11 @@ def _with_names(entry: dict, entries: list[dict]) -> dict:
 
 @cache
 def threshold(id: str, name: str) -> float:
-    """The threshold of a criterion, or of one of the tests behind it, as the ledger states it.
-
-    Raises:
-        ParameterError: the claim has no criterion of this name.
-    """
-    for claim in load_claims():
-        bounds = [*claim.criteria, *(bound for test in claim.tests.values() for bound in test.values())]
-        for bound in bounds if claim.id == id else ():
-            if bound.name == name:
-                return bound.threshold
+    """The threshold of a criterion, or of one of the tests behind it, as the ledger states it; ParameterError if it has none."""
+    for claim in (claim for claim in load_claims() if claim.id == id):
+        for bounds in ({bound.name: bound for bound in claim.criteria}, *claim.tests.values()):
+            if name in bounds:
+                return bounds[name].threshold
     raise ParameterError(f"The ledger has no criterion '{name}' of a claim '{id}'.")
 
 
@@ -208,9 +181,8 @@ def measured(
     names = [c.name for c in claim.criteria]
     values = dict(value) if isinstance(value, Mapping) else {names[0]: value}
     if set(values) != set(names) or not set(claim.needs) <= set(n):
-        raise ParameterError(
-            f"Claim {id} needs values for {names} and n for {list(claim.needs)}; got {shown(list(values))} and {shown(list(n))}."
-        )
+        wanted, got = f"values for {names} and n for {list(claim.needs)}", f"{shown(list(values))} and {shown(list(n))}"
+        raise ParameterError(f"Claim {id} needs {wanted}; got {got}.")
     return Measurement(
         values={name: float(v) for name, v in values.items()},
         interval=None if interval is None else tuple(float(bound) for bound in interval),
@@ -229,18 +201,19 @@ def judge(claim: Claim, store: Store, experiment: Experiment | None, optimizer: 
         experiment: the claim's notebook with the parameters asked for; None if there is no such notebook.
         optimizer: whose measurement; that of the one that decides if None.
     """
-    optimizer, again = optimizer or claim.decides, f"run notebook {claim.notebook}"
-    if experiment is None:
-        return Verdict(claim, optimizer, NOT_TESTED, f"there is no notebook {claim.notebook} here", None)
+    optimizer, notebook = optimizer or claim.decides, f"notebook {claim.notebook}"
     try:
-        record = read_record(store, experiment)
+        record = read_record(store, experiment) if experiment else None
     except ValueError as error:
-        return Verdict(claim, optimizer, NOT_TESTED, f"{error}; {again} again", None)
+        return Verdict(claim, optimizer, NOT_TESTED, f"{error}; run {notebook} again", None)
     measurement = record.measurements.get(f"{claim.id}-{optimizer}") if record else None
-    if not record or not measurement:
-        return Verdict(claim, optimizer, NOT_TESTED, f"no measurement with these parameters; {again}", None)
+    if not experiment or not record or not measurement:
+        missing = (
+            f"no measurement with these parameters; run {notebook}" if experiment else f"there is no {notebook} here"
+        )
+        return Verdict(claim, optimizer, NOT_TESTED, missing, None)
     if not record.key or record.key != experiment.key:
-        reason = f"notebook {claim.notebook}, or a module that it reaches, is no longer what recorded it; {again} again"
+        reason = f"{notebook}, or a module that it reaches, is no longer what recorded it; run {notebook} again"
         return Verdict(claim, optimizer, STALE, reason, measurement)
     return judge_measurement(claim, store, optimizer, measurement)
 
@@ -255,44 +228,36 @@ def judge_measurement(claim: Claim, store: Store, optimizer: str, measurement: M
         return verdict(NOT_TESTED, "its measurement names no run")
     for problem, fine in (("no longer in the store", store.has), ("damaged", store.holds)):
         if bad := [run for run in measurement.runs if not fine(run)]:
-            told = f"{len(bad)} of its {len(measurement.runs)} runs are {problem}, such as {bad[0]}"
-            return verdict(NOT_TESTED, told)
-    values, have = measurement.values, {kind: measurement.n.get(kind, 0) for kind in claim.needs}
+            return verdict(
+                NOT_TESTED, f"{len(bad)} of its {len(measurement.runs)} runs are {problem}, such as {bad[0]}"
+            )
+    values = {c.name: measurement.values.get(c.name, math.nan) for c in claim.criteria}
+    have = {kind: measurement.n.get(kind, 0) for kind in claim.needs}
     small = ", ".join(f"{have[kind]} of {count} {kind}" for kind, count in claim.needs.items() if have[kind] < count)
-    unknown = [c.name for c in claim.criteria if not math.isfinite(values.get(c.name, math.nan))]
+    unknown = [name for name, value in values.items() if not math.isfinite(value)]
     failed = [c for c in claim.criteria if c.name not in unknown and not c.holds(values[c.name])]
+    told = [f"{c.name} is {values[c.name]:.4g}, needs {c.direction} {c.threshold:g}" for c in failed or claim.criteria]
+    outlook = "misses the threshold" if failed else "meets the threshold"
+    if any(c.direction == "at least" and c.threshold > have.get(c.sample, math.inf) for c in failed):
+        outlook = "too small to meet the threshold"  # a count of 5 of 10 contexts cannot be reached with 4
+    said = "; ".join(told)
     if unknown:
         said = outlook = f"{unknown[0]} could not be measured"
-    else:
-        bounds = [
-            f"{c.name} is {values[c.name]:.4g}, needs {c.direction} {c.threshold:g}" for c in failed or claim.criteria
-        ]
-        said, outlook = "; ".join(bounds), _outlook(failed, have)
     if small:
         return verdict(NOT_TESTED, f"the sample is too small; {said}", f"{outlook}; {small}")
     return verdict(NOT_TESTED if unknown else NOT_REPRODUCED if failed else REPRODUCED, said)
 
 
-def _outlook(failed: list[Criterion], have: Mapping[str, int]) -> str:
-    """What the numbers of a sample that is too small say; a count of 5 of 10 contexts cannot be reached with 4."""
-    if any(c.direction == "at least" and c.threshold > have.get(c.sample, math.inf) for c in failed):
-        return "too small to meet the threshold"
-    return "misses the threshold" if failed else "meets the threshold"
-
-
 def verdicts(
     store: Store, experiments: Mapping[str, Experiment], *, group: str = "paper"
 ) -> list[tuple[Verdict, Verdict]]:
-    """For every claim the verdict under the optimiser that decides, and under the other.
+    """For every claim of a group the verdict under the optimiser that decides, and under the other.
 
-    Args:
-        store: where the measurements and their runs are.
-        experiments: the notebooks, by number, with the parameters asked for.
-        group: which claims, see :attr:`Claim.group`.
+    ``experiments``: the notebooks, by number, with the parameters asked for.
     """
     pairs = []
     for claim in (c for c in load_claims() if c.group == group):
-        other = next(name for name in OPTIMIZERS if name != claim.decides)
+        [other] = {*OPTIMIZERS} - {claim.decides}
         experiment = experiments.get(claim.notebook)
         pairs.append((judge(claim, store, experiment), judge(claim, store, experiment, other)))
     return pairs

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from filelock import FileLock
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 import phantomlib
 from phantombook import stale
@@ -26,15 +26,10 @@ WAITING = "measurements.json"  # in the folder of a run: what is recorded once t
 
 @dataclass
 class Experiment:
-    """A notebook with all its parameters: what a measurement is made by.
+    """A notebook with all its parameters: what a measurement is made by."""
 
-    Attributes:
-        notebook: the py:percent file, in the folder ``notebooks`` of its project.
-        parameters: every parameter by name, in plain JSON types; ``store`` does not count.
-    """
-
-    notebook: Path
-    parameters: Mapping
+    notebook: Path  # the py:percent file, in the folder ``notebooks`` of its project
+    parameters: Mapping  # by name, in plain JSON types; ``store`` does not count
 
     @cached_property
     def key(self) -> str:
@@ -60,32 +55,24 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured for a claim: ``values`` by criterion, the uncertainty of the first, sample sizes, run ids, and more."""
+    """What was measured for a claim."""
 
-    values: dict[str, float]
-    interval: tuple[float, ...] | None
-    n: dict[str, int]
-    runs: tuple[str, ...]
+    values: dict[str, float]  #: by criterion
+    interval: tuple[float, ...] | None  #: uncertainty of the first
+    n: dict[str, int]  #: sample sizes by kind
+    runs: tuple[str, ...]  #: ids
     detail: dict
 
 
 @dataclass
 class Record:
-    """What one run of a notebook measured.
+    """What one run of a notebook measured."""
 
-    Attributes:
-        run: a mark of this run; that of the last one that was started counts.
-        complete: whether the notebook ran through.
-        experiment: see :attr:`Experiment.description`.
-        key: of the code that recorded it.
-        measurements: by ``CLAIM-OPTIMISER``.
-    """
-
-    run: str
-    complete: bool
-    experiment: dict
-    key: str
-    measurements: dict[str, Measurement]
+    run: str  #: a mark of this run; that of the last one that was started counts
+    complete: bool  #: whether the notebook ran through
+    experiment: dict  #: see :attr:`Experiment.description`
+    key: str  #: of the code that recorded it
+    measurements: dict[str, Measurement]  #: by CLAIM-OPTIMISER
 
 
 class Recording:
@@ -104,10 +91,8 @@ class Recording:
             with FileLock(self.file.with_suffix(".lock")):
                 files.write_json(self.file, asdict(self.record))
         except OSError as error:
-            raise StoreError(
-                f"Measurements cannot be kept in '{self.file.parent}' ({error.strerror or error}). Free some space or "
-                "choose another folder with the parameter 'store'."
-            ) from error
+            problem = f"Measurements cannot be kept in '{self.file.parent}' ({error.strerror or error})"
+            raise StoreError(f"{problem}. Free some space, or give another folder as the parameter 'store'.") from error
         self._write()  # a notebook that measures nothing runs through as well
 
     def add(self, claim: str, optimizer: str, measurement: Measurement) -> None:
@@ -120,11 +105,7 @@ class Recording:
 
 
 def complete(scratch: Path) -> None:
-    """Let the measurements of a notebook count that ran through, unless it was started again since.
-
-    Raises:
-        OSError: they cannot be saved.
-    """
+    """Let the measurements of a notebook count that ran through, unless it was started again since; or OSError."""
     if not (scratch / WAITING).exists():
         return
     waiting = files.read_json(scratch / WAITING)
@@ -146,10 +127,8 @@ def read_record(store: "phantomlib.Store", experiment: Experiment) -> Record | N
         return None
     except OSError as error:
         raise ValueError(f"its measurement cannot be read ({error.strerror})") from None
-    except ValidationError:
-        raise ValueError("its measurement has another shape than this version writes") from None
     except ValueError:
-        raise ValueError("its measurement is damaged") from None
+        raise ValueError("its measurement is damaged, or of another version") from None
     if record.experiment != experiment.description:
         raise ValueError("its measurement was made of something else")
     if not record.complete:

@@ -35,9 +35,7 @@ def passed_tests(claim: Claim, measured: Measured) -> dict[str, bool]:
     """
     for test, bounds in claim.tests.items():
         if missing := bounds.keys() - measured.get(test, {}).keys():
-            raise ParameterError(
-                f"Test '{test}' of claim {claim.id} needs {', '.join(missing)}, which was not measured."
-            )
+            raise ParameterError(f"Test '{test}' of claim {claim.id} needs {', '.join(missing)}: measure it.")
     return {
         test: all(bound.holds(measured[test][name]) for name, bound in bounds.items())
         for test, bounds in claim.tests.items()

@@ -171,7 +171,7 @@ def test_two_builders_do_not_meet(toy_book):
 
 def test_every_page_of_the_contents_exists():
     generated = pages_to_generate(ROOT)
-    assert set(generated) <= {path.stem for path in notebooks(ROOT).values()}
+    assert set(generated) == {path.stem for path in notebooks(ROOT).values()}
     listed = re.findall(r"(?:file|root): (\S+)", (ROOT / "_toc.yml").read_text())
     for page in listed:
         assert (ROOT / f"{page}.md").is_file() or Path(page).name in generated, page

@@ -4,6 +4,8 @@ import importlib.metadata
 import importlib.util
 import json
 import multiprocessing
+import signal
+import time
 
 import pytest
 
@@ -11,7 +13,7 @@ from phantombook import build, tidy
 from phantombook.execution import execute
 from phantombook.plan import make_job
 from phantombook.preloaded_kernel import NAME, PRELOAD, Kernel, Preloaded, start_server
-from phantomlib.errors import BookError, ContextError, ParameterError
+from phantomlib.errors import BookError, ContextError
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -61,14 +63,6 @@ def test_a_dead_kernel_is_reported(toy_book):
     assert (toy_book / "01_toy.failed.ipynb").exists()
 
 
-def test_an_output_that_cannot_be_written(toy_book):
-    with pytest.raises(ParameterError, match="cannot be a notebook"):
-        run(toy_book, {}, toy_book)
-    (toy_book / "file").touch()
-    with pytest.raises(BookError, match="Cannot write"):
-        run(toy_book, {}, toy_book / "file/01.ipynb")
-
-
 def test_an_interrupt_ends_the_kernels_and_what_is_done_stays(toy_book, monkeypatch, capsys):
     text = (toy_book / "notebooks/01_toy.py").read_text()
     for number in ("03", "04", "05"):
@@ -88,6 +82,18 @@ def test_an_interrupt_ends_the_kernels_and_what_is_done_stays(toy_book, monkeypa
     assert "1 of 3 notebooks are done" in capsys.readouterr().err
     assert not [child for child in multiprocessing.active_children() if isinstance(child, Kernel)]
     assert [path.name for path in toy_book.glob("*.ipynb")] == ["03.ipynb"]
+
+
+def test_a_kernel_that_is_to_end_is_not_interrupted_first():
+    """Jupyter does so, and the kernel would report an error in the log of the book."""
+    kernel = Kernel(target=time.sleep, args=(60,))
+    kernel.start()
+    kernel.send_signal(signal.SIGINT)
+    kernel.join(0.5)
+    assert kernel.is_alive()
+    kernel.send_signal(signal.SIGTERM)
+    kernel.join(5)
+    assert kernel.poll() == -signal.SIGTERM
 
 
 CHAPTER = """\

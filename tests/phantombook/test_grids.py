@@ -39,8 +39,8 @@ def absolute_runs(source, parameters):
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_no_profile_holds_an_absolute_learning_rate(profile):
-    for job in make_jobs(ROOT, load_profile(ROOT, profile)):
+def test_every_profile_fits_the_notebooks_and_holds_no_absolute_learning_rate(profile):
+    for job in make_jobs(ROOT, load_profile(ROOT, profile)):  # refuses what a notebook does not have
         assert not absolute_parameters(job.all_parameters), job.name
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from phantombook.inputs import check_inputs, check_multiples, chosen_held_out
+from phantombook.inputs import check_inputs, chosen_held_out
 from phantomlib.contexts import load_contexts
 from phantomlib.errors import ContextError, ModelError, ParameterError, PhantomError
 from phantomlib.models.language_model import find
@@ -60,9 +60,9 @@ def test_two_models_of_one_name_are_refused(tmp_path):
 )
 def test_multiples_that_are_refused(wrong):
     with pytest.raises(ParameterError, match="multiples is .* positive, finite") as caught:
-        check_multiples(wrong)
+        check_inputs(**GOOD, multiples=wrong)
     assert len(str(caught.value)) < 700
-    check_multiples([0.5, 2])
+    check_inputs(**GOOD, multiples=[0.5, 2])
 
 
 @pytest.mark.parametrize(
@@ -78,22 +78,19 @@ def test_the_held_out_model(models, given, chosen):
     assert chosen_held_out(models, given) == chosen
 
 
+OWN = ["my/model", "pretrained:smollm2-135m", "a.gguf", "./zoo:gpt2-s"]
+ASKED = "models names '{}'.*-p held_out path/to/another.*-p held_out zoo:llama-s"
+
+
 @pytest.mark.parametrize(
     "models, given, said",
     [
         (["zoo:llama-s", "zoo:gpt2-s"], "", "'zoo:llama-s' is held out, so it cannot be among models"),
         (["my/model"], "my/model", "'my/model' is held out"),
         (["zoo:gpt2-s"], "zoo:lama-s", "no model 'lama-s'"),
+        *((["zoo:gpt2-s", own], given, ASKED.format(own)) for own in OWN for given in ("", " ")),
     ],
 )
 def test_a_held_out_model_that_cannot_be_is_refused(models, given, said):
     with pytest.raises(PhantomError, match=said):
         chosen_held_out(models, given)
-
-
-@pytest.mark.parametrize("given", ["", " "])
-@pytest.mark.parametrize("own", ["my/model", "pretrained:smollm2-135m", "a.gguf", "./zoo:gpt2-s"])
-def test_with_a_model_of_ones_own_the_held_out_one_must_be_named(own, given):
-    with pytest.raises(ParameterError, match="-p held_out path/to/another.*-p held_out zoo:llama-s") as caught:
-        chosen_held_out(["zoo:gpt2-s", own], given)
-    assert f"models names '{own}'" in str(caught.value)

@@ -15,6 +15,7 @@ from markdown_it import MarkdownIt
 
 from phantombook import notebook
 from phantombook.notebook import Notebook
+from phantombook.plan import Job
 from phantomlib.contexts import Context, load_contexts
 from phantomlib.errors import ContextError, ParameterError
 from phantomlib.models.language_model import load
@@ -95,7 +96,8 @@ def test_only_the_runner_records(book, shown):
 
 
 def test_a_notebook_starts_under_its_own_name(monkeypatch, tmp_path):
-    monkeypatch.setattr(notebook, "RUNNER", notebook.Runner(tmp_path / "24_copy.py", "phantom run 24", "", tmp_path))
+    job = Job(tmp_path / "24_copy.py", tmp_path / "out.ipynb", tmp_path, {}, {}, "phantom run 24", "", (), 0)
+    monkeypatch.setattr(notebook, "JOB", job)
     with pytest.raises(ParameterError, match="This is 24_copy.py, but it starts as '08_x'"):
         notebook.start("08_x")
 
@@ -103,7 +105,7 @@ def test_a_notebook_starts_under_its_own_name(monkeypatch, tmp_path):
 def test_text_for_a_list_leads_to_the_right_option(monkeypatch):
     main = type("Main", (), {"In": ["models: list[str] = []"], "models": '["zoo:gpt2-s"]'})
     monkeypatch.setitem(sys.modules, "__main__", main)
-    with pytest.raises(ParameterError, match="use -y"):
+    with pytest.raises(ParameterError, match="Use -y"):
         notebook.declared_here()
 
 

@@ -4,19 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from phantombook.parameters import check_parameters, declared
 from phantombook.plan import make_job
-from phantombook.project import find_notebook, find_root, load_profile, notebooks, pages_to_generate, read_notebook
+from phantombook.project import find_notebook, find_root, load_profile, notebooks, pages_to_generate
 from phantomlib.errors import ParameterError
 
 ROOT = Path(__file__).parents[2]
-
-
-def test_every_profile_fits_the_notebooks():
-    known = {number: declared(read_notebook(path)) for number, path in notebooks(ROOT).items()}
-    for path in (ROOT / "notebooks/profiles").glob("*.yaml"):
-        for number in known:
-            check_parameters(load_profile(ROOT, path.stem).values(number), known[number], f"{path.stem}: {number}")
 
 
 CHAPTERS_AT_THE_PAPERS_SIZE = ("01", "02", "03", "04", "05", "06", "07", "09", "10", "11", "12", "17", "18")

@@ -8,8 +8,7 @@
     trainer.train()
     watch.frame()                                            # everything measured, as a table
 
-Every ``every`` steps a forward pass over the prompts measures each context with :mod:`phantomlib.order_parameter`, and
-logs it through the Trainer, so that TensorBoard and the others get it.
+What is measured is logged through the Trainer, so that TensorBoard and the others get it.
 """
 
 import math
@@ -61,7 +60,6 @@ class _Watched:
     warned: bool = False
 
     def fails_silently(self) -> bool:
-        """Cross-entropy is lower than at the start, and the correct token was at no measurement ahead."""
         fall = self.rows[0]["cross_entropy"] - self.rows[-1]["cross_entropy"]
         return fall >= LEAST_FALL and all(row["gap"] <= 0 for row in self.rows)
 
@@ -85,15 +83,15 @@ class _Watched:
 class PhantomCallback(TrainerCallback, ExportableState):
     """Logs Φ, signal, drag, rank, gap, overlap, cross-entropy and a kinematic number of contexts during training.
 
-    ``kinematic_number_alone`` says where training on the context *alone* would be: the budget that each parameter group
-    has spent, ``Σ η``, times its ``v_0 / |Δ_0|``, summed over groups. What other rows of a data set do to the context is
-    not in it: a data set may fail at any number. ``v_0`` is taken along the first update of the Trainer's own optimiser
-    on the loss that is trained, with gradients clipped and labels smoothed as the Trainer does. It is nan for optimisers
-    other than SGD without momentum, Adam and AdamW, and for a loss function of your own.
+    The values are logged as ``phantom/shame/gap`` and so on. A :class:`SilentFailureWarning` comes once per context as soon
+    as its cross-entropy has fallen by 0.1 nat and the gap, extrapolated to the end of the schedule, stays negative; and at
+    the end of training if it did.
 
-    A :class:`SilentFailureWarning` comes once per context as soon as its cross-entropy has fallen by 0.1 nat and the gap,
-    extrapolated to the end of the schedule, stays negative; and at the end of training if it did. The values are logged as
-    ``phantom/shame/gap`` and so on.
+    ``kinematic_number_alone`` says where training on the context *alone* would be: the budget that each parameter group
+    has spent, ``Σ η``, times its ``v_0 / |Δ_0|``, summed over groups. A data set may fail at any number. ``v_0`` is taken
+    along the first update of the Trainer's own optimiser on the loss that is trained, with gradients clipped and labels
+    smoothed as the Trainer does; nan for optimisers other than SGD without momentum, Adam and AdamW, and for a loss
+    function of your own.
 
     Args:
         contexts: ``"default"``, a contexts file, or a list of ``Context`` or ``Resolved``.
@@ -101,18 +99,14 @@ class PhantomCallback(TrainerCallback, ExportableState):
             the Trainer has its best checkpoint back in place of the last weights.
         tokenizer: by default the Trainer's ``processing_class``.
         loss: ``margin``, ``unlikelihood`` or ``gap`` have :meth:`attach` give the Trainer a loss that looks at the
-            competitors (:class:`phantomlib.cure.CompetitorLoss`).
-        weight: λ of its term.
+            competitors (:class:`phantomlib.cure.CompetitorLoss`); ``weight`` is the λ of its term.
 
     Attributes:
         seconds: time spent measuring, without that before the first step.
 
     Raises:
-        ContextError: contexts that cannot be read, do not fit the tokenizer, or are longer than the model reads; told here, by
-            :meth:`attach` or when training starts, whichever first has what tells it.
-        ParameterError: ``every`` is not a whole number of at least 1, or ``contexts`` holds none.
-        PhantomError: by :meth:`attach` or when training starts: no tokenizer, no causal language model, sharded weights, another
-            loss function, a chosen loss without :meth:`attach`, or a Trainer that restores callbacks itself.
+        PhantomError: (:class:`ContextError`, :class:`ParameterError`) what cannot be watched, told here, by :meth:`attach` or
+            when training starts, whichever first has what tells it.
 
     Example:
         >>> import phantomlib as ph
@@ -143,7 +137,7 @@ class PhantomCallback(TrainerCallback, ExportableState):
             check_lengths("the model of this tokenizer", sys.maxsize, limit, self._resolved(None))
 
     def attach(self, trainer) -> "PhantomCallback":
-        """Add this callback to a Trainer, and log through it; refuses contexts that do not fit its model."""
+        """Add this callback to a Trainer, and log through it."""
         resolved = self._fitting(trainer.model, getattr(trainer, "processing_class", None))
         if self.recipe.loss != "cross-entropy":
             if trainer.compute_loss_func is not None:
@@ -210,11 +204,9 @@ class PhantomCallback(TrainerCallback, ExportableState):
         """The attributes of :meth:`state` in the checkpoint from which training goes on; None at a start."""
         # A name that is not there yet, as in a checkpoint of a run without this callback, would make the Trainer fail.
         kept = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
-        for one in reversed(kept if isinstance(kept, list) else [kept]):  # of several callbacks; the Trainer appends
-            found = one["attributes"]
-            if state.global_step > 0 and found["contexts"].keys() == {c.id for c in self.contexts}:
-                return found
-        return None
+        found = [one["attributes"] for one in (kept if isinstance(kept, list) else [kept])]  # several: the last is the newest
+        mine = [one for one in found if one["contexts"].keys() == {c.id for c in self.contexts}]
+        return mine[-1] if mine and state.global_step > 0 else None
 
     def _resolved(self, processing_class) -> list[Resolved]:
         tokenizer = self.tokenizer or processing_class
@@ -238,7 +230,7 @@ class PhantomCallback(TrainerCallback, ExportableState):
             reason = "has no readout over a vocabulary"
         else:
             with _measuring(model):
-                one, other = (_logits(model, [[0, 1, 2, last]])[0, :-1].float() for last in (3, 0))
+                one, other = _logits(model, [[0, 1, 2, 3], [0, 1, 2, 0]])[:, :-1].float()
             if (one - other).norm() > 1e-3 * one.norm():
                 reason = "lets a token see those after it"
         if reason:
@@ -260,7 +252,6 @@ class PhantomCallback(TrainerCallback, ExportableState):
         return self.planned
 
     def _measure(self, state, control, model) -> None:
-        """Measure every context, and log it."""
         started = time.perf_counter()
         with _measuring(model):
             values = self._values(model)
@@ -303,12 +294,7 @@ class PhantomCallback(TrainerCallback, ExportableState):
 
 
 def _velocity(model, context: Resolved, optimizer, recipe: Recipe, args) -> list[float]:
-    """``v_0`` of each parameter group (G,), nats per unit of its learning rate; nan where it is not known.
-
-    Args:
-        recipe: its loss is what is trained.
-        args: of the Trainer; they say how labels are smoothed and gradients clipped.
-    """
+    """``v_0`` of each parameter group (G,), nats per unit of its learning rate; nan where it is not known."""
     groups, inner = optimizer.param_groups, getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     kind = next((kind for kind in OPTIMIZERS if isinstance(inner, kind)), None)
     if kind is None or any(group.get("momentum") for group in groups):
@@ -344,7 +330,7 @@ def _logits(model, prompts: Sequence[Sequence[int]]) -> Tensor:
 def _last_logits(model, contexts: Sequence[Resolved]) -> Tensor:
     """Logits (C, V) after each prompt, those of one length together: what a forward pass gives may depend on the length."""
     found: dict[int, Tensor] = {}
-    for length in sorted({len(c.prompt_ids) for c in contexts}):
+    for length in {len(c.prompt_ids) for c in contexts}:
         places = [i for i, c in enumerate(contexts) if len(c.prompt_ids) == length]
         logits = _logits(model, [contexts[i].prompt_ids for i in places])
         found |= dict(zip(places, logits[:, -1], strict=True))  # from the end: virtual tokens may stand in front

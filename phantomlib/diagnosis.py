@@ -234,10 +234,8 @@ def propose(model: LanguageModel, prompt: str, correct: str, count: int = 5) -> 
     given = Context("given", prompt, correct, "")
     check_spelling(given, model.tokenizer)
     found = single_tokens(prompt, [correct], model.tokenizer)
-    if found is None:
-        alone = resolve(given, model.tokenizer)  # raises, proposing words that would do
-    else:
-        alone = Resolved(given, found[0], found[1][0], found[1][0])
+    # without a single token this raises, proposing words that would do
+    alone = Resolved(given, found[0], *2 * found[1]) if found else resolve(given, model.tokenizer)
     check_lengths(f"'{model.name}'", len(model.readout), positions_of(model.module.config), [alone])
     p = next_token_logits(model, [alone])[0].softmax(-1)
     g = overlaps(model.readout.detach(), torch.tensor([alone.correct_id], device=p.device))[:, 0]

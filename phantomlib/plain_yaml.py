@@ -16,7 +16,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent, index):
         alias = self.peek_event() if self.check_event(yaml.AliasEvent) else None
         node = super().compose_node(parent, index)
-        if alias and not isinstance(node, yaml.ScalarNode):  # aliases in aliases unfold a few lines into a billion values
+        if alias and not isinstance(node, yaml.ScalarNode):  # lists of aliases unfold a few lines into a billion values
             said = f"{shown('*' + alias.anchor)} repeats a list or mapping; write it out"
             raise yaml.composer.ComposerError(None, None, said, alias.start_mark)
         return node

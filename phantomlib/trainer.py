@@ -204,8 +204,8 @@ class PhantomCallback(TrainerCallback, ExportableState):
         """The attributes of :meth:`state` in the checkpoint from which training goes on; None at a start."""
         # A name that is not there yet, as in a checkpoint of a run without this callback, would make the Trainer fail.
         kept = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
-        found = [one["attributes"] for one in (kept if isinstance(kept, list) else [kept])]  # several: the last is the newest
-        mine = [one for one in found if one["contexts"].keys() == {c.id for c in self.contexts}]
+        states = [one["attributes"] for one in (kept if isinstance(kept, list) else [kept])]  # the last is the newest
+        mine = [one for one in states if one["contexts"].keys() == {c.id for c in self.contexts}]
         return mine[-1] if mine and state.global_step > 0 else None
 
     def _resolved(self, processing_class) -> list[Resolved]:

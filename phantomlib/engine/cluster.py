@@ -1,10 +1,9 @@
 """Sweeps on a Dask cluster: every chunk of replicas is a task for some worker.
 
-A store that was handed :func:`runner` sends its chunks there, if this process was told a scheduler's address (the
-environment variable :data:`ENVIRONMENT`, set by ``phantom book --scheduler``). Workers load the model themselves, by its
-reference, so folders must be where all can read them. Only the process that asked writes to the store; the chunks of a
-worker that dies go to others. Chunks are cut as they are without a cluster, so the numbers are the same. Who can reach a
-scheduler can run code on its workers: see the page "On a cluster" for TLS.
+A store that was handed :func:`runner` sends its chunks there, if the environment variable :data:`ENVIRONMENT` (set by
+``phantom book --scheduler``) names a scheduler. Workers load the model themselves, by its reference. Only the process that
+asked writes to the store; the chunks of a worker that dies go to others. Chunks are cut as they are without a cluster, so
+the numbers are the same. Who can reach a scheduler can run code on its workers: see the page "On a cluster" for TLS.
 """
 
 import asyncio
@@ -67,9 +66,7 @@ async def _knock(address: str) -> None:
 def run_there(model, chunks, recipe, engine, extra, progress) -> list[dict[str, np.ndarray]]:
     """All chunks on the workers of the scheduler, as :func:`phantomlib.engine.finetune.run_here` does it here.
 
-    Raises:
-        BookError: no scheduler, no workers, or one chunk has cost several workers their lives.
-        PhantomError: what a worker raised on purpose.
+    BookError: no scheduler, no workers, or one chunk has cost several workers their lives. What a worker raises comes here.
     """
     from distributed import KilledWorker, as_completed
 

@@ -1,6 +1,5 @@
 """What is counted beforehand against what a process really takes; refusals before the work starts."""
 
-import ctypes
 import gc
 import json
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import psutil
 import pytest
 import tiny
 import torch
@@ -196,7 +196,7 @@ print(left, resident() - start)
 """
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this allocator is not glibc's")
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(psutil, "heap_trim"), reason="this allocator is not glibc's")
 def test_fragments_go_back_to_the_system():
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     command = [sys.executable, "-c", FRAGMENTS]

@@ -1,11 +1,12 @@
 """A checkpoint's folder: safetensors that lie in it, no code, no adapter, nothing left unread; hub models as such folders."""
 
 import json
+import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -16,10 +17,9 @@ from phantomlib.models.tokenizer_trial import try_tokenizer
 PATIENCE = 5  # seconds in which the hub must answer
 BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe")  # what stands beside the weights, by its ending
 NO_TOKENIZER = ("config.json", "generation_config.json")
+# settings that say how many objects Python makes (and lists), and those of layers among them
+COUNTS = re.compile(r"label|expert|head|layer|block|\[\]$")
 LAYERS = re.compile(r"((n|num|num_hidden|encoder|decoder|num_encoder|num_decoder)_layers?|.*block_count)")
-COUNTS = re.compile(
-    r"label|expert|head|layer|block|\[\]$"
-)  # settings that say how many objects Python makes, and lists
 FEW = 2**14  # so many objects are always fine
 ROOM = 4  # times as many numbers as the file holds: what fails to fit is then still named by its shape
 # Tensors of old files that hold no weights: masks of GPT-2 and GPT-NeoX, positions; those of rotary_emb are compared.
@@ -28,12 +28,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def read_folder(folder: Path, dtype: torch.dtype, stranger: bool) -> tuple[Any, Any]:
-    """The causal language model of a folder, on the CPU with eager attention, and its tokenizer.
-
-    Args:
-        folder: one that :func:`check_folder` lets pass.
-        dtype: that of the weights.
-        stranger: whether the tokenizer is tried first.
+    """The causal language model of a folder, on the CPU with eager attention, and its tokenizer; a stranger's is tried first.
 
     Raises:
         Unfit: more asked for than the files hold; a tokenizer that fails; a tensor that would be left out.
@@ -43,7 +38,7 @@ def read_folder(folder: Path, dtype: torch.dtype, stranger: bool) -> tuple[Any, 
 
     check_folder(folder)
     shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in _tensors(folder)}
-    check_counts(_read(folder / "config.json"), shapes)
+    check_counts(_read(folder / "config.json").items(), shapes)
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     config = AutoConfig.from_pretrained(folder, **options)
     config._attn_implementation = "eager"  # a configuration may ask for another, even for code from the hub
@@ -53,21 +48,14 @@ def read_folder(folder: Path, dtype: torch.dtype, stranger: bool) -> tuple[Any, 
         digests = frozenset((file.name, file_digest(file)) for file in files if file.is_file())
         try_tokenizer((config.model_type, digests), folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    options |= {"use_safetensors": True, "attn_implementation": "eager", "output_loading_info": True}
-    found: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, **options)
-    module, report = found
+    options |= {"use_safetensors": True, "attn_implementation": "eager", "output_loading_info": True, "dtype": dtype}
+    module, report = cast(Any, AutoModelForCausalLM.from_pretrained(folder, config=config, **options))
     check_used(report["missing_keys"], _unused(folder, module, shapes, report["unexpected_keys"]))
     return module, tokenizer
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that transformers would not read as safetensors alone.
-
-    Raises:
-        Unfit: without configuration or safetensors; with an adapter or code of its own; with an index or a link that
-            leads to something else.
-        OSError: unreadable; a device or a pipe.
-    """
+    """Refuse a folder that transformers would not read as safetensors alone: Unfit, or OSError where it is unreadable."""
     if (folder / "adapter_config.json").exists():
         raise Unfit(
             "holds an adapter (adapter_config.json), which transformers would load with whatever base model it names. "
@@ -101,10 +89,8 @@ def check_folder(folder: Path) -> None:
         listed = _read(index).get("weight_map")
         for name in listed.values() if isinstance(listed, dict) else [listed]:
             if name not in weights:
-                raise Unfit(
-                    f"has a {index.name} that names {shown(name)}, which is no .safetensors file in its folder; no "
-                    "others are loaded. Fetch it again, or save it with save_pretrained."
-                )
+                said = f"{shown(name)}, which is no .safetensors file in its folder; no others are loaded"
+                raise Unfit(f"has a {index.name} that names {said}. Fetch it again, or save it with save_pretrained.")
 
 
 def _read(path: Path) -> dict:
@@ -126,22 +112,16 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
             yield from ((name, file) for name in list(file.keys()))
 
 
-def check_counts(settings: dict | list, shapes: Shapes, inside: str = "") -> None:
+def check_counts(settings: Iterable[tuple[str, Any]], shapes: Shapes) -> None:
     """Raise Unfit for settings that ask for more layers, experts or labels than the tensors of the file can be for.
 
     Each would become objects in Python before any weight is looked at. All numbers in lists count.
-
-    Args:
-        settings: of a configuration, or of a GGUF file.
-        shapes: those of all tensors.
-        inside: name of a setting whose value ``settings`` is.
     """
-    others = max(FEW, len(shapes), *(size for shape in shapes.values() for size in shape), 0)
-    for key, value in settings.items() if isinstance(settings, dict) else ((f"{inside}[]", one) for one in settings):
-        name = str(key)
+    others = max(FEW, len(shapes), *(size for shape in shapes.values() for size in shape))
+    for name, value in settings:
         most = len(shapes) if LAYERS.fullmatch(name) else others
         if isinstance(value, dict | list):
-            check_counts(value, shapes, name)
+            check_counts(value.items() if isinstance(value, dict) else ((f"{name}[]", one) for one in value), shapes)
         elif isinstance(value, int | float) and COUNTS.search(name) and value > most:
             raise Unfit(
                 f"asks for {shown(value)} in its setting {shown(name)}, and its {len(shapes)} tensors hold weights for "
@@ -156,7 +136,7 @@ def check_size(config, shapes: Shapes) -> None:
 
     with no_init_weights(), torch.device("meta"):  # where nothing is allocated
         module: Any = AutoModelForCausalLM.from_config(config)
-    held = sum(torch.Size(shape).numel() for shape in shapes.values())
+    held = sum(map(math.prod, shapes.values()))
     asked = sum(p.numel() for p in module.parameters())
     extra = sum(b.numel() for b in module.buffers())  # masks, for instance
     if asked > ROOM * held or extra > ROOM * held + 2**28:
@@ -187,19 +167,13 @@ def _unused(folder: Path, module, shapes: Shapes, unexpected) -> set[str]:
     for name, file in _tensors(folder):
         if name.endswith("rotary_emb.inv_freq"):  # says nothing if it is what the configuration gives
             theirs = file.get_tensor(name).float()
-            if any(theirs.shape == one.shape and torch.allclose(theirs, one, rtol=0.02) for one in own):
-                found.discard(name)
-            else:
-                found.add(name)
+            same = any(theirs.shape == one.shape and torch.allclose(theirs, one, rtol=0.02) for one in own)
+            found = found - {name} if same else found | {name}
     return found
 
 
 def hub_snapshot(ref: str, revision: str | None) -> Path:
-    """The folder into which a model of the hub was fetched; of an earlier time if the hub does not answer soon.
-
-    Raises:
-        Exception: whatever the hub's client raises, if the model is not there already.
-    """
+    """The folder into which a model of the hub was fetched; of an earlier time if the hub does not answer soon."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 

@@ -28,7 +28,7 @@ ALIGNMENT = 32
 # transformers' names of architectures that GGUF calls otherwise
 RENAMED = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss", "minimax-m2": "minimax_m2"}
 # Settings that transformers does not read, and that the shapes of the weights or the tokenizer say again.
-IMPLIED = re.compile(r"vocab_size|context_length|tensor_data_layout|.*feed_forward_length|attention\.(key|value)_length")
+IMPLIED = re.compile(r"vocab_size|tensor_data_layout|(context|.*feed_forward|attention\.(key|value))_length")
 NEUTRAL = (0, 1, "none")  # no experts, a factor of one, no scaling
 BOUNDS = ("sliding_window", "original_context_length")  # from which length on something else holds
 
@@ -181,7 +181,8 @@ def _unused(module, header: Header) -> set[str]:
     for name, value in header.settings.items():
         prefix, _, setting = name.partition(".")
         used = prefix != architecture or read.get(setting) or IMPLIED.fullmatch(setting)
-        used = used or value is not False and value in NEUTRAL or setting == "rope.dimension_count" and rotated == {value}
-        if not used and not (setting.endswith(BOUNDS) and value >= longest):  # no text is that long
+        neutral = value is not False and value in NEUTRAL or setting == "rope.dimension_count" and rotated == {value}
+        beyond = setting.endswith(BOUNDS) and value >= longest  # no text is that long
+        if not (used or neutral or beyond):
             found.add(f"{name} = {value}")
     return found

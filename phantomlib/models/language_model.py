@@ -288,6 +288,7 @@ def next_token_logits(model: LanguageModel, contexts: list[Resolved]) -> Tensor:
         try:
             found.append(model.module(ids, use_cache=False).logits[0, -1])
         except (IndexError, RuntimeError) as error:  # each architecture has its own name for its limit
-            prompt = f"the prompt of context {shown(context.id)}, {len(context.prompt_ids)} tokens"
-            raise ContextError(f"'{model.name}' cannot read {prompt} ({shown(str(error), 100)}). Shorten it.") from error
+            which = f"the prompt of context {shown(context.id)}, {len(context.prompt_ids)} tokens"
+            said = f"'{model.name}' cannot read {which} ({shown(str(error), 100)}). Shorten it."
+            raise ContextError(said) from error
     return torch.stack(found)

@@ -2,8 +2,7 @@
 
 A folder of them is laid out like a store: runs, what was remembered of them, predictions, for each model a description
 that stands in for it, and a list of all files with their checksums. Its files are copied into a reader's store, and from
-there on everything is as if it had been computed here, but for what needs the model itself. Checksums find damage;
-whether a published run is what the code gives is found out by computing it again: ``phantom verify``.
+there on everything is as if it had been computed here, but for what needs the model itself.
 """
 
 import re
@@ -89,10 +88,8 @@ def published_model(folder: Path, ref: str) -> PublishedModel:
     known = {model.ref: model for model in published_models(folder)}
     if ref not in known:
         among = ", ".join(map(shown, known)) or "there are none"
-        raise ModelError(
-            f"{shown(ref)} is not among the models with published runs ({among}). Give one of them, or compute it here: "
-            "-p published ''."
-        )
+        said = f"is not among the models with published runs ({among}). Give one of them, or compute it here: -p published ''."
+        raise ModelError(f"{shown(ref)} {said}")
     return known[ref]
 
 

@@ -2,8 +2,7 @@
 
 Spontaneous symmetry breaking would show a geometry that rearranges at the jump (i), two branches at one learning rate
 (ii), a time that diverges at the critical rate (iii), a double well (iv), and a discontinuity that stays when steps are
-made smaller (v). The thresholds are in ``claims.yaml`` under C5, and :func:`phantombook.ledger.scoreboard.passed_tests`
-compares.
+made smaller (v). The thresholds are in ``claims.yaml`` under C5.
 """
 
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from phantomlib.contexts import Resolved
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ParameterError, shown
 from phantomlib.models.language_model import LanguageModel
-from phantomlib.runs.store import CanRun
 from phantomlib.transition import experiments
 from phantomlib.transition.jumps import find_jumps, first_jumps
 
@@ -44,13 +42,12 @@ class Examination:
     @property
     def run_ids(self) -> list[str]:
         """Ids of all runs behind this, each once."""
-        return ids_of_examination(
-            self.runs, self.ramps, self.times, self.branches, self.profile, *self.refined.values()
-        )
+        datasets = self.runs, self.ramps, self.times, self.branches, self.profile, *self.refined.values()
+        return ids_of_examination(*datasets)
 
 
 def examine(
-    store: CanRun,
+    store,
     model: LanguageModel | None,
     contexts: list[Resolved],
     critical_rates: np.ndarray,
@@ -61,11 +58,8 @@ def examine(
 ) -> Examination:
     """Run the experiments of tests (i) to (v), with the optimiser and the steps T that the critical rates (C,) belong to.
 
-    ``multiples`` are learning rates in units of the critical ones, and ``counted`` those of them whose jumps are examined;
-    the experiments start from the last.
-
-    Raises:
-        ParameterError: ``counted`` is empty or holds what is not among ``multiples``.
+    ``store`` is a :class:`phantomlib.runs.store.Store`, or a control with its ``run``. ``multiples`` are learning rates in
+    units of the critical ones, and ``counted`` those whose jumps are examined; the experiments start from the last.
     """
     if not counted or not set(counted) <= set(multiples):
         raise ParameterError(f"counted is {shown(counted)}; give one or more of the multiples {shown(multiples)}.")

@@ -78,10 +78,7 @@ def load_contexts(source: str | Path = "default") -> list[Context]:
         return list(_wordnet())
     path, name = DEFAULT if str(source) == "default" else Path(str(source)), shown(str(source))
     if not os.path.isfile(path):  # unlike path.is_file(), also False for text that cannot be a path
-        raise ContextError(
-            f"No contexts file at {name}. Give 'default' for the book's ten contexts, or a YAML file with a list "
-            "of entries that have id, prompt, correct and competitor."
-        )
+        raise ContextError(f"No contexts file at {name}. Give 'default', or a YAML file with a list of contexts.")
     try:
         entries = read_yaml(path)
     except OSError as error:
@@ -159,10 +156,8 @@ def check_spelling(context: Context, tokenizer) -> None:
     ids = _encode(prompt, tokenizer, False)
     added = _ids(prompt, tokenizer)[: -len(ids)] if ids else []
     if added and ids[: len(added)] == added:
-        raise ContextError(
-            f"{known_as}: the prompt begins with {shown(tokenizer.decode(added))}, which the tokenizer adds by itself, so the "
-            "model would read it twice. Leave it out."
-        )
+        said = f"begins with {shown(tokenizer.decode(added))}, which the tokenizer adds by itself; leave it out."
+        raise ContextError(f"{known_as}: the prompt {said}")
     text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     given, read, blanks = _letters(prompt), _letters(text), RUNS.findall(prompt.rstrip(" "))
     if given == read and blanks == RUNS.findall(text.rstrip(" ")):
@@ -176,7 +171,7 @@ def check_spelling(context: Context, tokenizer) -> None:
     lost = lost or dict.fromkeys(blanks)
     named = f"does not know {', '.join(shown(piece, 20) for piece in list(lost)[:8])} in" if lost else "alters"
     raise ContextError(
-        f"{known_as}: the tokenizer {named} the prompt {shown(prompt)}, so the model would read another sentence. Reword it."
+        f"{known_as}: the tokenizer {named} the prompt {shown(prompt)} and would read another; reword it."
     )
 
 

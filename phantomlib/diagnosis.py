@@ -252,9 +252,7 @@ def propose(model: LanguageModel, prompt: str, correct: str, count: int = 5) -> 
     likely = best.indices[(best.values.cumsum(0) - best.values < LIKELY) & (best.values > p[alone.correct_id])]
     proposals = list(islice(words(likely[g[likely].argsort(descending=True)].tolist()), count))
     if not proposals:
-        raise ContextError(
-            f"'{model.name}' would rather go on with no other word than with '{correct}' after this prompt, so there is "
-            "nothing to overtake. Choose another word."
-        )
+        said = f"would rather go on with no other word than '{correct}' after this prompt. Choose another word."
+        raise ContextError(f"'{model.name}' {said}")
     strongest = next(words(likely.tolist()))
     return proposals if strongest in proposals else [*proposals[:-1], strongest]

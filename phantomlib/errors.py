@@ -61,9 +61,8 @@ def naming(ref: str) -> Iterator[None]:
         raise ModelError(f"{shown(ref, 300)} {error}") from error.__cause__
     except OSError as error:
         which = f": {shown(Path(error.filename).name)}" if error.filename else ""
-        raise ModelError(
-            f"{shown(ref, 300)} cannot be read ({error.strerror}{which}). Mend its permissions, or copy it."
-        ) from None
+        said = f"{shown(ref, 300)} cannot be read ({error.strerror}{which})"
+        raise ModelError(f"{said}. Mend its permissions, or copy it.") from None
 
 
 def all_at_once(problems: Sequence[PhantomError], among: str = "") -> None:

@@ -164,9 +164,8 @@ def decompose(p, E, c: int, k: int, exponent: int = 2) -> Decomposition:
     """
     p, E = torch.as_tensor(p), torch.as_tensor(E)
     if E.ndim != 2 or p.shape != E.shape[:1]:
-        raise ParameterError(
-            f"decompose needs p of shape (V,) and E of shape (V, d), not {tuple(p.shape)} and {tuple(E.shape)}."
-        )
+        said = f"not {tuple(p.shape)} and {tuple(E.shape)}."
+        raise ParameterError(f"decompose needs p of shape (V,) and E of shape (V, d), {said}")
     if c not in range(len(p)) or k not in range(len(p)) or c == k:
         raise ParameterError(f"c={shown(c)} and k={shown(k)} must be two different token ids below V={len(p)}.")
     rounding = torch.finfo(p.dtype).eps if p.is_floating_point() else 0.0

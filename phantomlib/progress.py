@@ -65,10 +65,8 @@ def locked(path: Path) -> Iterator[None]:
         held = lock.acquire()
         _write(runner, None)
     except (OSError, NotImplementedError) as error:
-        raise StoreError(
-            f"'{path.name}' cannot be locked in '{path.parent}' ({error}). Choose a folder that you may write to, on a file "
-            "system with locks, such as one of this machine."
-        ) from None
+        said = f"'{path.name}' cannot be locked in '{path.parent}' ({error})"
+        raise StoreError(f"{said}. Choose a folder of your own, on a file system with locks.") from None
     with held:
         yield
 

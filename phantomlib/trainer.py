@@ -157,7 +157,7 @@ class PhantomCallback(TrainerCallback, ExportableState):
             raise PhantomError("PhantomCallback needs whole weights in every process; FSDP and DeepSpeed shard them.")
         if args.restore_callback_states_from_checkpoint:
             raise PhantomError(
-                "Leave out restore_callback_states_from_checkpoint: PhantomCallback reads its own state."
+                "PhantomCallback reads its own state: no restore_callback_states_from_checkpoint, please."
             )
         if self.trainer is None and self.recipe.loss != "cross-entropy":
             raise PhantomError(f"The loss '{self.recipe.loss}' needs PhantomCallback(...).attach(trainer).")

@@ -34,6 +34,7 @@ def connect(address: str):
     """A new client of a scheduler, to be closed by whoever asked for it; BookError if nobody answers or has workers."""
     from distributed import Client
 
+    worker = f"dask worker {address} --host 127.0.0.1 --nthreads 1"
     try:
         with ThreadPoolExecutor(1) as aside:  # a notebook's own event loop runs in this thread
             aside.submit(asyncio.run, _knock(address)).result()
@@ -41,15 +42,12 @@ def connect(address: str):
     except Exception as error:  # whoever listens there may answer anything
         reason = " ".join(str(error).split())[:200] or "no answer in time"
         raise BookError(
-            f"No Dask scheduler answers at '{address}' ({reason}). Start one with 'dask scheduler --host 127.0.0.1', and "
-            f"workers with 'dask worker {address} --host 127.0.0.1 --nthreads 1'; for several machines see the page "
-            "'On a cluster'."
+            f"No Dask scheduler answers at '{address}' ({reason}). Start one with 'dask scheduler --host 127.0.0.1', and workers "
+            f"with '{worker}'; for several machines see the page 'On a cluster'."
         ) from None
     if not client.scheduler_info(n_workers=-1)["workers"]:
         client.close()
-        raise BookError(
-            f"The scheduler at '{address}' has no workers. Start some: 'dask worker {address} --host 127.0.0.1 --nthreads 1'."
-        )
+        raise BookError(f"The scheduler at '{address}' has no workers. Start some: '{worker}'.")
     return client
 
 
@@ -88,10 +86,8 @@ def run_there(model, chunks, recipe, engine, extra, progress) -> list[dict[str, 
                 parts[futures[future]] = part
                 progress(len(chunks[futures[future]]) * recipe.steps)
         except KilledWorker as error:
-            raise BookError(
-                f"A chunk of {len(chunks[0])} replicas of '{model.name}' was given up: {error.allowed_failures + 1} workers "
-                "died over it, perhaps for want of memory. Give the workers more, or use a smaller model; finished runs are kept."
-            ) from None
+            said = f"A chunk of {len(chunks[0])} replicas of '{model.name}' has cost {error.allowed_failures + 1} workers their lives"
+            raise BookError(f"{said}. Give them more memory, or use a smaller model; finished runs are kept.") from None
         finally:  # after an error on a worker, or Ctrl-C, the rest is not wanted any more
             client.cancel(list(futures))
     return parts
@@ -108,16 +104,12 @@ def code_version() -> dict[str, str]:
 def _advance_there(which, asked, chunk, recipe, engine, extra):
     here = code_version()
     if not isinstance(asked, dict) or not here.items() <= asked.items():  # older code sends the fingerprint alone
-        raise BookError(
-            f"A worker runs other code than the process that asked: {here} there, {shown(asked)} here. Give all machines the "
-            "same checkout, and start the workers again."
-        )
+        said = f"A worker runs other code than the process that asked: {here} there, {shown(asked)} here"
+        raise BookError(f"{said}. Give all machines the same checkout, and start the workers again.")
     model = _load(**which)
     if model.fingerprint != asked["model"]:
-        raise ModelError(
-            f"'{which['ref']}' on a worker is not the model that was asked for (other weights, configuration or version "
-            "of transformers). Give all machines the same folder and the same packages."
-        )
+        said = f"'{which['ref']}' on a worker is not the model that was asked for"
+        raise ModelError(f"{said}. Give all machines the same folder and the same packages.")
     return advance(model, chunk, recipe, engine, extra, lambda done: None)
 
 

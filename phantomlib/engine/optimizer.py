@@ -53,10 +53,8 @@ class BatchedOptimizer:
         self.squared_norm = torch.zeros_like(self.rate)
         loss.sum().backward()  # replicas do not interact, so the gradient of the sum is each replica's own
         if left := len(self.factors.products):
-            raise ModelError(
-                f"torch {torch.__version__} left the gradients of {left} matrices unused in its backward pass, so they would "
-                "stay as they are. Install a newer torch, or use engine 'vmap'."
-            )
+            said = f"torch {torch.__version__} left the gradients of {left} matrices unused in its backward pass"
+            raise ModelError(f"{said}. Install a newer torch, or use engine 'vmap'.")
         for joined in self.together:
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.small]
             joined.grad = torch.cat([g.flatten(1) for g in gradients], 1)

@@ -106,10 +106,8 @@ class Recorder:
             values[name] = value = function(p, self._rows(), self.c, self.k)
             if (shape := getattr(value, "shape", None)) != self.c.shape:
                 given = type(value).__name__ if shape is None else tuple(shape)
-                raise ParameterError(
-                    f"extra {name!r} gives {given} where one number for each of {len(self.c)} replicas is needed; reduce over "
-                    "the last dimensions only, such as .sum(-1)."
-                )
+                said = f"gives {given} where one number for each of {len(self.c)} replicas is needed, such as .sum(-1)"
+                raise ParameterError(f"extra {name!r} {said}.")
         for name, value in values.items():
             self.fields[name][:, step] = value
         if step in self.recipe.snapshots:

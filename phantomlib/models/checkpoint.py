@@ -24,6 +24,7 @@ FEW = 2**14  # so many objects are always fine
 ROOM = 4  # times as many numbers as the file holds: what fails to fit is then still named by its shape
 # Tensors of old files that hold no weights: masks of GPT-2 and GPT-NeoX, positions; those of rotary_emb are compared.
 HARMLESS = re.compile(r"(attn|attention)\.(masked_)?bias$|(^|\.)position_ids$|rotary_emb\.inv_freq$")
+TOGETHER = "Give a configuration and weights that belong together."
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -57,10 +58,8 @@ def read_folder(folder: Path, dtype: torch.dtype, stranger: bool) -> tuple[Any, 
 def check_folder(folder: Path) -> None:
     """Refuse a folder that transformers would not read as safetensors alone: Unfit, or OSError where it is unreadable."""
     if (folder / "adapter_config.json").exists():
-        raise Unfit(
-            "holds an adapter (adapter_config.json), which transformers would load with whatever base model it names. "
-            "Merge it first: peft's merge_and_unload(), then save_pretrained into a folder of its own."
-        )
+        said = "Merge it first: peft's merge_and_unload(), then save_pretrained into a folder of its own."
+        raise Unfit(f"holds an adapter (adapter_config.json), whose base model could be anything. {said}")
     if not (folder / "config.json").exists():
         gguf = next(folder.glob("*.gguf"), None)
         way_out = f"the path of a GGUF file, such as '{gguf}'" if gguf else "a folder that save_pretrained has made"
@@ -75,16 +74,12 @@ def check_folder(folder: Path) -> None:
             check_regular(file)
     for file in (folder / "config.json", folder / "tokenizer_config.json"):
         if file.exists() and "auto_map" in _read(file):
-            raise Unfit(
-                f"names its own code (auto_map in {file.name}), which is never run here. If transformers itself "
-                "implements the model, save a copy with its class: save_pretrained leaves auto_map out."
-            )
+            said = f"names its own code (auto_map in {file.name}), which is never run here"
+            raise Unfit(f"{said}. If transformers has the model's class, save a copy with its save_pretrained.")
     weights = [file.name for file in folder.glob("*.safetensors")]
     if not weights:
-        raise Unfit(
-            "holds no .safetensors weights. Pickled weights are not loaded, because they can run code; convert them "
-            "once with save_pretrained(..., safe_serialization=True)."
-        )
+        said = "convert pickled ones, which can run code, once with save_pretrained(..., safe_serialization=True)"
+        raise Unfit(f"holds no .safetensors weights; {said}.")
     for index in folder.glob("*.safetensors.index.json"):
         listed = _read(index).get("weight_map")
         for name in listed.values() if isinstance(listed, dict) else [listed]:
@@ -123,10 +118,8 @@ def check_counts(settings: Iterable[tuple[str, Any]], shapes: Shapes) -> None:
         if isinstance(value, dict | list):
             check_counts(value.items() if isinstance(value, dict) else ((f"{name}[]", one) for one in value), shapes)
         elif isinstance(value, int | float) and COUNTS.search(name) and value > most:
-            raise Unfit(
-                f"asks for {shown(value)} in its setting {shown(name)}, and its {len(shapes)} tensors hold weights for "
-                "far fewer. Give a configuration and weights that belong together."
-            )
+            said = f"asks for {shown(value)} in its setting {shown(name)}, and has {len(shapes)} tensors for far fewer"
+            raise Unfit(f"{said}. {TOGETHER}")
 
 
 def check_size(config, shapes: Shapes) -> None:
@@ -140,24 +133,18 @@ def check_size(config, shapes: Shapes) -> None:
     asked = sum(p.numel() for p in module.parameters())
     extra = sum(b.numel() for b in module.buffers())  # masks, for instance
     if asked > ROOM * held or extra > ROOM * held + 2**28:
-        raise Unfit(
-            f"asks in its configuration for {asked + extra:,} numbers, and holds {held:,}; its weights have other "
-            "shapes, or part of them is missing. Give a configuration and weights that belong together."
-        )
+        said = f"asks in its configuration for {asked + extra:,} numbers, and holds {held:,}, or of other shapes"
+        raise Unfit(f"{said}. {TOGETHER}")
 
 
 def check_used(missing, unused) -> None:
     """Raise Unfit for weights that the file lacks, or for tensors and settings in it that the model does not use."""
     if missing:
-        raise Unfit(
-            f"lacks weights that its configuration asks for ({', '.join(sorted(missing)[:3])}, ...); they would start "
-            "at random. Give a complete causal language model."
-        )
+        said = f"lacks weights that its configuration asks for ({', '.join(sorted(missing)[:3])}, ...)"
+        raise Unfit(f"{said}. Give a complete causal language model.")
     if unused:
-        raise Unfit(
-            f"says more than transformers' model would use: {shown(', '.join(sorted(unused)), 150)}. What is left out "
-            "would change its numbers silently. Give a configuration that uses all of it, or another copy of the model."
-        )
+        said = f"says more than transformers' model would use: {shown(', '.join(sorted(unused)), 150)}"
+        raise Unfit(f"{said}. Give a configuration that uses all of it, or another copy of the model.")
 
 
 def _unused(folder: Path, module, shapes: Shapes, unexpected) -> set[str]:

@@ -65,10 +65,8 @@ def read_header(path: Path) -> Header:
             reason = shown(str(error), 200)
             raise Unfit(f"cannot be read ({reason}): it is damaged, or was not downloaded whole.") from None
     if (parts := header.settings.get("split.count", 1)) > 1:
-        raise Unfit(
-            f"is part {header.settings.get('split.no', 0) + 1} of {parts} of a model. Join the parts with llama.cpp's "
-            "gguf-split --merge, and give the whole file."
-        )
+        said = f"is part {header.settings.get('split.no', 0) + 1} of {parts} of a model"
+        raise Unfit(f"{said}. Join them with llama.cpp's gguf-split --merge, and give the whole file.")
     if needed > (size := path.stat().st_size):
         raise Unfit(f"ends after {size:,} of {needed:,} bytes; it was not downloaded whole. Fetch it again.")
     return header

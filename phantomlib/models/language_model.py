@@ -181,10 +181,8 @@ def _from_hub(ref: str, revision: str | None) -> Path:
         if "gated" in str(error).lower():
             raise Unfit("is gated on the hub; log in with `hf auth login` and accept its terms first.") from error
         known = f" Did you mean '{pretrained.PREFIX}{ref}'?" if ref in pretrained.CATALOGUE else ""
-        raise Unfit(
-            "could not be fetched: either there is no connection to the hub, or no such model. Check the name; offline, "
-            f"give a local folder or a zoo model ('zoo:gpt2-s').{known}"
-        ) from error
+        said = f"Check the name, or give a local folder or a zoo model ('zoo:gpt2-s').{known}"
+        raise Unfit(f"could not be fetched: no connection to the hub, or no such model. {said}") from error
 
 
 @torch.no_grad()

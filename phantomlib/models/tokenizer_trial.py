@@ -33,10 +33,8 @@ def try_tokenizer(content: Hashable, folder: Path, gguf: Path | None = None) -> 
             return
         if done.returncode > 0 and (said := done.stderr.strip().splitlines()):
             reason = said[-1][:200]
-    raise Unfit(
-        f"could not be loaded: its tokenizer fails in a trial ({reason}). Save it again with save_pretrained, or take it "
-        "from its publisher."
-    )
+    said = f"could not be loaded: its tokenizer fails in a trial ({reason})"
+    raise Unfit(f"{said}. Save it again with save_pretrained, or take it from its publisher.")
 
 
 def _use(folder: str, gguf: str, seconds: int) -> None:

@@ -78,10 +78,8 @@ def _describe(name: str, value, above: tuple):
     if isinstance(value, list | tuple | dict):
         parts = value.items() if isinstance(value, dict) else value
         return [type(value).__name__, *(_describe(name, part, above) for part in parts)]
-    raise ParameterError(
-        f"The function '{above[-1].__name__}' uses {name!r} from outside, {shown(value)}, which cannot be part of the name of "
-        "its runs. Put it into the function, or use numbers, texts, arrays, or functions written with def."
-    )
+    said = f"'{above[-1].__name__}' uses {name!r} from outside, {shown(value)}, which cannot name its runs"
+    raise ParameterError(f"{said}. Put it into the function, or use numbers, texts, arrays, or functions with def.")
 
 
 def _installed(module: str) -> bool:

@@ -61,10 +61,8 @@ class PublishedModel:
     @property
     def module(self) -> NoReturn:
         """There is none: whatever was not published has to be computed with the model itself."""
-        raise ModelError(
-            f"{shown(self.ref)} itself is needed, because what is asked for was not published. Fetch it ('phantom models fetch "
-            "NAME') and run the notebook with -p published ''."
-        )
+        said = f"{shown(self.ref)} itself is needed, because what is asked for was not published"
+        raise ModelError(f"{said}. Run the notebook with -p published '' ('phantom models fetch NAME' gets a model).")
 
     tokenizer = module
 
@@ -126,10 +124,8 @@ def copy_into(folder: Path, store: Store) -> None:
     """Copy published files, if all are whole, into a store and nowhere else; what is there already stays."""
     if found := problems(folder):
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        raise StoreError(
-            f"The published runs in '{folder}' are not what was published: {'; '.join(found[:3])}{more}. Restore them "
-            f"('git checkout -- {folder.name}'), or compute everything here: -p published ''."
-        )
+        said = f"The published runs in '{folder}' are not what was published: {'; '.join(found[:3])}{more}"
+        raise StoreError(f"{said}. Restore them ('git checkout -- {folder.name}'), or compute them: -p published ''.")
     try:
         for name in files.read_json(folder / LIST):
             target = store.root / name

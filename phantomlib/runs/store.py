@@ -247,10 +247,8 @@ def _saving(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(
-            f"{path.name} could not be saved ({error}). Free some space or choose another folder with the parameter "
-            "'store', and start again: finished runs are kept."
-        ) from error
+        way_out = "Free some space, or choose another folder with the parameter 'store': finished runs are kept."
+        raise StoreError(f"{path.name} could not be saved ({error}). {way_out}") from error
 
 
 def specification(model: LanguageModel, contexts: list[Resolved], rates, recipe: Recipe, seeds, extra=None) -> dict:

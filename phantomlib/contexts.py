@@ -191,16 +191,14 @@ def single_tokens(prompt: str, words: Sequence[str], tokenizer) -> tuple[tuple[i
 
 
 def _joined(prompt: str, words: Sequence[str], tokenizer):
-    """For each way of joining: ids of the prompt, and of the prompt with each word.
-
-    Tokenizers put the space between words at the front of the next piece, on its own, or at the end of the previous one.
-    """
+    """For each way of joining: ids of the prompt, and of the prompt with each word."""
     if prompt[-1:].isspace():  # typed as it is meant; a space may belong to the piece of the word
         without, whole = prompt.removesuffix(" "), prompt
     elif any(unicodedata.name(letter, "").startswith(UNSPACED) for letter in (prompt[-1:], words[0][:1]) if letter):
         without = whole = prompt
     else:
         without, whole = prompt, prompt + " "
+    # the space between words is at the front of the next piece, a piece of its own, or at the end of the previous one
     for head, end in ((without, ""), (whole, ""), (whole, " ")):
         yield _ids(head, tokenizer), [_ids(f"{whole}{word}{end}", tokenizer) for word in words]
 

@@ -66,12 +66,7 @@ def naming(ref: str) -> Iterator[None]:
 
 
 def all_at_once(problems: Sequence[PhantomError], among: str = "") -> None:
-    """Raise what was found wrong, if anything: one error that holds every message, of the kind of the first.
-
-    Args:
-        problems: errors, each with its own paragraph.
-        among: what they were found in, such as "of the 10 contexts".
-    """
+    """Raise what was found wrong ``among`` something, if anything: all messages in one error of the kind of the first."""
     if not problems:
         return
     if len(problems) == 1:

@@ -18,10 +18,7 @@ def check_regular(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder; what was written there takes the name ``path`` when the block ends.
-
-    If the block raises, ``path`` stays as it was. Processes that may write the same file at the same time hold a lock.
-    """
+    """A temporary path beside ``path``, whose name it takes when the block ends; if that raises, all stays as it was."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary

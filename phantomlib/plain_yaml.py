@@ -49,10 +49,7 @@ def read_yaml(path: Path, as_text: bool = False):
 
 
 def parse_yaml(text: str, as_text: bool = False):
-    """What a YAML text says, in plain Python types; if ``as_text``, in lists, mappings and text only.
-
-    YAMLError: not YAML, a tag that makes objects, a key twice, a list or mapping repeated by an alias, or nested too deep.
-    """
+    """What a YAML text says, in plain Python types; if ``as_text``, in lists, mappings and text only. YAMLError if not plain."""
     try:
         return yaml.load(text, _TextLoader if as_text else _Loader)
     except RecursionError:

@@ -105,8 +105,7 @@ class PhantomCallback(TrainerCallback, ExportableState):
         seconds: time spent measuring, without that before the first step.
 
     Raises:
-        PhantomError: (:class:`ContextError`, :class:`ParameterError`) what cannot be watched, told here, by :meth:`attach` or
-            when training starts, whichever first has what tells it.
+        PhantomError: what cannot be watched, told here, by :meth:`attach` or when training starts, as soon as it is known.
 
     Example:
         >>> import phantomlib as ph
@@ -153,7 +152,7 @@ class PhantomCallback(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args, state, control, model=None, processing_class=None, optimizer=None, **kwargs):
         own_loss = self.recipe.loss == "cross-entropy" and getattr(self.trainer, "compute_loss_func", None)
-        if getattr(args, "fsdp", None) or getattr(args, "deepspeed", None):
+        if args.fsdp or args.deepspeed:
             raise PhantomError("PhantomCallback needs whole weights in every process; FSDP and DeepSpeed shard them.")
         if args.restore_callback_states_from_checkpoint:
             raise PhantomError(
@@ -167,13 +166,13 @@ class PhantomCallback(TrainerCallback, ExportableState):
         resolved, kept = self._fitting(model, processing_class), self._kept(state)
         self.planned = self.geometry = None
         if kept:
-            self.seconds, self.spent = 0.0, np.array(kept["spent"])
+            self.spent = np.array(kept["spent"])
             self.watched = [_Watched(c, **kept["contexts"][c.id]) for c in resolved]
-            return
-        self.spent = np.zeros(len(optimizer.param_groups))
-        unknown = [math.nan] * len(self.spent) if own_loss else None
-        self.watched = [_Watched(c, unknown or _velocity(model, c, optimizer, self.recipe, args)) for c in resolved]
-        self._measure(state, control, model)
+        else:
+            self.spent = np.zeros(len(optimizer.param_groups))
+            unknown = [math.nan] * len(self.spent) if own_loss else None
+            self.watched = [_Watched(c, unknown or _velocity(model, c, optimizer, self.recipe, args)) for c in resolved]
+            self._measure(state, control, model)
         self.seconds = 0.0
 
     def on_step_begin(self, args, state, control, optimizer=None, **kwargs):

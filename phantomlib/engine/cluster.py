@@ -62,10 +62,7 @@ async def _knock(address: str) -> None:
 
 
 def run_there(model, chunks, recipe, engine, extra, progress) -> list[dict[str, np.ndarray]]:
-    """All chunks on the workers of the scheduler, as :func:`phantomlib.engine.finetune.run_here` does it here.
-
-    BookError: no scheduler, no workers, or one chunk has cost several workers their lives. What a worker raises comes here.
-    """
+    """All chunks on the workers of the scheduler; BookError: none, or one chunk has cost several workers their lives."""
     from distributed import KilledWorker, as_completed
 
     which = {
@@ -113,6 +110,4 @@ def _advance_there(which, asked, chunk, recipe, engine, extra):
     return advance(model, chunk, recipe, engine, extra, lambda done: None)
 
 
-@lru_cache(maxsize=1)
-def _load(**which):
-    return language_model.load(which.pop("ref"), **which)
+_load = lru_cache(maxsize=1)(language_model.load)

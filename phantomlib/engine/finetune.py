@@ -141,10 +141,7 @@ def trainable(model: LanguageModel, recipe: Recipe, seed: int) -> tuple[CausalLM
 def chunk_size(
     model: LanguageModel, contexts: list[Resolved], recipe: Recipe, *, wanted: int | None = None, refuse: bool = True
 ) -> int:
-    """Replicas advanced together: ``wanted``, or as many as pay for a model of this size (see the page on speed) and fit.
-
-    With ``refuse`` a ParameterError if not even one, or not ``wanted``, fit the memory.
-    """
+    """Replicas advanced together: ``wanted``, or as many as pay for a model of this size (see the page on speed) and fit."""
     module, values = trainable(model, recipe, 0)
     tokens = max(len(context.prompt_ids) for context in contexts)
     shared, each = memory.of_replicas(module, values.values(), recipe, tokens)

@@ -51,15 +51,13 @@ class Factors:
 def stack(module: nn.Module, initial: list[dict[str, Tensor]], engine: str = "auto") -> Stack:
     """Stack R replicas of a causal language model, which is not changed.
 
-    Args:
-        initial: for each replica the initial values of the trainable tensors by name; others stay frozen and shared.
-        engine: one of ``ENGINES``, or ``auto``: the first of them that reproduces the plain model on a probe. One replica
-            needs no vmap, nor the batch axis unless it is large.
+    ``initial`` are for each replica the initial values of the trainable tensors by name; others stay frozen and shared.
+    ``engine`` is one of ``ENGINES``, or ``auto``: the first of them that reproduces the plain model on a probe.
     """
     stacks = {name: torch.stack([values[name] for values in initial]) for name in initial[0]}
     parameters, factors = {name: p.detach().requires_grad_() for name, p in stacks.items()}, Factors()
     tried: tuple[str, ...] = ENGINES if engine == "auto" else (engine,)
-    if engine == "auto" and len(initial) == 1:
+    if engine == "auto" and len(initial) == 1:  # needs no vmap, nor the batch axis unless it is large
         large = sum(p.numel() for p in parameters.values()) >= LARGE
         tried = ("batch axis", "one by one") if large else ("one by one",)
     for name in tried:

@@ -108,10 +108,8 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
 
 
 def check_counts(settings: Iterable[tuple[str, Any]], shapes: Shapes) -> None:
-    """Raise Unfit for settings that ask for more layers, experts or labels than the tensors of the file can be for.
-
-    Each would become objects in Python before any weight is looked at. All numbers in lists count.
-    """
+    """Raise Unfit for settings that ask for more layers, experts or labels than the tensors of the file can be for."""
+    # each would become objects in Python before any weight is looked at; all numbers in lists count
     others = max(FEW, len(shapes), *(size for shape in shapes.values() for size in shape))
     for name, value in settings:
         most = len(shapes) if LAYERS.fullmatch(name) else others

@@ -211,10 +211,7 @@ def weights_key(module: CausalLM) -> str:
 
 def fingerprint(module: CausalLM, key: str = "") -> str:
     """SHA-256 (first 16 hex digits) of what determines a model's numbers: weights, dtype, and what of the configuration
-    differs from the defaults of its class, so that a setting that a later transformers adds changes nothing.
-
-    The weights' :func:`weights_key` is ``key`` if that is known.
-    """
+    differs from the defaults of its class, so that a setting that a later transformers adds changes nothing."""
     with quiet_transformers():  # some classes warn of their own defaults
         particulars = _particulars(module.config)
     digest = hashlib.sha256((key or weights_key(module)).encode())
@@ -246,10 +243,7 @@ def _particulars(config) -> dict:
 
 
 def share_tensors(module: CausalLM) -> CausalLM:
-    """A copy of the module tree, with its hooks and its configuration, that holds the tensors of the original itself.
-
-    Modules of the copy can be exchanged; move neither it nor the original to another device.
-    """
+    """A copy of the module tree, with hooks and configuration, that holds the tensors of the original; move neither."""
     config = copy.copy(module.config)
     copied: dict[nn.Module, nn.Module] = {original: object.__new__(type(original)) for original in module.modules()}
     for original, one in copied.items():

@@ -112,11 +112,8 @@ class Store:
     def keep(
         self, spec: dict, model, recipe: Recipe, compute: Callable[[], xr.Dataset], needed: Iterable[str] = ()
     ) -> xr.Dataset:
-        """The run that ``spec`` (plain JSON types) determines, from its file if that holds all variables ``needed``.
-
-        Otherwise what ``compute`` returns, saved with its description (attributes as in :meth:`run`). Of several processes
-        that ask at once, one computes.
-        """
+        """The run that ``spec`` (plain JSON types) determines, from its file if that holds all variables ``needed``;
+        else what ``compute`` returns, saved with attributes as in :meth:`run`. Of several processes one computes."""
         path = self.path(spec, model, recipe)
         with locked(path.with_suffix(".lock")):
             dataset = self._read(path, "is computed again")
@@ -156,9 +153,9 @@ class Store:
     def remember(
         self, kind: str, key: list, model, contexts, recipe, compute: Callable[[], dict], *, seeds=(), holds=None
     ) -> dict:
-        """What ``compute`` returns, from the folder ``kind`` of the store if it was computed before and still ``holds``.
+        """What ``compute`` returns (JSON types), from the folder ``kind`` if it was computed before and still ``holds``.
 
-        It and the ``key``, whatever it depends on besides model, contexts, recipe and seeds, are plain JSON types.
+        ``key`` is whatever it depends on besides model, contexts, recipe and seeds.
         """
         spec = specification(model, contexts, np.zeros((len(contexts), 0)), recipe, seeds)
         whole_key = files.digest([*key, spec])

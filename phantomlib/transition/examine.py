@@ -83,10 +83,7 @@ def examine(
 
 
 def summarise_tests(examinations: list[Examination]) -> dict[str, dict[str, float]]:
-    """The quantities of the tests (i) to (v), by test and criterion as in the ledger, over all models together.
-
-    A quantity of jumps is nan where there is no jump.
-    """
+    """The quantities of the tests (i) to (v) over all models, by test and criterion as in the ledger; nan without jumps."""
     jumps = pd.concat([e.jumps for e in examinations], ignore_index=True)
     found = [e for e in examinations if len(e.first)]
     branches = [e.branches for e in found if e.branches is not None]

@@ -1,9 +1,8 @@
 """The experiments of tests (ii) to (v) against symmetry breaking, and what each of them measures.
 
-All are fine-tuning runs. A replica is put "just before the jump" by a schedule that repeats the run up to there and then
-changes the learning rate, so the optimiser keeps its state. ``run`` is :meth:`phantomlib.runs.store.Store.run` of one
-model, ``critical_rates`` are those of the C contexts, and ``first`` holds the first jump of each of them
-(:func:`phantomlib.transition.jumps.first_jumps`).
+A replica is put "just before the jump" by a schedule that repeats the run up to there and then changes the learning rate,
+so the optimiser keeps its state. ``run`` is :meth:`phantomlib.runs.store.Store.run` of one model, ``critical_rates`` are
+those of the C contexts, and ``first`` holds the first jump of each (:func:`phantomlib.transition.jumps.first_jumps`).
 """
 
 import math
@@ -185,11 +184,8 @@ def force(dataset: xr.Dataset) -> xr.Dataset:
 def refine_jumps(
     run: Run, contexts: list[Resolved], coarse: xr.Dataset, recipe: Recipe, factors=(8, 16, 32)
 ) -> dict[int, xr.Dataset]:
-    """Test (v): runs up to their largest step, again in n times as many steps of 1/n the learning rate.
-
-    Returns the runs for each n of ``factors``, with an attribute ``run_ids``; and those of ``coarse`` (context, one rate,
-    seed, step) under 1.
-    """
+    """Test (v): runs up to their largest step, again in n times as many steps of 1/n the learning rate, for each n of
+    ``factors``; and under 1 those of ``coarse`` (context, one rate, seed, step)."""
     coarse = coarse.sel(context=[c.id for c in contexts])
     largest = step_sizes(coarse).isel(rate=0, seed=0).fillna(0).argmax("step").values + 1  # (C,)
     refined = {1: coarse}

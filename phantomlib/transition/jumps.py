@@ -94,10 +94,7 @@ class FrozenJumps:
 
 
 def frozen_jumps(runs: list[xr.Dataset], tables: list[pd.DataFrame]) -> FrozenJumps:
-    """Test (vi) from LoRA runs and their jumps (:func:`find_jumps`), one of each per model.
-
-    A jump counts if the readout equals its initial value bit for bit at every recorded step of its run.
-    """
+    """Test (vi) from LoRA runs and their jumps, one of each per model: those in runs whose readout never changes a bit."""
     sentences, changed_steps = set(), 0
     for dataset, table in zip(runs, tables, strict=True):
         changed = (dataset.readout_unchanged == 0) & dataset.phi.notnull()  # nothing is recorded after a divergence

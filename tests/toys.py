@@ -1,10 +1,9 @@
-"""Recordings made by hand, potentials with known descents, a store that keeps nothing, a plain training loop and a Trainer."""
+"""Recordings made by hand, potentials with known descents, a store that keeps nothing and a Trainer."""
 
 import copy
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import xarray as xr
 from transformers import Trainer, TrainingArguments
 
@@ -56,23 +55,6 @@ def recorded(phi, *, overlap=0.6, contexts=("a",), **fields) -> xr.Dataset:
     coords = {"context": list(contexts), "seed": [0], "step": np.arange(phi.shape[-1])}
     rates = (("context", "rate"), np.tile(np.arange(1.0, phi.shape[1] + 1), (len(phi), 1)))
     return xr.Dataset({name: (dims, v) for name, v in values.items()}, coords | {"learning_rate": rates})
-
-
-def plain_loop(model, context, schedule, optimizer):
-    """Logit gaps of an ordinary torch.optim loop whose learning rate changes at every step."""
-    module = copy.deepcopy(model.module).requires_grad_()
-    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer]
-    stepper = kind(module.parameters(), lr=1.0)
-    ids, gaps = torch.tensor([context.prompt_ids]), []
-    for rate in [*schedule, None]:
-        logits = module(ids, use_cache=False).logits[0, -1]
-        gaps.append((logits[context.correct_id] - logits[context.competitor_id]).item())
-        if rate is not None:
-            stepper.param_groups[0]["lr"] = rate
-            stepper.zero_grad()
-            F.cross_entropy(logits, torch.tensor(context.correct_id)).backward()
-            stepper.step()
-    return gaps
 
 
 def still(module):

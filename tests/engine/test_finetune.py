@@ -10,63 +10,41 @@ import pytest
 import tiny
 import torch
 import xarray as xr
+from plain import gradient_norm, training
 
 from phantomlib.contexts import Context
 from phantomlib.engine.finetune import finetune
 from phantomlib.engine.recipe import Recipe, check_contexts, check_learning_rates
 from phantomlib.engine.recorder import RECORDED, recorded
 from phantomlib.errors import ContextError, ParameterError
-from phantomlib.models.language_model import add_lora
 
 OPTIMIZERS = {
     "sgd": ([0.02, 0.3], {}),
     "adam": ([1e-3, 0.02], {"beta1": 0.8, "beta2": 0.95, "epsilon": 1e-6}),
     "adamw": ([1e-3, 0.02], {"weight_decay": 0.3}),
 }
-LOSSES = {  # by their definitions, from logits (V,), the two ids and λ
-    "cross-entropy": lambda z, c, k, weight: -z.log_softmax(0)[c],
-    "margin": lambda z, c, k, weight: -z.log_softmax(0)[c] + weight * (1 + (z[k] - z[c]).exp()).log(),
-    "unlikelihood": lambda z, c, k, weight: -z.log_softmax(0)[c] - weight * (1 - z.softmax(0)[k]).log(),
-    "gap": lambda z, c, k, weight: weight * (1 + (z[k] - z[c]).exp()).log(),
-}
-
-
-def optimizer(recipe: Recipe, parameters):
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=0.0)
-    settings = {"betas": (recipe.beta1, recipe.beta2), "eps": recipe.epsilon, "weight_decay": recipe.weight_decay}
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer](parameters, lr=0.0, **settings)
 
 
 def geometry(E, c, k, exponent):
     """h_i = g_ci^n - g_ki^n, g_ck, and the projectors on c and k, one row of the readout at a time."""
-    e = np.stack([row / np.sqrt(row @ row) for row in E.detach().double().cpu().numpy()])
+    e = np.stack([row / np.sqrt(row @ row) for row in E.double().cpu().numpy()])
     return e, (e @ e[c]) ** exponent - (e @ e[k]) ** exponent, float(e[c] @ e[k])
 
 
 def plain_loop(model, context, rates, recipe: Recipe, seed: int) -> dict[str, list[float]]:
-    """Fine-tune one copy with torch.optim at ``rates`` (T,) and measure every quantity by its definition."""
-    if recipe.method == "lora":
-        module = add_lora(model.module, rank=recipe.rank, alpha=recipe.alpha, seed=seed)
-    else:
-        module = copy.deepcopy(model.module).requires_grad_()
-    trained = [p for p in module.parameters() if p.requires_grad]
-    update = optimizer(recipe, trained)
-    source = module.get_output_embeddings() if recipe.geometry == "readout" else module.get_input_embeddings()
-    E_0 = source.weight.detach().clone()
-    c, k, ids = context.correct_id, context.competitor_id, torch.tensor([context.prompt_ids], device=model.device)
-    values, before = {name: [] for name in [*recorded(recipe), "spectrum"]}, None
-    for step in range(recipe.steps + 1):
-        z = module(ids, use_cache=False).logits[0, -1]
-        loss = LOSSES[recipe.loss](z, c, k, recipe.weight)
-        p = z.detach().double().softmax(0).cpu().numpy()
-        e, h, g_ck = geometry(source.weight, c, k, recipe.exponent)
-        E = source.weight.detach().double().cpu().numpy()
+    """Every quantity by its definition, before each update of a plain training at ``rates`` (T,) and after the last."""
+    c, k, E_0, before = context.correct_id, context.competitor_id, None, None
+    values = {name: [] for name in [*recorded(recipe), "spectrum"]}
+    for module, z, loss in training(model, context, rates, recipe, seed=seed):
+        source = module.get_output_embeddings() if recipe.geometry == "readout" else module.get_input_embeddings()
+        weight = source.weight.detach().clone()
+        E_0 = weight if E_0 is None else E_0
+        p = z.double().softmax(0).cpu().numpy()
+        e, h, g_ck = geometry(weight, c, k, recipe.exponent)
+        E = weight.double().cpu().numpy()
         axis, middle = E[c] - E[k], (E[c] + E[k]) / 2
         rho = sum(p_i * np.outer(e_i, e_i) for p_i, e_i in zip(p, e, strict=True))
         trace = np.trace(rho @ (np.outer(e[c], e[c]) - np.outer(e[k], e[k])))
-        update.zero_grad()
-        loss.backward()
         now = {
             "cross_entropy": -float(z.log_softmax(0)[c]),
             "logit_gap": float(z[c] - z[k]),
@@ -79,21 +57,18 @@ def plain_loop(model, context, rates, recipe: Recipe, seed: int) -> dict[str, li
             "overlap": g_ck,
             "m": 2 * axis @ (p @ E - middle) / (axis @ axis),
             "m_drag": sum(2 * p[i] * axis @ (E[i] - middle) / (axis @ axis) for i in range(len(p)) if i not in (c, k)),
-            "readout_drift": float((source.weight.detach() - E_0).norm() / E_0.norm()),
-            "readout_unchanged": int(torch.equal(source.weight, E_0)),
-            "gradient_norm": math.sqrt(sum(float(q.grad.square().sum()) for q in trained if q.grad is not None)),
+            "readout_drift": float((weight - E_0).norm() / E_0.norm()),
+            "readout_unchanged": int(torch.equal(weight, E_0)),
+            "gradient_norm": gradient_norm(module),
             "phi_readout_part": math.nan if before is None else (p - before[0]) @ (h + before[1]) / 2,
             "phi_geometry_part": math.nan if before is None else (p + before[0]) @ (h - before[1]) / 2,
             "spectrum": np.linalg.eigvalsh(rho)[::-1] if np.isfinite(rho).all() else np.full(len(rho), np.nan),
         }
         if recipe.loss != "cross-entropy":
-            now["loss"] = float(loss)
+            now["loss"] = loss
         for name, value in now.items():
             values[name].append(value)
         before = p, h
-        if step < recipe.steps:
-            update.param_groups[0]["lr"] = rates[step]
-            update.step()
     values["gradient_norm"][-1] = math.nan
     return values
 

@@ -191,11 +191,9 @@ def _verdict(d: Diagnosis) -> str:
         return f"No learning rate was found at which {how} would come to prefer {right} to {wrong}."
     advised = f"{enough(critical):.2g}"
     if rate is None:
-        return (
-            f"With {how}, {right} overtakes {wrong} from a learning rate of about {critical.rate:.2g} on (between "
-            f"{critical.low:.3g} and {critical.high:.3g}). Below it the loss falls and their order stays; {advised} "
-            "should do."
-        )
+        about = f"about {critical.rate:.2g} on (between {critical.low:.3g} and {critical.high:.3g})"
+        below = f"Below it the loss falls and their order stays; {advised} should do."
+        return f"With {how}, {right} overtakes {wrong} from a learning rate of {about}. {below}"
     more, times = longer(critical, d.steps, rate), rate / critical.rate
     many = f"{times:.0f}" if times < 1e6 else "more than a million"
     if d.outcome == rehearsal.SILENT:
@@ -207,10 +205,8 @@ def _verdict(d: Diagnosis) -> str:
         return f"At {rate:.3g} it is too close to call whether {prefer}. {ways} would be on the safe side."
     if d.outcome == rehearsal.UNKNOWN:
         few = counted_steps(min(rehearsal.REHEARSAL_STEPS, d.steps))
-        return (
-            f"At {rate:.3g} it cannot be told whether {prefer}: that is {many} times what is needed, and a rehearsal in "
-            f"{few} diverges or never gets there. Try {advised}."
-        )
+        beyond = f"that is {many} times what is needed, and a rehearsal in {few} diverges or never gets there"
+        return f"At {rate:.3g} it cannot be told whether {prefer}: {beyond}. Try {advised}."
     first = counted_steps(max(1, math.ceil(d.steps / times)))  # only learning rate times steps matters
     jumps = f" That is {many} times what is needed; so far above, training moves in jumps. Try {advised}."
     return f"At {rate:.3g}, {prefer} after about {first}.{jumps if times > JUMPS_ABOVE else ''}"

@@ -71,13 +71,10 @@ class _Watched:
     def warn(self, outlook: str) -> None:
         self.warned = True
         first, last, words = self.rows[0], self.rows[-1], self.context.context
-        warnings.warn(
-            f"Silent failure in '{words.id}' at step {last['step']}: cross-entropy fell from "
-            f"{first['cross_entropy']:.2f} to {last['cross_entropy']:.2f} nats, but “{words.correct}” is still behind "
-            f"“{words.competitor}” (logit gap {last['gap']:+.2f}); {outlook}",
-            SilentFailureWarning,
-            stacklevel=3,
-        )
+        fell = f"cross-entropy fell from {first['cross_entropy']:.2f} to {last['cross_entropy']:.2f} nats"
+        behind = f"“{words.correct}” is still behind “{words.competitor}” (logit gap {last['gap']:+.2f})"
+        said = f"Silent failure in '{words.id}' at step {last['step']}: {fell}, but {behind}; {outlook}"
+        warnings.warn(said, SilentFailureWarning, stacklevel=3)
 
 
 class PhantomCallback(TrainerCallback, ExportableState):
@@ -155,9 +152,7 @@ class PhantomCallback(TrainerCallback, ExportableState):
         if args.fsdp or args.deepspeed:
             raise PhantomError("PhantomCallback needs whole weights in every process; FSDP and DeepSpeed shard them.")
         if args.restore_callback_states_from_checkpoint:
-            raise PhantomError(
-                "PhantomCallback reads its own state: no restore_callback_states_from_checkpoint, please."
-            )
+            raise PhantomError("The callback reads its own state: leave out restore_callback_states_from_checkpoint.")
         if self.trainer is None and self.recipe.loss != "cross-entropy":
             raise PhantomError(f"The loss '{self.recipe.loss}' needs PhantomCallback(...).attach(trainer).")
         if self.trainer is None and args.report_to:

@@ -41,10 +41,10 @@ def connect(address: str):
         client = Client(address, timeout=TIMEOUT, set_as_default=False)
     except Exception as error:  # whoever listens there may answer anything
         reason = " ".join(str(error).split())[:200] or "no answer in time"
-        raise BookError(
-            f"No Dask scheduler answers at '{address}' ({reason}). Start one with 'dask scheduler --host 127.0.0.1', and workers "
-            f"with '{worker}'; for several machines see the page 'On a cluster'."
-        ) from None
+        way_out = (
+            f"Start 'dask scheduler --host 127.0.0.1' and '{worker}'; for several machines see the page 'On a cluster'."
+        )
+        raise BookError(f"No Dask scheduler answers at '{address}' ({reason}). {way_out}") from None
     if not client.scheduler_info(n_workers=-1)["workers"]:
         client.close()
         raise BookError(f"The scheduler at '{address}' has no workers. Start some: '{worker}'.")

@@ -116,7 +116,6 @@ def refuse_if_too_large(what: str, needed: int, device: torch.device, advice: st
     several = jobs() > 1
     ways = ["--jobs 1"] * several + [advice] * bool(advice) + ["a smaller model"]
     needs, has = (f"{gib:.2g}" if gib < 10 else f"{gib:.0f}" for gib in (needed / 2**30, here / 2**30))
-    raise ParameterError(
-        f"{what} needs about {needs} GiB beside the model, {has} are free{f' for each of {jobs()} processes' * several}: "
-        f"use {', '.join(ways)} or a machine with more memory."
-    )
+    each = f" for each of {jobs()} processes" * several
+    said = f"{what} needs about {needs} GiB beside the model, {has} are free{each}"
+    raise ParameterError(f"{said}: use {', '.join(ways)} or a machine with more memory.")

@@ -55,9 +55,7 @@ class Checkpoint:
         return self.wheels[0].split()[0]
 
 
-CATALOGUE = {
-    name: Checkpoint(**entry) for name, entry in read_yaml(Path(__file__).with_name("pretrained.yaml")).items()
-}
+CATALOGUE = {name: Checkpoint(**one) for name, one in read_yaml(Path(__file__).with_name("pretrained.yaml")).items()}
 
 
 def entry(name: str) -> Checkpoint:

@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from phantomlib.contexts import Resolved
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ParameterError, shown
-from phantomlib.models.language_model import LanguageModel
 from phantomlib.transition import experiments
 from phantomlib.transition.jumps import find_jumps, first_jumps
+
+MULTIPLES = (0.3, 0.7, 1.5, 3.0, 10.0, 30.0)  # learning rates of the runs, in units of the critical ones
+COUNTED = (10.0, 30.0)  # those of them whose jumps are examined; the experiments start from the last
 
 
 def ids_of_examination(*datasets: xr.Dataset | None) -> list[str]:
@@ -47,19 +48,11 @@ class Examination:
 
 
 def examine(
-    store,
-    model: LanguageModel | None,
-    contexts: list[Resolved],
-    critical_rates: np.ndarray,
-    recipe: Recipe,
-    *,
-    multiples: tuple[float, ...] = (0.3, 0.7, 1.5, 3.0, 10.0, 30.0),
-    counted: tuple[float, ...] = (10.0, 30.0),
+    store, model, contexts, critical_rates, recipe: Recipe, *, multiples=MULTIPLES, counted=COUNTED
 ) -> Examination:
     """Run the experiments of tests (i) to (v), with the optimiser and the steps T that the critical rates (C,) belong to.
 
-    ``store`` is a :class:`phantomlib.runs.store.Store`, or a control with its ``run``. ``multiples`` are learning rates in
-    units of the critical ones, and ``counted`` those whose jumps are examined; the experiments start from the last.
+    ``store`` is a :class:`phantomlib.runs.store.Store`, or a control with its ``run``; ``contexts`` are resolved (C).
     """
     if not counted or not set(counted) <= set(multiples):
         raise ParameterError(f"counted is {shown(counted)}; give one or more of the multiples {shown(multiples)}.")

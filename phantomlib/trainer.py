@@ -33,7 +33,8 @@ from phantomlib.critical.step_zero import blocks
 from phantomlib.cure import CompetitorLoss
 from phantomlib.engine.loss import training_loss
 from phantomlib.engine.recipe import Recipe, check_lengths, positions_of
-from phantomlib.errors import ContextError, ParameterError, PhantomError, all_at_once, shown
+from phantomlib.errors import ContextError, ParameterError, PhantomError, all_at_once, naming, shown
+from phantomlib.models.language_model import check_causal
 
 LEAST_FALL = 0.1  # nats by which a context's cross-entropy must have fallen before its failure counts as silent
 WARMING = 0.25  # share of the learning-rate budget before which no forecast is made
@@ -217,22 +218,12 @@ class PhantomCallback(TrainerCallback, ExportableState):
 
     def _fitting(self, model, processing_class) -> list[Resolved]:
         """The contexts as ids of a model; an error if no next token follows a prompt in it, or is seen beforehand."""
-        layer, reason = model.get_output_embeddings(), ""
-        if model.config.is_encoder_decoder:
-            reason = "reads one text and writes another"
-        elif layer is None:
-            reason = "has no readout over a vocabulary"
-        else:
-            with _measuring(model):
-                one, other = _logits(model, [[0, 1, 2, 3], [0, 1, 2, 0]])[:, :-1].float()
-            if (one - other).norm() > 1e-3 * one.norm():
-                reason = "lets a token see those after it"
-        if reason:
-            said = f"{type(model).__name__} {reason}. PhantomCallback watches a causal language model: give one."
-            raise PhantomError(said)
-        found = self._resolved(processing_class)
+        kind = type(model).__name__
+        with _measuring(model), naming(kind):
+            check_causal(model, tolerance=1e-3)  # of half precision
+        found, vocabulary = self._resolved(processing_class), len(model.get_output_embeddings().weight)
         virtual = getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None) or 0  # in front
-        check_lengths(type(model).__name__, len(layer.weight), positions_of(model.config) - virtual, found)
+        check_lengths(kind, vocabulary, positions_of(model.config) - virtual, found)
         return found
 
     def _budget(self, scheduler, state) -> np.ndarray:
@@ -315,18 +306,14 @@ def _velocity(model, context: Resolved, optimizer, recipe: Recipe, args) -> list
     return velocity
 
 
-def _logits(model, prompts: Sequence[Sequence[int]]) -> Tensor:
-    """Logits (n, L, V) of prompts of one length."""
-    ids = torch.tensor(prompts, device=model.get_output_embeddings().weight.device)
-    return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-
-
 def _last_logits(model, contexts: Sequence[Resolved]) -> Tensor:
     """Logits (C, V) after each prompt, those of one length together: what a forward pass gives may depend on the length."""
     found: dict[int, Tensor] = {}
     for length in {len(c.prompt_ids) for c in contexts}:
         places = [i for i, c in enumerate(contexts) if len(c.prompt_ids) == length]
-        logits = _logits(model, [contexts[i].prompt_ids for i in places])
+        prompts = [contexts[i].prompt_ids for i in places]
+        ids = torch.tensor(prompts, device=model.get_output_embeddings().weight.device)
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
         found |= dict(zip(places, logits[:, -1], strict=True))  # from the end: virtual tokens may stand in front
     return torch.stack([found[i] for i in range(len(contexts))])
 

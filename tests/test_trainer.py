@@ -372,7 +372,7 @@ TINY = {"vocab_size": 41, "hidden_size": 16, "num_hidden_layers": 2, "num_attent
 def test_what_has_no_next_token_is_refused(name, settings, reason, tmp_path):
     kind = getattr(transformers, name)
     one = trainer(kind(kind.config_class(**settings)), CONTEXT, tmp_path, 1e-3)
-    with pytest.raises(PhantomError, match=f"{name} {reason}.*causal language model"):
+    with pytest.raises(PhantomError, match=f"'{name}' {reason}.*language model"):
         PhantomCallback([CONTEXT]).attach(one)
 
 

@@ -123,7 +123,7 @@ def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str
                 module, tokenizer = checkpoint.read_folder(source, DTYPES[dtype], stranger)
             module = module.to(device).eval().requires_grad_(False)
             tokenizer("Anna felt")  # a limit that is no number shows only now
-            _check_causal(module)
+            check_causal(module)
         except ModelError:
             raise
         except Exception as error:  # configurations, tokenizers and weights each fail in many ways
@@ -186,8 +186,10 @@ def _from_hub(ref: str, revision: str | None) -> Path:
 
 
 @torch.no_grad()
-def _check_causal(module: CausalLM) -> None:
+def check_causal(module: CausalLM, tolerance: float = 1e-5) -> None:
     """Refuse a model whose logits at a position depend on the next token; padding on the right relies on it."""
+    if module.config.is_encoder_decoder:
+        raise Unfit("reads one text and writes another; choose a causal language model.")
     if (readout := module.get_output_embeddings()) is None:
         raise Unfit("has no readout (unembedding) layer; choose a causal language model.")
     if len(readout.weight) < LEAST_TOKENS:
@@ -196,7 +198,7 @@ def _check_causal(module: CausalLM) -> None:
     one, other = module(ids, use_cache=False).logits[:, :-1].double()
     if not bool(torch.isfinite(one).all()):
         raise Unfit("computes nan or infinite logits; its weights are damaged. Fetch or save it again.")
-    if bool((one - other).norm() > 1e-5 * one.norm()):
+    if bool((one - other).norm() > tolerance * one.norm()):
         raise Unfit("lets a token see those after it; choose a causal (left-to-right) language model.")
 
 

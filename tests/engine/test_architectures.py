@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from phantomlib.engine.finetune import finetune
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ModelError
-from phantomlib.models.language_model import LanguageModel, _check_causal
+from phantomlib.models.language_model import LanguageModel, check_causal
 
 SIZES = {  # what is given to the fields that configurations have under these names
     tiny.V: "vocab_size",
@@ -79,9 +79,9 @@ def test_every_causal_class_is_advanced_right_or_refused(name):
     model = built(getattr(transformers, CLASSES[name]))
     if name in REFUSED:
         with pytest.raises((ModelError, ValueError), match=REFUSED[name]):
-            _check_causal(model.module)
+            check_causal(model.module)
         return
-    _check_causal(model.module)
+    check_causal(model.module)
     contexts = tiny.contexts(model)
     for method in ("full", "lora"):
         recipe = Recipe(optimizer="sgd", method=method, steps=1, rank=2)

@@ -1,0 +1,15 @@
+"""What a refusal is like: one short paragraph that names what is wrong."""
+
+from contextlib import contextmanager
+
+import pytest
+
+
+@contextmanager
+def refused(kind, words, longest=1000):
+    """An error of this kind is raised inside, whose message matches ``words``; gives a list that will hold the message."""
+    said = []
+    with pytest.raises(kind, match=words) as error:
+        yield said
+    said.append(str(error.value))
+    assert "\n" not in said[0] and len(said[0]) < longest

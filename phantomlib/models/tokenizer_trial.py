@@ -31,8 +31,8 @@ def try_tokenizer(content: Hashable, folder: Path, gguf: Path | None = None) -> 
         if done.returncode == 0:
             _fine.add(content)
             return
-        if done.returncode > 0 and (said := done.stderr.strip().splitlines()):
-            reason = said[-1][:200]
+        if done.returncode > 0 and (told := done.stderr.strip().splitlines()):
+            reason = told[-1][:200]
     said = f"could not be loaded: its tokenizer fails in a trial ({reason})"
     raise Unfit(f"{said}. Save it again with save_pretrained, or take it from its publisher.")
 

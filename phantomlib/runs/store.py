@@ -99,8 +99,9 @@ class Store:
         def compute() -> xr.Dataset:
             label, size = f"{model.name}, {recipe.method}, {recipe.optimizer}", rates.size * len(seeds) * recipe.steps
             with track(label, size) as advance:
-                options = {"seeds": seeds, "extra": extra, "run": self.run_chunks}
-                return finetune(model, contexts, rates, recipe, progress=advance, **options)
+                return finetune(
+                    model, contexts, rates, recipe, seeds=seeds, extra=extra, progress=advance, run=self.run_chunks
+                )
 
         # a published run stays as it is
         return self.keep(spec, model, recipe, compute, () if hasattr(model, "engine_version") else recorded(recipe))
@@ -137,6 +138,10 @@ class Store:
                 return dataset
         where = shown(str(self.root), 300)
         raise StoreError(f"No run {shown(identifier)} in {where}. Run the notebook that makes it first.")
+
+    def has(self, identifier: str) -> bool:
+        """Whether a finished run with this ``run_id`` is there."""
+        return bool(self._paths(identifier))
 
     def holds(self, identifier: str) -> bool:
         """Whether a finished run with this ``run_id`` is there and is what was written; each file is read once."""

@@ -125,4 +125,4 @@ def test_lora_succeeds_at_a_large_rate_and_not_at_a_tiny_one(tmp_path):
     weak = scaling.lora_outcomes(store, model, contexts, rates, recipe, multiple=1e-4, seeds=(0, 1))
     strong = scaling.lora_outcomes(store, model, contexts, rates, recipe, multiple=50.0, seeds=(0, 1))
     assert weak.success.dims == ("context", "seed") and not weak.success.any() and not weak.sufficient.any()
-    assert strong.success.all() and strong.sufficient.all() and store.holds(strong.attrs["run_id"])
+    assert strong.success.all() and strong.sufficient.all() and store.has(strong.attrs["run_id"])

@@ -150,7 +150,7 @@ def test_real_runs_confirm_both_ends_of_the_bracket(tmp_path, optimizer, method)
         assert (check.logit_gap > 0).any("step").values.tolist() == [[False, True]] * len(contexts)
     made = len(list(tmp_path.glob("*.nc")))
     xr.testing.assert_identical(critical_rates(store, model, contexts, recipe, seeds=seeds), found)
-    assert len(list(tmp_path.glob("*.nc"))) == made and all(store.holds(run) for run in found.attrs["run_ids"].split())
+    assert len(list(tmp_path.glob("*.nc"))) == made and all(store.has(run) for run in found.attrs["run_ids"].split())
 
 
 @pytest.mark.parametrize("tolerance", [0, -1, 2, "x", True, NAN])

@@ -198,7 +198,7 @@ def test_a_new_engine_and_a_new_column_undo_no_published_run(made, folder, tmp_p
     assert made["runs"].identical(store.run(model, made["fitting"], [1e-4, 3e-3], RECIPE))
     assert made["found"].identical(critical_rates(store, model, made["fitting"], RECIPE, tolerance=0.1))
     live = dataclasses.replace(made["model"], fingerprint="another")
-    assert not store.holds(run_id(specification(live, made["fitting"], np.zeros((2, 0)), RECIPE, (0,))))
+    assert not store.has(run_id(specification(live, made["fitting"], np.zeros((2, 0)), RECIPE, (0,))))
 
 
 def test_the_book_s_published_predictions_stay_blind_under_a_new_engine(tmp_path, monkeypatch):

@@ -227,7 +227,7 @@ def test_only_whole_ids_name_runs(finished):
     store, identifier = Store(finished[0]), finished[1].attrs["run_id"]
     assert store.holds(identifier)
     for name in ("*", "?" * 12, "[0-9a-f]" * 12, identifier[:-1], identifier.upper() + "\n", "", None, 3, ["*"]):
-        assert not store.holds(name)
+        assert not store.has(name) and not store.holds(name)
         with pytest.raises(StoreError, match="No run"):
             store.open(name)
 

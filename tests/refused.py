@@ -1,4 +1,4 @@
-"""What a refusal is like: one short paragraph that names what is wrong."""
+"""What a refusal is like, one short paragraph that names what is wrong; and a damage that must be refused."""
 
 from contextlib import contextmanager
 
@@ -13,3 +13,10 @@ def refused(kind, words, longest=1000):
         yield said
     said.append(str(error.value))
     assert "\n" not in said[0] and len(said[0]) < longest
+
+
+def flipped(whole: bytes, bit: int) -> bytes:
+    """The same bytes, but for one bit."""
+    damaged = bytearray(whole)
+    damaged[bit // 8] ^= 1 << bit % 8
+    return bytes(damaged)

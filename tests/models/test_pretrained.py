@@ -15,7 +15,7 @@ import psutil
 import pytest
 import tiny_gguf
 from filelock import FileLock
-from refused import refused
+from refused import flipped, refused
 from typer.testing import CliRunner
 
 from phantombook.cli import app
@@ -249,9 +249,7 @@ def test_stopped_in_the_middle_of_the_download(end, cache, monkeypatch):
 
 
 def flip(file):
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
+    file.write_bytes(flipped(file.read_bytes(), -8))
 
 
 DAMAGE = {  # what happens to the folder of a fetched model -> what the message must say

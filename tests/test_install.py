@@ -15,9 +15,7 @@ import phantomlib
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-EXTRAS = (
-    "dask", "distributed", "netCDF4", "matplotlib", "seaborn", "tabulate", "papermill", "jupytext", "IPython",
-)  # fmt: skip
+EXTRAS = ("dask", "distributed", "netCDF4", "matplotlib", "seaborn", "tabulate", "papermill", "jupytext", "IPython")
 
 
 def loaded(code: str) -> set[str]:
@@ -63,10 +61,9 @@ def test_the_citation_names_this_version():
 
 def test_lower_bounds_are_what_was_tried():
     """The minor version of each pin: no other was."""
-    lines = (
-        Requirement(line.split("#")[0]) for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line
-    )
-    pins = {canonicalize_name(one.name): str(one.specifier).removeprefix("==") for one in lines}
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pinned = (Requirement(line.split("#")[0]) for line in lines if "==" in line)
+    pins = {canonicalize_name(one.name): str(one.specifier).removeprefix("==") for one in pinned}
     extras = PROJECT["project"]["optional-dependencies"]
     optional = [one for name in extras if name != "edit" for one in extras[name]]
     for wanted in map(Requirement, [*PROJECT["project"]["dependencies"], *optional]):

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from made import Largest
+from refused import refused
 
 from phantomlib import order_parameter
 from phantomlib.errors import ParameterError
@@ -253,9 +254,9 @@ def test_half_precisions_are_computed_in_single_precision(dtype):
 
 P, E = np.full(4, 0.25), np.eye(4)
 BAD = {
-    "p too short": ((P[:3], E, 0, 1), "(3,)"),
-    "p two-dimensional": ((np.full((4, 1), 0.25), E, 0, 1), "(4, 1)"),
-    "E one-dimensional": ((P, P, 0, 1), "(4,)"),
+    "p too short": ((P[:3], E, 0, 1), r"\(3,\)"),
+    "p two-dimensional": ((np.full((4, 1), 0.25), E, 0, 1), r"\(4, 1\)"),
+    "E one-dimensional": ((P, P, 0, 1), r"\(4,\)"),
     "same token twice": ((P, E, 2, 2), "c=2"),
     "id too large": ((P, E, 0, 4), "V=4"),
     "id negative": ((P, E, -1, 1), "c=-1"),
@@ -273,6 +274,5 @@ BAD = {
 
 @pytest.mark.parametrize("arguments, named", BAD.values(), ids=BAD)
 def test_bad_input_is_named(arguments, named):
-    with pytest.raises(ParameterError) as error:
+    with refused(ParameterError, named):
         order_parameter.decompose(*arguments)
-    assert named in str(error.value) and "\n" not in str(error.value)

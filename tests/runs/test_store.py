@@ -7,6 +7,7 @@ import random
 import resource
 import subprocess
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -176,10 +177,7 @@ def test_what_is_remembered(kept, tmp_path, monkeypatch):
     assert keep(store, 2, one) == keep(store, 2, two) == one
     assert keep(store, 2, two, holds=lambda found: found == two) == keep(store, 2, one) == two
 
-    def full(source, target):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(store_module.os, "replace", full)
+    monkeypatch.setattr(store_module.os, "replace", Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(StoreError, match="could not be saved .*Free some space"):
         keep(store, 3)
     assert not list((tmp_path / "kind").glob("*.tmp"))

@@ -33,7 +33,7 @@ from phantomlib.critical.step_zero import blocks
 from phantomlib.cure import CompetitorLoss
 from phantomlib.engine.loss import training_loss
 from phantomlib.engine.recipe import Recipe, check_lengths, positions_of
-from phantomlib.errors import ContextError, ParameterError, PhantomError, all_at_once, naming, shown
+from phantomlib.errors import ContextError, ParameterError, PhantomError, Unfit, all_at_once, naming, shown
 from phantomlib.models.language_model import check_causal
 
 LEAST_FALL = 0.1  # nats by which a context's cross-entropy must have fallen before its failure counts as silent
@@ -220,6 +220,8 @@ class PhantomCallback(TrainerCallback, ExportableState):
         """The contexts as ids of a model; an error if no next token follows a prompt in it, or is seen beforehand."""
         kind = type(model).__name__
         with _measuring(model), naming(kind):
+            if model.config.is_encoder_decoder:
+                raise Unfit("reads one text and writes another; choose a causal language model.")
             check_causal(model, tolerance=1e-3)  # of half precision
         found, vocabulary = self._resolved(processing_class), len(model.get_output_embeddings().weight)
         virtual = getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None) or 0  # in front

@@ -123,7 +123,8 @@ def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str
                 module, tokenizer = checkpoint.read_folder(source, DTYPES[dtype], stranger)
             module = module.to(device).eval().requires_grad_(False)
             tokenizer("Anna felt")  # a limit that is no number shows only now
-            check_causal(module)
+            if not bool(torch.isfinite(check_causal(module)).all()):  # padding on the right relies on what is causal
+                raise Unfit("computes nan or infinite logits; its weights are damaged. Fetch or save it again.")
         except ModelError:
             raise
         except Exception as error:  # configurations, tokenizers and weights each fail in many ways
@@ -186,20 +187,17 @@ def _from_hub(ref: str, revision: str | None) -> Path:
 
 
 @torch.no_grad()
-def check_causal(module: CausalLM, tolerance: float = 1e-5) -> None:
-    """Refuse a model whose logits at a position depend on the next token; padding on the right relies on it."""
-    if module.config.is_encoder_decoder:
-        raise Unfit("reads one text and writes another; choose a causal language model.")
+def check_causal(module: CausalLM, tolerance: float = 1e-5) -> Tensor:
+    """Refuse a model whose logits at a position depend on the next token; gives those of a short text (3, V)."""
     if (readout := module.get_output_embeddings()) is None:
         raise Unfit("has no readout (unembedding) layer; choose a causal language model.")
     if len(readout.weight) < LEAST_TOKENS:
         raise Unfit(f"has a vocabulary of {len(readout.weight)} tokens; a language needs at least {LEAST_TOKENS}.")
     ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=readout.weight.device)
     one, other = module(ids, use_cache=False).logits[:, :-1].double()
-    if not bool(torch.isfinite(one).all()):
-        raise Unfit("computes nan or infinite logits; its weights are damaged. Fetch or save it again.")
     if bool((one - other).norm() > tolerance * one.norm()):
         raise Unfit("lets a token see those after it; choose a causal (left-to-right) language model.")
+    return one
 
 
 def weights_key(module: CausalLM) -> str:

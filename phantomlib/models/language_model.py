@@ -123,7 +123,7 @@ def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str
                 module, tokenizer = checkpoint.read_folder(source, DTYPES[dtype], stranger)
             module = module.to(device).eval().requires_grad_(False)
             tokenizer("Anna felt")  # a limit that is no number shows only now
-            if not bool(torch.isfinite(check_causal(module)).all()):  # padding on the right relies on what is causal
+            if not bool(torch.isfinite(check_causal(module)).all()):
                 raise Unfit("computes nan or infinite logits; its weights are damaged. Fetch or save it again.")
         except ModelError:
             raise

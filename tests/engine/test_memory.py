@@ -124,7 +124,7 @@ def no_collector():
 
 
 def test_what_only_a_cycle_refers_to_is_freed(no_collector):
-    held = SimpleNamespace()
+    held = type("Held", (), {})()
     held.itself, alive = held, weakref.ref(held)
     del held
     assert alive()

@@ -50,12 +50,12 @@ from scipy.stats import gmean, spearmanr
 from phantombook import notebook, published_runs
 from phantombook.figures.palette import OTHER_FAMILY, REFERENCE
 from phantombook.figures.style import WIDTH, log_ticks
+from phantombook.published import TABLES, copy_into
 from phantomlib.contexts import Context, Resolved
 from phantomlib.critical.scaling import architecture_numbers, kinematic_number
 from phantomlib.critical.search import critical_rates
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import PhantomError
-from phantomlib.runs.published import TABLES, copy_into
 from phantomlib.runs.store import commit_of
 
 nb = notebook.start("16_hundreds_of_sentences")

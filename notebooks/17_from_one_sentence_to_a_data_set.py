@@ -55,13 +55,13 @@ from phantombook import notebook, published_runs
 from phantombook.figures.palette import FAMILIES, REFERENCE, model_colours
 from phantombook.figures.style import WIDTH, dots_and_means, legend_above, log_ticks
 from phantombook.ledger.claims import threshold
+from phantombook.published import copy_into
 from phantomlib.contexts import load_contexts
 from phantomlib.critical.scaling import balanced_accuracy, coefficient_of_variation
 from phantomlib.dataset.rows import tokenise
 from phantomlib.dataset.runs import train_once
 from phantomlib.dataset.scan import FACTOR, NUMBERS, scan
 from phantomlib.engine.recipe import Recipe
-from phantomlib.runs.published import copy_into
 from zoo.language import Language, join_words
 
 nb = notebook.start("17_from_one_sentence_to_a_data_set")

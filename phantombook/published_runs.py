@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from phantombook import published
 from phantomlib import files
 from phantomlib.contexts import Context, Resolved, load_contexts
 from phantomlib.engine.finetune import ENGINE_VERSION, finetune
@@ -18,7 +19,6 @@ from phantomlib.engine.recipe import Recipe, fitting_contexts
 from phantomlib.errors import ContextError, ModelError, StoreError, shown
 from phantomlib.models.language_model import LanguageModel, find, load
 from phantomlib.progress import locked, track
-from phantomlib.runs import published
 from phantomlib.runs.store import Store, file_stem
 
 # Two machines round differently, and a run at a large learning rate multiplies what they differ by.

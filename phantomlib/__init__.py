@@ -9,32 +9,19 @@ from typing import TYPE_CHECKING
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:  # for editors and type checkers
-    from phantomlib.contexts import Context, load_contexts, resolve
-    from phantomlib.critical.search import critical_rates
-    from phantomlib.diagnosis import diagnose
-    from phantomlib.engine.finetune import finetune
-    from phantomlib.engine.recipe import Recipe
-    from phantomlib.models.language_model import load
-    from phantomlib.order_parameter import decompose
-    from phantomlib.runs.store import Store
-    from phantomlib.runs.study import Study
-    from phantomlib.trainer import PhantomCallback, SilentFailureWarning
-
-__all__ = [
-    "Context",
-    "PhantomCallback",
-    "Recipe",
-    "SilentFailureWarning",
-    "Store",
-    "Study",
-    "critical_rates",
-    "decompose",
-    "diagnose",
-    "finetune",
-    "load",
-    "load_contexts",
-    "resolve",
-]
+    from phantomlib.contexts import Context as Context
+    from phantomlib.contexts import load_contexts as load_contexts
+    from phantomlib.contexts import resolve as resolve
+    from phantomlib.critical.search import critical_rates as critical_rates
+    from phantomlib.diagnosis import diagnose as diagnose
+    from phantomlib.engine.finetune import finetune as finetune
+    from phantomlib.engine.recipe import Recipe as Recipe
+    from phantomlib.models.language_model import load as load
+    from phantomlib.order_parameter import decompose as decompose
+    from phantomlib.runs.store import Store as Store
+    from phantomlib.runs.study import Study as Study
+    from phantomlib.trainer import PhantomCallback as PhantomCallback
+    from phantomlib.trainer import SilentFailureWarning as SilentFailureWarning
 
 _HOMES = {
     "Context": "contexts",
@@ -51,6 +38,7 @@ _HOMES = {
     "load_contexts": "contexts",
     "resolve": "contexts",
 }
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str):

@@ -65,13 +65,8 @@ class Resolved:
 def load_contexts(source: str | Path = "default") -> list[Context]:
     """Read contexts from a YAML list of mappings with ``id``, ``prompt``, ``correct`` and ``competitor``.
 
-    Args:
-        source: ``"default"`` for the ten contexts of the book; ``"wordnet"`` for some seven thousand, one for each sentence
-            and each near-synonym of its word; or a path.
-
-    Raises:
-        ContextError: the file is missing, unreadable or too large, is not such a list, repeats an id or a key, or names
-            one word twice; everything that is wrong with its entries at once.
+    ``source`` is ``"default"`` for the ten contexts of the book; ``"wordnet"`` for some seven thousand, one for each
+    sentence and each near-synonym of its word; or a path. ContextError names all that is wrong with a file at once.
 
     Example:
         >>> import phantomlib as ph
@@ -81,13 +76,9 @@ def load_contexts(source: str | Path = "default") -> list[Context]:
     """
     if str(source) == "wordnet":
         return list(_wordnet())
-    path = DEFAULT if str(source) == "default" else Path(str(source))
-    name = shown(str(source))
+    path, name = DEFAULT if str(source) == "default" else Path(str(source)), shown(str(source))
     if not os.path.isfile(path):  # unlike path.is_file(), also False for text that cannot be a path
-        raise ContextError(
-            f"No contexts file at {name}. Give 'default' for the book's ten contexts, or a YAML file with a list "
-            "of entries that have id, prompt, correct and competitor."
-        )
+        raise ContextError(f"No contexts file at {name}. Give 'default', or a YAML file with a list of contexts.")
     try:
         entries = read_yaml(path)
     except OSError as error:
@@ -99,17 +90,13 @@ def load_contexts(source: str | Path = "default") -> list[Context]:
         raise ContextError(f"{name} must hold a non-empty YAML list of contexts; each needs {', '.join(REQUIRED)}.")
     problems = [f"Entry {n} of {name} {wrong}." for n, one in enumerate(entries, 1) if (wrong := _problem(one))]
     ids = Counter(str(one["id"]) for one in entries if isinstance(one, dict) and "id" in one)
-    problems += [
-        f"{name} uses the id {shown(repeated)} {times} times; give every context its own id."
-        for repeated, times in ids.items()
-        if times > 1
-    ]
+    said = "uses the id {} {} times; give every context its own id."
+    problems += [f"{name} {said.format(shown(one), times)}" for one, times in ids.items() if times > 1]
     all_at_once([ContextError(problem) for problem in problems], f"of the {len(entries)} entries")
     return [Context(**entry) for entry in entries]
 
 
 def _wordnet() -> Iterator[Context]:
-    """Sentences from WordNet's usage examples; an id is the synset, the sentence's number and the competitor."""
     lines = (line for line in WORDNET.read_text(encoding="ascii").splitlines() if not line.startswith("#"))
     for number, line in enumerate(lines, 1):
         synset, prompt, correct, others = line.split("\t")
@@ -136,13 +123,9 @@ def _problem(entry) -> str:
 def resolve(context: Context, tokenizer) -> Resolved:
     """Find the single tokens that continue the prompt with the two words.
 
-    Tokenizers put the space between words at the front of the next piece (GPT-2), on its own, or at the end of the
-    previous piece. Each way of joining prompt and word is tried in turn; the first in which *both* words extend the
-    encoded prompt by exactly one id is used.
-
     Raises:
-        ContextError: the model would not read what was typed (:func:`check_spelling`); or no way of joining makes both
-            words single tokens; nearest single-token words are proposed.
+        ContextError: the model would not read what was typed (:func:`check_spelling`); or the words are not single tokens
+            in any way of joining them with the prompt (the nearest that are, are proposed).
 
     Example:
         >>> import phantomlib as ph
@@ -154,22 +137,17 @@ def resolve(context: Context, tokenizer) -> Resolved:
     if not isinstance(context, Context):
         raise ContextError(f"{shown(context)} is no context; give a ph.Context(id, prompt, correct, competitor).")
     check_spelling(context, tokenizer)
-    words = (context.correct.strip(), context.competitor.strip())
-    found = single_tokens(context.prompt, words, tokenizer)
+    found = single_tokens(context.prompt, [context.correct.strip(), context.competitor.strip()], tokenizer)
     if found is None or found[1][0] == found[1][1]:
         raise ContextError(_why_not(context, tokenizer))
-    prompt_ids, (correct_id, competitor_id) = found
-    return Resolved(context, prompt_ids, correct_id, competitor_id)
+    return Resolved(context, found[0], *found[1])
 
 
 def check_spelling(context: Context, tokenizer) -> None:
     """Refuse a prompt that the tokenizer does not give back: it would be another sentence without anyone noticing.
 
-    Single spaces are not compared, since tokenizers move them about; nor are case and Unicode forms, which some fold on
-    purpose. Words are looked at by :func:`single_tokens`, where their piece must spell them.
-
-    Raises:
-        ContextError: naming the characters that are lost, or a special token that would be read twice.
+    Single spaces, case and Unicode forms are not compared: some tokenizers move or fold them on purpose. ContextError
+    names the characters that are lost, or a special token that would be read twice.
     """
     prompt, known_as = context.prompt, f"Context {shown(context.id)}"
     for text in (prompt, context.correct, context.competitor):
@@ -178,10 +156,8 @@ def check_spelling(context: Context, tokenizer) -> None:
     ids = _encode(prompt, tokenizer, False)
     added = _ids(prompt, tokenizer)[: -len(ids)] if ids else []
     if added and ids[: len(added)] == added:
-        raise ContextError(
-            f"{known_as}: the prompt begins with {shown(tokenizer.decode(added))}, which the tokenizer adds by itself, so the "
-            "model would read it twice. Leave it out."
-        )
+        said = f"begins with {shown(tokenizer.decode(added))}, which the tokenizer adds by itself; leave it out."
+        raise ContextError(f"{known_as}: the prompt {said}")
     text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     given, read, blanks = _letters(prompt), _letters(text), RUNS.findall(prompt.rstrip(" "))
     if given == read and blanks == RUNS.findall(text.rstrip(" ")):
@@ -195,25 +171,21 @@ def check_spelling(context: Context, tokenizer) -> None:
     lost = lost or dict.fromkeys(blanks)
     named = f"does not know {', '.join(shown(piece, 20) for piece in list(lost)[:8])} in" if lost else "alters"
     raise ContextError(
-        f"{known_as}: the tokenizer {named} the prompt {shown(prompt)}, so the model would read another sentence. Reword it."
+        f"{known_as}: the tokenizer {named} the prompt {shown(prompt)} and would read another; reword it."
     )
 
 
 def _letters(text: str) -> str:
-    """What a text says, without blanks, case and Unicode forms.
-
-    A piece must spell its word: some tokenizers put one piece for all unknown words, or drop unknown letters.
-    """
+    """What a text says, without blanks, case and Unicode forms."""
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def single_tokens(prompt: str, words: Sequence[str], tokenizer) -> tuple[tuple[int, ...], list[int]] | None:
     """Ids of the prompt, and of each word as the one token after it; None if no way of joining them gives such ids."""
     for prompt_ids, extended in _joined(prompt, words, tokenizer):
-        if prompt_ids and all(
-            ids[:-1] == prompt_ids and _letters(tokenizer.decode(ids[-1:])) == _letters(word)
-            for ids, word in zip(extended, words, strict=True)
-        ):
+        # a piece must spell its word: some tokenizers put one piece for all unknown words, or drop unknown letters
+        spelt = [_letters(tokenizer.decode(ids[-1:])) for ids in extended if ids[:-1] == prompt_ids]
+        if prompt_ids and spelt == [_letters(word) for word in words]:
             return tuple(prompt_ids), [ids[-1] for ids in extended]
     return None
 
@@ -226,6 +198,7 @@ def _joined(prompt: str, words: Sequence[str], tokenizer):
         without = whole = prompt
     else:
         without, whole = prompt, prompt + " "
+    # the space between words is at the front of the next piece, a piece of its own, or at the end of the previous one
     for head, end in ((without, ""), (whole, ""), (whole, " ")):
         yield _ids(head, tokenizer), [_ids(f"{whole}{word}{end}", tokenizer) for word in words]
 
@@ -256,11 +229,9 @@ def _why_not(context: Context, tokenizer) -> str:
         pieces = [ids[0][len(start) :] for start, ids in _joined(context.prompt, [word], tokenizer)]
         # a single piece that is not the word stands for something unknown
         spelt = [len(p) for p in pieces if len(p) > 1 and _letters(tokenizer.decode(p)) == _letters(word)]
-        near = difflib.get_close_matches(word, words.keys() - {word}, n=3, cutoff=0.5)
-        reasons.append(
-            f"the {role} word {shown(word)} is {f'{min(spelt)} tokens' if spelt else 'unknown'}"
-            + (f" (nearest single tokens: {', '.join(near)})" if near else "")
-        )
+        near = ", ".join(difflib.get_close_matches(word, words.keys() - {word}, n=3, cutoff=0.5))
+        size, near = f"{min(spelt)} tokens" if spelt else "unknown", near and f" (nearest single tokens: {near})"
+        reasons.append(f"the {role} word {shown(word)} is {size}{near}")
     named = " and ".join(shown(word) for word in (context.correct, context.competitor) if word)
     reasons = reasons or [f"{named} cannot follow this prompt as one token each"]
     return (

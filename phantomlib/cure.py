@@ -1,10 +1,8 @@
 """What would make the correct word overtake, and what each way costs.
 
 Three ways: a larger learning rate, more steps, or a loss that looks at the competitor. The first two spend the same
-``η T`` and change the model alike; more steps take longer. The third needs to be told the competitor. What each changes
-elsewhere is measured in the rehearsal of four coarse steps, on prompts that are not trained on.
-
-The loss for a Hugging Face ``Trainer``::
+``η T`` and change the model alike. What each changes elsewhere is measured in the rehearsal of four coarse steps, on
+prompts that are not trained on. The loss for a Hugging Face ``Trainer``::
 
     from phantomlib import load_contexts
     from phantomlib.cure import CompetitorLoss
@@ -47,9 +45,7 @@ class Remedy:
     steps: int
     loss: str
     training: float  #: steps in units of those asked for
-    collateral: (
-        float  #: rehearsed KL divergence of predictions elsewhere when the word overtakes, nats; nan if not known
-    )
+    collateral: float  #: rehearsed KL divergence elsewhere when the word overtakes, nats; nan if not known
 
 
 def enough(critical: Estimate) -> float:
@@ -68,16 +64,12 @@ def longer(critical: Estimate, steps: int, learning_rate: float) -> int | None:
 def remedies(
     model: LanguageModel, context: Resolved, recipe: Recipe, critical: Estimate, learning_rate: float | None
 ) -> tuple[Remedy, ...]:
-    """The three ways, as far as they are known; none if no learning rate was found to suffice.
-
-    ``recipe`` and ``learning_rate`` are asked about, and ``critical`` is what is predicted for them.
-    """
+    """The three ways, as far as they are known, where ``critical`` is predicted; none if no learning rate was found."""
     if not math.isfinite(critical.rate):
         return ()
     cost = _rehearsed_collateral(model, context, recipe, critical)
     found = [Remedy("learning rate", enough(critical), recipe.steps, recipe.loss, 1.0, cost)]
-    steps = learning_rate and longer(critical, recipe.steps, learning_rate)
-    if learning_rate and steps:
+    if learning_rate and (steps := longer(critical, recipe.steps, learning_rate)):
         found.append(Remedy("steps", learning_rate, steps, recipe.loss, steps / recipe.steps, cost))
     if recipe.loss == "cross-entropy":
         margin = replace(recipe, loss="margin")
@@ -107,10 +99,8 @@ class CompetitorLoss:
     It knows the labels only, not the prompts: the term counts wherever the correct word is what comes next.
 
     Args:
-        contexts: contexts, or resolved ones; the words that they want exchanged are all that is used.
-        tokenizer: needed for contexts that are not resolved.
-        loss: ``margin``, ``unlikelihood`` or ``gap`` (:mod:`phantomlib.engine.loss`).
-        weight: λ of its term.
+        contexts: of which the two words alone are used; those that are not resolved need the ``tokenizer``.
+        loss: ``margin``, ``unlikelihood`` or ``gap`` (:mod:`phantomlib.engine.loss`); ``weight`` is the λ of its term.
 
     Raises:
         ParameterError: no context, or a loss that does not look at the competitor.
@@ -135,13 +125,10 @@ class CompetitorLoss:
     def __call__(self, outputs, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Mean over the labels of a batch, or over ``num_items_in_batch`` labels when gradients are accumulated.
 
-        Args:
-            outputs: of the model, with ``logits`` (B, L, V); those of virtual tokens in front of the text do not count.
-            labels: token ids (B, L), as for any causal language model: position t is predicted by the logits of t - 1.
-            num_items_in_batch: as the Trainer counts them.
+        ``outputs["logits"]`` are (B, L, V), with those of virtual tokens in front of the text, and ``labels`` (B, L).
         """
         logits = outputs["logits"][:, -labels.shape[1] :].flatten(0, 1).float()  # (N, V)
-        labels = F.pad(labels, (0, 1), value=IGNORED)[:, 1:].flatten()  # (N,)
+        labels = F.pad(labels, (0, 1), value=IGNORED)[:, 1:].flatten()  # (N,); t is predicted by the logits of t - 1
         self.table = self.table.to(labels.device)  # copied in the first step only
         c, loss, weight = labels.clamp(min=0), self.recipe.loss, self.recipe.weight
         total = losses = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")

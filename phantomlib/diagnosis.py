@@ -73,9 +73,7 @@ class Diagnosis:
     outcome: str | None  #: ``silent failure``, ``overtakes``, ``too close to call`` or ``cannot be told``
     coherence: float  #: B of the readout
     bulk_class: str  #: the side of the boundary between the zoo's two classes on which B lies
-    lora_outlook: (
-        str  #: outcome of LoRA at ten times the critical learning rate of full fine-tuning, or why there is none
-    )
+    lora_outlook: str  #: of LoRA at ten times the critical learning rate of full fine-tuning, or why there is none
     remedies: tuple[Remedy, ...]  #: what would do, and what it costs; empty where the word overtakes anyway
     verdict: str = ""  #: in plain English
 
@@ -83,13 +81,7 @@ class Diagnosis:
 def diagnose(
     model: LanguageModel, context: Resolved, recipe: Recipe = PLAIN, learning_rate: float | None = None
 ) -> Diagnosis:
-    """What can be said before it starts of a fine-tune on one sentence alone.
-
-    Args:
-        model: the checkpoint; it is not changed.
-        context: one resolved context; its competitor must outrank the correct token.
-        recipe: optimiser, method and number of steps T.
-        learning_rate: the one to be judged.
+    """What can be said before it starts of a fine-tune on one sentence alone, and of a learning rate, if one is given.
 
     Raises:
         ContextError: the model prefers the correct word already.
@@ -125,13 +117,19 @@ def diagnose(
         outcome = None if learning_rate is None else _outcome(model, context, recipe, critical, learning_rate)
         ways = () if outcome == rehearsal.OVERTAKES else remedies(model, context, recipe, critical, learning_rate)
         advance(1)
-    words, adapters = context.context, f"LoRA (rank {recipe.rank}, alpha {recipe.alpha:g})"
+    words = context.context
+    correct = words.correct.strip()
     known, coherence = rehearsal.load_constants()["bulk"], readout_geometry.coherence(model.readout)
     side = "coherent" if coherence > known["boundary"] else "dispersed"
+    assumptions = ["this sentence alone is trained on", f"the loss is that of “{correct}” only"]
+    assumptions += ["the learning rate is constant", "without dropout"]
+    if recipe.method == "lora":
+        adapters = f"LoRA (rank {recipe.rank}, alpha {recipe.alpha:g})"
+        assumptions.append(f"{adapters} on all linear layers but the readout")
     found = Diagnosis(
         model=model.name,
         prompt=words.prompt.strip(),
-        correct=words.correct.strip(),
+        correct=correct,
         competitor=words.competitor.strip(),
         optimizer=recipe.optimizer,
         method=recipe.method,
@@ -139,22 +137,12 @@ def diagnose(
         lora_rank=recipe.rank,
         lora_alpha=recipe.alpha,
         learning_rate=learning_rate,
-        assumptions=(
-            "this sentence alone is trained on",
-            f"the loss is that of “{words.correct.strip()}” only",
-            "the learning rate is constant",
-            "without dropout",
-            *([f"{adapters} on all linear layers but the readout"] if recipe.method == "lora" else []),
-        ),
+        assumptions=tuple(assumptions),
         rank=1 + int((z > z[context.correct_id]).sum()),
         p_correct=float(p[context.correct_id]),
         p_competitor=float(p[context.competitor_id]),
-        bulk_mass=parts.bulk_mass,
+        **{name: getattr(parts, name) for name in ("bulk_mass", "overlap", "phi", "signal", "drag")},
         gap=gap,
-        overlap=parts.overlap,
-        phi=parts.phi,
-        signal=parts.signal,
-        drag=parts.drag,
         velocity=v,
         kinematic_number=number,
         kinematic_range=rehearsal.expected_errors("kinematic", recipe).range,
@@ -203,11 +191,9 @@ def _verdict(d: Diagnosis) -> str:
         return f"No learning rate was found at which {how} would come to prefer {right} to {wrong}."
     advised = f"{enough(critical):.2g}"
     if rate is None:
-        return (
-            f"With {how}, {right} overtakes {wrong} from a learning rate of about {critical.rate:.2g} on (between "
-            f"{critical.low:.3g} and {critical.high:.3g}). Below it the loss falls and their order stays; {advised} "
-            "should do."
-        )
+        about = f"about {critical.rate:.2g} on (between {critical.low:.3g} and {critical.high:.3g})"
+        below = f"Below it the loss falls and their order stays; {advised} should do."
+        return f"With {how}, {right} overtakes {wrong} from a learning rate of {about}. {below}"
     more, times = longer(critical, d.steps, rate), rate / critical.rate
     many = f"{times:.0f}" if times < 1e6 else "more than a million"
     if d.outcome == rehearsal.SILENT:
@@ -219,10 +205,8 @@ def _verdict(d: Diagnosis) -> str:
         return f"At {rate:.3g} it is too close to call whether {prefer}. {ways} would be on the safe side."
     if d.outcome == rehearsal.UNKNOWN:
         few = counted_steps(min(rehearsal.REHEARSAL_STEPS, d.steps))
-        return (
-            f"At {rate:.3g} it cannot be told whether {prefer}: that is {many} times what is needed, and a rehearsal in "
-            f"{few} diverges or never gets there. Try {advised}."
-        )
+        beyond = f"that is {many} times what is needed, and a rehearsal in {few} diverges or never gets there"
+        return f"At {rate:.3g} it cannot be told whether {prefer}: {beyond}. Try {advised}."
     first = counted_steps(max(1, math.ceil(d.steps / times)))  # only learning rate times steps matters
     jumps = f" That is {many} times what is needed; so far above, training moves in jumps. Try {advised}."
     return f"At {rate:.3g}, {prefer} after about {first}.{jumps if times > JUMPS_ABOVE else ''}"
@@ -246,10 +230,8 @@ def propose(model: LanguageModel, prompt: str, correct: str, count: int = 5) -> 
     given = Context("given", prompt, correct, "")
     check_spelling(given, model.tokenizer)
     found = single_tokens(prompt, [correct], model.tokenizer)
-    if found is None:
-        resolve(given, model.tokenizer)  # raises, proposing words that would do
-    assert found is not None
-    alone = Resolved(given, found[0], found[1][0], found[1][0])
+    # without a single token this raises, proposing words that would do
+    alone = Resolved(given, found[0], *2 * found[1]) if found else resolve(given, model.tokenizer)
     check_lengths(f"'{model.name}'", len(model.readout), positions_of(model.module.config), [alone])
     p = next_token_logits(model, [alone])[0].softmax(-1)
     g = overlaps(model.readout.detach(), torch.tensor([alone.correct_id], device=p.device))[:, 0]
@@ -266,9 +248,7 @@ def propose(model: LanguageModel, prompt: str, correct: str, count: int = 5) -> 
     likely = best.indices[(best.values.cumsum(0) - best.values < LIKELY) & (best.values > p[alone.correct_id])]
     proposals = list(islice(words(likely[g[likely].argsort(descending=True)].tolist()), count))
     if not proposals:
-        raise ContextError(
-            f"'{model.name}' would rather go on with no other word than with '{correct}' after this prompt, so there is "
-            "nothing to overtake. Choose another word."
-        )
+        said = f"would rather go on with no other word than '{correct}' after this prompt. Choose another word."
+        raise ContextError(f"'{model.name}' {said}")
     strongest = next(words(likely.tolist()))
     return proposals if strongest in proposals else [*proposals[:-1], strongest]

@@ -61,18 +61,12 @@ def naming(ref: str) -> Iterator[None]:
         raise ModelError(f"{shown(ref, 300)} {error}") from error.__cause__
     except OSError as error:
         which = f": {shown(Path(error.filename).name)}" if error.filename else ""
-        raise ModelError(
-            f"{shown(ref, 300)} cannot be read ({error.strerror}{which}). Mend its permissions, or copy it."
-        ) from None
+        said = f"{shown(ref, 300)} cannot be read ({error.strerror}{which})"
+        raise ModelError(f"{said}. Mend its permissions, or copy it.") from None
 
 
 def all_at_once(problems: Sequence[PhantomError], among: str = "") -> None:
-    """Raise what was found wrong, if anything: one error that holds every message, of the kind of the first.
-
-    Args:
-        problems: errors, each with its own paragraph.
-        among: what they were found in, such as "of the 10 contexts".
-    """
+    """Raise what was found wrong ``among`` something, if anything: all messages in one error of the kind of the first."""
     if not problems:
         return
     if len(problems) == 1:

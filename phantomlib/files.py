@@ -6,7 +6,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -18,14 +18,7 @@ def check_regular(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder; what was written there takes the name ``path`` when the block ends.
-
-    If the block raises, it is removed and ``path`` stays as it was. What a killed process left is overwritten by the
-    next writer, so processes that may write the same file at the same time hold a lock.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """A temporary path beside ``path``, whose name it takes when the block ends; if that raises, all stays as it was."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
@@ -35,13 +28,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file (UTF-8) that is complete once it has its name; OSError if it cannot be written."""
+    """Write a text file (UTF-8) that is complete once it has its name."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file that is complete once it has its name; OSError if it cannot be written."""
+    """Write a file that is complete once it has its name."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
@@ -59,26 +52,17 @@ def file_digest(path: Path) -> str:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write plain JSON types with their checksum, to be read by :func:`read_json`; OSError if that fails."""
+    """Write plain JSON types with their checksum, to be read by :func:`read_json`."""
     content = json.loads(json.dumps(content))  # what will be read: keys are text, tuples are lists
     write_text(path, json.dumps({"checksum": digest(content), "content": content}, indent=1) + "\n")
 
 
 def read_json(path: Path) -> dict:
-    """The content of a file of :func:`write_json`.
-
-    Raises:
-        FileNotFoundError: there is none.
-        OSError: it cannot be read.
-        ValueError: the file is damaged: no JSON, of another shape, or not what its checksum was taken of.
-    """
+    """The content of a file of :func:`write_json`; OSError if it cannot be read, ValueError if it is damaged."""
     check_regular(path)
-    try:
+    with suppress(ValueError, LookupError, TypeError, RecursionError):
         found = json.loads(path.read_text(encoding="utf-8"))
-        content, checksum = found["content"], found["checksum"]
-        intact = set(found) == {"checksum", "content"} and isinstance(content, dict) and checksum == digest(content)
-    except (ValueError, LookupError, TypeError, RecursionError):
-        intact = False
-    if not intact:
-        raise ValueError(f"{path.name} is not what was written: its checksum does not fit")
-    return content
+        content = found["content"]
+        if found == {"checksum": digest(content), "content": content} and isinstance(content, dict):
+            return content
+    raise ValueError(f"{path.name} is not what was written: its checksum does not fit")

@@ -19,8 +19,7 @@ readout :math:`\bar e = \sum_i p_i E_i` lies along the axis from k to c:
 
 with :math:`m_i` the same expression of :math:`E_i` in place of :math:`\bar e`: 1 for c, -1 for k. M is linear in p.
 
-All functions take leading batch dimensions, stay on the device of what they are given, and compute in its dtype, but in
-single precision if that is a shorter one.
+All functions stay on the device of what they are given, and compute in its dtype, but at least in single precision.
 Source: the abstract of arXiv 2606.07559 for Φ; its exact form is our reconstruction, M is ours (see the book's definitions).
 """
 
@@ -53,13 +52,6 @@ def _converted(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return x.to(dtype or (x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32))
 
 
-def _rows(E: Tensor, ids: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Rows ``ids`` (..., n) of a readout (..., V, d), converted: (..., n, d)."""
-    E, each = E.reshape(-1, *E.shape[-2:]), ids.reshape(-1, ids.shape[-1])
-    rows = E[torch.arange(len(E), device=E.device)[:, None], each]  # indexed, since eight bits cannot be gathered
-    return _converted(rows.view(*ids.shape, -1), dtype)
-
-
 def widest(device: torch.device) -> torch.dtype:
     """float64, or float32 on a device that has no double precision, such as Apple's."""
     try:
@@ -76,10 +68,7 @@ def normalise(E: Tensor) -> Tensor:
 
 
 def _powers_of_two(E: Tensor) -> Tensor:
-    """The power of two (..., V, 1) below each row's largest number, 1 for a zero row; dividing by it is exact.
-
-    Without it the squares of numbers of 1e-30 vanish, and those of 1e30 are infinite, in single precision.
-    """
+    """The power of two (..., V, 1) below each row's largest number, 1 for a zero row; dividing by it is exact."""
     largest = E.abs().amax(-1, keepdim=True)
     mantissa, _ = torch.frexp(largest)  # in [0.5, 1)
     return torch.where(largest > 0, largest / (2 * mantissa), 1.0)
@@ -89,27 +78,25 @@ def row_norms(E: Tensor) -> Tensor:
     """Lengths (..., V) of the rows of ``E`` (..., V, d), those too whose squares would vanish or overflow."""
     E = _converted(E)
     norms = E.norm(dim=-1)
-    lowest, highest = torch.finfo(E.dtype).tiny ** 0.25, torch.finfo(E.dtype).max ** 0.25
-    if E.device.type == "cpu":  # elsewhere, to ask would be to wait
-        least, largest = torch.aminmax(norms)
-        if least > lowest and largest < highest:
-            return norms
+    usual = (norms > torch.finfo(E.dtype).tiny ** 0.25) & (norms < torch.finfo(E.dtype).max ** 0.25)
+    if E.device.type == "cpu" and usual.all():  # elsewhere, to ask would be to wait
+        return norms
     scale = _powers_of_two(E)
-    return torch.where((norms > lowest) & (norms < highest), norms, (E / scale).norm(dim=-1) * scale[..., 0])
+    return torch.where(usual, norms, (E / scale).norm(dim=-1) * scale[..., 0])
 
 
 def overlaps(E: Tensor, ids: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Cosines ``g`` (..., V, n) between all rows of a readout ``E`` (..., V, d) and its rows ``ids`` (..., n).
+    """Cosines ``g`` (V, n) between all rows of a readout ``E`` (V, d) and its rows ``ids`` (n,).
 
-    Zero where a row is zero; computed in ``dtype``, by default that of ``E``. One product of E with a few columns is much
-    faster than the transposed one, or one per column.
+    Zero where a row is zero; computed in ``dtype``, by default that of ``E``.
     """
-    columns = normalise(_rows(E, ids, dtype)).mT  # (..., d, n)
+    # one product of E with a few columns is much faster than the transposed one, or one per column
+    columns = normalise(_converted(E[ids], dtype)).T  # (d, n)
     found = []
-    for rows in E.split(BLOCK, -2):  # no copy of E at a time
+    for rows in E.split(BLOCK):  # no copy of E at a time
         rows = _converted(rows, dtype)
-        found.append(rows @ columns / row_norms(rows).clamp_min(torch.finfo(rows.dtype).tiny)[..., None])
-    return torch.cat(found, -2)
+        found.append(rows @ columns / row_norms(rows).clamp_min(torch.finfo(rows.dtype).tiny)[:, None])
+    return torch.cat(found)
 
 
 def contrast(g: Tensor, exponent: int = 2) -> Tensor:
@@ -118,14 +105,11 @@ def contrast(g: Tensor, exponent: int = 2) -> Tensor:
 
 
 def split(p: Tensor, h: Tensor, c: Tensor, k: Tensor, g_ck: Tensor, exponent: int = 2) -> tuple[Tensor, Tensor]:
-    """Signal and drag of a batch: ``p`` and ``h`` (..., V), ids and ``g_ck`` (...). Returns two tensors (...).
-
-    A token whose row is zero has no direction: its projector is zero and it adds nothing of its own to the signal. It is
-    told by its contrast with the other token, which is exactly 0 instead of 1 or -1.
-    """
+    """Signal and drag, two tensors (...), from ``p`` and ``h`` (..., V), ids and ``g_ck`` (...)."""
     pair = torch.stack([c, k], -1)
     p_pair, h_pair = torch.take_along_dim(p, pair, -1), torch.take_along_dim(h, pair, -1)
-    gone = p_pair * ((h_pair == 0) & (g_ck == 0)[..., None])  # probability on tokens without a direction
+    # A token whose row is zero has no direction, so no projector. Told by its contrast: exactly 0 instead of 1 or -1.
+    gone = p_pair * ((h_pair == 0) & (g_ck == 0)[..., None])
     signal = (p_pair[..., 0] - p_pair[..., 1]) * (1 - g_ck**exponent) - (gone[..., 0] - gone[..., 1])
     drag = (p * h).scatter(-1, pair, 0.0).sum(-1)
     return signal, drag
@@ -147,25 +131,16 @@ def along_axis(p: Tensor, x: Tensor, c: Tensor, k: Tensor) -> tuple[Tensor, Tens
 def invariant(p: Tensor, E: Tensor, c, k) -> tuple[Tensor, Tensor]:
     """The order parameter M that no shift of the readout changes, and its drag: M = (p_c - p_k) + drag.
 
-    From ``p`` (..., V), a readout ``E`` (V, d) for all or (..., V, d), and ids ``c`` and ``k`` (...): two tensors (...),
-    dimensionless; nan where rows c and k are equal.
-
-    Example:
-        >>> E = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.5, 3.0]]) + 7  # 7: a shift that no prediction sees
-        >>> m, drag = invariant(torch.tensor([0.2, 0.5, 0.3]), E, 0, 1)
-        >>> round(float(m), 4), round(float(drag), 4)
-        (-0.15, 0.15)
+    From ``p`` (V,), a readout ``E`` (V, d) and the ids ``c`` and ``k``; dimensionless, nan if rows c and k are equal.
     """
-    p = _converted(p)
-    c, k = (torch.as_tensor(ids, device=p.device).expand(p.shape[:-1]) for ids in (c, k))
-    E = E.reshape(-1, *E.shape[-2:])  # (G, V, d): G = 1, or n for n distributions
-    dtype = torch.promote_types(p.dtype, _converted(E[0, :1]).dtype)
-    pairs = _rows(E, torch.stack([c, k], -1).reshape(len(E), -1), dtype).unflatten(1, (-1, 2))  # (G, n / G, 2, d)
-    centre = pairs.mean((1, 2))[:, None]  # (G, 1, d), taken from all rows: a large common part costs no digits
-    scale = _powers_of_two((pairs - centre[:, None]).flatten(1)[:, None])  # (G, 1, 1)
-    axes = ((pairs[:, :, 0] - pairs[:, :, 1]) / scale).mT  # (G, d, n / G)
-    x = torch.cat([(_converted(rows, dtype) - centre) / scale @ axes for rows in E.split(BLOCK, 1)], 1)  # (G, V, n / G)
-    return along_axis(p, x.mT.reshape(p.shape), c, k)
+    p, ids = _converted(p), torch.tensor([int(c), int(k)], device=p.device)
+    dtype = torch.promote_types(p.dtype, _converted(E[:1]).dtype)
+    pair = _converted(E[ids], dtype)  # (2, d)
+    centre = pair.mean(0)  # taken from all rows: a large common part costs no digits
+    scale = _powers_of_two((pair - centre).flatten())
+    axis = (pair[0] - pair[1]) / scale  # (d,)
+    x = torch.cat([(_converted(rows, dtype) - centre) / scale @ axis for rows in E.split(BLOCK)])  # (V,)
+    return along_axis(p, x, *ids)
 
 
 def decompose(p, E, c: int, k: int, exponent: int = 2) -> Decomposition:
@@ -189,9 +164,8 @@ def decompose(p, E, c: int, k: int, exponent: int = 2) -> Decomposition:
     """
     p, E = torch.as_tensor(p), torch.as_tensor(E)
     if E.ndim != 2 or p.shape != E.shape[:1]:
-        raise ParameterError(
-            f"decompose needs p of shape (V,) and E of shape (V, d), not {tuple(p.shape)} and {tuple(E.shape)}."
-        )
+        said = f"not {tuple(p.shape)} and {tuple(E.shape)}."
+        raise ParameterError(f"decompose needs p of shape (V,) and E of shape (V, d), {said}")
     if c not in range(len(p)) or k not in range(len(p)) or c == k:
         raise ParameterError(f"c={shown(c)} and k={shown(k)} must be two different token ids below V={len(p)}.")
     rounding = torch.finfo(p.dtype).eps if p.is_floating_point() else 0.0
@@ -206,7 +180,7 @@ def decompose(p, E, c: int, k: int, exponent: int = 2) -> Decomposition:
     g = overlaps(E, ids, p.dtype)  # (V, 2)
     g_ck = g[ids[1], 0]
     signal, drag = split(p, contrast(g, exponent), ids[0], ids[1], g_ck, exponent)
-    m, m_drag = invariant(p, E, ids[0], ids[1])
+    m, m_drag = invariant(p, E, c, k)
     bulk = float(1 - p[ids[0]] - p[ids[1]])
     mean = float(drag) / bulk if bulk > 0 else torch.nan
     return Decomposition(*(float(value) for value in (signal + drag, signal, drag, g_ck, bulk, mean, m, m_drag)))
@@ -237,8 +211,7 @@ def trace_residual(p: Tensor, E: Tensor, c: int, k: int) -> float:
 
 def largest_residual(runs) -> float:
     """Largest difference between Φ from ρ and ``signal + drag`` at the snapshots of recorded runs."""
-    phi = runs.phi.sel(step=runs.snapshot.values).values
-    return float(abs(runs.phi_trace.values - phi).max())
+    return float(abs(runs.phi_trace.values - runs.phi.sel(step=runs.snapshot.values).values).max())
 
 
 def spectrum(rho: Tensor) -> Tensor:

@@ -22,13 +22,14 @@ PATIENCE = 2.0  # seconds after which a process that waits for another says so
 
 @contextmanager
 def track(label: str, total: int) -> Iterator[Callable[..., object]]:
-    """Report progress of work of a known size, in any unit; gives the function to be called with the amount just done.
-
-    For example ``with track("gpt2-s, adam", replicas * steps) as advance: finetune(..., progress=advance)``.
-    """
+    """Report progress of work of a known size, in any unit; gives the function to be called with the amount just done."""
     from tqdm import tqdm
 
-    path, done, last = os.environ.get(ENVIRONMENT), 0, 0.0
+    if not (path := os.environ.get(ENVIRONMENT)):  # disable=None: nothing is shown where there is no terminal
+        with tqdm(total=total, desc=label, unit="", unit_scale=True, leave=False, disable=None) as bar:
+            yield bar.update
+        return
+    done, last = 0, 0.0
 
     def advance(n: int = 1) -> None:
         nonlocal done, last
@@ -37,16 +38,12 @@ def track(label: str, total: int) -> Iterator[Callable[..., object]]:
             last = time.monotonic()
             _write(path, {"label": label, "done": done, "total": total})
 
-    if path:
-        yield advance
-        _write(path, None)
-    else:  # disable=None: nothing is shown where there is no terminal
-        with tqdm(total=total, desc=label, unit="", unit_scale=True, leave=False, disable=None) as bar:
-            yield bar.update
+    yield advance
+    _write(path, None)
 
 
 def jobs() -> int:
-    """How many processes of a book share the machine; ParameterError if the environment says no number."""
+    """How many processes of a book share the machine."""
     text = os.environ.get(JOBS, "1")
     if not re.fullmatch("0*[1-9][0-9]{0,8}", text):
         raise ParameterError(f"The environment variable {JOBS} is {shown(text)}; give a number, or remove it.")
@@ -55,11 +52,7 @@ def jobs() -> int:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file; says so if another process holds it for longer than a moment.
-
-    Raises:
-        StoreError: the folder's file system has no locks, or does not let one be made.
-    """
+    """Hold a lock file; says so if another process holds it. StoreError where the file system makes no locks."""
     lock, runner = FileLock(path), os.environ.get(ENVIRONMENT)
     try:
         held = lock.acquire(timeout=PATIENCE)
@@ -72,10 +65,8 @@ def locked(path: Path) -> Iterator[None]:
         held = lock.acquire()
         _write(runner, None)
     except (OSError, NotImplementedError) as error:
-        raise StoreError(
-            f"'{path.name}' cannot be locked in '{path.parent}' ({error}). Choose a folder that you may write to, on a file "
-            "system with locks, such as one of this machine."
-        ) from None
+        said = f"'{path.name}' cannot be locked in '{path.parent}' ({error})"
+        raise StoreError(f"{said}. Choose a folder of your own, on a file system with locks.") from None
     with held:
         yield
 

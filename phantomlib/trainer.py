@@ -8,8 +8,7 @@
     trainer.train()
     watch.frame()                                            # everything measured, as a table
 
-Every ``every`` steps a forward pass over the prompts measures each context with :mod:`phantomlib.order_parameter`, and
-logs it through the Trainer, so that TensorBoard and the others get it.
+What is measured is logged through the Trainer, so that TensorBoard and the others get it.
 """
 
 import math
@@ -34,7 +33,8 @@ from phantomlib.critical.step_zero import blocks
 from phantomlib.cure import CompetitorLoss
 from phantomlib.engine.loss import training_loss
 from phantomlib.engine.recipe import Recipe, check_lengths, positions_of
-from phantomlib.errors import ContextError, ParameterError, PhantomError, all_at_once, shown
+from phantomlib.errors import ContextError, ParameterError, PhantomError, Unfit, all_at_once, naming, shown
+from phantomlib.models.language_model import check_causal
 
 LEAST_FALL = 0.1  # nats by which a context's cross-entropy must have fallen before its failure counts as silent
 WARMING = 0.25  # share of the learning-rate budget before which no forecast is made
@@ -61,7 +61,6 @@ class _Watched:
     warned: bool = False
 
     def fails_silently(self) -> bool:
-        """Cross-entropy is lower than at the start, and the correct token was at no measurement ahead."""
         fall = self.rows[0]["cross_entropy"] - self.rows[-1]["cross_entropy"]
         return fall >= LEAST_FALL and all(row["gap"] <= 0 for row in self.rows)
 
@@ -73,27 +72,24 @@ class _Watched:
     def warn(self, outlook: str) -> None:
         self.warned = True
         first, last, words = self.rows[0], self.rows[-1], self.context.context
-        warnings.warn(
-            f"Silent failure in '{words.id}' at step {last['step']}: cross-entropy fell from "
-            f"{first['cross_entropy']:.2f} to {last['cross_entropy']:.2f} nats, but “{words.correct}” is still behind "
-            f"“{words.competitor}” (logit gap {last['gap']:+.2f}); {outlook}",
-            SilentFailureWarning,
-            stacklevel=3,
-        )
+        fell = f"cross-entropy fell from {first['cross_entropy']:.2f} to {last['cross_entropy']:.2f} nats"
+        behind = f"“{words.correct}” is still behind “{words.competitor}” (logit gap {last['gap']:+.2f})"
+        said = f"Silent failure in '{words.id}' at step {last['step']}: {fell}, but {behind}; {outlook}"
+        warnings.warn(said, SilentFailureWarning, stacklevel=3)
 
 
 class PhantomCallback(TrainerCallback, ExportableState):
     """Logs Φ, signal, drag, rank, gap, overlap, cross-entropy and a kinematic number of contexts during training.
 
-    ``kinematic_number_alone`` says where training on the context *alone* would be: the budget that each parameter group
-    has spent, ``Σ η``, times its ``v_0 / |Δ_0|``, summed over groups. What other rows of a data set do to the context is
-    not in it: a data set may fail at any number. ``v_0`` is taken along the first update of the Trainer's own optimiser
-    on the loss that is trained, with gradients clipped and labels smoothed as the Trainer does. It is nan for optimisers
-    other than SGD without momentum, Adam and AdamW, and for a loss function of your own.
+    The values are logged as ``phantom/shame/gap`` and so on. A :class:`SilentFailureWarning` comes once per context as soon
+    as its cross-entropy has fallen by 0.1 nat and the gap, extrapolated to the end of the schedule, stays negative; and at
+    the end of training if it did.
 
-    A :class:`SilentFailureWarning` comes once per context as soon as its cross-entropy has fallen by 0.1 nat and the gap,
-    extrapolated to the end of the schedule, stays negative; and at the end of training if it did. The values are logged as
-    ``phantom/shame/gap`` and so on.
+    ``kinematic_number_alone`` says where training on the context *alone* would be: the budget that each parameter group
+    has spent, ``Σ η``, times its ``v_0 / |Δ_0|``, summed over groups. A data set may fail at any number. ``v_0`` is taken
+    along the first update of the Trainer's own optimiser on the loss that is trained, with gradients clipped and labels
+    smoothed as the Trainer does; nan for optimisers other than SGD without momentum, Adam and AdamW, and for a loss
+    function of your own.
 
     Args:
         contexts: ``"default"``, a contexts file, or a list of ``Context`` or ``Resolved``.
@@ -101,18 +97,13 @@ class PhantomCallback(TrainerCallback, ExportableState):
             the Trainer has its best checkpoint back in place of the last weights.
         tokenizer: by default the Trainer's ``processing_class``.
         loss: ``margin``, ``unlikelihood`` or ``gap`` have :meth:`attach` give the Trainer a loss that looks at the
-            competitors (:class:`phantomlib.cure.CompetitorLoss`).
-        weight: λ of its term.
+            competitors (:class:`phantomlib.cure.CompetitorLoss`); ``weight`` is the λ of its term.
 
     Attributes:
         seconds: time spent measuring, without that before the first step.
 
     Raises:
-        ContextError: contexts that cannot be read, do not fit the tokenizer, or are longer than the model reads; told here, by
-            :meth:`attach` or when training starts, whichever first has what tells it.
-        ParameterError: ``every`` is not a whole number of at least 1, or ``contexts`` holds none.
-        PhantomError: by :meth:`attach` or when training starts: no tokenizer, no causal language model, sharded weights, another
-            loss function, a chosen loss without :meth:`attach`, or a Trainer that restores callbacks itself.
+        PhantomError: what cannot be watched, told here, by :meth:`attach` or when training starts, as soon as it is known.
 
     Example:
         >>> import phantomlib as ph
@@ -143,7 +134,7 @@ class PhantomCallback(TrainerCallback, ExportableState):
             check_lengths("the model of this tokenizer", sys.maxsize, limit, self._resolved(None))
 
     def attach(self, trainer) -> "PhantomCallback":
-        """Add this callback to a Trainer, and log through it; refuses contexts that do not fit its model."""
+        """Add this callback to a Trainer, and log through it."""
         resolved = self._fitting(trainer.model, getattr(trainer, "processing_class", None))
         if self.recipe.loss != "cross-entropy":
             if trainer.compute_loss_func is not None:
@@ -159,12 +150,10 @@ class PhantomCallback(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args, state, control, model=None, processing_class=None, optimizer=None, **kwargs):
         own_loss = self.recipe.loss == "cross-entropy" and getattr(self.trainer, "compute_loss_func", None)
-        if getattr(args, "fsdp", None) or getattr(args, "deepspeed", None):
+        if args.fsdp or args.deepspeed:
             raise PhantomError("PhantomCallback needs whole weights in every process; FSDP and DeepSpeed shard them.")
         if args.restore_callback_states_from_checkpoint:
-            raise PhantomError(
-                "Leave out restore_callback_states_from_checkpoint: PhantomCallback reads its own state."
-            )
+            raise PhantomError("The callback reads its own state: leave out restore_callback_states_from_checkpoint.")
         if self.trainer is None and self.recipe.loss != "cross-entropy":
             raise PhantomError(f"The loss '{self.recipe.loss}' needs PhantomCallback(...).attach(trainer).")
         if self.trainer is None and args.report_to:
@@ -173,13 +162,13 @@ class PhantomCallback(TrainerCallback, ExportableState):
         resolved, kept = self._fitting(model, processing_class), self._kept(state)
         self.planned = self.geometry = None
         if kept:
-            self.seconds, self.spent = 0.0, np.array(kept["spent"])
+            self.spent = np.array(kept["spent"])
             self.watched = [_Watched(c, **kept["contexts"][c.id]) for c in resolved]
-            return
-        self.spent = np.zeros(len(optimizer.param_groups))
-        unknown = [math.nan] * len(self.spent) if own_loss else None
-        self.watched = [_Watched(c, unknown or _velocity(model, c, optimizer, self.recipe, args)) for c in resolved]
-        self._measure(state, control, model)
+        else:
+            self.spent = np.zeros(len(optimizer.param_groups))
+            unknown = [math.nan] * len(self.spent) if own_loss else None
+            self.watched = [_Watched(c, unknown or _velocity(model, c, optimizer, self.recipe, args)) for c in resolved]
+            self._measure(state, control, model)
         self.seconds = 0.0
 
     def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
@@ -210,11 +199,9 @@ class PhantomCallback(TrainerCallback, ExportableState):
         """The attributes of :meth:`state` in the checkpoint from which training goes on; None at a start."""
         # A name that is not there yet, as in a checkpoint of a run without this callback, would make the Trainer fail.
         kept = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
-        for one in reversed(kept if isinstance(kept, list) else [kept]):  # of several callbacks; the Trainer appends
-            found = one["attributes"]
-            if state.global_step > 0 and found["contexts"].keys() == {c.id for c in self.contexts}:
-                return found
-        return None
+        states = [one["attributes"] for one in (kept if isinstance(kept, list) else [kept])]  # the last is the newest
+        mine = [one for one in states if one["contexts"].keys() == {c.id for c in self.contexts}]
+        return mine[-1] if mine and state.global_step > 0 else None
 
     def _resolved(self, processing_class) -> list[Resolved]:
         tokenizer = self.tokenizer or processing_class
@@ -231,22 +218,14 @@ class PhantomCallback(TrainerCallback, ExportableState):
 
     def _fitting(self, model, processing_class) -> list[Resolved]:
         """The contexts as ids of a model; an error if no next token follows a prompt in it, or is seen beforehand."""
-        layer, reason = model.get_output_embeddings(), ""
-        if model.config.is_encoder_decoder:
-            reason = "reads one text and writes another"
-        elif layer is None:
-            reason = "has no readout over a vocabulary"
-        else:
-            with _measuring(model):
-                one, other = (_logits(model, [[0, 1, 2, last]])[0, :-1].float() for last in (3, 0))
-            if (one - other).norm() > 1e-3 * one.norm():
-                reason = "lets a token see those after it"
-        if reason:
-            said = f"{type(model).__name__} {reason}. PhantomCallback watches a causal language model: give one."
-            raise PhantomError(said)
-        found = self._resolved(processing_class)
+        kind = type(model).__name__
+        with _measuring(model), naming(kind):
+            if model.config.is_encoder_decoder:
+                raise Unfit("reads one text and writes another; choose a causal language model.")
+            check_causal(model, tolerance=1e-3)  # of half precision
+        found, vocabulary = self._resolved(processing_class), len(model.get_output_embeddings().weight)
         virtual = getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None) or 0  # in front
-        check_lengths(type(model).__name__, len(layer.weight), positions_of(model.config) - virtual, found)
+        check_lengths(kind, vocabulary, positions_of(model.config) - virtual, found)
         return found
 
     def _budget(self, scheduler, state) -> np.ndarray:
@@ -260,7 +239,6 @@ class PhantomCallback(TrainerCallback, ExportableState):
         return self.planned
 
     def _measure(self, state, control, model) -> None:
-        """Measure every context, and log it."""
         started = time.perf_counter()
         with _measuring(model):
             values = self._values(model)
@@ -303,12 +281,7 @@ class PhantomCallback(TrainerCallback, ExportableState):
 
 
 def _velocity(model, context: Resolved, optimizer, recipe: Recipe, args) -> list[float]:
-    """``v_0`` of each parameter group (G,), nats per unit of its learning rate; nan where it is not known.
-
-    Args:
-        recipe: its loss is what is trained.
-        args: of the Trainer; they say how labels are smoothed and gradients clipped.
-    """
+    """``v_0`` of each parameter group (G,), nats per unit of its learning rate; nan where it is not known."""
     groups, inner = optimizer.param_groups, getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     kind = next((kind for kind in OPTIMIZERS if isinstance(inner, kind)), None)
     if kind is None or any(group.get("momentum") for group in groups):
@@ -335,18 +308,14 @@ def _velocity(model, context: Resolved, optimizer, recipe: Recipe, args) -> list
     return velocity
 
 
-def _logits(model, prompts: Sequence[Sequence[int]]) -> Tensor:
-    """Logits (n, L, V) of prompts of one length."""
-    ids = torch.tensor(prompts, device=model.get_output_embeddings().weight.device)
-    return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-
-
 def _last_logits(model, contexts: Sequence[Resolved]) -> Tensor:
     """Logits (C, V) after each prompt, those of one length together: what a forward pass gives may depend on the length."""
     found: dict[int, Tensor] = {}
-    for length in sorted({len(c.prompt_ids) for c in contexts}):
+    for length in {len(c.prompt_ids) for c in contexts}:
         places = [i for i, c in enumerate(contexts) if len(c.prompt_ids) == length]
-        logits = _logits(model, [contexts[i].prompt_ids for i in places])
+        prompts = [contexts[i].prompt_ids for i in places]
+        ids = torch.tensor(prompts, device=model.get_output_embeddings().weight.device)
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
         found |= dict(zip(places, logits[:, -1], strict=True))  # from the end: virtual tokens may stand in front
     return torch.stack([found[i] for i in range(len(contexts))])
 

@@ -1,4 +1,4 @@
-"""Training as anybody would write it with ``torch.optim``: what the instruments are compared with."""
+"""Training as anybody would write it with ``torch.optim``: what the engine and the instruments are compared with."""
 
 import copy
 
@@ -7,27 +7,47 @@ from scipy.special import rel_entr, softmax
 
 from phantomlib.models.language_model import add_lora
 
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+LOSSES = {  # by their definitions, from logits (V,), the two ids and λ
+    "cross-entropy": lambda z, c, k, weight: -z.log_softmax(0)[c],
+    "margin": lambda z, c, k, weight: -z.log_softmax(0)[c] + weight * (1 + (z[k] - z[c]).exp()).log(),
+    "unlikelihood": lambda z, c, k, weight: -z.log_softmax(0)[c] - weight * (1 - z.softmax(0)[k]).log(),
+    "gap": lambda z, c, k, weight: weight * (1 + (z[k] - z[c]).exp()).log(),
+}
 
-def trained_copy(model, context, rate, recipe, steps, only=""):
-    """The module after so many steps on one context; of LoRA's tensors, those whose name holds ``only`` are trained."""
+
+def training(model, context, rates, recipe, *, seed=0, only=""):
+    """Train a copy on one context at ``rates`` (T,): module, logits (V,) and loss before each update and after the last.
+
+    The parameters hold the gradients of the loss. Of LoRA's tensors those whose name holds ``only`` are trained.
+    """
     if recipe.method == "lora":
-        module = add_lora(model.module, rank=recipe.rank, alpha=recipe.alpha, seed=0)
-        parameters = [p for name, p in module.named_parameters() if "lora_" in name and only in name]
+        module = add_lora(model.module, rank=recipe.rank, alpha=recipe.alpha, seed=seed)
+        trained = [p for name, p in module.named_parameters() if "lora_" in name and only in name]
     else:
         module = copy.deepcopy(model.module).requires_grad_()
-        parameters = list(module.parameters())
-    options = {} if recipe.optimizer == "sgd" else {"eps": recipe.epsilon}
-    update = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[recipe.optimizer](parameters, lr=rate, **options)
-    c, k = context.correct_id, context.competitor_id
-    for _ in range(steps):
-        z = module(torch.tensor([context.prompt_ids])).logits[0, -1]
-        loss = -z.log_softmax(0)[c]
-        if recipe.loss == "margin":
-            loss = loss + recipe.weight * torch.log(1 + torch.exp(z[k] - z[c]))
+        trained = list(module.parameters())
+    settings = {"betas": (recipe.beta1, recipe.beta2), "eps": recipe.epsilon, "weight_decay": recipe.weight_decay}
+    update = OPTIMIZERS[recipe.optimizer](trained, lr=0.0, **({} if recipe.optimizer == "sgd" else settings))
+    ids = torch.tensor([context.prompt_ids], device=model.device)
+    for rate in [*rates, None]:
+        z = module(ids, use_cache=False).logits[0, -1]
+        loss = LOSSES[recipe.loss](z, context.correct_id, context.competitor_id, recipe.weight)
         update.zero_grad()
         loss.backward()
-        update.step()
-    return module
+        yield module, z.detach(), float(loss.detach())
+        if rate is not None:
+            update.param_groups[0]["lr"] = rate
+            update.step()
+
+
+def trained_copy(model, context, rate, recipe, steps, only=""):
+    """The module after so many steps on one context."""
+    return [module for module, *_ in training(model, context, [rate] * steps, recipe, only=only)][-1]
+
+
+def gradient_norm(module) -> float:
+    return float(torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))
 
 
 @torch.no_grad()
@@ -37,8 +57,11 @@ def divergence(before, after, ids) -> torch.Tensor:
     return torch.from_numpy(rel_entr(p, q).sum(1))
 
 
-@torch.no_grad()
 def gap_of(module, context) -> float:
     """The logit gap Δ, in nats."""
-    z = module(torch.tensor([context.prompt_ids])).logits[0, -1]
+    with torch.no_grad():
+        return gap(module(torch.tensor([context.prompt_ids])).logits[0, -1], context)
+
+
+def gap(z, context) -> float:
     return float(z[context.correct_id] - z[context.competitor_id])

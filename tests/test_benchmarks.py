@@ -44,22 +44,15 @@ def test_contenders_take_turns():
     assert measure.ratio([1, 2, 4], [3, 2, 20]) == (3, 1, 5)
 
 
-def table(**changed):
-    row = {
-        "parameters": 5e5,
-        "method": "full",
-        "optimizer": "sgd",
-        "replicas": 32,
-        "against plain loop": [4.0, 3.5, 5.0],
-    } | changed
-    return {"throughput": {"rows": pd.DataFrame([row])}}
+def judged(*against):
+    row = {"parameters": 5e5, "method": "full", "optimizer": "sgd", "replicas": 32, "against plain loop": [*against]}
+    return report.reached({"throughput": {"rows": pd.DataFrame([row])}}).set_index("target").verdict
 
 
 def test_targets_are_judged_by_the_worst_row():
-    verdicts = report.reached(table()).set_index("target").verdict
+    verdicts, slower = judged(4.0, 3.5, 5.0), judged(2.9, 2.0, 9.0)
     assert verdicts.iloc[0] == "reached" and verdicts.iloc[3] == "reached"
     assert (verdicts.drop(verdicts.index[[0, 3]]) == "not measured").all()
-    slower = report.reached(table(**{"against plain loop": [2.9, 2.0, 9.0]})).set_index("target").verdict
     assert slower.iloc[0] == "not reached" and slower.iloc[3] == "reached"
 
 
@@ -88,20 +81,13 @@ def test_needs_at_another_size_follow_the_largest_model():
 
 
 def test_exponent_of_a_power_law():
-    rows = pd.DataFrame(
-        {
-            "of": "replicas",
-            "value": [1, 64, 256, 1024],
-            "seconds": [[9.0] * 3, [64.0**1.5] * 3, [256.0**1.5] * 3, [1024.0**1.5] * 3],
-        }
-    )
+    seconds = [[9.0] * 3, *([n**1.5] * 3 for n in (64.0, 256.0, 1024.0))]
+    rows = pd.DataFrame({"of": "replicas", "value": [1, 64, 256, 1024], "seconds": seconds})
     assert report.exponent(rows, "replicas", 64) == pytest.approx(1.5)
 
 
 def test_cells_for_people():
-    rows = pd.DataFrame(
-        {"rounds": [[2.0, 1.0, 3.0]], "one round": [[2.0, 2.0, 2.0]], "number": [2.0], "name": ["gpt2-s"]}
-    )
+    rows = pd.DataFrame([{"rounds": [2.0, 1.0, 3.0], "one round": [2.0] * 3, "number": 2.0, "name": "gpt2-s"}])
     assert report.for_people(rows).iloc[0].tolist() == ["2 (1 to 3)", "2", "2", "gpt2-s"]
 
 
@@ -110,9 +96,8 @@ def test_results_that_are_none(tmp_path):
     (tmp_path / "bad.json").write_text("[1, 2")
     with pytest.raises(ParameterError, match="make bench"):
         report.read_results(tmp_path / "bad.json")
-    (tmp_path / "good.json").write_text(
-        json.dumps({"cores": {"machine": {}, "seconds": 1, "rows": [{"times faster": [1.8, 1.7, 1.9]}]}})
-    )
+    cores = {"machine": {}, "seconds": 1, "rows": [{"times faster": [1.8, 1.7, 1.9]}]}
+    (tmp_path / "good.json").write_text(json.dumps({"cores": cores}))
     found = report.reached(report.read_results(tmp_path / "good.json")).set_index("target")
     assert found.verdict.to_dict()["times faster with a second core"] == "reached"
 

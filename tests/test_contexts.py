@@ -45,9 +45,8 @@ def write(folder, text):
 def test_the_book_has_ten_contexts():
     contexts = load_contexts()
     assert len(contexts) == 10 == len({c.id for c in contexts})
-    assert all(
-        c.kind == "near-synonym" and c.prompt == c.prompt.strip() and c.correct != c.competitor for c in contexts
-    )
+    assert all(c.prompt == c.prompt.strip() and c.correct != c.competitor for c in contexts)
+    assert {c.kind for c in contexts} == {"near-synonym"}
 
 
 def test_a_file_is_read_as_written(tmp_path):
@@ -57,9 +56,6 @@ def test_a_file_is_read_as_written(tmp_path):
     ]
     path = write(tmp_path, yaml.safe_dump(entries, allow_unicode=True))
     assert load_contexts(path) == load_contexts(str(path)) == [Context(**entry) for entry in entries]
-
-
-GOOD = "{id: a, prompt: she felt, correct: shame, competitor: guilt}"
 
 
 def entry(**changes):
@@ -111,18 +107,18 @@ def test_a_file_that_is_no_list_of_contexts_is_refused(words, content, tmp_path)
     refused(words, load_contexts, write(tmp_path, content))
 
 
-@pytest.mark.parametrize(
-    "source", ["", ".", "no/such.yaml", "x" * 5000, "a\0b", "a\nb", "/dev/zero", None, 7], ids=repr
-)
-def test_a_source_that_is_no_file_is_refused(source):
+NOWHERE = ["", ".", "no/such.yaml", "x" * 5000, "a\0b", "a\nb", "/dev/zero", None, 7, "loop", "pipe"]
+
+
+@pytest.mark.parametrize("source", NOWHERE, ids=briefly)
+def test_a_source_that_is_no_file_is_refused(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.symlink("loop", "loop")
+    os.mkfifo("pipe")
     refused("No contexts file", load_contexts, source)
 
 
-def test_a_source_that_may_never_end_is_refused(tmp_path):
-    (tmp_path / "loop").symlink_to("loop")
-    os.mkfifo(tmp_path / "pipe")
-    for path in ("loop", "pipe"):
-        refused("No contexts file", load_contexts, tmp_path / path)
+def test_a_source_that_may_never_end_is_refused():
     refused("cannot be read (not a regular file)", load_contexts, "/proc/self/mem")
     refused("larger than 300 kB|not valid YAML", load_contexts, sys.executable)
 
@@ -153,48 +149,34 @@ def test_a_piece_that_holds_its_space_is_found_behind_a_prompt_that_ends_with_on
 
 @pytest.mark.parametrize("habit", tiny.TOKENIZERS)
 def test_a_word_of_several_tokens_is_refused_with_proposals(habit):
-    with pytest.raises(ContextError) as error:
-        resolve(Context("a", "she felt deep", "shames", "guilt"), tiny.TOKENIZERS[habit]())
-    message = str(error.value)
-    assert "'a'" in message and "correct word 'shames'" in message and "shame" in message.split("nearest")[1]
-    assert "competitor word" not in message and "\n" not in message
+    words = Context("a", "she felt deep", "shames", "guilt")
+    said = refused("correct word 'shames'", resolve, words, tiny.TOKENIZERS[habit]())
+    assert "'a'" in said and "shame" in said.split("nearest")[1] and "competitor word" not in said
+
+
+WORDS = [("zebra", "guilt"), ("shame", "qqq"), ("zebra", "qqq"), ("雪", "guilt"), ("shame", " shame")]
 
 
 @pytest.mark.parametrize("habit", tiny.TOKENIZERS)
-@pytest.mark.parametrize(
-    "correct, competitor", [("zebra", "guilt"), ("shame", "qqq"), ("zebra", "qqq"), ("雪", "guilt")]
-)
-def test_words_the_tokenizer_does_not_hold_are_refused(habit, correct, competitor):
-    with pytest.raises(ContextError, match="tokens|unknown"):
-        resolve(Context("a", "she felt deep", correct, competitor), tiny.TOKENIZERS[habit]())
-
-
-@pytest.mark.parametrize("habit", ["leading", "bare", "trailing", "metaspace"])
-def test_two_spellings_of_one_token_are_refused(habit):
-    with pytest.raises(ContextError, match="cannot follow this prompt as one token each"):
-        resolve(Context("a", "she felt deep", "shame", " shame"), tiny.TOKENIZERS[habit]())
+@pytest.mark.parametrize("correct, competitor", WORDS)
+def test_words_the_tokenizer_does_not_hold_or_holds_as_one_are_refused(habit, correct, competitor):
+    words = "tokens|unknown" if correct != competitor.strip() else "cannot follow this prompt as one token each"
+    refused(words, resolve, Context("a", "she felt deep", correct, competitor), tiny.TOKENIZERS[habit]())
 
 
 def test_a_prompt_without_tokens_is_refused():
-    with pytest.raises(ContextError):
-        resolve(Context("a", " ", "shame", "guilt"), tiny.bare())
+    refused("", resolve, Context("a", " ", "shame", "guilt"), tiny.bare())
 
 
 def test_text_may_be_used_again(tmp_path):
-    content = (
-        "- {id: a, prompt: &p she felt, correct: c, competitor: d}\n- {id: b, prompt: *p, correct: e, competitor: f}"
-    )
+    content = entry(prompt="&p she felt") + entry(id="b", prompt="*p")
     assert [context.prompt for context in load_contexts(write(tmp_path, content))] == ["she felt", "she felt"]
 
 
 def test_everything_that_is_wrong_with_a_file_is_said_at_once(tmp_path):
-    content = f"[{GOOD}, {{id: b}}, {GOOD}, {{id: c d, prompt: x, correct: y, competitor: z}}, shame]"
-    with pytest.raises(ContextError) as error:
-        load_contexts(write(tmp_path, content))
-    message = str(error.value)
-    assert "4 problems of the 5 entries" in message and "\n" not in message
-    for words in ("Entry 2", "Entry 4", "'c d'", "Entry 5", "'a' 2 times"):
-        assert words in message
+    content = f"{entry()}- {{id: b}}\n{entry()}{entry(id='c d')}- shame"
+    said = refused("4 problems of the 5 entries", load_contexts, write(tmp_path, content))
+    assert all(words in said for words in ("Entry 2", "Entry 4", "'c d'", "Entry 5", "'a' 2 times"))
 
 
 # ------------------------------------------------------------------------------- a prompt is what the model reads
@@ -248,11 +230,22 @@ def test_a_prompt_that_would_be_altered_is_refused_by_its_characters(prompt, wor
         assert len(refused(words, resolve, Context("a", prompt, "glad", "happy"), tokenizer)) < 600
 
 
-@pytest.mark.parametrize(
-    "word",
-    ["zyzzyva", "deep shame", "shamé", "7", "?", "🙂", "<script>", "<|endoftext|>", "x" * 50_000, "sha\nme", "sha\0me"],
-    ids=briefly,
+NO_TOKENS = (
+    "zyzzyva",
+    "deep shame",
+    "shamé",
+    "7",
+    "?",
+    "🙂",
+    "<script>",
+    "<|endoftext|>",
+    "x" * 50_000,
+    "sha\nme",
+    "sha\0me",
 )
+
+
+@pytest.mark.parametrize("word", NO_TOKENS, ids=briefly)
 def test_a_word_that_is_no_token_is_refused(word, zoo_tokenizers):
     words = "or NUL" if "\0" in word else f"the correct word {word[:8]!r} is|the correct word '{word[:20]}"
     for tokenizer in (zoo_tokenizers[0], zoo_tokenizers[5]):
@@ -262,13 +255,12 @@ def test_a_word_that_is_no_token_is_refused(word, zoo_tokenizers):
 @pytest.mark.parametrize("habit", tiny.TOKENIZERS)
 @pytest.mark.parametrize("prompt", ["she felt QQ deep", "she felt deep 雪", "ß she felt deep"])
 def test_unknown_letters_are_named_whatever_a_tokenizer_does_with_them(habit, prompt):
-    with pytest.raises(ContextError, match="does not know '(qq|雪|ss)"):
-        resolve(Context("a", prompt, "shame", "guilt"), tiny.TOKENIZERS[habit]())
+    words = "does not know 'qq|does not know '雪|does not know 'ss"
+    refused(words, resolve, Context("a", prompt, "shame", "guilt"), tiny.TOKENIZERS[habit]())
 
 
 def test_a_word_that_its_piece_does_not_spell_is_refused():
-    with pytest.raises(ContextError, match="correct word 'shamé' is unknown|correct word 'shamé' is . tokens"):
-        resolve(Context("a", "she felt deep", "shamé", "guilt"), tiny.bare())
+    refused("correct word 'shamé' is", resolve, Context("a", "she felt deep", "shamé", "guilt"), tiny.bare())
 
 
 class Greedy:
@@ -295,13 +287,10 @@ class Greedy:
 
 
 def test_a_word_is_not_blamed_for_what_it_is_not():
-    apart = Greedy("she", " felt", " ", "shame")  # a space is a piece of its own
-    with pytest.raises(ContextError) as error:
-        resolve(Context("a", "she felt", "shame", "guilt"), apart)
-    assert "the competitor word 'guilt' is 5 tokens" in str(error.value) and "correct word" not in str(error.value)
+    words, apart = Context("a", "she felt", "shame", "guilt"), Greedy("she", " felt", " ", "shame")  # spaces are pieces
+    assert "correct word" not in refused("the competitor word 'guilt' is 5 tokens", resolve, words, apart)
     mixed = Greedy("she", " felt", " ", " shame", "guilt ")  # each word is one token, but in another way of joining
-    with pytest.raises(ContextError, match="'shame' and 'guilt' cannot follow this prompt as one token each"):
-        resolve(Context("a", "she felt", "shame", "guilt"), mixed)
+    refused("'shame' and 'guilt' cannot follow this prompt as one token each", resolve, words, mixed)
 
 
 # ------------------------------------------------------------------------- the model reads what was typed, or nothing
@@ -348,16 +337,14 @@ def test_the_model_reads_what_was_typed(typed, text, template):
     assert tokenizer.decode(ids) == text and tokenizer.decode([found.competitor_id]) == typed[2]
 
 
-@pytest.mark.parametrize("prompt, named", [("she\nfelt", r"'\\n'"), ("she felt\n", r"'\\n'"), ("she  felt", "'  '")])
+@pytest.mark.parametrize("prompt, named", [("she\nfelt", r"'\n'"), ("she felt\n", r"'\n'"), ("she  felt", "'  '")])
 def test_blanks_that_a_tokenizer_drops_are_named(prompt, named):
-    with pytest.raises(ContextError, match=f"does not know {named}"):
-        resolve(Context("a", prompt, "shame", "guilt"), tiny.bare())
+    refused(f"does not know {named}", resolve, Context("a", prompt, "shame", "guilt"), tiny.bare())
 
 
 def test_a_special_token_that_is_added_anyway_is_not_typed_as_well():
-    typed = Context("a", "<s>she felt", "shame", "guilt")
-    with pytest.raises(ContextError, match="begins with '<s>', which the tokenizer adds by itself"):
-        resolve(typed, words_of("she felt shame guilt", behind="</s>"))
+    typed, adding = Context("a", "<s>she felt", "shame", "guilt"), words_of("she felt shame guilt", behind="</s>")
+    refused("begins with '<s>', which the tokenizer adds by itself", resolve, typed, adding)
     plain = words_of("she felt shame guilt")
     assert resolve(typed, plain).prompt_ids[0] == 0 != resolve(SHAME, plain).prompt_ids[0]
 
@@ -371,8 +358,7 @@ def test_a_prompt_on_which_the_tokenizer_gives_up_is_told():
 
 @pytest.mark.parametrize("given", [{"prompt": "she felt"}, "she felt", None, SHAME.__dict__], ids=str)
 def test_what_is_no_context_is_told(given):
-    with pytest.raises(ContextError, match=r"is no context; give a ph.Context\("):
-        resolve(given, tiny.bare())
+    refused("is no context; give a ph.Context(", resolve, given, tiny.bare())
 
 
 def test_sentences_of_wordnet_are_contexts():

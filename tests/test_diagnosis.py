@@ -22,10 +22,8 @@ from phantomlib.order_parameter import density_matrix, normalise, order_paramete
 
 GPT2 = model("GPT2")
 CONTEXT = contexts(GPT2)[0]
-RECORDED = {
-    "rank": "rank_correct", "p_correct": "p_correct", "p_competitor": "p_competitor", "gap": "logit_gap",
-    "overlap": "overlap", "phi": "phi", "signal": "signal", "drag": "drag",
-}  # fmt: skip
+RECORDED = {"rank": "rank_correct", "gap": "logit_gap"}
+RECORDED |= {name: name for name in ("p_correct", "p_competitor", "overlap", "phi", "signal", "drag")}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
+from refused import flipped
 
 from phantomlib import files
 
@@ -31,9 +32,7 @@ def test_no_damage_changes_what_is_read(tmp_path):
     whole = path.read_bytes()
     refused, flips = 0, choose.sample(range(8 * len(whole)), 500)
     for bit in flips:
-        damaged = bytearray(whole)
-        damaged[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(damaged)
+        path.write_bytes(flipped(whole, bit))
         try:
             assert files.read_json(path) == CONTENT  # a blank more or less
         except ValueError:

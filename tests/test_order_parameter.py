@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from made import Largest
+from refused import refused
 
 from phantomlib import order_parameter
 from phantomlib.errors import ParameterError
@@ -146,7 +147,8 @@ def test_batches_equal_their_elements():
     p = torch.randn(3, 4, 15, generator=g, dtype=torch.float64).softmax(-1)
     E = torch.randn(3, 4, 15, 6, generator=g, dtype=torch.float64)
     c, k = torch.full((3, 4), 2), torch.arange(12).view(3, 4) + 3
-    g_pair = order_parameter.overlaps(E, torch.stack([c, k], -1))
+    each = [order_parameter.overlaps(E[i], torch.stack([c[i], k[i]])) for i in np.ndindex(3, 4)]
+    g_pair = torch.stack(each).view(3, 4, 15, 2)
     g_ck = torch.take_along_dim(g_pair[..., 0], k[..., None], -1)[..., 0]
     signal, drag = order_parameter.split(p, order_parameter.contrast(g_pair), c, k, g_ck)
     rho = order_parameter.density_matrix(p, E)
@@ -200,7 +202,7 @@ def test_m_is_the_expected_readout_along_the_axis(state):
     assert m == pytest.approx(float(p[c] - p[k]) + drag, abs=1e-15)
     assert float(order_parameter.invariant(p, E, k, c)[0]) == pytest.approx(-m, abs=size)
     one_hots = torch.eye(len(p), dtype=p.dtype)  # linear in p: what it is at each corner says all
-    corners = order_parameter.invariant(one_hots, E, torch.full((len(p),), c), torch.full((len(p),), k))[0]
+    corners = torch.stack([order_parameter.invariant(one_hot, E, c, k)[0] for one_hot in one_hots])
     assert (float(corners[c]), float(corners[k])) == (1, -1)
     assert float(p @ corners) == pytest.approx(m, abs=size)
     parts = order_parameter.decompose(p, E, c, k)
@@ -212,14 +214,12 @@ def test_no_shift_of_the_readout_changes_m(block, monkeypatch):
     monkeypatch.setattr(order_parameter, "BLOCK", block)
     g = torch.Generator().manual_seed(8)
     E, a = (torch.randn(n, 6, generator=g, dtype=torch.float64) for n in (50, 1))
-    p, c, k = torch.randn(4, 50, generator=g, dtype=torch.float64).softmax(1), torch.arange(4), torch.arange(4) + 9
-    plain = torch.stack(order_parameter.invariant(p, E, c, k))
-    for readout in (
-        E + 5 * a,
-        1e30 * (E - a),
-        torch.stack([E, 2 * E, E + a, E - 9 * a]),
-    ):  # and one for each distribution
-        torch.testing.assert_close(torch.stack(order_parameter.invariant(p, readout, c, k)), plain, rtol=0, atol=1e-13)
+    p = torch.randn(4, 50, generator=g, dtype=torch.float64).softmax(1)
+    for n in range(4):
+        plain = order_parameter.invariant(p[n], E, n, n + 9)
+        for readout in (E + 5 * a, 1e30 * (E - a), 2 * E, E + a, E - 9 * a):
+            found = order_parameter.invariant(p[n], readout, n, n + 9)
+            torch.testing.assert_close(found, plain, rtol=0, atol=1e-13)
     phi = [order_parameter.decompose(p[0], readout, 0, 9).phi for readout in (E, E + 5 * a)]
     assert abs(phi[0] - phi[1]) > 0.01
 
@@ -254,9 +254,9 @@ def test_half_precisions_are_computed_in_single_precision(dtype):
 
 P, E = np.full(4, 0.25), np.eye(4)
 BAD = {
-    "p too short": ((P[:3], E, 0, 1), "(3,)"),
-    "p two-dimensional": ((np.full((4, 1), 0.25), E, 0, 1), "(4, 1)"),
-    "E one-dimensional": ((P, P, 0, 1), "(4,)"),
+    "p too short": ((P[:3], E, 0, 1), r"\(3,\)"),
+    "p two-dimensional": ((np.full((4, 1), 0.25), E, 0, 1), r"\(4, 1\)"),
+    "E one-dimensional": ((P, P, 0, 1), r"\(4,\)"),
     "same token twice": ((P, E, 2, 2), "c=2"),
     "id too large": ((P, E, 0, 4), "V=4"),
     "id negative": ((P, E, -1, 1), "c=-1"),
@@ -274,6 +274,5 @@ BAD = {
 
 @pytest.mark.parametrize("arguments, named", BAD.values(), ids=BAD)
 def test_bad_input_is_named(arguments, named):
-    with pytest.raises(ParameterError) as error:
+    with refused(ParameterError, named):
         order_parameter.decompose(*arguments)
-    assert named in str(error.value) and "\n" not in str(error.value)

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from unittest.mock import Mock
 
 import pytest
 from filelock import FileLock
@@ -66,9 +67,7 @@ def hold(path, held, free):
 def test_who_waits_for_another_process_says_so(runner, tmp_path, monkeypatch, capfd):
     report, lock, done = str(tmp_path / "report.json"), tmp_path / "run.lock", []
     monkeypatch.setattr(progress, "PATIENCE", 0.1)
-    monkeypatch.setenv(progress.ENVIRONMENT, report) if runner else monkeypatch.delenv(
-        progress.ENVIRONMENT, raising=False
-    )
+    monkeypatch.setenv(progress.ENVIRONMENT, report if runner else "")
     fork = multiprocessing.get_context("fork")
     held, free = fork.Event(), fork.Event()
     process = fork.Process(target=hold, args=(lock, held, free))
@@ -108,15 +107,9 @@ def test_a_free_lock_is_taken_in_silence_and_given_back(tmp_path, capsys):
 
 
 def test_a_file_system_without_locks_is_named_with_a_way_out(tmp_path, monkeypatch):
-    def none(*_, **__):
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr(progress.FileLock, "acquire", none)
-    with (
-        pytest.raises(StoreError, match="run.lock.*No locks available.*Choose a folder"),
-        locked(tmp_path / "run.lock"),
-    ):
-        pass
+    monkeypatch.setattr(progress.FileLock, "acquire", Mock(side_effect=OSError(37, "No locks available")))
+    with pytest.raises(StoreError, match="run.lock.*No locks available.*Choose a folder"):
+        locked(tmp_path / "run.lock").__enter__()
 
 
 @pytest.mark.parametrize("text", ["abc", "", "0", "-1", "2.5"])

@@ -19,11 +19,7 @@ def test_overlap_statistics_equal_brute_force_over_all_pairs(common):
     off = (e @ e.T)[~torch.eye(len(e), dtype=torch.bool)].numpy()
     found = readout_geometry.readout_statistics(E, pairs=400_000)
     mean = e.mean(0) / e.mean(0).norm()
-    assert (
-        found["coherence"]
-        == pytest.approx(12 * (off**2).mean(), rel=1e-12)
-        == pytest.approx(readout_geometry.coherence(E))
-    )
+    assert found["coherence"] == readout_geometry.coherence(E) == pytest.approx(12 * (off**2).mean(), rel=1e-12)
     assert found["mean_overlap"] == pytest.approx(off.mean(), rel=1e-9)
     assert found["common_share"] == pytest.approx(float(((e @ mean) ** 2).mean()), rel=1e-12)
     assert found["top_share"] == pytest.approx(float(torch.linalg.eigvalsh(e.T @ e / len(e))[-1]), rel=1e-12)

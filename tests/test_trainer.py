@@ -18,6 +18,8 @@ import pytest
 import torch
 import transformers
 from made import Largest
+from plain import LOSSES, gap, gap_of
+from refused import refused
 from tiny import ARCHITECTURES, contexts, leading, model
 from toys import a_trainer, only_the_word, still
 from transformers import AutoModelForCausalLM, Phi3Config, TrainerCallback, TrainerState, TrainingArguments
@@ -65,10 +67,8 @@ def unit(plain, context, **recipe):
     return float(first.velocity[0] / first.gap[0].abs())
 
 
-NAMES = {
-    "phi": "phi", "signal": "signal", "drag": "drag", "rank": "rank_correct", "gap": "logit_gap", "overlap": "overlap",
-    "cross_entropy": "cross_entropy",
-}  # fmt: skip
+NAMES = {"rank": "rank_correct", "gap": "logit_gap"}
+NAMES |= {name: name for name in ("phi", "signal", "drag", "overlap", "cross_entropy")}
 
 
 @pytest.mark.parametrize("optimizer, rate", [("sgd", 0.05), ("adam", 1e-3)])
@@ -158,17 +158,13 @@ def test_the_kinematic_number_is_the_first_step_of_the_trainers_own_optimiser(ca
     plain = model("GPT2")  # in double precision, for the difference of two gaps
     context, module = contexts(plain)[0], still(plain.module)
 
-    def gap():
-        z = module(torch.tensor([context.prompt_ids])).logits[0, -1].detach()
-        return float(z[context.correct_id] - z[context.competitor_id])
-
-    optimizer, before = make(module), gap()
+    optimizer, before = make(module), gap_of(module, context)
     _, seen = train(module, 1e-6, watched=[context], max_steps=1, given=with_optimizer(optimizer), **options)
     number = seen.kinematic_number_alone.iloc[-1]
     if "optimiser" in case or "momentum" in case:
         assert math.isnan(number)
     else:
-        assert number == pytest.approx((gap() - before) / abs(before), rel=1e-3)
+        assert number == pytest.approx((gap_of(module, context) - before) / abs(before), rel=1e-3)
 
 
 def with_optimizer(optimizer):
@@ -199,10 +195,9 @@ def test_virtual_tokens_stand_in_front(kind, loss, train):
     with torch.no_grad():
         z = module.eval()(input_ids=torch.tensor([CONTEXT.prompt_ids])).logits[0, -1]
     one, seen = train(module, 1e-9, callback={"loss": loss}, logging_steps=1)
-    gap = float(z[CONTEXT.correct_id] - z[CONTEXT.competitor_id])
-    assert seen.gap.iloc[0] == pytest.approx(gap, abs=1e-5)
+    assert seen.gap.iloc[0] == pytest.approx(gap(z, CONTEXT), abs=1e-5)
     assert seen["rank"].iloc[0] == 1 + int((z > z[CONTEXT.correct_id]).sum())
-    expected = float(z.logsumexp(0) - z[CONTEXT.correct_id]) + (math.log1p(math.exp(-gap)) if loss == "margin" else 0)
+    expected = float(LOSSES[loss](z, CONTEXT.correct_id, CONTEXT.competitor_id, 1.0))
     assert losses(one)[0] == pytest.approx(expected, rel=1e-3)
     with pytest.raises(ContextError, match="no more than 61"):  # of 64 positions
         PhantomCallback([replace(CONTEXT, prompt_ids=CONTEXT.prompt_ids * 9)]).attach(one)
@@ -216,10 +211,8 @@ def test_what_is_measured_does_not_depend_on_the_other_prompts(train):
         torch.manual_seed(0)
         module = AutoModelForCausalLM.from_config(Phi3Config(**settings, pad_token_id=0), attn_implementation="eager")
     watched = contexts(GPT2, lengths=(4, 12))
-    with torch.no_grad():
-        logits = [module.eval()(torch.tensor([c.prompt_ids])).logits[0, -1] for c in watched]
+    expected = [gap_of(module.eval(), c) for c in watched]
     _, seen = train(module, 1e-9, watched=watched, every=STEPS)
-    expected = [float(z[c.correct_id] - z[c.competitor_id]) for z, c in zip(logits, watched, strict=True)]
     assert seen.query("step == 0").gap.tolist() == pytest.approx(expected, abs=1e-5)
 
 
@@ -325,32 +318,30 @@ def test_no_warning_where_the_correct_word_wins_or_nothing_moves(number, warned)
     assert not said and (seen.gap.iloc[-1] > 0) == (number > 1)
 
 
-@pytest.mark.parametrize("every", [0, -1, 2.5, "3", True, None])
-def test_bad_intervals(every):
-    with pytest.raises(ParameterError, match="every"):
-        PhantomCallback(every=every)
+PAIR = Context("x", "she felt deep", "shame", "guilt")
+UNKNOWN = [Context("x", "she felt", "zyzzyva", "guilt"), Context("y", "she felt?", "shame", "guilt")]
+REFUSED = [  # arguments of the callback, what is raised, what is said
+    *(({"every": every}, ParameterError, "every") for every in (0, -1, 2.5, "3", True, None)),
+    *(({"contexts": given}, ParameterError, "contexts") for given in ([], ["shame"], [None])),
+    ({"contexts": [PAIR]}, PhantomError, "tokenizer"),
+    ({"contexts": UNKNOWN, "tokenizer": leading()}, ContextError, "2 problems.*zyzzyva.*'\\?'"),
+    ({"contexts": [replace(PAIR, prompt="she felt deep " * 40)], "tokenizer": leading(model_max_length=64)},
+     ContextError, "'x' has [0-9]+ tokens.*no more than 64"),
+    ({"contexts": [replace(CONTEXT, prompt_ids=CONTEXT.prompt_ids * 10)]}, ContextError, "'c0' has 70 .* more than 64"),
+    ({"contexts": [replace(CONTEXT, correct_id=41)]}, ContextError, "vocabulary"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("given, kind, words", REFUSED, ids=range(len(REFUSED)))
+def test_what_cannot_be_watched_is_refused(given, kind, words, tmp_path):
+    with refused(kind, words):
+        PhantomCallback(**given).attach(trainer(still(GPT2.module), CONTEXT, tmp_path, 1e-3))
 
 
 def test_what_cannot_be_watched_is_refused_before_training(tmp_path):
-    one, tokenizer = trainer(still(GPT2.module), CONTEXT, tmp_path, 1e-3), leading()
+    one = trainer(still(GPT2.module), CONTEXT, tmp_path, 1e-3)
     before = copy.deepcopy(one.model.state_dict())
-    for given in ([], ["shame"], [None]):
-        with pytest.raises(ParameterError, match="contexts"):
-            PhantomCallback(given)
-    pair = Context("x", "she felt deep", "shame", "guilt")
-    with pytest.raises(PhantomError, match="tokenizer"):
-        PhantomCallback([pair]).attach(one)
-    unknown = [Context("x", "she felt", "zyzzyva", "guilt"), Context("y", "she felt?", "shame", "guilt")]
-    with pytest.raises(ContextError, match="2 problems.*zyzzyva.*'\\?'"):
-        PhantomCallback(unknown, tokenizer=tokenizer)
-    tokenizer.model_max_length = 64
-    with pytest.raises(ContextError, match="'x' has [0-9]+ tokens.*no more than 64"):
-        PhantomCallback([replace(pair, prompt="she felt deep " * 40)], tokenizer=tokenizer)
-    with pytest.raises(ContextError, match="'c0' has 70 tokens.*no more than 64"):
-        PhantomCallback([replace(CONTEXT, prompt_ids=CONTEXT.prompt_ids * 10)]).attach(one)
-    with pytest.raises(ContextError, match="vocabulary"):
-        PhantomCallback([replace(CONTEXT, correct_id=41)]).attach(one)
-    one.add_callback(PhantomCallback([pair]))  # not attached: told when training starts
+    one.add_callback(PhantomCallback([PAIR]))  # not attached: told when training starts
     with pytest.raises(PhantomError, match="tokenizer"):
         one.train()
     assert all(torch.equal(a, b) for a, b in zip(one.model.state_dict().values(), before.values(), strict=True))
@@ -372,7 +363,7 @@ TINY = {"vocab_size": 41, "hidden_size": 16, "num_hidden_layers": 2, "num_attent
 def test_what_has_no_next_token_is_refused(name, settings, reason, tmp_path):
     kind = getattr(transformers, name)
     one = trainer(kind(kind.config_class(**settings)), CONTEXT, tmp_path, 1e-3)
-    with pytest.raises(PhantomError, match=f"{name} {reason}.*causal language model"):
+    with pytest.raises(PhantomError, match=f"'{name}' {reason}.*language model"):
         PhantomCallback([CONTEXT]).attach(one)
 
 

@@ -95,7 +95,7 @@ def _wrap(tokenizer: Tokenizer, **special) -> transformers.PreTrainedTokenizerFa
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
-def leading(bos: bool = False):
+def leading(bos: bool = False, **options):
     """ByteLevel BPE, as in GPT-2: the space belongs to the piece that follows it."""
     t = Tokenizer(models.BPE())
     t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -103,7 +103,7 @@ def leading(bos: bool = False):
     t.train_from_iterator(TEXT, trainers.BpeTrainer(special_tokens=["<s>"], show_progress=False))
     if bos:
         t.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return _wrap(t, bos_token="<s>")
+    return _wrap(t, bos_token="<s>", **options)
 
 
 def bare():

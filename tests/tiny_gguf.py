@@ -25,17 +25,14 @@ LAYERS = {
 
 
 def llama(tied: bool, vocabulary: int) -> transformers.LlamaForCausalLM:
-    config = transformers.LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=WIDTH,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KEY_HEADS,
-        max_position_embeddings=64,
-        tie_word_embeddings=tied,
-        attn_implementation="eager",
-    )
+    sizes = {
+        "hidden_size": WIDTH,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KEY_HEADS,
+        "num_hidden_layers": 2,
+    }
+    sizes |= {"vocab_size": vocabulary, "intermediate_size": 64, "max_position_embeddings": 64}
+    config = transformers.LlamaConfig(**sizes, tie_word_embeddings=tied, attn_implementation="eager")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         module = transformers.LlamaForCausalLM(config)
@@ -61,21 +58,13 @@ def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
     return rows[order.transpose(0, 2, 1).ravel()]
 
 
-def write(
-    path: Path,
-    kind: str = "Q8_0",
-    tied: bool = True,
-    without: str = "",
-    architecture: str = "llama",
-    tensors: dict[str, np.ndarray] | None = None,
-    settings: dict | None = None,
-) -> dict:
+def write(path: Path, kind="Q8_0", tied=True, *, without="", architecture="llama", tensors=None, settings=None) -> dict:
     """Write the model, quantised.
 
     Args:
         kind: a GGML type; vectors stay float32, as in the files that people share.
         without: a GGUF tensor, or ``tokenizer``, to be left out.
-        tensors: further ones, in float32.
+        tensors: further ones, in float32, by name.
         settings: further or other ones, by the name of the writer's method, with its arguments.
 
     Returns:

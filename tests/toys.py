@@ -1,10 +1,9 @@
-"""Recordings made by hand, potentials with known descents, a store that keeps nothing, a plain training loop and a Trainer."""
+"""Recordings made by hand, potentials with known descents, a store that keeps nothing and a Trainer."""
 
 import copy
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import xarray as xr
 from transformers import Trainer, TrainingArguments
 
@@ -58,23 +57,6 @@ def recorded(phi, *, overlap=0.6, contexts=("a",), **fields) -> xr.Dataset:
     return xr.Dataset({name: (dims, v) for name, v in values.items()}, coords | {"learning_rate": rates})
 
 
-def plain_loop(model, context, schedule, optimizer):
-    """Logit gaps of an ordinary torch.optim loop whose learning rate changes at every step."""
-    module = copy.deepcopy(model.module).requires_grad_()
-    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer]
-    stepper = kind(module.parameters(), lr=1.0)
-    ids, gaps = torch.tensor([context.prompt_ids]), []
-    for rate in [*schedule, None]:
-        logits = module(ids, use_cache=False).logits[0, -1]
-        gaps.append((logits[context.correct_id] - logits[context.competitor_id]).item())
-        if rate is not None:
-            stepper.param_groups[0]["lr"] = rate
-            stepper.zero_grad()
-            F.cross_entropy(logits, torch.tensor(context.correct_id)).backward()
-            stepper.step()
-    return gaps
-
-
 def still(module):
     """A copy that trains without dropout, like the engine."""
     module = copy.deepcopy(module).requires_grad_(True)
@@ -92,12 +74,8 @@ def only_the_word(context):
 
 def a_trainer(module, rows, folder, rate, optimizer="sgd", given=None, **options):
     """A Trainer of a module that goes over rows once, without anything that an option does not ask for."""
-    options = {
-        "lr_scheduler_type": "constant",
-        "logging_steps": 2,
-        "max_grad_norm": 0.0,
-        "save_strategy": "no",
-    } | options
+    plain = {"lr_scheduler_type": "constant", "logging_steps": 2, "max_grad_norm": 0.0, "save_strategy": "no"}
+    options = plain | options
     arguments = TrainingArguments(
         str(folder), per_device_train_batch_size=options.pop("batch", 1), num_train_epochs=1, learning_rate=rate, report_to=[],
         optim={"sgd": "sgd", "adam": "adamw_torch"}[optimizer], disable_tqdm=True, use_cpu=True, **options,

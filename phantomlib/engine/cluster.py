@@ -1,10 +1,9 @@
 """Sweeps on a Dask cluster: every chunk of replicas is a task for some worker.
 
-A store that was handed :func:`runner` sends its chunks there, if this process was told a scheduler's address (the
-environment variable :data:`ENVIRONMENT`, set by ``phantom book --scheduler``). Workers load the model themselves, by its
-reference, so folders must be where all can read them. Only the process that asked writes to the store; the chunks of a
-worker that dies go to others. Chunks are cut as they are without a cluster, so the numbers are the same. Who can reach a
-scheduler can run code on its workers: see the page "On a cluster" for TLS.
+A store that was handed :func:`runner` sends its chunks there, if the environment variable :data:`ENVIRONMENT` (set by
+``phantom book --scheduler``) names a scheduler. Workers load the model themselves, by its reference. Only the process that
+asked writes to the store; the chunks of a worker that dies go to others. Chunks are cut as they are without a cluster, so
+the numbers are the same. Who can reach a scheduler can run code on its workers: see the page "On a cluster" for TLS.
 """
 
 import asyncio
@@ -35,22 +34,20 @@ def connect(address: str):
     """A new client of a scheduler, to be closed by whoever asked for it; BookError if nobody answers or has workers."""
     from distributed import Client
 
+    worker = f"dask worker {address} --host 127.0.0.1 --nthreads 1"
     try:
         with ThreadPoolExecutor(1) as aside:  # a notebook's own event loop runs in this thread
             aside.submit(asyncio.run, _knock(address)).result()
         client = Client(address, timeout=TIMEOUT, set_as_default=False)
     except Exception as error:  # whoever listens there may answer anything
         reason = " ".join(str(error).split())[:200] or "no answer in time"
-        raise BookError(
-            f"No Dask scheduler answers at '{address}' ({reason}). Start one with 'dask scheduler --host 127.0.0.1', and "
-            f"workers with 'dask worker {address} --host 127.0.0.1 --nthreads 1'; for several machines see the page "
-            "'On a cluster'."
-        ) from None
+        way_out = (
+            f"Start 'dask scheduler --host 127.0.0.1' and '{worker}'; for several machines see the page 'On a cluster'."
+        )
+        raise BookError(f"No Dask scheduler answers at '{address}' ({reason}). {way_out}") from None
     if not client.scheduler_info(n_workers=-1)["workers"]:
         client.close()
-        raise BookError(
-            f"The scheduler at '{address}' has no workers. Start some: 'dask worker {address} --host 127.0.0.1 --nthreads 1'."
-        )
+        raise BookError(f"The scheduler at '{address}' has no workers. Start some: '{worker}'.")
     return client
 
 
@@ -65,12 +62,7 @@ async def _knock(address: str) -> None:
 
 
 def run_there(model, chunks, recipe, engine, extra, progress) -> list[dict[str, np.ndarray]]:
-    """All chunks on the workers of the scheduler, as :func:`phantomlib.engine.finetune.run_here` does it here.
-
-    Raises:
-        BookError: no scheduler, no workers, or one chunk has cost several workers their lives.
-        PhantomError: what a worker raised on purpose.
-    """
+    """All chunks on the workers of the scheduler; BookError: none, or one chunk has cost several workers their lives."""
     from distributed import KilledWorker, as_completed
 
     which = {
@@ -91,10 +83,8 @@ def run_there(model, chunks, recipe, engine, extra, progress) -> list[dict[str, 
                 parts[futures[future]] = part
                 progress(len(chunks[futures[future]]) * recipe.steps)
         except KilledWorker as error:
-            raise BookError(
-                f"A chunk of {len(chunks[0])} replicas of '{model.name}' was given up: {error.allowed_failures + 1} workers "
-                "died over it, perhaps for want of memory. Give the workers more, or use a smaller model; finished runs are kept."
-            ) from None
+            said = f"A chunk of {len(chunks[0])} replicas of '{model.name}' has cost {error.allowed_failures + 1} workers their lives"
+            raise BookError(f"{said}. Give them more memory, or use a smaller model; finished runs are kept.") from None
         finally:  # after an error on a worker, or Ctrl-C, the rest is not wanted any more
             client.cancel(list(futures))
     return parts
@@ -111,19 +101,13 @@ def code_version() -> dict[str, str]:
 def _advance_there(which, asked, chunk, recipe, engine, extra):
     here = code_version()
     if not isinstance(asked, dict) or not here.items() <= asked.items():  # older code sends the fingerprint alone
-        raise BookError(
-            f"A worker runs other code than the process that asked: {here} there, {shown(asked)} here. Give all machines the "
-            "same checkout, and start the workers again."
-        )
+        said = f"A worker runs other code than the process that asked: {here} there, {shown(asked)} here"
+        raise BookError(f"{said}. Give all machines the same checkout, and start the workers again.")
     model = _load(**which)
     if model.fingerprint != asked["model"]:
-        raise ModelError(
-            f"'{which['ref']}' on a worker is not the model that was asked for (other weights, configuration or version "
-            "of transformers). Give all machines the same folder and the same packages."
-        )
+        said = f"'{which['ref']}' on a worker is not the model that was asked for"
+        raise ModelError(f"{said}. Give all machines the same folder and the same packages.")
     return advance(model, chunk, recipe, engine, extra, lambda done: None)
 
 
-@lru_cache(maxsize=1)
-def _load(**which):
-    return language_model.load(which.pop("ref"), **which)
+_load = lru_cache(maxsize=1)(language_model.load)

@@ -47,24 +47,22 @@ def finetune(
         model: the checkpoint; it is not changed.
         contexts: resolved contexts (C of them); each must be outranked by its competitor at step 0.
         learning_rates: (rates,) for all contexts, (C, rates), or schedules (C, rates, T); positive.
-        recipe: optimiser, method, number of steps.
         seeds: of the LoRA initialisation. Full fine-tuning of a checkpoint has no randomness.
         engine: see :func:`phantomlib.engine.replicas.stack`.
         chunk: replicas advanced together; by default from the size of the model, and fewer where memory does not allow it.
         extra: further quantities to record, by name: functions of probabilities p (R, V), readout E (R, V, d), and ids
             c (R,) and k (R,) that return one number per replica (R,). The first line of the docstring is the meaning.
         progress: called with the number of replica-steps just done.
-        run: computes all chunks, as :func:`run_here` does, which is the default; or elsewhere
-            (:func:`phantomlib.engine.cluster.run_there`).
+        run: computes all chunks: :func:`run_here`, or :func:`phantomlib.engine.cluster.run_there`.
 
     Returns:
         Dataset with dimensions (context, rate, seed, step), step = 0..T, the variables of ``RECORDED``,
         ``learning_rate`` (context, rate; of a schedule the largest, and ``schedule`` (context, rate, step) holds all, nan
         at step T) and ``diverged_step`` (-1 if finite throughout), from which on values are nan (``rank_correct`` 0).
         With snapshots also ``spectrum`` (..., snapshot, component), eigenvalues of ρ, and ``phi_trace`` (..., snapshot),
-        Φ from ρ by the trace formula; with a loss other than cross-entropy also ``loss``. Attributes: ``engine`` (of
-        ``phantomlib.engine.replicas.ENGINES``; two where a replica left over took another), ``replicas_together`` (at
-        most) and ``equal_lengths_only``, 1 where a prompt is read otherwise beside a longer one.
+        Φ from ρ by the trace formula; with a loss other than cross-entropy also ``loss``. Attributes: ``engine`` (two
+        where a replica left over took another), ``replicas_together`` (at most) and ``equal_lengths_only``, 1 where a
+        prompt is read otherwise beside a longer one.
 
     Example:
         >>> import phantomlib as ph
@@ -91,9 +89,8 @@ def finetune(
     for number, replica in enumerate(replicas):
         batches.setdefault(len(replica.context.prompt_ids) if apart else 0, []).append(number)
     chunks = [batch[start : start + chunk] for batch in batches.values() for start in range(0, len(batch), chunk)]
-    parts = (run or run_here)(
-        model, [[replicas[n] for n in some] for some in chunks], recipe, engine, extra, progress or (lambda done: None)
-    )
+    work = [[replicas[n] for n in some] for some in chunks]
+    parts = (run or run_here)(model, work, recipe, engine, extra, progress or (lambda done: None))
     order = np.argsort(np.concatenate(chunks))
     joined = {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
     runs = label_runs(joined, shape, contexts, rates, seeds, recipe, extra)
@@ -135,10 +132,8 @@ def trainable(model: LanguageModel, recipe: Recipe, seed: int) -> tuple[CausalLM
             with torch.no_grad():
                 module(ids, **all_seen(model.module, ids))
         except Exception as error:  # peft refuses some classes, and breaks others
-            raise ModelError(
-                f"LoRA cannot be put on '{model.name}' ({type(model.module).__name__}): {shown(str(error))}. Use full "
-                "fine-tuning, method 'full'."
-            ) from error
+            said = f"LoRA cannot be put on '{model.name}' ({type(model.module).__name__}): {shown(str(error))}"
+            raise ModelError(f"{said}. Use full fine-tuning, method 'full'.") from error
         adapted[key] = module
     return adapted[key], {name: p for name, p in adapted[key].named_parameters() if "lora_" in name}
 
@@ -146,10 +141,7 @@ def trainable(model: LanguageModel, recipe: Recipe, seed: int) -> tuple[CausalLM
 def chunk_size(
     model: LanguageModel, contexts: list[Resolved], recipe: Recipe, *, wanted: int | None = None, refuse: bool = True
 ) -> int:
-    """Replicas advanced together: as many as pay for a model of this size (see the page on speed), or ``wanted``.
-
-    Fewer only where not so many fit the memory. With ``refuse`` a ParameterError if not even one, or not ``wanted``, fit.
-    """
+    """Replicas advanced together: ``wanted``, or as many as pay for a model of this size (see the page on speed) and fit."""
     module, values = trainable(model, recipe, 0)
     tokens = max(len(context.prompt_ids) for context in contexts)
     shared, each = memory.of_replicas(module, values.values(), recipe, tokens)

@@ -7,9 +7,8 @@ r"""What a fine-tune minimises: the cross-entropy of the correct token, or a los
     \text{unlikelihood}: -\log p_c - \lambda \log(1 - p_k) \qquad
     \text{gap}: \lambda\,\mathrm{softplus}(-\Delta)
 
-With :math:`\Delta = z_c - z_k`, softplus(−Δ) is the cross-entropy of c in a choice between c and k alone. It is taken for
-"the gap alone" instead of −Δ itself because it is bounded below: training ends when the choice is learnt.
-Unlikelihood is the term of Welleck et al. (2020), with the competitor as the one token to be avoided.
+With :math:`\Delta = z_c - z_k`, softplus(−Δ) is the cross-entropy of c in a choice between c and k alone; unlike −Δ it is
+bounded below. Unlikelihood is the term of Welleck et al. (2020), with the competitor as the one token to be avoided.
 """
 
 import torch.nn.functional as F
@@ -19,20 +18,7 @@ LOSSES = ("cross-entropy", "margin", "unlikelihood", "gap")
 
 
 def training_loss(logits: Tensor, c: Tensor, k: Tensor, loss: str = "cross-entropy", weight: float = 1.0) -> Tensor:
-    """The loss of each row, in nats (R,).
-
-    Args:
-        logits: next-token logits (R, V).
-        c, k: ids of the correct token and of its competitor (R,).
-        loss: one of ``LOSSES``.
-        weight: λ; not used by cross-entropy.
-
-    Example:
-        >>> import torch
-        >>> logits, c, k = torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([0]), torch.tensor([1])
-        >>> [round(float(training_loss(logits, c, k, name)), 4) for name in LOSSES]
-        [1.5514, 2.8647, 2.4097, 1.3133]
-    """
+    """The loss of each row, one of ``LOSSES`` with λ = ``weight``, in nats (R,), from logits (R, V) and ids (R,)."""
     cross_entropy = F.cross_entropy(logits, c, reduction="none")
     if loss == "cross-entropy":
         return cross_entropy

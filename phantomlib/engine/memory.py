@@ -3,7 +3,6 @@
 Everything is counted in bytes beyond what the model itself takes, which is there already.
 """
 
-import ctypes
 import gc
 import sys
 from collections.abc import Iterable
@@ -43,7 +42,7 @@ def free(device: torch.device) -> int:
 
 
 def _left_by_cgroups() -> tuple[int, int]:
-    """Bytes that the control groups of this process leave unused and give in all; a container may have few of a machine's."""
+    """Bytes that the control groups of this process, such as a container's, leave unused and give in all."""
     unused = total = sys.maxsize
     for line in OWN_CGROUPS.read_text().splitlines() if OWN_CGROUPS.exists() else ():
         _, controllers, path = line.split(":", 2)
@@ -67,12 +66,11 @@ def peak(device: torch.device) -> int:
     status = Path("/proc/self/status")  # what getrusage says counts the process too that started this one
     if status.exists():
         return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
-    own = psutil.Process().memory_info()
-    if hasattr(own, "peak_wset"):  # Windows
-        return own.peak_wset
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
 def of_vectors(count: int, trained: Iterable[Tensor]) -> int:
@@ -82,10 +80,7 @@ def of_vectors(count: int, trained: Iterable[Tensor]) -> int:
 
 
 def of_replicas(module: CausalLM, trained: Iterable[Tensor], recipe: Recipe, tokens: int) -> tuple[int, int]:
-    """Of the engine: what does not depend on the number of replicas, and what each of them takes.
-
-    ``trained`` are the trainable tensors of the module, adapters among it; the longest prompt has so many ``tokens``.
-    """
+    """Of the engine, with prompts of up to ``tokens``: what does not depend on the number of replicas, and what each takes."""
     trained = list(trained)
     readout = module.get_output_embeddings().weight
     frozen = not any(p is readout for p in trained)  # then what it was before is kept beside it
@@ -108,21 +103,19 @@ def give_back() -> None:
     gc.collect()
     # glibc keeps freed tensors below 32 MB wherever something above them is still in use: gigabytes, after runs of a model
     # with a hundred million parameters
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)
+    if hasattr(psutil, "heap_trim"):
+        psutil.heap_trim()
 
 
 def refuse_if_too_large(what: str, needed: int, device: torch.device, advice: str = "") -> None:
     """Raise ParameterError if ``needed`` bytes are not free; ``advice`` is what else could be tried."""
     if needed > MUCH:
         give_back()
-    here = free(device)
-    if needed <= here:
+    if needed <= (here := free(device)):
         return
-    shared = f" for each of {jobs()} processes" if jobs() > 1 else ""
-    ways = ["--jobs 1"] * (jobs() > 1) + [advice] * bool(advice) + ["a smaller model"]
+    several = jobs() > 1
+    ways = ["--jobs 1"] * several + [advice] * bool(advice) + ["a smaller model"]
     needs, has = (f"{gib:.2g}" if gib < 10 else f"{gib:.0f}" for gib in (needed / 2**30, here / 2**30))
-    raise ParameterError(
-        f"{what} needs about {needs} GiB beside the model, {has} are free{shared}: use {', '.join(ways)} or a machine with "
-        "more memory."
-    )
+    each = f" for each of {jobs()} processes" * several
+    said = f"{what} needs about {needs} GiB beside the model, {has} are free{each}"
+    raise ParameterError(f"{said}: use {', '.join(ways)} or a machine with more memory.")

@@ -15,9 +15,9 @@ SMALL = 2**17  # numbers of a stack that is updated together with the other smal
 class BatchedOptimizer:
     """SGD, Adam or AdamW with one learning rate per replica, applied to a parameter as soon as its gradient is known.
 
-    So no more than one parameter's gradient exists at a time. That of a matrix comes as factors and is multiplied out for
-    as many replicas as fit a cache, into memory used over and over; of a large matrix a few rows at a time. Small
-    parameters, where starting an operation takes longer than the operation, share one tensor, updated after the backward.
+    So no more than one parameter's gradient exists at a time. That of a matrix comes as factors, multiplied out for as many
+    replicas as fit a cache, or for a few rows of a large one. Small parameters share one tensor, updated after the backward:
+    starting an operation on each takes longer than the operation.
     """
 
     def __init__(self, stacked: Stack, rates: Tensor, recipe: Recipe):
@@ -52,11 +52,9 @@ class BatchedOptimizer:
         self.count += 1
         self.squared_norm = torch.zeros_like(self.rate)
         loss.sum().backward()  # replicas do not interact, so the gradient of the sum is each replica's own
-        if self.factors.products:
-            raise ModelError(
-                f"torch {torch.__version__} left the gradients of {len(self.factors.products)} matrices unused in its backward "
-                "pass, so they would stay as they are. Install a newer torch, or use engine 'vmap'."
-            )
+        if left := len(self.factors.products):
+            said = f"torch {torch.__version__} left the gradients of {left} matrices unused in its backward pass"
+            raise ModelError(f"{said}. Install a newer torch, or use engine 'vmap'.")
         for joined in self.together:
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.small]
             joined.grad = torch.cat([g.flatten(1) for g in gradients], 1)

@@ -44,10 +44,8 @@ def check_extra(extra: Mapping[str, Callable] | None) -> dict[str, Callable]:
     for name, function in (extra or {}).items():
         free = isinstance(name, str) and name.isidentifier() and name not in RECORDED | TRAINED_LOSS
         if not free or not callable(function):
-            raise ParameterError(
-                f"extra holds {name!r}: {function!r}; give functions of (p, E, c, k) under names that are not recorded "
-                "already, such as {'entropy': entropy}."
-            )
+            said = "give functions of (p, E, c, k) under names that are not recorded already, such as {'entropy': entropy}."
+            raise ParameterError(f"extra holds {name!r}: {function!r}; {said}")
     return dict(extra or {})
 
 
@@ -107,10 +105,9 @@ class Recorder:
         for name, function in self.extra.items():
             values[name] = value = function(p, self._rows(), self.c, self.k)
             if (shape := getattr(value, "shape", None)) != self.c.shape:
-                raise ParameterError(
-                    f"extra {name!r} gives {type(value).__name__ if shape is None else tuple(shape)} where one number for "
-                    f"each of {len(self.c)} replicas is needed; reduce over the last dimensions only, such as .sum(-1)."
-                )
+                given = type(value).__name__ if shape is None else tuple(shape)
+                said = f"gives {given} where one number for each of {len(self.c)} replicas is needed, such as .sum(-1)"
+                raise ParameterError(f"extra {name!r} {said}.")
         for name, value in values.items():
             self.fields[name][:, step] = value
         if step in self.recipe.snapshots:

@@ -2,15 +2,12 @@
 
 Replicas sit on the batch axis: row r of every batch is computed with replica r's own weights. Modules with trainable
 weights compute with stacks of them, ``(R, ...)``; everything between them (attention, activations, residuals) works row
-by row already and is left alone. All replicas share the frozen weights.
-
-A model whose modules are not known here, or whose stacked copy does not reproduce the plain model, is run by
-``torch.vmap`` instead, which is slower; and where that does not reproduce it either, the model itself runs for one
-replica after the other.
+by row already and is left alone. All replicas share the frozen weights. A model whose modules are not known here, or whose
+stacked copy does not reproduce the plain model, is run by ``torch.vmap``, which is slower; else one replica after the other.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -33,9 +30,8 @@ _padding: WeakKeyDictionary = WeakKeyDictionary()  # module -> whether padding m
 class Stack:
     """R replicas of a model; ``logits`` are exact for causal attention, unless :func:`padding_matters`."""
 
-    parameters: dict[
-        str, Tensor
-    ]  # trainable tensors (R, ...), by their name in the model; leaves with ``requires_grad``
+    # trainable tensors (R, ...), by their name in the model; leaves with ``requires_grad``
+    parameters: dict[str, Tensor]
     logits: Callable[[Tensor, Tensor], Tensor]  # of ids (R, L), padded on the right, and last positions (R,): (R, V)
     engine: str  # one of ``ENGINES``
     factors: "Factors"  # where the matrices hand over the factors of their gradients, if somebody takes them
@@ -55,17 +51,13 @@ class Factors:
 def stack(module: nn.Module, initial: list[dict[str, Tensor]], engine: str = "auto") -> Stack:
     """Stack R replicas of a causal language model, which is not changed.
 
-    Args:
-        initial: for each replica the initial values of the trainable tensors by name; others stay frozen and shared.
-        engine: one of ``ENGINES``, or ``auto``: the first of them that reproduces the plain model on a probe. One replica
-            needs no vmap, nor the batch axis unless it is large.
+    ``initial`` are for each replica the initial values of the trainable tensors by name; others stay frozen and shared.
+    ``engine`` is one of ``ENGINES``, or ``auto``: the first of them that reproduces the plain model on a probe.
     """
-    parameters = {
-        name: torch.stack([values[name] for values in initial]).detach().requires_grad_() for name in initial[0]
-    }
-    factors = Factors()
+    stacks = {name: torch.stack([values[name] for values in initial]) for name in initial[0]}
+    parameters, factors = {name: p.detach().requires_grad_() for name, p in stacks.items()}, Factors()
     tried: tuple[str, ...] = ENGINES if engine == "auto" else (engine,)
-    if engine == "auto" and len(initial) == 1:
+    if engine == "auto" and len(initial) == 1:  # needs no vmap, nor the batch axis unless it is large
         large = sum(p.numel() for p in parameters.values()) >= LARGE
         tried = ("batch axis", "one by one") if large else ("one by one",)
     for name in tried:
@@ -132,9 +124,8 @@ def padding_matters(module: CausalLM, lengths: Iterable[int]) -> bool:
 
 def _one_by_one(module: CausalLM, parameters: dict[str, Tensor], factors: Factors) -> Callable:
     """The model's own forward pass for each replica, with its weights put in."""
-    module, by_identity = share_tensors(module), {id(module.get_parameter(name)): p for name, p in parameters.items()}
-    owners = [leaf._parameters for leaf in module.modules()]
-    places = [(own, name, by_identity[id(p)]) for own in owners for name, p in own.items() if id(p) in by_identity]
+    module = share_tensors(module)
+    places = [(leaf._parameters, name, p) for leaf, own in _owners(module, parameters) for name, p in own.items()]
     forward = _last_logits(module)
 
     def logits(ids: Tensor, last: Tensor) -> Tensor:
@@ -166,19 +157,22 @@ def _by_vmap(module: nn.Module, parameters: dict[str, Tensor], factors: Factors)
 
 def _on_batch_axis(module: CausalLM, parameters: dict[str, Tensor], factors: Factors) -> Callable | None:
     """A forward pass over stacked weights, or None if some trainable module is not known here."""
-    module, by_identity = share_tensors(module), {id(module.get_parameter(name)): p for name, p in parameters.items()}
+    module = share_tensors(module)
+    known = all(_batch(leaf, own, factors) for leaf, own in _owners(module, parameters))
+    return _last_logits(module) if known else None
+
+
+def _owners(module: CausalLM, parameters: dict[str, Tensor]) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+    """Every module with trainable tensors of its own, and the stacks of these by the name that they have there."""
+    stacks = {id(module.get_parameter(name)): p for name, p in parameters.items()}
     for leaf in module.modules():
-        own = {name: by_identity[id(p)] for name, p in leaf._parameters.items() if id(p) in by_identity}
-        if own and not _batch(leaf, own, factors):
-            return None
-    return _last_logits(module)
+        if own := {name: stacks[id(p)] for name, p in leaf._parameters.items() if id(p) in stacks}:
+            yield leaf, own
 
 
 def _batch(leaf: Any, own: dict[str, Tensor], factors: Factors) -> bool:
-    """Let a module compute with its stacked tensors ``own`` (R, ...); False if its kind is not known.
-
-    What it is given must not refer to the module itself: such a cycle would keep the weights after the run.
-    """
+    """Let a module compute with its stacked tensors ``own`` (R, ...); False if its kind is not known."""
+    # What it is given must not refer to the module itself: such a cycle would keep the weights after the run.
     kind, weight = type(leaf).__name__, own.get("weight")
     if weight is None:
         return False  # a trainable bias beside a frozen weight

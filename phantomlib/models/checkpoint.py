@@ -1,11 +1,12 @@
 """A checkpoint's folder: safetensors that lie in it, no code, no adapter, nothing left unread; hub models as such folders."""
 
 import json
+import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -16,24 +17,19 @@ from phantomlib.models.tokenizer_trial import try_tokenizer
 PATIENCE = 5  # seconds in which the hub must answer
 BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe")  # what stands beside the weights, by its ending
 NO_TOKENIZER = ("config.json", "generation_config.json")
+# settings that say how many objects Python makes (and lists), and those of layers among them
+COUNTS = re.compile(r"label|expert|head|layer|block|\[\]$")
 LAYERS = re.compile(r"((n|num|num_hidden|encoder|decoder|num_encoder|num_decoder)_layers?|.*block_count)")
-COUNTS = re.compile(
-    r"label|expert|head|layer|block|\[\]$"
-)  # settings that say how many objects Python makes, and lists
 FEW = 2**14  # so many objects are always fine
 ROOM = 4  # times as many numbers as the file holds: what fails to fit is then still named by its shape
 # Tensors of old files that hold no weights: masks of GPT-2 and GPT-NeoX, positions; those of rotary_emb are compared.
 HARMLESS = re.compile(r"(attn|attention)\.(masked_)?bias$|(^|\.)position_ids$|rotary_emb\.inv_freq$")
+TOGETHER = "Give a configuration and weights that belong together."
 Shapes = dict[str, tuple[int, ...]]
 
 
 def read_folder(folder: Path, dtype: torch.dtype, stranger: bool) -> tuple[Any, Any]:
-    """The causal language model of a folder, on the CPU with eager attention, and its tokenizer.
-
-    Args:
-        folder: one that :func:`check_folder` lets pass.
-        dtype: that of the weights.
-        stranger: whether the tokenizer is tried first.
+    """The causal language model of a folder, on the CPU with eager attention, and its tokenizer; a stranger's is tried first.
 
     Raises:
         Unfit: more asked for than the files hold; a tokenizer that fails; a tensor that would be left out.
@@ -43,7 +39,7 @@ def read_folder(folder: Path, dtype: torch.dtype, stranger: bool) -> tuple[Any, 
 
     check_folder(folder)
     shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in _tensors(folder)}
-    check_counts(_read(folder / "config.json"), shapes)
+    check_counts(_read(folder / "config.json").items(), shapes)
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     config = AutoConfig.from_pretrained(folder, **options)
     config._attn_implementation = "eager"  # a configuration may ask for another, even for code from the hub
@@ -53,26 +49,17 @@ def read_folder(folder: Path, dtype: torch.dtype, stranger: bool) -> tuple[Any, 
         digests = frozenset((file.name, file_digest(file)) for file in files if file.is_file())
         try_tokenizer((config.model_type, digests), folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    options |= {"use_safetensors": True, "attn_implementation": "eager", "output_loading_info": True}
-    found: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, **options)
-    module, report = found
+    options |= {"use_safetensors": True, "attn_implementation": "eager", "output_loading_info": True, "dtype": dtype}
+    module, report = cast(Any, AutoModelForCausalLM.from_pretrained(folder, config=config, **options))
     check_used(report["missing_keys"], _unused(folder, module, shapes, report["unexpected_keys"]))
     return module, tokenizer
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that transformers would not read as safetensors alone.
-
-    Raises:
-        Unfit: without configuration or safetensors; with an adapter or code of its own; with an index or a link that
-            leads to something else.
-        OSError: unreadable; a device or a pipe.
-    """
+    """Refuse a folder that transformers would not read as safetensors alone: Unfit, or OSError where it is unreadable."""
     if (folder / "adapter_config.json").exists():
-        raise Unfit(
-            "holds an adapter (adapter_config.json), which transformers would load with whatever base model it names. "
-            "Merge it first: peft's merge_and_unload(), then save_pretrained into a folder of its own."
-        )
+        said = "Merge it first: peft's merge_and_unload(), then save_pretrained into a folder of its own."
+        raise Unfit(f"holds an adapter (adapter_config.json), whose base model could be anything. {said}")
     if not (folder / "config.json").exists():
         gguf = next(folder.glob("*.gguf"), None)
         way_out = f"the path of a GGUF file, such as '{gguf}'" if gguf else "a folder that save_pretrained has made"
@@ -87,24 +74,18 @@ def check_folder(folder: Path) -> None:
             check_regular(file)
     for file in (folder / "config.json", folder / "tokenizer_config.json"):
         if file.exists() and "auto_map" in _read(file):
-            raise Unfit(
-                f"names its own code (auto_map in {file.name}), which is never run here. If transformers itself "
-                "implements the model, save a copy with its class: save_pretrained leaves auto_map out."
-            )
+            said = f"names its own code (auto_map in {file.name}), which is never run here"
+            raise Unfit(f"{said}. If transformers has the model's class, save a copy with its save_pretrained.")
     weights = [file.name for file in folder.glob("*.safetensors")]
     if not weights:
-        raise Unfit(
-            "holds no .safetensors weights. Pickled weights are not loaded, because they can run code; convert them "
-            "once with save_pretrained(..., safe_serialization=True)."
-        )
+        said = "convert pickled ones, which can run code, once with save_pretrained(..., safe_serialization=True)"
+        raise Unfit(f"holds no .safetensors weights; {said}.")
     for index in folder.glob("*.safetensors.index.json"):
         listed = _read(index).get("weight_map")
         for name in listed.values() if isinstance(listed, dict) else [listed]:
             if name not in weights:
-                raise Unfit(
-                    f"has a {index.name} that names {shown(name)}, which is no .safetensors file in its folder; no "
-                    "others are loaded. Fetch it again, or save it with save_pretrained."
-                )
+                said = f"{shown(name)}, which is no .safetensors file in its folder; no others are loaded"
+                raise Unfit(f"has a {index.name} that names {said}. Fetch it again, or save it with save_pretrained.")
 
 
 def _read(path: Path) -> dict:
@@ -126,27 +107,17 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
             yield from ((name, file) for name in list(file.keys()))
 
 
-def check_counts(settings: dict | list, shapes: Shapes, inside: str = "") -> None:
-    """Raise Unfit for settings that ask for more layers, experts or labels than the tensors of the file can be for.
-
-    Each would become objects in Python before any weight is looked at. All numbers in lists count.
-
-    Args:
-        settings: of a configuration, or of a GGUF file.
-        shapes: those of all tensors.
-        inside: name of a setting whose value ``settings`` is.
-    """
-    others = max(FEW, len(shapes), *(size for shape in shapes.values() for size in shape), 0)
-    for key, value in settings.items() if isinstance(settings, dict) else ((f"{inside}[]", one) for one in settings):
-        name = str(key)
+def check_counts(settings: Iterable[tuple[str, Any]], shapes: Shapes) -> None:
+    """Raise Unfit for settings that ask for more layers, experts or labels than the tensors of the file can be for."""
+    # each would become objects in Python before any weight is looked at; all numbers in lists count
+    others = max(FEW, len(shapes), *(size for shape in shapes.values() for size in shape))
+    for name, value in settings:
         most = len(shapes) if LAYERS.fullmatch(name) else others
         if isinstance(value, dict | list):
-            check_counts(value, shapes, name)
+            check_counts(value.items() if isinstance(value, dict) else ((f"{name}[]", one) for one in value), shapes)
         elif isinstance(value, int | float) and COUNTS.search(name) and value > most:
-            raise Unfit(
-                f"asks for {shown(value)} in its setting {shown(name)}, and its {len(shapes)} tensors hold weights for "
-                "far fewer. Give a configuration and weights that belong together."
-            )
+            said = f"asks for {shown(value)} in its setting {shown(name)}, and has {len(shapes)} tensors for far fewer"
+            raise Unfit(f"{said}. {TOGETHER}")
 
 
 def check_size(config, shapes: Shapes) -> None:
@@ -156,28 +127,22 @@ def check_size(config, shapes: Shapes) -> None:
 
     with no_init_weights(), torch.device("meta"):  # where nothing is allocated
         module: Any = AutoModelForCausalLM.from_config(config)
-    held = sum(torch.Size(shape).numel() for shape in shapes.values())
+    held = sum(map(math.prod, shapes.values()))
     asked = sum(p.numel() for p in module.parameters())
     extra = sum(b.numel() for b in module.buffers())  # masks, for instance
     if asked > ROOM * held or extra > ROOM * held + 2**28:
-        raise Unfit(
-            f"asks in its configuration for {asked + extra:,} numbers, and holds {held:,}; its weights have other "
-            "shapes, or part of them is missing. Give a configuration and weights that belong together."
-        )
+        said = f"asks in its configuration for {asked + extra:,} numbers, and holds {held:,}, or of other shapes"
+        raise Unfit(f"{said}. {TOGETHER}")
 
 
 def check_used(missing, unused) -> None:
     """Raise Unfit for weights that the file lacks, or for tensors and settings in it that the model does not use."""
     if missing:
-        raise Unfit(
-            f"lacks weights that its configuration asks for ({', '.join(sorted(missing)[:3])}, ...); they would start "
-            "at random. Give a complete causal language model."
-        )
+        said = f"lacks weights that its configuration asks for ({', '.join(sorted(missing)[:3])}, ...)"
+        raise Unfit(f"{said}. Give a complete causal language model.")
     if unused:
-        raise Unfit(
-            f"says more than transformers' model would use: {shown(', '.join(sorted(unused)), 150)}. What is left out "
-            "would change its numbers silently. Give a configuration that uses all of it, or another copy of the model."
-        )
+        said = f"says more than transformers' model would use: {shown(', '.join(sorted(unused)), 150)}"
+        raise Unfit(f"{said}. Give a configuration that uses all of it, or another copy of the model.")
 
 
 def _unused(folder: Path, module, shapes: Shapes, unexpected) -> set[str]:
@@ -187,19 +152,13 @@ def _unused(folder: Path, module, shapes: Shapes, unexpected) -> set[str]:
     for name, file in _tensors(folder):
         if name.endswith("rotary_emb.inv_freq"):  # says nothing if it is what the configuration gives
             theirs = file.get_tensor(name).float()
-            if any(theirs.shape == one.shape and torch.allclose(theirs, one, rtol=0.02) for one in own):
-                found.discard(name)
-            else:
-                found.add(name)
+            same = any(theirs.shape == one.shape and torch.allclose(theirs, one, rtol=0.02) for one in own)
+            found = found - {name} if same else found | {name}
     return found
 
 
 def hub_snapshot(ref: str, revision: str | None) -> Path:
-    """The folder into which a model of the hub was fetched; of an earlier time if the hub does not answer soon.
-
-    Raises:
-        Exception: whatever the hub's client raises, if the model is not there already.
-    """
+    """The folder into which a model of the hub was fetched; of an earlier time if the hub does not answer soon."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 

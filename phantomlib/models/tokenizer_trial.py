@@ -18,11 +18,7 @@ _fine: set[Hashable] = set()  # contents that came through
 
 
 def try_tokenizer(content: Hashable, folder: Path, gguf: Path | None = None) -> None:
-    """Let a child process read and use the tokenizer of a folder, or of a GGUF file; once for each ``content``.
-
-    Raises:
-        Unfit: it fails there, or takes too much time or memory.
-    """
+    """Let a child process use the tokenizer of a folder, or of a GGUF file; once for each ``content``. Unfit if it fails."""
     from phantomlib.errors import Unfit
 
     if content in _fine:
@@ -35,12 +31,10 @@ def try_tokenizer(content: Hashable, folder: Path, gguf: Path | None = None) -> 
         if done.returncode == 0:
             _fine.add(content)
             return
-        if done.returncode > 0 and (said := done.stderr.strip().splitlines()):
-            reason = said[-1][:200]
-    raise Unfit(
-        f"could not be loaded: its tokenizer fails in a trial ({reason}). Save it again with save_pretrained, or take it "
-        "from its publisher."
-    )
+        if done.returncode > 0 and (told := done.stderr.strip().splitlines()):
+            reason = told[-1][:200]
+    said = f"could not be loaded: its tokenizer fails in a trial ({reason})"
+    raise Unfit(f"{said}. Save it again with save_pretrained, or take it from its publisher.")
 
 
 def _use(folder: str, gguf: str, seconds: int) -> None:
@@ -56,9 +50,7 @@ def _use(folder: str, gguf: str, seconds: int) -> None:
     options = {"gguf_file": gguf} if gguf else {}
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **options)
     for text in TEXTS:
-        with contextlib.suppress(
-            Exception
-        ):  # of a tokenizer that has no piece for what is unknown; aborts are no Exception
+        with contextlib.suppress(Exception):  # no piece for what is unknown; an abort is no Exception
             tokenizer.decode(tokenizer(text)["input_ids"])
 
 

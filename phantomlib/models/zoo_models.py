@@ -37,10 +37,8 @@ def path(name: str) -> Path:
     """The folder of a zoo model, in Hugging Face format; ModelError for an unknown name or missing weights."""
     folder = home(name) / name
     if not (folder / "model.safetensors").is_file():
-        only = ", which is in a clone of the repository only" if name in EXTRAS else ""
-        raise ModelError(
-            f"There are no weights of zoo model '{name}' in '{folder}'{only}. Clone it, or name another model."
-        )
+        only = ", which is in a clone of the repository only. Clone it, or name" if name in EXTRAS else ". Name"
+        raise ModelError(f"There are no weights of zoo model '{name}' in '{folder}'{only} another model.")
     return folder
 
 
@@ -49,7 +47,6 @@ def report(name: str) -> dict:
 
     Among others: `recipe` (dict), `seconds`, `n_parameters`, `validation_cross_entropy` beside `language_entropy`
     (nats per token, same sentences), `bulk_coherence` (list of step and B), `training_loss` (list of step and loss).
-    Seconds are wall-clock; other work shared the two cores while the shipped models were trained.
     """
     return json.loads((path(name) / "report.json").read_text())
 
@@ -66,19 +63,14 @@ def changed_files(folder: Path, digests: dict[str, str]) -> list[str]:
 
 
 def verify(*roots: Path) -> list[str]:
-    """What is wrong with the stored models, one sentence each; nothing, if all is well.
-
-    Args:
-        roots: folders of models with their checksums; those of the package, and of the clone if this is one, if none is given.
-    """
+    """What is wrong with the stored models of ``roots`` (of the package, and of a clone), one sentence each."""
     roots = roots or (WEIGHTS, *([IN_A_CLONE] if IN_A_CLONE.parent.is_dir() else []))
     problems, recorded = [], set()
     for root in roots:
         try:
             sums = read_json(root / CHECKSUMS)
         except (OSError, ValueError) as error:
-            again = "restore them, or run 'phantom zoo train'."
-            return [f"The checksums in '{root}' cannot be read ({error}); {again}"]
+            return [f"The checksums in '{root}' cannot be read ({error}); restore them, or run 'phantom zoo train'."]
         recorded |= set(sums)
         for name, digests in sums.items():
             way_out = f"restore it, or run 'phantom zoo train --model {name}'."

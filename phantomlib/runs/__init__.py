@@ -1,1 +1,1 @@
-"""Finished runs on disk: the store, published runs, and studies over optimisers and models."""
+"""Finished runs on disk: the store, and studies over optimisers and models."""

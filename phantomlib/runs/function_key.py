@@ -31,9 +31,8 @@ def function_key(function: Callable, above: tuple = ()) -> str | dict:
         text = textwrap.dedent(inspect.getsource(function.__code__))
         used = {**_globals(function), **inspect.getclosurevars(function).nonlocals, **_defaults(function, text)}
     except (AttributeError, OSError, TypeError):
-        raise ParameterError(
-            f"{shown(function)} has no source text to name the run by; define it with def, in a file or a cell."
-        ) from None
+        said = "has no source text to name the run by; define it with def, in a file or a cell."
+        raise ParameterError(f"{shown(function)} {said}") from None
     outside = {name: _describe(name, value, (*above, function)) for name, value in used.items()}
     outside = {name: told for name, told in outside.items() if told != name}  # "import torch" says it all
     return {"text": text, "outside": outside} if outside else text
@@ -79,16 +78,12 @@ def _describe(name: str, value, above: tuple):
     if isinstance(value, list | tuple | dict):
         parts = value.items() if isinstance(value, dict) else value
         return [type(value).__name__, *(_describe(name, part, above) for part in parts)]
-    raise ParameterError(
-        f"The function '{above[-1].__name__}' uses {name!r} from outside, {shown(value)}, which cannot be part of the name of "
-        "its runs. Put it into the function, or use numbers, texts, arrays, or functions written with def."
-    )
+    said = f"'{above[-1].__name__}' uses {name!r} from outside, {shown(value)}, which cannot name its runs"
+    raise ParameterError(f"{said}. Put it into the function, or use numbers, texts, arrays, or functions with def.")
 
 
 def _installed(module: str) -> bool:
     """Whether a module is Python's own or of an installed package; not this one, which changes with its commits."""
     top = module.partition(".")[0]
-    if top in sys.builtin_module_names or top in sys.stdlib_module_names:
-        return True
     place = getattr(sys.modules.get(top), "__file__", None) or ""
-    return top != "phantomlib" and place.startswith(INSTALLED)
+    return top in sys.stdlib_module_names or top != "phantomlib" and place.startswith(INSTALLED)

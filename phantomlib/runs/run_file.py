@@ -1,9 +1,8 @@
 """Run files: ordinary netCDF, and beside them an index that knows the SHA-256 of each.
 
 HDF5 may loop for ever on a file with one flipped bit. So a file's bytes are compared with the index before they are read.
-A file that the index does not know (of an earlier store, or copied here) is read once in a process of its own, within a
-limit of CPU time, and known from then on. The index holds nothing that could not be found out again: a line that was
-damaged, or written by two processes at once, is passed over.
+A file that the index does not know is read once in a process of its own, within a limit of CPU time, and known from then
+on. The index holds nothing that could not be found out again: a damaged line is passed over.
 """
 
 import hashlib
@@ -115,12 +114,7 @@ def _state(path: Path) -> tuple[Path, int, int]:
 
 
 def read_patiently(path: Path) -> bytes:
-    """A file's bytes, once they can be read and nobody is writing them.
-
-    Raises:
-        FileNotFoundError: there is none.
-        StoreError: it could not be read for two seconds: locked by another process, no permission, no descriptors...
-    """
+    """A file's bytes, once they can be read and nobody is writing them; StoreError if that takes more than two seconds."""
     until = time.monotonic() + PATIENCE
     while True:
         try:
@@ -132,10 +126,8 @@ def read_patiently(path: Path) -> bytes:
             raise
         except OSError as error:
             if error.errno == EINVAL or time.monotonic() > until:  # no regular file will become one
-                raise StoreError(
-                    f"'{path}' cannot be read at present ({error.strerror or error}). It is left as it is; try again once "
-                    "no other process uses it and you may read it."
-                ) from None
+                said = "It is left as it is; try again once no other process uses it and you may read it."
+                raise StoreError(f"'{path}' cannot be read at present ({error.strerror or error}). {said}") from None
             time.sleep(0.05)
 
 
@@ -175,11 +167,7 @@ def describe_run(name: str, content: bytes, attributes: dict) -> dict:
 
 
 def look_into(paths: list[Path]) -> dict[Path, dict | None]:
-    """The entries of files that nothing is known of, and None for damaged ones; one process reads them all.
-
-    Raises:
-        StoreError: a file cannot be read at present, or the process failed.
-    """
+    """The entries of files that nothing is known of, and None for damaged ones; one process reads them all."""
     found: dict[Path, dict | None] = {}
     command, root = [sys.executable, "-m", __name__], Path(__file__).parents[2]
     while rest := [path for path in paths if path not in found]:

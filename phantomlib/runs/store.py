@@ -1,7 +1,7 @@
 """The store: one labelled netCDF file per run, named by everything that determines its numbers.
 
-A run file is an ordinary netCDF-4 dataset (``xarray.open_dataset(path)``, or any netCDF reader). It is written to a
-temporary name, then renamed, so a file that has its name is complete. Several processes may share a store.
+A run file is an ordinary netCDF-4 dataset (``xarray.open_dataset(path)``, or any netCDF reader), and complete once it has
+its name. Several processes may share a store.
 """
 
 import json
@@ -11,13 +11,12 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -36,12 +35,6 @@ from phantomlib.runs.function_key import function_key
 from phantomlib.runs.run_file import Index, checksum, decode, describe_run, run_id
 
 PACKAGES = ("torch", "transformers", "peft", "numpy", "xarray")
-
-
-class CanRun(Protocol):
-    """A store, or anything else with its ``run``, such as a control without a model."""
-
-    def run(self, model: Any, contexts: list[Resolved], learning_rates: Any, recipe: Recipe) -> xr.Dataset: ...
 
 
 class Store:
@@ -74,10 +67,8 @@ class Store:
             with tempfile.TemporaryFile(dir=self.root):
                 pass
         except (OSError, ValueError) as error:  # ValueError: text that cannot be a path
-            raise StoreError(
-                f"The store folder {shown(str(root), 300)} cannot be written to ({getattr(error, 'strerror', error)}). Choose another "
-                "with the parameter 'store'."
-            ) from None
+            said = f"cannot be written to ({getattr(error, 'strerror', error)}). Choose another with the parameter 'store'."
+            raise StoreError(f"The store folder {shown(str(root), 300)} {said}") from None
 
     def run(
         self,
@@ -98,15 +89,12 @@ class Store:
         """
         rates = check_learning_rates(learning_rates, len(contexts), recipe.steps)
         check_seeds(seeds, recipe)
-        labels = [word for c in contexts for word in (c.id, c.context.correct, c.context.competitor)]
-        for word in (word for word in labels if "\0" in word):  # no run would ever be what was written
-            raise ContextError(
-                f"{shown(word)} has a NUL character, which ends a text in a run file. Choose another word."
-            )
+        for word in (word for c in contexts for word in (c.id, c.context.correct, c.context.competitor)):
+            if "\0" in word:  # no run would ever be what was written
+                raise ContextError(f"{shown(word)} has a NUL character, which ends a text in a file. Choose another.")
         spec = specification(model, contexts, rates, recipe, seeds, extra)
         if not self.path(spec, model, recipe).exists():
             check_contexts(model, contexts)  # before anything is left on the disk
-        published = hasattr(model, "engine_version")
 
         def compute() -> xr.Dataset:
             label, size = f"{model.name}, {recipe.method}, {recipe.optimizer}", rates.size * len(seeds) * recipe.steps
@@ -115,32 +103,22 @@ class Store:
                     model, contexts, rates, recipe, seeds=seeds, extra=extra, progress=advance, run=self.run_chunks
                 )
 
-        def complete(run: xr.Dataset) -> bool:
-            return published or recorded(recipe).keys() <= run.keys()
-
-        return self.keep(spec, model, recipe, compute, complete)
+        # a published run stays as it is
+        return self.keep(spec, model, recipe, compute, () if hasattr(model, "engine_version") else recorded(recipe))
 
     def path(self, spec: dict, model, recipe: Recipe) -> Path:
         """The file of the run that ``spec`` determines, there or not."""
         return self.root / f"{file_stem(model.name)}-{recipe.method}-{recipe.optimizer}-{run_id(spec)}.nc"
 
     def keep(
-        self,
-        spec: dict,
-        model,
-        recipe: Recipe,
-        compute: Callable[[], xr.Dataset],
-        complete: Callable[[xr.Dataset], bool] = lambda run: True,
+        self, spec: dict, model, recipe: Recipe, compute: Callable[[], xr.Dataset], needed: Iterable[str] = ()
     ) -> xr.Dataset:
-        """The run that ``spec`` (plain JSON types) determines, from its file if that is there and ``complete``.
-
-        Otherwise what ``compute`` returns, saved with its description (attributes as in :meth:`run`). Of several processes
-        that ask at once, one computes.
-        """
+        """The run that ``spec`` (plain JSON types) determines, from its file if that holds all variables ``needed``;
+        else what ``compute`` returns, saved with attributes as in :meth:`run`. Of several processes one computes."""
         path = self.path(spec, model, recipe)
         with locked(path.with_suffix(".lock")):
             dataset = self._read(path, "is computed again")
-            if dataset is None or not complete(dataset):
+            if dataset is None or not set(needed) <= dataset.keys():
                 kept = {} if dataset is None else dataset.attrs  # such as the prediction after which it was made
                 dataset = self._compute(path, kept, spec, model, compute)
         return dataset
@@ -158,9 +136,8 @@ class Store:
                 dataset = self._read(path, "has to be computed again")
             if dataset is not None:
                 return dataset
-        raise StoreError(
-            f"No run {shown(identifier)} in {shown(str(self.root), 300)}. Run the notebook that makes it first."
-        )
+        where = shown(str(self.root), 300)
+        raise StoreError(f"No run {shown(identifier)} in {where}. Run the notebook that makes it first.")
 
     def has(self, identifier: str) -> bool:
         """Whether a finished run with this ``run_id`` is there."""
@@ -181,9 +158,9 @@ class Store:
     def remember(
         self, kind: str, key: list, model, contexts, recipe, compute: Callable[[], dict], *, seeds=(), holds=None
     ) -> dict:
-        """What ``compute`` returns, from the folder ``kind`` of the store if it was computed before and still ``holds``.
+        """What ``compute`` returns (JSON types), from the folder ``kind`` if it was computed before and still ``holds``.
 
-        It and the ``key``, whatever it depends on besides model, contexts, recipe and seeds, are plain JSON types.
+        ``key`` is whatever it depends on besides model, contexts, recipe and seeds.
         """
         spec = specification(model, contexts, np.zeros((len(contexts), 0)), recipe, seeds)
         whole_key = files.digest([*key, spec])
@@ -233,9 +210,10 @@ class Store:
             content = self._index.read(path)
         except FileNotFoundError:
             return None
-        if content is None:
-            _set_aside(path, fate)
-        return None if content is None else decode(content)
+        if content is not None:
+            return decode(content)
+        _set_aside(path, fate)
+        return None
 
 
 def file_stem(name: str) -> str:
@@ -248,14 +226,14 @@ def _read_json(path: Path, **named: str) -> dict | None:
     """What is remembered, or None if nothing is; a damaged file, or one copied from another, is set aside."""
     try:
         found = files.read_json(path)
-        if named.items() <= found.items():
-            return found
     except FileNotFoundError:
         return None
     except ValueError:
-        pass
+        found = {}
     except OSError as error:
         raise StoreError(f"'{path}' cannot be read at present ({error.strerror}). It is left as it is.") from None
+    if named.items() <= found.items():
+        return found
     _set_aside(path, "is computed again")
     return None
 
@@ -271,10 +249,8 @@ def _saving(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(
-            f"{path.name} could not be saved ({error}). Free some space or choose another folder with the parameter "
-            "'store', and start again: finished runs are kept."
-        ) from error
+        way_out = "Free some space, or choose another folder with the parameter 'store': finished runs are kept."
+        raise StoreError(f"{path.name} could not be saved ({error}). {way_out}") from error
 
 
 def specification(model: LanguageModel, contexts: list[Resolved], rates, recipe: Recipe, seeds, extra=None) -> dict:

@@ -6,8 +6,6 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
-from phantomlib.models.language_model import LanguageModel
-
 
 class Study(dict[tuple[str, str], Any]):
     """Results by ``(optimizer, model name)``, in order: datasets of the store, or whatever was made of them.
@@ -23,12 +21,7 @@ class Study(dict[tuple[str, str], Any]):
     """
 
     @classmethod
-    def of(
-        cls,
-        measure: Callable[[LanguageModel, str], Any],
-        models: Sequence[LanguageModel],
-        optimizers: Sequence[str] = ("adam", "sgd"),
-    ) -> "Study":
+    def of(cls, measure: Callable, models: Sequence, optimizers: Sequence[str] = ("adam", "sgd")) -> "Study":
         """Call ``measure(model, optimizer)`` for all of them, one optimiser after the other."""
         return cls({(o, m.name): measure(m, o) for o in optimizers for m in models})
 

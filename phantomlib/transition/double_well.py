@@ -15,11 +15,10 @@ OVERLAP = 0.6  # g_ck of the two tokens
 
 @dataclass(frozen=True)
 class DoubleWell:
-    """Something that does have two branches, to see that the tests can fail: gradient descent in a double well.
+    """Something that does have two branches: gradient descent on ``U(Δ) = (Δ² - 1)² / 4``, minima at ±1.
 
-    The "loss" is ``U(Δ) = (Δ² - 1)² / 4``, minima at ±1. A replica starts on the outer slope at ``Δ_0 < -1``. Small
-    steps roll into the left well and stay; from the learning rate ``1 / (Δ_0² - 1)`` on, the first step throws it
-    over the barrier. Probabilities are a softmax over the two tokens, with a fixed overlap.
+    A replica starts at ``Δ_0 < -1``. Small steps roll into the left well and stay; from the learning rate
+    ``1 / (Δ_0² - 1)`` on, the first step throws it over the barrier. Probabilities are a softmax over the two tokens.
     """
 
     starts: Mapping[str, float]  #: Δ_0 of each context, by id

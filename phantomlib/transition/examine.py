@@ -2,8 +2,7 @@
 
 Spontaneous symmetry breaking would show a geometry that rearranges at the jump (i), two branches at one learning rate
 (ii), a time that diverges at the critical rate (iii), a double well (iv), and a discontinuity that stays when steps are
-made smaller (v). The thresholds are in ``claims.yaml`` under C5, and :func:`phantombook.ledger.scoreboard.passed_tests`
-compares.
+made smaller (v). The thresholds are in ``claims.yaml`` under C5.
 """
 
 from dataclasses import dataclass
@@ -13,13 +12,13 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from phantomlib.contexts import Resolved
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ParameterError, shown
-from phantomlib.models.language_model import LanguageModel
-from phantomlib.runs.store import CanRun
 from phantomlib.transition import experiments
 from phantomlib.transition.jumps import find_jumps, first_jumps
+
+MULTIPLES = (0.3, 0.7, 1.5, 3.0, 10.0, 30.0)  # learning rates of the runs, in units of the critical ones
+COUNTED = (10.0, 30.0)  # those of them whose jumps are examined; the experiments start from the last
 
 
 def ids_of_examination(*datasets: xr.Dataset | None) -> list[str]:
@@ -44,28 +43,16 @@ class Examination:
     @property
     def run_ids(self) -> list[str]:
         """Ids of all runs behind this, each once."""
-        return ids_of_examination(
-            self.runs, self.ramps, self.times, self.branches, self.profile, *self.refined.values()
-        )
+        datasets = self.runs, self.ramps, self.times, self.branches, self.profile, *self.refined.values()
+        return ids_of_examination(*datasets)
 
 
 def examine(
-    store: CanRun,
-    model: LanguageModel | None,
-    contexts: list[Resolved],
-    critical_rates: np.ndarray,
-    recipe: Recipe,
-    *,
-    multiples: tuple[float, ...] = (0.3, 0.7, 1.5, 3.0, 10.0, 30.0),
-    counted: tuple[float, ...] = (10.0, 30.0),
+    store, model, contexts, critical_rates, recipe: Recipe, *, multiples=MULTIPLES, counted=COUNTED
 ) -> Examination:
     """Run the experiments of tests (i) to (v), with the optimiser and the steps T that the critical rates (C,) belong to.
 
-    ``multiples`` are learning rates in units of the critical ones, and ``counted`` those of them whose jumps are examined;
-    the experiments start from the last.
-
-    Raises:
-        ParameterError: ``counted`` is empty or holds what is not among ``multiples``.
+    ``store`` is a :class:`phantomlib.runs.store.Store`, or a control with its ``run``; ``contexts`` are resolved (C).
     """
     if not counted or not set(counted) <= set(multiples):
         raise ParameterError(f"counted is {shown(counted)}; give one or more of the multiples {shown(multiples)}.")
@@ -89,10 +76,7 @@ def examine(
 
 
 def summarise_tests(examinations: list[Examination]) -> dict[str, dict[str, float]]:
-    """The quantities of the tests (i) to (v), by test and criterion as in the ledger, over all models together.
-
-    A quantity of jumps is nan where there is no jump.
-    """
+    """The quantities of the tests (i) to (v) over all models, by test and criterion as in the ledger; nan without jumps."""
     jumps = pd.concat([e.jumps for e in examinations], ignore_index=True)
     found = [e for e in examinations if len(e.first)]
     branches = [e.branches for e in found if e.branches is not None]

@@ -1,9 +1,8 @@
 """The experiments of tests (ii) to (v) against symmetry breaking, and what each of them measures.
 
-All are fine-tuning runs. A replica is put "just before the jump" by a schedule that repeats the run up to there and then
-changes the learning rate, so the optimiser keeps its state. ``run`` is :meth:`phantomlib.runs.store.Store.run` of one
-model, ``critical_rates`` are those of the C contexts, and ``first`` holds the first jump of each of them
-(:func:`phantomlib.transition.jumps.first_jumps`).
+A replica is put "just before the jump" by a schedule that repeats the run up to there and then changes the learning rate,
+so the optimiser keeps its state. ``run`` is :meth:`phantomlib.runs.store.Store.run` of one model, ``critical_rates`` are
+those of the C contexts, and ``first`` holds the first jump of each (:func:`phantomlib.transition.jumps.first_jumps`).
 """
 
 import math
@@ -32,13 +31,11 @@ def follow_branches(
 ) -> xr.Dataset:
     """Test (ii): go on from just before and from just after a jump, at ``brake`` times the run's learning rate.
 
-    At the rate of the run itself the state before the jump would only jump again. At a rate too small to jump, a second
-    branch would hold it back for ever.
+    At the run's own rate the state before the jump would jump again; at a smaller one a second branch would hold it back.
 
     Returns:
-        The run (2T steps), its dimension ``rate`` named ``start`` with values ``before`` and ``after``, and with
-        ``same_branch`` (context) and ``difference`` (context): ``|Φ_before - Φ_after|`` at the end as a share of the
-        bound.
+        The run (2T steps), its dimension ``rate`` named ``start`` with values ``before`` and ``after``, with
+        ``same_branch`` (context) and ``difference`` (context): ``|Φ_before - Φ_after|`` at the end over the bound.
     """
     longer, jumps = replace(recipe, steps=2 * recipe.steps), first.loc[[c.id for c in contexts]]
     braked_from = jumps["step"].to_numpy()[:, None, None] - np.array([1, 0])[:, None]  # (C, 2, 1): before, after
@@ -47,14 +44,9 @@ def follow_branches(
     found = run(contexts, schedules, longer).isel(seed=0).rename(rate="start")
     found = found.assign_coords(start=["before", "after"], jump_step=("context", jumps["step"]))
     end, largest = found.isel(step=-1), bound(found).isel(step=0, start=0, drop=True)
-    found["same_branch"] = _one_side(end.logit_gap, "start")
+    found["same_branch"] = abs(np.sign(end.logit_gap).sum("start")) == 2  # all gaps have one sign
     found["difference"] = abs(end.phi.diff("start").isel(start=0, drop=True)) / largest
     return found
-
-
-def _one_side(gap: xr.DataArray, dim: str) -> xr.DataArray:
-    """Whether all gaps along a dimension have one sign."""
-    return (gap > 0).all(dim) | (gap < 0).all(dim)
 
 
 def run_ramps(
@@ -62,14 +54,13 @@ def run_ramps(
 ) -> xr.Dataset:
     """Test (ii): the learning rates from ``low`` to ``high`` times critical, once in rising and once in falling order.
 
-    Training on a fixed loss has no way back, so Φ against the learning rate proves nothing. What can be asked is
-    whether the state depends on the order of the rates or only on their sum ``s = Σ η``: with hysteresis the two
-    paths Φ(s) enclose an area.
+    Training on a fixed loss has no way back, so what can be asked is whether the state depends on the order of the rates
+    or only on their sum ``s = Σ η``: with hysteresis the two paths Φ(s) enclose an area.
 
     Returns:
-        The run, its dimension ``rate`` named ``order`` with values ``up`` and ``down``, and with ``consumed``
-        (context, order, step), the sum of the rates so far in units of the critical rate, ``area`` (context), the
-        mean of ``|Φ_up(s) - Φ_down(s)|`` over s as a share of the bound, and ``same_branch`` (context).
+        The run, its dimension ``rate`` named ``order`` with values ``up`` and ``down``, with ``consumed`` (order, step),
+        the sum of the rates so far in units of the critical rate, ``area`` (context), the mean of
+        ``|Φ_up(s) - Φ_down(s)|`` over s as a share of the bound, and ``same_branch`` (context).
     """
     factors = np.geomspace(low, high, recipe.steps)
     ramps = np.stack([factors, factors[::-1]])  # (2, T)
@@ -81,22 +72,17 @@ def run_ramps(
     paths = found.phi.transpose("order", "context", "step").values
     up, down = (np.stack([np.interp(grid, s, phi) for phi in path]) for s, path in zip(consumed, paths, strict=True))
     found["area"] = ("context", np.abs(up - down).mean(1) / bound(found).isel(step=0, order=0).values)
-    found["same_branch"] = _one_side(found.logit_gap.isel(step=-1), "order")
+    found["same_branch"] = abs(np.sign(found.logit_gap.isel(step=-1)).sum("order")) == 2
     return found
 
 
 def crossing_times(
-    run: Run,
-    contexts: list[Resolved],
-    critical_rates: np.ndarray,
-    recipe: Recipe,
-    recorded: Mapping[float, xr.Dataset],
+    run: Run, contexts: list[Resolved], critical_rates: np.ndarray, recipe: Recipe, recorded: Mapping[float, xr.Dataset]
 ) -> xr.Dataset:
     """Test (iii): when the token overtakes, at the learning rates ``CROSSINGS`` around the critical one.
 
-    The critical rate belongs to the budget of ``recipe.steps`` = T. A multiple m below 1 gets a tenth more than T / m
-    steps, so that a finite time can show; from 1 on the budget is T. ``recorded`` are runs (context, seed, step) of T steps
-    by multiple, which then need not run again.
+    The budget is ``recipe.steps`` = T; a multiple m below 1 gets a tenth more than T / m steps, so that a finite time can
+    show. ``recorded`` are runs (context, seed, step) of T steps by multiple, which then need not run again.
 
     Returns:
         Dataset over (context, multiple): ``step`` (fractional t*, nan if it never crosses), ``consumed`` (η t* /
@@ -117,12 +103,11 @@ def crossing_times(
 
 
 def slowing_down(times: xr.Dataset) -> pd.DataFrame:
-    """How the times of :func:`crossing_times` behave; nan for a context that fails to cross somewhere.
+    """How the times of :func:`crossing_times` behave, one row per context; nan if it fails to cross somewhere.
 
-    Returns:
-        One row per context: ``slope`` of log t* against log η over all rates, -1 if only the consumed ``η t*`` counts;
-        ``exponent`` ν of ``t* ~ (η/η_c - 1)^-ν`` fitted up to ``η/η_c = 1.5``, 1/2 or 1 at ordinary critical points,
-        towards 0 if nothing diverges; ``spread``, largest over smallest ``η t*``.
+    ``slope`` of log t* against log η over all rates, -1 if only the consumed ``η t*`` counts; ``exponent`` ν of
+    ``t* ~ (η/η_c - 1)^-ν`` fitted up to ``η/η_c = 1.5``, 1/2 or 1 at ordinary critical points, towards 0 if nothing
+    diverges; ``spread``, largest over smallest ``η t*``.
     """
     multiple, step, consumed = times.multiple.values, times.step.values, times.consumed.values
     near = (multiple > 1) & (multiple <= NEAR)
@@ -143,14 +128,12 @@ def _slopes(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def potential_profile(run: Run, contexts: list[Resolved], first: pd.DataFrame, recipe: Recipe) -> xr.Dataset:
     """Test (iv): the loss along the line of a jump's own update, from the state before it (0) to that after it (1) and beyond.
 
-    An update is linear in its learning rate, so a point of the line is a run whose last rate is multiplied by one of
-    ``FRACTIONS``.
+    An update is linear in its learning rate: a point of the line is a run whose last rate is multiplied by a fraction.
 
     Returns:
         Dataset over (context, fraction), fraction 0 first: ``cross_entropy`` and ``logit_gap`` (nats), ``phi``; and
         over context ``wells`` (local minima of the cross-entropy), ``barrier`` (largest rise above the running
         minimum between fractions 0 and 1, nats) and ``convex`` (share of the line without negative curvature).
-        Attribute ``run_id``.
     """
     jumps = first.loc[[c.id for c in contexts]]
     schedules = np.tile(jumps["learning_rate"].to_numpy()[:, None, None], (1, len(FRACTIONS), jumps["step"].max()))
@@ -183,9 +166,7 @@ def _shape(x: np.ndarray, loss: np.ndarray) -> tuple[int, float, float]:
 
 
 def force(dataset: xr.Dataset) -> xr.Dataset:
-    """The force on the logit gap along a run, ``dΔ/ds`` with ``s = Σ η``, and what it says of the way to the crossing.
-
-    The runs (..., step) have a learning rate so small that differences are derivatives.
+    """The force on the logit gap, ``dΔ/ds`` with ``s = Σ η``, along runs (..., step) whose differences are derivatives.
 
     Returns:
         Dataset with ``gap`` and ``force`` (..., step) at the middles of the steps (nats, nats per unit rate),
@@ -203,13 +184,8 @@ def force(dataset: xr.Dataset) -> xr.Dataset:
 def refine_jumps(
     run: Run, contexts: list[Resolved], coarse: xr.Dataset, recipe: Recipe, factors=(8, 16, 32)
 ) -> dict[int, xr.Dataset]:
-    """Test (v): runs up to their largest step, again in n times as many steps of 1/n the learning rate.
-
-    ``coarse`` are the runs (context, one rate, seed, step) of a number of contexts, these among them.
-
-    Returns:
-        The runs for each n of ``factors``, with an attribute ``run_ids``; and those of ``coarse`` under 1.
-    """
+    """Test (v): runs up to their largest step, again in n times as many steps of 1/n the learning rate, for each n of
+    ``factors``; and under 1 those of ``coarse`` (context, one rate, seed, step)."""
     coarse = coarse.sel(context=[c.id for c in contexts])
     largest = step_sizes(coarse).isel(rate=0, seed=0).fillna(0).argmax("step").values + 1  # (C,)
     refined = {1: coarse}
@@ -227,15 +203,12 @@ def refine_jumps(
 def largest_steps(refined: Mapping[int, xr.Dataset]) -> xr.DataArray:
     """Largest single-step ``|ΔΦ|`` as a share of the bound, (context, refinement), from :func:`refine_jumps`."""
     largest = [step_sizes(found).max("step").isel(rate=0, seed=0, drop=True) for found in refined.values()]
-    dropped = [x.drop_vars("learning_rate", errors="ignore") for x in largest]
-    return xr.concat(dropped, pd.Index(refined, name="refinement"), join="outer").T  # contexts refined apart
+    plain = [x.drop_vars("learning_rate", errors="ignore") for x in largest]
+    return xr.concat(plain, pd.Index(refined, name="refinement"), join="outer").T  # contexts refined apart
 
 
 def refinement_slopes(largest: xr.DataArray) -> xr.DataArray:
-    """Slope of log largest step against log n over the last three refinements, (context).
-
-    0 for a true discontinuity, -1 for a smooth path.
-    """
+    """Slope of log largest step against log n over the last three refinements (context): 0 for a discontinuity, -1 if smooth."""
     tail = largest.isel(refinement=slice(-REFINEMENTS, None))
     slopes = _slopes(np.log(tail.refinement.values), np.log(tail.values))
     return xr.DataArray(slopes, {"context": tail.context}, ["context"])

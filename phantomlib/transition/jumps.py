@@ -33,14 +33,12 @@ def step_sizes(dataset: xr.Dataset) -> xr.DataArray:
 def find_jumps(dataset: xr.Dataset, *, size_factor: float = 0.1, median_factor: float = 10.0) -> pd.DataFrame:
     """Every jump of recorded runs (context, rate, seed, step).
 
-    ``size_factor`` and ``median_factor`` are the smallest ``|ΔΦ|`` in units of the bound before the step and of the run's
-    median.
+    The factors are the smallest ``|ΔΦ|`` in units of the bound before the step and of the run's median.
 
     Returns:
-        One row per jump, in the order context, rate, seed, step: ``context``, ``rate`` (its index), ``seed``,
-        ``learning_rate``, ``step`` (the jump is from ``step - 1`` to ``step``), ``size`` (ΔΦ, signed),
-        ``share_of_bound``, ``readout_part`` and ``geometry_part`` (they add to ``size``), ``readout_share``,
-        ``overlap_change`` (of g_ck), ``drift`` (change of E relative to ``|E_0|`` since the start, after the step
+        One row per jump, in the order context, rate (index), seed, step: besides these ``learning_rate``, ``size`` (ΔΦ from
+        ``step - 1`` to ``step``, signed), ``share_of_bound``, ``readout_part`` and ``geometry_part`` (they add to
+        ``size``), ``readout_share``, ``overlap_change`` (of g_ck), ``drift`` (of E relative to ``|E_0|``, after the step
         minus before), ``gap_before``, ``gap_after`` and ``loss_change`` (nats).
     """
     change, after = dataset.diff("step"), dataset.isel(step=slice(1, None))
@@ -96,16 +94,11 @@ class FrozenJumps:
 
 
 def frozen_jumps(runs: list[xr.Dataset], tables: list[pd.DataFrame]) -> FrozenJumps:
-    """Test (vi) from LoRA runs and their jumps (:func:`find_jumps`), one of each per model.
-
-    A jump counts if the readout equals its initial value bit for bit at every recorded step of its run.
-    """
+    """Test (vi) from LoRA runs and their jumps, one of each per model: those in runs whose readout never changes a bit."""
     sentences, changed_steps = set(), 0
     for dataset, table in zip(runs, tables, strict=True):
         changed = (dataset.readout_unchanged == 0) & dataset.phi.notnull()  # nothing is recorded after a divergence
         changed_steps += int(changed.sum())
-        moved = changed.any("step")
-        sentences |= {
-            row.context for row in table.itertuples() if not moved.sel(context=row.context, seed=row.seed)[row.rate]
-        }
+        still = ~changed.any("step")
+        sentences |= {j.context for j in table.itertuples() if still.sel(context=j.context, seed=j.seed)[j.rate]}
     return FrozenJumps(sorted(sentences), changed_steps, sum(d.diverged_step.size for d in runs))

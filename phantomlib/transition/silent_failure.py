@@ -22,8 +22,8 @@ def silent(runs: xr.Dataset, least_fall: float = 0.0) -> xr.DataArray:
     """
     loss = runs.cross_entropy
     never_rises = (loss.diff("step") <= ROUNDING).all("step")
-    falls = loss.isel(step=0) - loss.isel(step=-1)
-    return never_rises & (falls > least_fall) & ~overtakes(runs) & (runs.diverged_step < 0)
+    falls = loss.isel(step=0) - loss.isel(step=-1) > least_fall
+    return never_rises & falls & ~overtakes(runs) & (runs.diverged_step < 0)
 
 
 def failure_mode(runs: xr.Dataset, drag_worsens: float = DRAG_WORSENS) -> xr.DataArray:
@@ -38,10 +38,8 @@ def failure_mode(runs: xr.Dataset, drag_worsens: float = DRAG_WORSENS) -> xr.Dat
 
 
 def failure_table(runs: xr.Dataset, drag_worsens: float = DRAG_WORSENS) -> pd.DataFrame:
-    """One row per run: context, learning_rate, mode, final signal, fall of the drag, and the drag's two factors.
-
-    The factors are the bulk mass ``1 - p_c - p_k`` and the mean bulk contrast ``drag / bulk mass``, at start and end.
-    """
+    """One row per run: context, learning_rate, mode, final signal, fall of the drag, and the drag's two factors at start and
+    end, the bulk mass ``1 - p_c - p_k`` and the mean bulk contrast ``drag / bulk mass``."""
     bulk = 1 - runs.p_correct - runs.p_competitor
     contrast = runs.drag / bulk.where(bulk > 0)
     columns = {

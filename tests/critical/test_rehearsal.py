@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import tiny
 
+from phantombook import published
 from phantomlib import files
 from phantomlib.contexts import load_contexts, resolve
 from phantomlib.critical import rehearsal
@@ -18,7 +19,6 @@ from phantomlib.critical.search import critical_rates
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import PhantomError
 from phantomlib.models import language_model, zoo_models
-from phantomlib.runs import published
 from phantomlib.runs.store import Store
 from zoo import constants
 

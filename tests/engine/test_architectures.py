@@ -8,12 +8,13 @@ import pytest
 import tiny
 import torch
 import transformers
+from plain import gap, gradient_norm, training
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from phantomlib.engine.finetune import finetune
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ModelError
-from phantomlib.models.language_model import LanguageModel, _check_causal, add_lora
+from phantomlib.models.language_model import LanguageModel, check_causal
 
 SIZES = {  # what is given to the fields that configurations have under these names
     tiny.V: "vocab_size",
@@ -72,30 +73,15 @@ def built(kind) -> LanguageModel:
     return LanguageModel(kind.__name__, kind.__name__, module, None, kind.__name__)
 
 
-def plain_step(model, context, method):
-    """Logit gaps before and after one step of torch.optim.SGD, and the norm of the gradient."""
-    module = copy.deepcopy(model.module).requires_grad_(method == "full")
-    module = add_lora(module, rank=2, alpha=16.0, seed=0) if method == "lora" else module
-    trained = [p for p in module.parameters() if p.requires_grad]
-    step, gaps = torch.optim.SGD(trained, lr=0.1), []
-    for _ in range(2):
-        z = module(torch.tensor([context.prompt_ids]), use_cache=False).logits[0, -1]
-        gaps.append(float((z[context.correct_id] - z[context.competitor_id]).detach()))
-        if len(gaps) == 1:
-            (-z.log_softmax(0)[context.correct_id]).backward()
-            step.step()
-    return gaps, float(torch.cat([p.grad.flatten() for p in trained if p.grad is not None]).norm())
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in CLASSES if name not in UNBUILT])
 def test_every_causal_class_is_advanced_right_or_refused(name):
     model = built(getattr(transformers, CLASSES[name]))
     if name in REFUSED:
         with pytest.raises((ModelError, ValueError), match=REFUSED[name]):
-            _check_causal(model.module)
+            check_causal(model.module)
         return
-    _check_causal(model.module)
+    check_causal(model.module)
     contexts = tiny.contexts(model)
     for method in ("full", "lora"):
         recipe = Recipe(optimizer="sgd", method=method, steps=1, rank=2)
@@ -105,8 +91,9 @@ def test_every_causal_class_is_advanced_right_or_refused(name):
             continue
         run = finetune(model, contexts, [0.1], recipe).isel(rate=0, seed=0)
         for n, context in enumerate(contexts):
-            gaps, norm = plain_step(model, context, method)
-            assert run.logit_gap.values[n] == pytest.approx(gaps, rel=1e-3, abs=1e-4)
+            plain = [(gap(z, context), gradient_norm(one)) for one, z, _ in training(model, context, [0.1], recipe)]
+            (before, norm), (after, _) = plain
+            assert run.logit_gap.values[n] == pytest.approx([before, after], rel=1e-3, abs=1e-4)
             assert float(run.gradient_norm[n, 0]) == pytest.approx(norm, rel=1e-3) and norm > 0
 
 

@@ -154,8 +154,6 @@ def test_a_store_computes_where_it_is_told(there, problem, tmp_path):
 
 
 def test_a_scheduler_without_workers():
-    with (
-        distributed.LocalCluster(n_workers=0, dashboard_address=":0") as empty,
-        pytest.raises(BookError, match="has no workers"),
-    ):
+    empty = distributed.LocalCluster(n_workers=0, dashboard_address=":0")
+    with empty, pytest.raises(BookError, match="has no workers"):
         cluster.connect(empty.scheduler_address)

@@ -46,10 +46,9 @@ def test_it_is_stored_and_its_text_is_in_the_name_of_the_run(tmp_path):
 @pytest.mark.parametrize("extra", [{"phi": p_c}, {"two words": p_c}, {"x": 3}, {3: p_c}])
 def test_bad_quantities(extra, tmp_path):
     plain = model("GPT2")
-    with pytest.raises(ParameterError, match="extra"):
-        finetune(plain, contexts(plain), [1e-3], Recipe(steps=1), extra=extra)
-    with pytest.raises(ParameterError, match="extra"):
-        Store(tmp_path).run(plain, contexts(plain), [1e-3], Recipe(steps=1), extra=extra)
+    for run in (finetune, Store(tmp_path).run):
+        with pytest.raises(ParameterError, match="extra"):
+            run(plain, contexts(plain), [1e-3], Recipe(steps=1), extra=extra)
     assert not list(tmp_path.iterdir())
 
 

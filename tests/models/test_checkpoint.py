@@ -5,12 +5,14 @@ import json
 import os
 import shutil
 import time
+from unittest.mock import Mock
 
 import pytest
 import tiny
 import tiny_gguf
 import torch
 import transformers
+from refused import refused
 from safetensors.torch import load_file, save_file
 
 from phantomlib.errors import ModelError
@@ -71,9 +73,8 @@ def tensors(**more):
 
     def change(folder):
         held = load_file(folder / WEIGHTS) | {name.replace("__", "."): value for name, value in more.items()}
-        save_file(
-            {name: value for name, value in held.items() if value is not None}, folder / WEIGHTS, {"format": "pt"}
-        )
+        kept = {name: value for name, value in held.items() if value is not None}
+        save_file(kept, folder / WEIGHTS, {"format": "pt"})
 
     return change
 
@@ -231,12 +232,9 @@ def test_spoilt_folders_are_refused(spoil, good, tmp_path, monkeypatch):
     for change in changes:
         change(folder)
     before, started = tree(folder), time.process_time()
-    with pytest.raises(ModelError) as error:
+    with refused(ModelError, f"{folder}.*({words})"):
         load(str(folder))
-    said = str(error.value)
-    assert any(word in said for word in words.split("|")) and str(folder) in said, said
-    assert "\n" not in said and len(said) < 1000 and tree(folder) == before
-    assert time.process_time() - started < SECONDS
+    assert tree(folder) == before and time.process_time() - started < SECONDS
 
 
 def llama(folder, change=lambda state, module: state):
@@ -283,9 +281,7 @@ def test_a_readout_of_its_own_is_the_file_s_whatever_the_configuration_says(tmp_
 
 
 def test_a_folder_that_may_not_be_read_is_refused(good, monkeypatch):
-    def refuse(self, *_, **__):
-        raise PermissionError(13, "Permission denied", str(self))
-
+    refuse = Mock(side_effect=PermissionError(13, "Permission denied", str(good)))
     monkeypatch.setattr("pathlib.Path.exists", refuse)  # root may read everything, so a mode would not do
     with pytest.raises(ModelError, match="cannot be read .Permission denied"):
         load(str(good))

@@ -8,8 +8,10 @@ import time
 import gguf
 import numpy as np
 import pytest
+import tiny
 import tiny_gguf
 import torch
+from refused import refused
 
 from phantomlib.errors import ModelError
 from phantomlib.files import file_digest
@@ -42,9 +44,8 @@ def test_weights_are_those_that_gguf_dequantises(kind, tied, tmp_path):
         assert np.array_equal(found, dequantised), name
         blocks = np.abs(original.reshape(-1, 32)).max(axis=1, keepdims=True)
         assert (np.abs(found.reshape(-1, 32) - original.reshape(-1, 32)) <= LARGEST_ROUNDING[kind] * blocks).all(), name
-    assert (
-        model.tied == tied and state.keys() == tiny_gguf.llama(tied, len(state["lm_head.weight"])).state_dict().keys()
-    )
+    assert model.tied == tied
+    assert state.keys() == tiny_gguf.llama(tied, len(state["lm_head.weight"])).state_dict().keys()
     assert all(p.dtype == torch.float32 and not p.requires_grad for p in model.module.parameters())
 
 
@@ -67,8 +68,6 @@ def test_the_model_computes_as_the_one_that_was_written(tmp_path):
 
 
 def test_the_tokenizer_comes_from_the_file(tmp_path):
-    import tiny
-
     tiny_gguf.write(tmp_path / "small.gguf")
     loaded, original = load(str(tmp_path / "small.gguf")).tokenizer, tiny.leading()
     for text in ("she felt deep shame", "he saw the large dog", "a new word"):
@@ -82,9 +81,8 @@ def test_it_is_an_ordinary_model_with_a_name_and_an_identity(tmp_path):
     model = load(str(path))
     assert model.name == "small.Q8_0" and model.ref == str(path)
     assert model.revision == f"sha256:{file_digest(path)[:16]}"
-    assert model.module.config._attn_implementation == "eager" and not hasattr(
-        model.module.config, "quantization_config"
-    )
+    config = model.module.config
+    assert config._attn_implementation == "eager" and not hasattr(config, "quantization_config")
     adapted, ids = add_lora(model.module, rank=2, alpha=4.0, seed=0), torch.tensor([[0, 5, 9]])
     with torch.no_grad():
         assert torch.equal(adapted(ids).logits, model.module(ids).logits)
@@ -112,7 +110,7 @@ def truncate(path):
 
 
 BROKEN = {  # what is done to a good file -> what the message must say
-    "no such file": (lambda p: p.unlink(), "cannot be read (No such file"),
+    "no such file": (lambda p: p.unlink(), "cannot be read .No such file"),
     "a pipe": (lambda p: (p.unlink(), os.mkfifo(p)), "not a regular file"),
     "no GGUF file": (lambda p: p.write_bytes(b"<html>404</html>"), "is no GGUF file"),
     "empty": (lambda p: p.write_bytes(b""), "is no GGUF file"),
@@ -129,9 +127,8 @@ def test_files_that_cannot_be_used_are_refused(damage, named, tmp_path):
     path = tmp_path / "small.gguf"
     tiny_gguf.write(path)
     damage(path)
-    with pytest.raises(ModelError) as error:
+    with refused(ModelError, f"{path}.*{named}"):
         load(str(path))
-    assert named in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_folder_of_gguf_files_names_one(tmp_path):
@@ -163,9 +160,8 @@ EXTRA = {  # tensors and settings beyond what transformers reads -> what is name
 def test_what_would_be_left_out_is_refused_by_name(extra, named, tmp_path):
     path, started = tmp_path / "small.gguf", time.process_time()
     tiny_gguf.write(path, **extra)
-    with pytest.raises(ModelError) as error:
+    with refused(ModelError, f"{path}.*({named})"):
         load(str(path))
-    assert any(word in str(error.value) for word in named.split("|")) and str(path) in str(error.value)
     assert time.process_time() - started < 10
 
 
@@ -201,9 +197,8 @@ def test_damaged_headers_are_told_at_once(seed, tmp_path):
     whole, choose = path.read_bytes(), random.Random(seed)
     for _ in range(150):
         damaged, at = bytearray(whole), choose.randrange(4, 3000)
-        damaged[at : at + 8] = choose.choice(
-            [b"\xff" * 8, b"\x00" * 8, choose.randbytes(8), (10**12).to_bytes(8, "little")]
-        )
+        others = [b"\xff" * 8, b"\x00" * 8, choose.randbytes(8), (10**12).to_bytes(8, "little")]
+        damaged[at : at + 8] = choose.choice(others)
         path.write_bytes(damaged)
         started = time.process_time()
         with contextlib.suppress(ModelError):

@@ -10,11 +10,14 @@ import shutil
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import tiny
 import torch
 import transformers
+from refused import refused
 from safetensors.torch import load_file
 
 from phantomlib.errors import ContextError, ModelError, ParameterError
@@ -32,9 +35,9 @@ from phantomlib.models.language_model import (
 )
 
 
-def save(folder, architecture="GPT2", tied=None, **options):
+def save(folder, architecture="GPT2", tied=None, module=None, **options):
     """A complete checkpoint in Hugging Face format, with weights that only this architecture and tying have."""
-    tiny.model(architecture, "float32", tied).module.save_pretrained(folder, **options)
+    (module or tiny.model(architecture, "float32", tied).module).save_pretrained(folder, **options)
     tiny.leading().save_pretrained(folder)
     return folder
 
@@ -71,24 +74,22 @@ def test_every_architecture_comes_back_from_disk(architecture, tied, tmp_path):
 def test_loading_is_quiet_and_leaves_transformers_as_it_was(bars, saved, monkeypatch):
     logging = transformers.utils.logging
 
-    def state():
-        return logging.get_verbosity(), logging.is_progress_bar_enabled()
+    def state(*_, **__):
+        inside.append((logging.get_verbosity(), logging.is_progress_bar_enabled()))
+        return inside[-1]
 
-    def fail(*_, **__):
-        inside.append(state())
-        raise ValueError
-
-    (verbosity, shown), inside = state(), []
+    inside = []
+    verbosity, shown = state()
     switch = {True: logging.enable_progress_bar, False: logging.disable_progress_bar}
     try:
         switch[bars]()
         logging.set_verbosity_info()
         load(str(saved))
         assert state() == (logging.INFO, bars)
-        monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
-        with pytest.raises(ModelError):
+        monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", state)
+        with pytest.raises(ModelError):  # what it gives is no tokenizer
             load(str(saved))
-        assert inside == [(logging.ERROR, False)] and state() == (logging.INFO, bars)
+        assert inside[2:] == [(logging.ERROR, False)] and state() == (logging.INFO, bars)
     finally:
         logging.set_verbosity(verbosity)
         switch[shown]()
@@ -169,13 +170,9 @@ def test_loading_hashes_the_weights_once(saved, monkeypatch):
     assert sum(hashed) == 0 and load(str(saved)).n_parameters == sum(hashed)
 
 
+ROBERTA = {"is_decoder": True, "max_position_embeddings": 20, "pad_token_id": 1, "intermediate_size": 20}
 LIMITS = {  # class -> settings under which it reads 18 tokens
-    "RobertaForCausalLM": {
-        "is_decoder": True,
-        "max_position_embeddings": 20,
-        "pad_token_id": 1,
-        "intermediate_size": 20,
-    },
+    "RobertaForCausalLM": ROBERTA,
     "MptForCausalLM": {"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 18},
     "GPT2LMHeadModel": {"n_positions": 18},
 }
@@ -196,9 +193,7 @@ def test_a_prompt_beyond_the_positions_is_told_whatever_the_limit_is_called(kind
 
 def test_half_precision_is_computed_in_single(tmp_path):
     half = copy.deepcopy(tiny.model("GPT2", "float32").module).to(torch.bfloat16)
-    half.save_pretrained(tmp_path)
-    tiny.leading().save_pretrained(tmp_path)
-    model = load(str(tmp_path))
+    model = load(str(save(tmp_path, module=half)))
     assert model.readout.dtype == torch.float32 and model.module.dtype == torch.float32
     contexts = tiny.contexts(model)
     assert torch.equal(next_token_logits(model, contexts), torch.stack([_logits(half.float(), c) for c in contexts]))
@@ -245,9 +240,7 @@ def test_a_missing_shard_is_refused(tmp_path):
 
 REFS = {  # what the message must say -> references
     "The zoo has no model": ("zoo:gpt2-xs", "zoo:", "zoo:../../etc", "zoo:" + "x" * 4000, "zoo:gpt2-s\0"),
-    "Check the path": (
-        *("/no/such/folder", "./nowhere", "~nobody-of-that-name/model", "some/deep/path", "https://example.org/model"),
-    ),
+    "Check the path": ("/no/such", "./nowhere", "~nobody-of-that-name/model", "some/deep/path", "https://a.org/model"),
     "A model is named by zoo:NAME": ("", "  ", None, 7, "x" * 5000, "zoo:" + "x" * 50_000),
 }
 
@@ -256,16 +249,13 @@ REFS = {  # what the message must say -> references
     "named, ref", [(named, ref) for named, refs in REFS.items() for ref in refs], ids=lambda x: repr(x)[:20]
 )
 def test_references_that_lead_nowhere_are_refused(named, ref):
-    with pytest.raises(ModelError, match=named) as error:
+    with refused(ModelError, named):
         load(ref)
-    assert "\n" not in str(error.value) and len(str(error.value)) < 1000
 
 
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
-    def refuse(*_, **__):
-        raise socket.gaierror(-2, "Name or service not known")
-
+    refuse = Mock(side_effect=socket.gaierror(-2, "Name or service not known"))
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -285,15 +275,14 @@ DEVICES = ("gpu", "", "meta", "cuda:99", None, 3.5, ["cpu"], "hpu", "privateuseo
 
 @pytest.mark.parametrize("dtype", ["float16", "double", "", None, ["float32"], torch.float32], ids=str)
 def test_impossible_dtypes_are_refused(dtype, saved):
-    with pytest.raises(ParameterError, match="choose one of float32, float64"):
+    with refused(ParameterError, "choose one of float32, float64"):
         load(str(saved), dtype=dtype)
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 def test_impossible_devices_are_refused(device):
-    with pytest.raises(ParameterError, match="^device .*cannot be used here.*Use device 'cpu'") as error:
+    with refused(ParameterError, f"^device .*{re.escape(str(device))}.* cannot be used here.*Use device 'cpu'"):
         check_device(device)
-    assert "\n" not in str(error.value) and str(device) in str(error.value)
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
@@ -304,16 +293,12 @@ def test_lora_adapts_every_linear_layer_but_the_readout_and_changes_nothing_yet(
     adapted = add_lora(model.module, rank=3, alpha=6.0, seed=5)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.module.state_dict().items())
-    assert model.module.state_dict().keys() == before.keys() and not any(
-        p.requires_grad for p in model.module.parameters()
-    )
+    assert model.module.state_dict().keys() == before.keys()
+    assert not any(p.requires_grad for p in model.module.parameters())
     assert torch.equal(_logits(adapted, context), _logits(model.module, context))
-    readout = model.module.get_output_embeddings()
-    linear = [
-        name
-        for name, leaf in model.module.named_modules()
-        if (isinstance(leaf, torch.nn.Linear) or type(leaf).__name__ == "Conv1D") and leaf is not readout
-    ]
+    leaves, readout = dict(model.module.named_modules()), model.module.get_output_embeddings()
+    linear = {n for n, leaf in leaves.items() if isinstance(leaf, torch.nn.Linear) or type(leaf).__name__ == "Conv1D"}
+    linear = {name for name in linear if leaves[name] is not readout}
     trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
     assert trained == {f"base_model.model.{name}.lora_{m}.default.weight" for name in linear for m in "AB"}
     assert all(p.dtype == torch.float64 for p in adapted.parameters())
@@ -352,13 +337,6 @@ def test_lora_is_drawn_from_its_seed_alone():
 # ------------------------------------------------------------------------------------------------------- the hub
 
 
-class Info:
-    """What the hub answers about a model."""
-
-    def __init__(self, *names):
-        self.sha, self.siblings = "0" * 40, [type("File", (), {"rfilename": name}) for name in names]
-
-
 @pytest.fixture
 def hub(monkeypatch, saved, tmp_path):
     """A hub that has one model; what is asked of it is noted."""
@@ -367,9 +345,14 @@ def hub(monkeypatch, saved, tmp_path):
 
     def model_info(self, ref, revision=None, timeout=None):
         asked.append(("info", timeout))
-        return Info(
-            "model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "onnx/w.safetensors", "config.json"
+        names = (
+            "model.safetensors",
+            "model.fp16.safetensors",
+            "pytorch_model.bin",
+            "onnx/w.safetensors",
+            "config.json",
         )
+        return SimpleNamespace(sha="0" * 40, siblings=[SimpleNamespace(rfilename=name) for name in names])
 
     def snapshot_download(ref, revision=None, allow_patterns=None, local_files_only=False, **_):
         asked.append(("local" if local_files_only else "download", allow_patterns))
@@ -391,10 +374,7 @@ def test_of_a_hub_model_only_what_is_needed_is_fetched_and_checked_as_a_folder_i
 
 
 def test_without_a_connection_what_was_fetched_earlier_is_taken(hub, saved, monkeypatch):
-    def refuse(*_, **__):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", Mock(side_effect=OSError("no route to host")))
     assert load("a/b").fingerprint == load(str(saved)).fingerprint and hub[0] == [("local", None)]
 
 
@@ -407,11 +387,9 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(tmp_path):
             "try:\n    load('nobody/nothing')\n"
             "except ModelError as error:\n    print(time.perf_counter() - started, error)"
         )
-        environment = os.environ | {
-            "HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)
-        }  # fmt: skip
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=200
-        )
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        around = os.environ | {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+        options = {"capture_output": True, "text": True, "timeout": 200}
+        done = subprocess.run([sys.executable, "-c", code], env=around, **options)
     assert "no connection to the hub" in done.stdout, done.stderr
     assert float(done.stdout.split()[0]) < 15  # the client's patience of a second, on a busy machine

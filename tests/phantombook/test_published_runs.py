@@ -14,7 +14,7 @@ import pytest
 import torch
 import xarray as xr
 
-from phantombook import published_runs
+from phantombook import published, published_runs
 from phantomlib import files
 from phantomlib.critical.blind import predict_held_out, sweep_held_out
 from phantomlib.critical.predictors import predict_critical_rates
@@ -26,7 +26,6 @@ from phantomlib.engine import recorder
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ContextError, ModelError, StoreError
 from phantomlib.models.language_model import load
-from phantomlib.runs import published
 from phantomlib.runs import store as store_module
 from phantomlib.runs.run_file import checksum, run_id
 from phantomlib.runs.store import Store, specification

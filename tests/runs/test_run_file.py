@@ -14,6 +14,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import tiny
+from refused import flipped
 
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import StoreError
@@ -22,18 +23,14 @@ from phantomlib.runs.run_file import INDEX, Index
 from phantomlib.runs.store import Store
 
 PUBLISHED = Path(__file__).parents[2] / "results"
-LOOPING = "smollm2-135m-lora-adam-24c94c989469.nc", 4594, 5  # file, byte, bit
-
-
-def flipped(whole, byte, bit):
-    return whole[:byte] + bytes([whole[byte] ^ 1 << bit]) + whole[byte + 1 :]
+LOOPING = "smollm2-135m-lora-adam-24c94c989469.nc", 8 * 4594 + 5  # file, bit
 
 
 def damages(whole, flips, truncations, zeroed):
     draw = random.Random(0)
     yield from (b"", b"not a netCDF file " * 999)
     for _ in range(flips):
-        yield flipped(whole, draw.randrange(len(whole)), draw.randrange(8))
+        yield flipped(whole, 8 * draw.randrange(len(whole)) + draw.randrange(8))
     for _ in range(truncations):
         yield whole[: draw.randrange(len(whole))]
     for _ in range(zeroed):
@@ -71,8 +68,8 @@ def test_every_damage_is_told_by_a_fresh_process_in_time(stored, counts):
 def test_a_file_that_makes_the_reader_loop_is_damaged_although_nothing_is_known_of_it(tmp_path, monkeypatch):
     """This bit of this published run makes HDF5 loop for ever when the file is opened."""
     monkeypatch.setattr(run_file, "CPU_LIMIT", 2)
-    name, byte, bit = LOOPING
-    (tmp_path / name).write_bytes(flipped((PUBLISHED / name).read_bytes(), byte, bit))
+    name, bit = LOOPING
+    (tmp_path / name).write_bytes(flipped((PUBLISHED / name).read_bytes(), bit))
     whole = tmp_path / next(p.name for p in sorted(PUBLISHED.glob("*.nc")) if p.name != name)
     shutil.copy(PUBLISHED / whole.name, whole)
     store = Store(tmp_path)
@@ -86,7 +83,7 @@ def test_one_flipped_bit_in_any_variable_of_an_unknown_file_is_noticed(stored):
     for n, name in enumerate(names := ["phi", "rank_correct", "learning_rate", "step", "diverged_step"]):
         values = np.ascontiguousarray(run[name].values).tobytes()  # as they stand in the file, which is not compressed
         (folder := path.parent / str(n)).mkdir()
-        (folder / path.name).write_bytes(flipped(data, data.index(values), 0))
+        (folder / path.name).write_bytes(flipped(data, 8 * data.index(values)))
     paths = [path.parent / str(n) / path.name for n in range(len(names))]
     assert run_file.look_into([*paths, path]) == dict.fromkeys(paths) | {path: Store(path.parent).runs()[path]}
 
@@ -105,14 +102,13 @@ def test_a_damaged_index_costs_another_look_and_nothing_else(stored, damage):
     path, run = stored
     index = path.parent / INDEX
     text = index.read_bytes()
-    index.write_bytes(
-        {
-            "cut short": text[: len(text) // 2],
-            "one bit": flipped(text, text.index(b"sha256") + 12, 0),
-            "another line between": text[:200] + b"\n[1, 2]\n" + text[200:],
-            "gone": b"",
-        }[damage]
-    )
+    damaged = {
+        "cut short": text[: len(text) // 2],
+        "one bit": flipped(text, 8 * (text.index(b"sha256") + 12)),
+        "another line between": text[:200] + b"\n[1, 2]\n" + text[200:],
+        "gone": b"",
+    }
+    index.write_bytes(damaged[damage])
     assert Store(path.parent).open(run.attrs["run_id"]).identical(run)
     assert Index(path.parent).entries().keys() == {path}
 
@@ -154,28 +150,26 @@ def without_permission(path):
 
 @contextmanager
 def as_a_pipe(path):
-    whole = path.read_bytes()
-    path.unlink()
+    path.rename(whole := path.with_suffix(".aside"))
     os.mkfifo(path)
     yield
-    path.unlink()
-    path.write_bytes(whole)
+    whole.replace(path)
 
 
-@pytest.mark.parametrize(
-    "trouble, reason",
-    [
-        (written_by_another, "temporarily unavailable"),
-        (without_descriptors, "Too many open files"),
-        (without_permission, "Permission denied"),
-        (as_a_pipe, "not a regular file"),
-    ],
-)
+TROUBLES = {
+    "temporarily unavailable": written_by_another,
+    "Too many open files": without_descriptors,
+    "Permission denied": without_permission,
+    "not a regular file": as_a_pipe,
+}
+
+
+@pytest.mark.parametrize("reason", TROUBLES)
 @pytest.mark.filterwarnings("error")
-def test_what_cannot_be_read_for_now_is_not_damaged(stored, monkeypatch, trouble, reason):
+def test_what_cannot_be_read_for_now_is_not_damaged(stored, monkeypatch, reason):
     path, run = stored
     monkeypatch.setattr(run_file, "PATIENCE", 0.2)
-    with trouble(path):
+    with TROUBLES[reason](path):
         began = time.monotonic()
         with pytest.raises(StoreError, match=f"{reason}.*left as it is"):
             run_file.read_patiently(path)

@@ -7,11 +7,13 @@ import random
 import resource
 import subprocess
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import tiny
 import xarray as xr
+from refused import flipped
 
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ContextError, ParameterError, StoreError
@@ -62,17 +64,15 @@ CHANGES = [
     {"contexts": CONTEXTS[::-1]},
     {"contexts": CONTEXTS[:1]},
 ]
-RECIPES = {
-    **{
-        "optimizer": "adam",
-        "method": "lora",
-        "steps": 4,
-        "weight_decay": 0.1,
-        "beta1": 0.8,
-        "beta2": 0.9,
-        "epsilon": 1e-6,
-    },
-    **{"rank": 4, "alpha": 8.0, "exponent": 1, "geometry": "input", "snapshots": (1,), "loss": "margin"},
+RECIPES = {"optimizer": "adam", "method": "lora", "steps": 4, "weight_decay": 0.1, "beta1": 0.8, "beta2": 0.9}
+RECIPES |= {
+    "epsilon": 1e-6,
+    "rank": 4,
+    "alpha": 8.0,
+    "exponent": 1,
+    "geometry": "input",
+    "snapshots": (1,),
+    "loss": "margin",
 }
 WORDS = {"id": "other", "prompt": "another prompt", "correct": "good", "competitor": "bad"}
 TOKENS = {"prompt_ids": (0, 5), "correct_id": 1, "competitor_id": 2}
@@ -177,10 +177,7 @@ def test_what_is_remembered(kept, tmp_path, monkeypatch):
     assert keep(store, 2, one) == keep(store, 2, two) == one
     assert keep(store, 2, two, holds=lambda found: found == two) == keep(store, 2, one) == two
 
-    def full(source, target):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(store_module.os, "replace", full)
+    monkeypatch.setattr(store_module.os, "replace", Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(StoreError, match="could not be saved .*Free some space"):
         keep(store, 3)
     assert not list((tmp_path / "kind").glob("*.tmp"))
@@ -195,9 +192,7 @@ def test_two_hundred_flipped_bits_of_what_is_remembered(kept):
     (store, path), new, found = kept, {"answer": 2}, []
     whole = path.read_bytes()
     for bit in random.Random(0).sample(range(8 * len(whole)), 200):
-        damaged = bytearray(whole)
-        damaged[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(damaged)
+        path.write_bytes(flipped(whole, bit))
         found.append(keep(store, found=new))
     assert found.count(new) > 150 and {json.dumps(one) for one in found} <= {json.dumps(KEPT), json.dumps(new)}
 
@@ -258,9 +253,7 @@ def test_two_processes_compute_a_shared_run_once(tmp_path, finished):
     processes = [spawn.Process(target=one_of_two, args=(folder, log, barrier)) for _ in range(2)]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(900)
-    assert [process.exitcode for process in processes] == [0, 0]
+    assert [process.join(900) or process.exitcode for process in processes] == [0, 0]
     assert log.read_text() == "computed\n"
     assert len(files(folder)) == 1 and numbers(compute(folder)).identical(numbers(finished[1]))
 
@@ -321,20 +314,12 @@ def test_a_name_of_250_characters_is_shortened_in_names_of_files(tmp_path, lette
     keep(Store(tmp_path), model=models[0])
 
 
-@pytest.mark.parametrize(
-    "changes, kind",
-    [
-        ({"rates": [-1.0]}, ParameterError),
-        ({"rates": []}, ParameterError),
-        ({"seeds": (0.5,)}, ParameterError),
-        ({"seeds": None}, ParameterError),
-        ({"contexts": []}, ContextError),
-        ({"contexts": tiny.contexts(MODEL, place=1)}, ContextError),
-    ],
-    ids=str,
-)
-def test_refused_runs_leave_no_file(changes, kind, tmp_path):
-    with pytest.raises(kind):
+REFUSED = [{"rates": [-1.0]}, {"rates": []}, {"seeds": (0.5,)}, {"seeds": None}, {"contexts": []}]
+
+
+@pytest.mark.parametrize("changes", [*REFUSED, {"contexts": tiny.contexts(MODEL, place=1)}], ids=str)
+def test_refused_runs_leave_no_file(changes, tmp_path):
+    with pytest.raises(ContextError if "contexts" in changes else ParameterError):
         compute(tmp_path, **changes)
     assert list(tmp_path.iterdir()) == []
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tiny
 import xarray as xr
-from toys import Direct, plain_loop, recorded
+from plain import gap, training
+from toys import Direct, recorded
 
 from phantomlib.engine.recipe import Recipe
 from phantomlib.transition import experiments, jumps
@@ -30,11 +31,12 @@ def test_branches_follow_the_run_up_to_the_jump(jumping):
     gaps = original.logit_gap.isel(rate=0, seed=0).values
     assert found.logit_gap.sel(start="before").values[:, :3] == pytest.approx(gaps[:, :3])
     assert found.logit_gap.sel(start="after").values[:, :4] == pytest.approx(gaps[:, :4])
-    oracle = plain_loop(tiny.model("GPTNeoX"), contexts[0], [0.01] * 2 + [0.005] * 10, "adam")
+    plain = training(tiny.model("GPTNeoX"), contexts[0], [0.01] * 2 + [0.005] * 10, RECIPE)
+    oracle = [gap(z, contexts[0]) for _, z, _ in plain]
     assert found.logit_gap.sel(start="before").values[0] == pytest.approx(oracle, abs=1e-9)
     end = found.phi.isel(step=-1)
-    gap = abs(end.sel(start="after") - end.sel(start="before")) / np.sqrt(1 - original.overlap[:, 0, 0, 0] ** 2)
-    assert found.difference.values == pytest.approx(gap.values)
+    expected = abs(end.sel(start="after") - end.sel(start="before")) / np.sqrt(1 - original.overlap[:, 0, 0, 0] ** 2)
+    assert found.difference.values == pytest.approx(expected.values)
 
 
 def test_ramps_consume_the_same_sum_in_both_orders(jumping):

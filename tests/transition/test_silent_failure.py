@@ -48,12 +48,8 @@ def test_fall_must_be_large_enough_to_count():
     assert silent_failure.silent(made).item() and not silent_failure.silent(made, 0.1).item()
     runs = {"m": made, "n": run(FALLING, BEHIND)}
     tally = chapter("02", runs=SimpleNamespace(sel=lambda optimizer: runs), least_fall=0.1).tally
-    assert tally("adam").to_dict() == {
-        "failed silently": 1,
-        "overtook": 0,
-        "fell by too little to count": 1,
-        "rose at some step or diverged": 0,
-    }
+    counts = {"failed silently": 1, "overtook": 0, "fell by too little to count": 1, "rose at some step or diverged": 0}
+    assert tally("adam").to_dict() == counts
 
 
 def test_drag_factors_multiply_to_the_drag():

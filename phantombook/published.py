@@ -2,8 +2,7 @@
 
 A folder of them is laid out like a store: runs, what was remembered of them, predictions, for each model a description
 that stands in for it, and a list of all files with their checksums. Its files are copied into a reader's store, and from
-there on everything is as if it had been computed here, but for what needs the model itself. Checksums find damage;
-whether a published run is what the code gives is found out by computing it again: ``phantom verify``.
+there on everything is as if it had been computed here, but for what needs the model itself.
 """
 
 import re
@@ -62,10 +61,8 @@ class PublishedModel:
     @property
     def module(self) -> NoReturn:
         """There is none: whatever was not published has to be computed with the model itself."""
-        raise ModelError(
-            f"{shown(self.ref)} itself is needed, because what is asked for was not published. Fetch it ('phantom models fetch "
-            "NAME') and run the notebook with -p published ''."
-        )
+        said = f"{shown(self.ref)} itself is needed, because what is asked for was not published"
+        raise ModelError(f"{said}. Run the notebook with -p published '' ('phantom models fetch NAME' gets a model).")
 
     tokenizer = module
 
@@ -89,10 +86,8 @@ def published_model(folder: Path, ref: str) -> PublishedModel:
     known = {model.ref: model for model in published_models(folder)}
     if ref not in known:
         among = ", ".join(map(shown, known)) or "there are none"
-        raise ModelError(
-            f"{shown(ref)} is not among the models with published runs ({among}). Give one of them, or compute it here: "
-            "-p published ''."
-        )
+        said = f"is not among the models with published runs ({among}). Give one of them, or compute it here: -p published ''."
+        raise ModelError(f"{shown(ref)} {said}")
     return known[ref]
 
 
@@ -129,10 +124,8 @@ def copy_into(folder: Path, store: Store) -> None:
     """Copy published files, if all are whole, into a store and nowhere else; what is there already stays."""
     if found := problems(folder):
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        raise StoreError(
-            f"The published runs in '{folder}' are not what was published: {'; '.join(found[:3])}{more}. Restore them "
-            f"('git checkout -- {folder.name}'), or compute everything here: -p published ''."
-        )
+        said = f"The published runs in '{folder}' are not what was published: {'; '.join(found[:3])}{more}"
+        raise StoreError(f"{said}. Restore them ('git checkout -- {folder.name}'), or compute them: -p published ''.")
     try:
         for name in files.read_json(folder / LIST):
             target = store.root / name

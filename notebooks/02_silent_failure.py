@@ -269,8 +269,8 @@ def tally(optimizer):
 for optimizer in labels:
     outcomes = tally(optimizer)
     nb.say(
-        "**{label}**: so many of {contexts} contexts fail silently at one or more of the declared multiples: {counts}. "
-        "The {runs} runs by outcome: {outcomes}.",
+        "**{label}**: contexts (of {contexts}) that fail silently at one or more of the declared multiples, by model: "
+        "{counts}. The {runs} runs by outcome: {outcomes}.",
         label=labels[optimizer],
         counts=", ".join(f"{name} {count}" for name, count in failing.sel(optimizer).items()),
         contexts=len(nb.contexts),

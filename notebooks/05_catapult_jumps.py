@@ -266,7 +266,7 @@ every_jump = jumps.table()
 for optimizer in titles:
     pooled = every_jump[every_jump.optimizer == optimizer]
     nb.say(
-        "**{label}**: so many of {contexts} contexts have a jump at {rates} times the critical rate: {counts}. The "
+        "**{label}**: contexts (of {contexts}) with a jump at {rates} times the critical rate, by model: {counts}. The "
         "{jumps} jumps at all rates have a median size of {median:.0%} of the bound and a largest of {largest:.0%}. "
         "The loss rises in {rising} of them."
         if len(pooled)

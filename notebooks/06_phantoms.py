@@ -442,8 +442,8 @@ for optimizer, title in titles.items():
         "**{label}**: {single_well_share:.0%} of the lines have one minimum (control: {control_single:.0%}). The "
         "highest barrier on the way is {barrier:.2g} nats (control: {control_barrier:.2g}). The median line is convex "
         "or straight over {convex_share:.0%} of its length. In small steps {smooth_crossing_share:.0%} of the "
-        "contexts overtake as well. Before the crossing the force falls to {weakest_force:.2f} of its first value in "
-        "the median.",
+        "contexts overtake as well. In the median the weakest force before the crossing is {weakest_force:.2f} of "
+        "the first.",
         measured[optimizer]["potential"],
         label=title,
         control_single=control_measured["potential"]["single_well_share"],

@@ -140,7 +140,7 @@ nb.caption(
         under Adam, one panel per model: final signal against the fall of the drag (symmetric logarithmic axis, linear
         within plus and minus 0.001), coloured by failure mode. Full fine-tuning, deterministic. Grey line: the
         threshold 0.001 between kinematic and structural failures, fixed beforehand.""",
-    alt="@@FAIL@@",
+    alt="All points lie at negative signals, most of them left of the threshold and some right of it.",
 )
 
 # %% tags=["hide-input"]
@@ -306,7 +306,7 @@ nb.caption(
         threshold fixed beforehand (grey line), and the side that meets it (shaded). Each value is a median, quantile or
         share over the first {tested} contexts of each examined model, as the label says; deterministic runs. Crosses:
         the double-well control, which has two branches.""",
-    alt="@@TESTS@@",
+    alt="Every dot lies on the shaded side of its threshold; in several rows the cross lies on the other side.",
 )
 
 # %% tags=["hide-input"]

@@ -91,8 +91,8 @@ REHEARSALS = 5  # of a diagnosis: full fine-tuning, LoRA, the margin loss; and t
 REASONS = {
     "anywhere": """*Below the plain loop.* One replica runs the plain model. Both do the same work, batching gains
         nothing, and a ratio of 1 is the most to be expected. Copying the tree of modules and labelling the result take
-        a few milliseconds, spread over the few steps of a run. The table of everything that was measured shows how far single
-        rounds scatter. Sweeps do not run single replicas.""",
+        a few milliseconds, spread over the few steps of a run. The table of everything that was measured shows how far
+        single rounds scatter. Sweeps do not run single replicas.""",
     "recording": """*Recording.* A trainable readout changes at every step, and so do all overlaps and the drift. That
         takes four readings of the readout matrix, one writing, and a dozen short operations. The table “What recording
         costs” shows the floor, the time of one reading. Under SGD, whose updates have rank one, another code path could

@@ -251,7 +251,8 @@ nb.caption(
         logarithmic). Dots: {ratios.context.nunique()} contexts, one shade per format; bars: their median. Dotted: how
         well a critical rate is measured, {100 * tolerance:g} %. One panel per model and optimiser. Full fine-tuning,
         {steps} steps, deterministic, no seeds.""",
-    alt="For four bits critical rate and gap change most, overlap and kinematic number least. For eight bits little changes.",
+    alt="""For four bits critical rate and gap change most, overlap and kinematic number least. For eight bits little
+        changes.""",
 )
 
 # %% tags=["hide-input"]

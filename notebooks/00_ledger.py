@@ -144,15 +144,16 @@ def headline(pairs, contexts, real=()):
     if found := values.get("C10"):
         told = (
             "**It is known before step 1.** The critical learning rate of an architecture that had been left out was "
-            f"predicted blind to within {found['blind_error']:.1%}."
+            f"predicted blind to within {100 * found['blind_error']:.1f} %."
         )
         if found := values.get("R10"):
-            told += f" On two [real models](#fig-real-blind) the prediction is off by up to {found['blind_error']:.1%}."
+            off = f"{100 * found['blind_error']:.1f} %"
+            told += f" On two [real models](#fig-real-blind) the prediction is off by up to {off}."
         results += [told]
     if found := values.get("C7"):
         results += [
             "**The jump is a phantom.** In the median jump the softmax readout makes "
-            f"{found['median_readout_share']:.1%} of the change; the geometry of the embeddings makes the rest."
+            f"{100 * found['median_readout_share']:.1f} % of the change; the geometry of the embeddings makes the rest."
         ]
     return "\n".join(f"- {result}" for result in results) or "The runs behind this book do not suffice for a summary."
 

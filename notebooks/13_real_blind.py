@@ -454,7 +454,7 @@ for optimizer, label in labels.items():
         number=means[optimizer][last.name],
         off=off[last.name],
         each="; ".join(
-            f"that of {name} is {row['mean']:.3f} ({off[name]:+.1%}; undefined in {row.undefined} contexts)"
+            f"that of {name} is {row['mean']:.3f} ({100 * off[name]:+.1f} %; undefined in {row.undefined} contexts)"
             for name, row in known.iterrows()
         ),
     )
@@ -471,8 +471,8 @@ nb.answer(
     models=" and ".join(real_names),
     least=min(m.n_parameters for m in subjects) / 1e6,
     most=max(m.n_parameters for m in subjects) / 1e6,
-    adam=" and ".join(f"{value:.1%}" for value in adam),
-    sgd=" and ".join(f"{value:.1%}" for value in sgd),
+    adam=" and ".join(f"{100 * value:.1f} %" for value in adam),
+    sgd=" and ".join(f"{100 * value:.1f} %" for value in sgd),
     n=" and ".join(str(n) for n in blind_table.contexts["adam"]),
     asked=reported,
     blind="meets" if met["R10"] else "does not meet",

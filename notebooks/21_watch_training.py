@@ -277,7 +277,7 @@ def cost(interval):
     return {
         "steps between measurements": interval,
         "contexts watched": len(fitting),
-        "share of the training time": f"{share:.1%}",
+        "share of the training time": f"{100 * share:.1f} %",
     }
 
 

@@ -28,7 +28,7 @@
 #
 # The verdict is “not tested” if the sample is smaller than the claim asks for, or if a run behind the measurement is
 # damaged or no longer in the store. It is “stale” if the code that measured has changed since. Where only the sample
-# is too small, the table says in place of the verdict what the numbers say, and how many there are. [How verdicts are
+# is too small, the place of the verdict shows what the numbers say, and how many there are. [How verdicts are
 # made](../verdicts.md) says what a verdict is bound to, and what it is not.
 
 # %% tags=["parameters"]

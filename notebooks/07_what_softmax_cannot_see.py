@@ -430,7 +430,7 @@ nb.table(
 
 # %% [markdown]
 # Claims without a row of their own follow from these. The [kinematic number](../definitions.md#kinematic-number) (C8)
-# is made of gaps, so it is about the model. So is everything predicted from it (C10, C11). Two of the five tests
+# is made of gaps. So it is about the model, and everything predicted from it is too (C10, C11). Two of the five tests
 # against a broken symmetry (C5) are about the model: critical slowing down asks when the gap crosses zero, and the
 # effective potential along the update asks for the loss. The other tests measure sizes in one gauge: geometry, final
 # $\Phi$, loop areas and refined jumps. Jumps under LoRA (C6) depend on the gauge like those under full fine-tuning.

@@ -67,9 +67,9 @@ claims = {claim.id: claim for claim in load_claims()}
 # %% [markdown]
 # ## The models and their critical rates
 #
-# The models, their contexts and their published runs are those of [chapter 13](13_real_blind.ipynb). So are the
-# [critical learning rates](../definitions.md#critical-learning-rate), which were predicted first and then measured.
-# This chapter is mostly about Adam, which decides the verdicts.
+# The models, their contexts, their published runs and their [critical learning
+# rates](../definitions.md#critical-learning-rate) are those of [chapter 13](13_real_blind.ipynb). The rates were
+# predicted first and then measured. This chapter is mostly about Adam, which decides the verdicts.
 
 # %%
 found = published_runs.models_with_contexts(

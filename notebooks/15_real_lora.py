@@ -73,8 +73,9 @@ zoo = [nb.load(ref) for ref in nb.models]
 # %% [markdown]
 # ## The models and their critical rates
 #
-# The models, their contexts and their published runs are those of [chapter 13](13_real_blind.ipynb). So are the
-# [critical learning rates](../definitions.md#critical-learning-rate) of full fine-tuning.
+# The models, their contexts, their published runs and their [critical learning
+# rates](../definitions.md#critical-learning-rate) under full fine-tuning are those of [chapter
+# 13](13_real_blind.ipynb).
 
 # %%
 found = published_runs.models_with_contexts(

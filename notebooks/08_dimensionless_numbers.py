@@ -16,8 +16,8 @@
 # %% [markdown]
 # # 08 · Dimensionless numbers
 #
-# **Question.** Is there one dimensionless quantity that is the same for all architectures, and does the untouched
-# model tell it?
+# **Question.** Is there one dimensionless quantity that is the same for all architectures, and can it be computed from
+# the untouched model?
 #
 # ```{glue:md} answer_08
 # :format: myst

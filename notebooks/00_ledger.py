@@ -22,12 +22,13 @@
 # :format: myst
 # ```
 #
-# For each assertion we wrote down, before the runs, the quantity that tests it, the threshold it must meet, and the
-# optimiser whose measurement decides: Adam, because that is what practitioners use. SGD is shown beside it. The
-# notebooks record what they measured. The verdict follows from the two by one comparison. It is withheld (“not
-# tested”) if the sample is smaller than was asked for, or if one of the runs behind the measurement is no longer in
-# the store or is damaged, and “stale” if the code that measured has changed since. Where the sample alone is too small,
-# the place of the verdict says what its numbers say, and how many there are. [How verdicts are
+# For each assertion we wrote down three things before the runs: the quantity that tests it, the threshold it must
+# meet, and the optimiser whose measurement decides. That optimiser is Adam, because practitioners use it. SGD is
+# shown beside it. The notebooks record what they measured, and one comparison with the threshold gives the verdict.
+#
+# The verdict is “not tested” if the sample is smaller than the claim asks for, or if a run behind the measurement is
+# damaged or no longer in the store. It is “stale” if the code that measured has changed since. Where only the sample
+# is too small, the place of the verdict shows what the numbers say, and how many there are. [How verdicts are
 # made](../verdicts.md) says what a verdict is bound to, and what it is not.
 
 # %% tags=["parameters"]
@@ -60,8 +61,8 @@ ours = claims.verdicts(nb.store, sources, group="ours")
 # %% [markdown]
 # ## Value, threshold, verdict
 #
-# The number of a claim leads to its chapter, the figure to what was measured. Where a claim has several criteria,
-# each has a row.
+# The id of a claim links to its chapter. The word “figure” links to what was measured. A claim with several criteria
+# has a row for each.
 
 # %% tags=["hide-input"]
 LABELS = {"adam": "Adam", "sgd": "SGD"}
@@ -137,21 +138,22 @@ def headline(pairs, contexts, real=()):
             how_many = f"At least {markup.in_words(silent)} of"
         results += [
             f"**Silent failure is common.** {how_many} {markup.in_words(contexts)} sentences fail on every "
-            f"architecture, at learning rates from {lowest} to {highest} times the critical one: the loss falls at "
-            "every step, and the right word never comes first."
+            f"architecture, at learning rates in the tried range, {lowest} to {highest} times the predicted critical "
+            "one. The loss falls at every step, and the right word never comes first."
         ]
     if found := values.get("C10"):
         told = (
             "**It is known before step 1.** The critical learning rate of an architecture that had been left out was "
-            f"predicted blind to within {found['blind_error']:.1%}."
+            f"predicted blind to within {100 * found['blind_error']:.1f} %."
         )
         if found := values.get("R10"):
-            told += f" On two [real models](#fig-real-blind) the prediction is off by up to {found['blind_error']:.1%}."
+            off = f"{100 * found['blind_error']:.1f} %"
+            told += f" On two [real models](#fig-real-blind) the prediction is off by up to {off}."
         results += [told]
     if found := values.get("C7"):
         results += [
             "**The jump is a phantom.** In the median jump the softmax readout makes "
-            f"{found['median_readout_share']:.1%} of the change; the geometry of the embeddings makes the rest."
+            f"{100 * found['median_readout_share']:.1f} % of the change; the geometry of the embeddings makes the rest."
         ]
     return "\n".join(f"- {result}" for result in results) or "The runs behind this book do not suffice for a summary."
 
@@ -170,7 +172,7 @@ def runs_behind(pairs):
 nb.table(verdict_table(pairs, real), runs=runs_behind(pairs))
 
 # %% [markdown]
-# The first page shows one line for each claim, and says in a few sentences what matters most, with the numbers of
+# The first page shows one line for each claim. It also gives the main results in a few sentences, with the numbers of
 # this ledger.
 
 # %% tags=["hide-input"]
@@ -181,21 +183,21 @@ count = {status: sum(verdict.status == status for verdict in decisive) for statu
 small = sum(bool(verdict.outlook) for verdict in decisive)
 nb.answer(
     "Of {claims} claims, {yes} are reproduced and {no} are not; {withheld} were not tested{why}. The table "
-    "below has every value with its threshold; nothing in it is typed by hand.",
+    "below gives every value with its threshold. All its numbers are computed.",
     claims=len(decisive),
     yes=count[claims.REPRODUCED],
     no=count[claims.NOT_REPRODUCED],
     withheld=count[claims.NOT_TESTED] + count[claims.STALE],
-    why=f", {small} of them for want of a larger sample: the table has what their numbers say" if small else "",
+    why=f", {small} of them because the sample is too small" if small else "",
 )
 
 # %% [markdown]
 # ## On real models
 #
-# These claims are about [two real models](13_real_blind.ipynb), of the size that we take the paper to have
-# studied. They have their own samples, declared before the runs. R1 to R7 ask the paper's again. R8 and R10 sharpen C8
-# and C10, and R9 stands beside C9 but asks something else: not whether LoRA suffices, but whether its critical rate
-# follows from step 0.
+# These claims are about [two real models](13_real_blind.ipynb), of the size that we take the paper to have studied.
+# Their samples are their own and were declared before the runs. R1 to R7 repeat claims of the paper. R8 and R10
+# sharpen C8 and C10. R9 belongs to C9 but asks another question. C9 asks whether LoRA suffices; R9 asks whether
+# LoRA's critical rate follows from step 0.
 
 # %% tags=["hide-input"]
 if runs_behind(real):
@@ -206,16 +208,17 @@ else:
 # %% [markdown]
 # ## Claims of our own
 #
-# These are not the paper's. They say what we expected of [a loss that looks at the competitor](18_cure.ipynb) (O1 to
-# O4), of [what softmax cannot see](07_what_softmax_cannot_see.ipynb) (O5 to O9) and of [a data
-# set](17_from_one_sentence_to_a_data_set.ipynb) (O10 to O14). They were written down before the runs like the others;
-# the file of claims says what a prototype had shown by then. Here “reproduced” means that the expectation was met.
+# These claims are ours, not the paper's. They say what we expected of [a loss that looks at the
+# competitor](18_cure.ipynb) (O1 to O4), of [what softmax cannot see](07_what_softmax_cannot_see.ipynb) (O5 to O9) and
+# of [a data set](17_from_one_sentence_to_a_data_set.ipynb) (O10 to O14). Like the others, they were written down
+# before the runs. The file of claims says what a prototype had shown by then. Here “reproduced” means that the
+# expectation was met.
 
 # %% tags=["hide-input"]
 nb.table(verdict_table(ours), runs=runs_behind(ours))
 
 # %% [markdown]
-# ## The wording of the quantities, and what lies behind each
+# ## The quantities in full, and the evidence for each
 
 # %% tags=["hide-input"]
 for verdict, _ in [*pairs, *real, *ours]:

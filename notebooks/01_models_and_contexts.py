@@ -14,16 +14,16 @@
 # %% [markdown]
 # # 01 · Models and contexts
 #
-# **Question.** On what are the claims tested, and are these models fit for the purpose?
+# **Question.** Which models and sentences are the claims tested on, and do they suit the purpose?
 #
 # ```{glue:md} answer_01
 # :format: myst
 # ```
 #
 # Large public checkpoints are the natural subjects, and the `paper` profile runs this book on them. The default
-# profile must run anywhere, offline, in minutes. So it uses a *zoo*: models with the real GPT-2, GPT-NeoX and Llama
-# architectures, but small, trained on a language that we generate. That has one advantage over natural text: the
-# language's own probabilities are known exactly, so we can say how far each model is from a perfect one.
+# profile must run anywhere, offline, in minutes. So it uses a *zoo*: small models with the real GPT-2, GPT-NeoX and
+# Llama architectures, trained on a language that we generate. The language's own probabilities are known exactly. So
+# we can say how far each model is from a perfect one.
 
 # %% tags=["parameters"]
 models: list[str] = ["zoo:gpt2-s", "zoo:neox-s"]  # zoo:NAME, pretrained:NAME, a folder, a GGUF file or a hub id
@@ -53,7 +53,7 @@ nb = notebook.start("01_models_and_contexts")
 # The two families differ in how they are built. The GPT-2 style models tie the readout to the token embedding, learn
 # their positions, and start from random weights of a fixed size (standard deviation 0.02). The GPT-NeoX style models
 # have a readout of their own, rotary positions, parallel residual branches, and GPT-NeoX's width-dependent
-# initialisation. The Llama style model belongs to neither family and is held out: no fine-tuning of it is looked at
+# initialisation. The Llama style model belongs to neither family. It is held out: we look at no fine-tuning of it
 # until its [critical learning rate](../definitions.md#critical-learning-rate) has been predicted.
 
 # %%
@@ -77,9 +77,9 @@ nb.table(
 # %% [markdown]
 # ## How well each model learnt its language
 #
-# A language model cannot do better than the language's own entropy. For the generated language that bound is exact:
-# we know the probability of every sentence. The table compares the cross-entropy of each zoo model with the bound, on
-# the same held-out sentences, in nats per token. The excess is what the model still has to learn.
+# A language model cannot do better than the language's own entropy. For the generated language we know that bound
+# exactly, because we know the probability of every sentence. The table compares the cross-entropy of each zoo model
+# with the bound, on the same held-out sentences, in nats per token. The excess is what the model still has to learn.
 
 # %%
 zoo = [ref.removeprefix("zoo:") for ref in nb.models if ref.startswith("zoo:")]
@@ -107,11 +107,11 @@ else:
 # %% [markdown]
 # ## The contexts before training
 #
-# Each [context](../definitions.md#context) is a prompt, its correct completion $c$, and a competitor $k$ that
-# nearly means the same. Fine-tuning will ask for $c$. We measure the probabilities of the two words, their [logit
-# gap](../definitions.md#context) $\Delta = z_c - z_k$, the [overlap](../definitions.md#geometry) $g_{ck}$ of
-# their readout rows, and the mass of all other tokens, the bulk. The table shows the smallest and the largest value
-# over the contexts.
+# Each [context](../definitions.md#context) is a prompt, its correct completion $c$, and a competitor $k$ that nearly
+# means the same. Fine-tuning trains the model to say $c$. We measure the probabilities of the two words, their [logit
+# gap](../definitions.md#context) $\Delta = z_c - z_k$, the [overlap](../definitions.md#geometry) $g_{ck}$ of their
+# readout rows, and the mass of all other tokens, the bulk. The table shows the smallest and the largest value over
+# the contexts.
 
 
 # %%
@@ -145,8 +145,8 @@ nb.table(spread.reset_index(), digits=2)
 
 # %% [markdown]
 # Are the requirements met? They were written before the models were trained. The competitor must outrank the correct
-# word everywhere; the bulk must hold at least 40 % of the probability in most contexts; and the overlaps must be
-# spread, so that a law can be told from a coincidence.
+# word everywhere. The bulk must hold at least 40 % of the probability in most contexts. The overlaps must be spread,
+# so that a law can be told from a coincidence.
 
 # %%
 cells = len(step0)
@@ -171,12 +171,12 @@ nb.glue("cells", cells)
 # %% tags=["hide-input"]
 sizes = [m.n_parameters / 1e6 for m in loaded]
 learnt = (
-    f"They learnt their language to within {trained.excess.max():.2f} nats per token of its own entropy." if zoo else ""
+    f"The models come within {trained.excess.max():.2f} nats per token of their language's entropy." if zoo else ""
 )
 nb.answer(
-    "On {count} language models of {small:.2g} to {large:.2g} million parameters and {contexts} "
-    "sentences whose right completion has a near-synonym that the model prefers. {learnt} The competitor "
-    "leads in {behind} of {cells} cases, by {least:.1f} to {most:.1f} nats.",
+    "The claims are tested on {count} language models of {small:.2g} to {large:.2g} million parameters and on "
+    "{contexts} sentences. The right completion of each has a near-synonym that the model prefers. {learnt} The "
+    "competitor leads in {behind} of {cells} cases, by {least:.1f} to {most:.1f} nats.",
     count=len(loaded),
     small=min(sizes),
     large=max(sizes),
@@ -189,7 +189,7 @@ nb.answer(
 )
 
 # %% [markdown]
-# The sentences, and all of them in all models:
+# The first table lists the sentences. The second gives their values in every model.
 
 # %% tags=["hide-input"]
 nb.table(
@@ -201,18 +201,18 @@ nb.table(step0, top=len(nb.contexts))
 # ## The overlaps of the readout
 #
 # The [order parameter](../definitions.md#order-parameter-signal-and-drag) of this book depends on the overlaps
-# $g_{ij}$, the cosines between rows of the readout. In a high-dimensional space random directions would be nearly
-# orthogonal. Trained readouts are not random: their rows share a common direction, so the mean overlap is positive. How
-# strongly differs between the families.
+# $g_{ij}$, the cosines between rows of the readout. Random directions in a high-dimensional space would be nearly
+# orthogonal. Trained readouts are not random: their rows share a common direction, so the mean overlap is positive.
+# The families differ in how strong that direction is.
 
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-overlaps",
-    """Overlaps of readout rows (cosine similarity) in each model: density over all pairs of distinct
-        tokens (one million sampled pairs; fixed seed), its mean (grey line), and the overlaps of the
-        contexts' near-synonym pairs (orange ticks). Measured on the models before any fine-tuning.""",
-    alt="""Histograms of the cosine similarity between readout rows, one panel per model, with the overlaps of
-        the context pairs marked.""",
+    """Overlaps of readout rows (cosine similarity) in each model, one panel and one colour per model. Histogram:
+        density over pairs of distinct tokens (one million sampled pairs, fixed seed). Grey line: its mean. Orange
+        ticks: the near-synonym pairs of the contexts. Measured before any fine-tuning.""",
+    alt="""In every model most overlaps lie around a mean above zero. The orange ticks of the near-synonyms lie far to
+        the right.""",
 )
 
 # %%
@@ -242,7 +242,19 @@ nb.figure(overlap_histograms(samples, step0, model_colours(loaded)), "fig-overla
 # %% [markdown]
 # ## What could be wrong
 #
-# The zoo is small and its language is simple: short sentences from a fixed set of frames. A claim that holds here
-# need not hold in a large model, and the other way round. The language was made to contain near-synonyms of known
-# interchangeability, so the contexts are easier to interpret than natural ones. That is what makes the zoo a good
-# instrument, and why the same notebooks also run on public checkpoints.
+# The zoo is small and its language is simple: short sentences from a fixed set of frames. A claim that holds here may
+# fail in a large model, and a claim that fails here may hold there. The language was made to contain near-synonyms of
+# known interchangeability, so its contexts are easier to interpret than natural ones. This makes the zoo a good
+# instrument. It is also why the same notebooks run on public checkpoints.
+#
+# ## Exercise
+#
+# Open this chapter with `phantom edit 01`. In the cell that begins `samples = `, subtract the mean row from the
+# readout: write `m.readout - m.readout.mean(0)` in place of `m.readout`. Run the cell and the figure. Where is the
+# mean overlap now?
+#
+# :::{dropdown} Answer
+# It is about zero in both models: the positive mean came from the direction that all rows share. No prediction of the
+# model changes when one vector is subtracted from all rows, as [chapter 07](07_what_softmax_cannot_see.ipynb) shows.
+# So the mean overlap is about how the readout is written down, not about what the model says.
+# :::

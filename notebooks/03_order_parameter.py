@@ -59,7 +59,7 @@ labels = {"adam": "Adam", "sgd": "SGD"}
 # ## Definition
 #
 # Let $\hat e_i$ be the normalised rows of the readout, $g_{ij} = \hat e_i \cdot \hat e_j$ their
-# [overlaps](../definitions.md#geometry), and $p$ the predicted distribution of the next token. Put
+# [overlaps](../definitions.md#geometry), and $p$ the predicted distribution of the next token. Define
 #
 # $$\rho = \sum_i p_i\, \hat e_i \hat e_i^\top .$$
 #
@@ -69,26 +69,27 @@ labels = {"adam": "Adam", "sgd": "SGD"}
 #
 # $$\Phi = \mathrm{Tr}\,[\rho\,(\Pi_c - \Pi_k)] = \sum_i p_i\,(g_{ci}^2 - g_{ki}^2) .$$
 #
-# Two terms of the sum belong to $c$ and $k$ themselves; the rest is the bulk. That is the split:
+# Two terms of the sum belong to $c$ and $k$ themselves, the rest to the bulk. So $\Phi$ splits into two parts:
 #
 # $$\Phi = \underbrace{(p_c - p_k)(1 - g_{ck}^2)}_{\text{signal } S}
 #   + \underbrace{\sum_{i \ne c,k} p_i\,(g_{ci}^2 - g_{ki}^2)}_{\text{drag } D} .$$
 #
-# $\Phi$ reaches its largest value $1 - g_{ck}^2$ among predictions certain of $c$, and lies between $\pm\sqrt{1 -
-# g_{ck}^2}$ always. The signal has the sign of $p_c - p_k$, so it is positive exactly when the correct token leads.
-# $\Phi$ need not be: where the bulk lies closer to $c$ than to $k$, the drag alone can make it positive while $k$
-# still leads. That is why this book decides by the logit gap whether a token has overtaken, and shows $\Phi$ with its
-# two parts.
+# A prediction that is certain of $c$ has $\Phi = 1 - g_{ck}^2$. Every $\Phi$ lies between $\pm\sqrt{1 - g_{ck}^2}$.
+# The signal has the sign of $p_c - p_k$, so it is positive exactly when the correct token leads. $\Phi$ may be
+# positive before: where the bulk lies closer to $c$ than to $k$, the drag alone can make it positive while $k$ still
+# leads. That is why this book decides by the logit gap whether a token has overtaken, and shows $\Phi$ with its two
+# parts.
 #
 # The abstract of the paper names a density matrix over a non-orthogonal basis; this form of it is our reconstruction.
 
 # %% [markdown]
 # ## Is the split exact?
 #
-# We compute $\Phi$ twice. Once from the definition: build $\rho$ as a $d \times d$ matrix and take the trace. Once
-# as $S + D$. The two share no intermediate result. Before training we compare them in double precision; along
-# training in the precision of the run, at multiples of each [context](../definitions.md#context)'s [predicted
-# critical rate](../definitions.md#critical-learning-rate), below and above it.
+# We compute $\Phi$ twice. The first way follows the definition: it builds $\rho$ as a $d \times d$ matrix and takes
+# the trace. The second way is $S + D$. The two share no intermediate result. Before training we compare them in
+# double precision. Along training we compare them in the precision of the run, at multiples of each
+# [context](../definitions.md#context)'s [predicted critical rate](../definitions.md#critical-learning-rate), below
+# and above it.
 
 
 # %%
@@ -141,8 +142,8 @@ nb.table(
 # %% [markdown]
 # ## Signal and drag along training
 #
-# One context of the first model, below and above its predicted critical learning rate. Dotted lines mark the bound
-# $\pm\sqrt{1 - g_{ck}^2}$ at step 0.
+# We follow one context of the first model, below and above its predicted critical learning rate. Dotted lines mark
+# the bound $\pm\sqrt{1 - g_{ck}^2}$ at step 0.
 
 # %% tags=["remove-cell"]
 nb.caption(
@@ -150,7 +151,8 @@ nb.caption(
     """Order parameter (black, dashed), signal (green) and drag (pink) along training: first context,
         first model, Adam, full fine-tuning, one deterministic run per panel, whose learning rate is given
         in units of the predicted critical one. Dotted: the bound on the order parameter at step 0.""",
-    alt="Signal, drag and their sum against the step, one panel per multiple of the predicted critical rate.",
+    alt="""The drag stays near zero. Signal and order parameter stay below zero at the smaller rates and cross it at the
+        largest.""",
 )
 
 # %%
@@ -190,9 +192,9 @@ nb.figure(
     data=one[["signal", "drag", "phi"]].to_dataframe().reset_index(),
 )
 nb.say(
-    "The context is “{prompt} …” with $c$ “{correct}” and $k$ “{competitor}”. After {steps} steps the "
-    "order parameter is {values} times the predicted critical rate. A prediction certain of $c$ would "
-    "give $1 - g_{{ck}}^2$, at step 0 {bound:.3f}.",
+    "The context is “{prompt} …” with $c$ “{correct}” and $k$ “{competitor}”. After {steps} steps the order parameter "
+    "is {values} times the predicted critical rate. A prediction certain of $c$ would give $1 - g_{{ck}}^2$, which is "
+    "{bound:.3f} at step 0.",
     prompt=nb.contexts[0].prompt,
     correct=one.correct.item(),
     competitor=one.competitor.item(),
@@ -204,16 +206,17 @@ nb.say(
 # %% [markdown]
 # ## The spectrum of the density matrix
 #
-# The eigenvalues of $\rho$ say how many directions the prediction is spread over. A certain prediction has one
+# The eigenvalues of $\rho$ say over how many directions the prediction is spread. A certain prediction has one
 # eigenvalue equal to one. The exponential of the von Neumann entropy is the effective rank. Because readout rows
 # share a common direction, $\rho$ has one large eigenvalue even for a broad distribution.
 
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-spectrum",
-    """Largest thirty eigenvalues of the density matrix, before training (solid) and after it (dashed):
-        first context, largest learning rate, Adam, full fine-tuning, one deterministic run per model.""",
-    alt="Eigenvalue spectra on a logarithmic scale, one panel per model.",
+    """Largest thirty eigenvalues of the density matrix before training (solid) and after it (dashed), on a
+        logarithmic axis, one panel and one colour per model. First context, largest learning rate, Adam, full
+        fine-tuning, one deterministic run per model.""",
+    alt="In every panel one eigenvalue is the largest. Training makes it larger and nearly all others smaller.",
 )
 
 # %%
@@ -279,12 +282,11 @@ nb.table(purities, runs=adam)
 start = [ds.isel(step=0, rate=0, seed=0) for ds in adam.values()]
 drag_alone = sum(int(((ds.phi > 0) & (ds.logit_gap < 0)).sum()) for ds in start)
 nb.answer(
-    "The order parameter $\\Phi$: the difference between the correct token's and the competitor's "
-    "weight in a *density matrix* built from the predicted distribution and the directions of the "
-    "readout. It splits into a signal, which is about the two tokens, and a drag, which is about all "
-    "others, exactly: to {exact:.0e} before training and to {along:.0e} along {runs} runs. Before "
-    "training, when the competitor leads everywhere, the drag alone makes $\\Phi$ positive in "
-    "{drag_alone} of {cells} cases.",
+    "The order parameter $\\Phi$ does. It is the difference between the weights of the correct token and the "
+    "competitor in a *density matrix*, which is built from the predicted distribution and the directions of the "
+    "readout. It splits exactly into a signal, which is about the two tokens, and a drag, which is about all others. "
+    "The two sum to it within {exact:.0e} before training and within {along:.0e} along {runs} runs. Before training "
+    "the competitor leads everywhere, and the drag alone makes $\\Phi$ positive in {drag_alone} of {cells} cases.",
     exact=exact,
     along=max(residuals.values()),
     runs=sum(ds.diverged_step.size for ds in runs.values()),
@@ -295,11 +297,22 @@ nb.answer(
 # %% [markdown]
 # ## What it means
 #
-# $\Phi$ is a linear function of the prediction at fixed geometry, and the geometry enters through squared overlaps
-# only. So its behaviour can be traced to two causes that can be told apart exactly: the prediction moved, or the
-# readout moved. [Chapter 06](06_phantoms.ipynb) uses that split.
+# At fixed geometry $\Phi$ is a linear function of the prediction, and the geometry enters through squared overlaps
+# only. So a change of $\Phi$ has two causes that can be told apart exactly: the prediction moved, or the readout
+# moved. [Chapter 06](06_phantoms.ipynb) uses that split.
 #
 # ## What could be wrong
 #
-# Other order parameters could be built from the same ingredients: another power of the overlap, the input embedding
-# instead of the readout. [Chapter 11](11_scope_and_sensitivity.ipynb) changes them and shows which conclusions move.
+# Other order parameters can be built from the same ingredients, with another power of the overlap or with the input
+# embedding instead of the readout. [Chapter 11](11_scope_and_sensitivity.ipynb) makes these changes and shows which
+# conclusions move.
+#
+# ## Exercise
+#
+# Open this chapter with `phantom edit 03`. In `before_training`, write `dtype="float32"` in place of
+# `dtype="float64"`, and run the cell and the table. How far apart are the trace and $S + D$ now?
+#
+# :::{dropdown} Answer
+# The largest difference grows from about $10^{-16}$ to about $10^{-7}$. Each is about the rounding error of its
+# precision. So the split is exact, and the difference is rounding.
+# :::

@@ -66,14 +66,14 @@ titles = {"adam": "Adam", "sgd": "SGD"}
 # ## What was done
 #
 # For each model, [context](../definitions.md#context) and optimiser we first find the [critical learning
-# rate](../definitions.md#critical-learning-rate) $\eta_c$: the smallest one at which the correct token overtakes
-# within the budget of steps, to within half a percent. Then we fine-tune all parameters at fixed multiples of it,
-# below and above.
+# rate](../definitions.md#critical-learning-rate) $\eta_c$ to within 0.5 %. It is the smallest rate at which the
+# correct token overtakes within the budget of steps. Then we fine-tune all parameters at fixed multiples of it, below
+# and above.
 #
 # A step of the [order parameter](../definitions.md#order-parameter-signal-and-drag) $\Phi$ is a [catapult-like
-# jump](../definitions.md#jumps) if it is large in two ways. It is larger than a tenth of the greatest value that
-# $|\Phi|$ can take, $\sqrt{1 - g_{ck}^2}$. And it is larger than ten times the median step of its own run, so that
-# a run that moves fast all the time has none.
+# jump](../definitions.md#jumps) if it is large in two ways. It exceeds a tenth of the greatest value that $|\Phi|$
+# can take, $\sqrt{1 - g_{ck}^2}$. It also exceeds ten times the median step of its own run, so a run that moves fast
+# all the time has no jump.
 
 
 # %%
@@ -111,20 +111,20 @@ nb.table(
 # %% [markdown]
 # ## One context, six learning rates
 #
-# The three columns show the same runs: the loss, the [logit gap](../definitions.md#context), the order
-# parameter. Below the critical rate the gap never reaches zero. Just above it, nothing dramatic happens: the curves
-# are the same, only faster. At large multiples $\Phi$ leaps. The rings mark the steps that meet the definition of a
-# jump.
+# The three columns show the same runs: the loss, the [logit gap](../definitions.md#context) and the order parameter.
+# Below the critical rate the gap never reaches zero. Just above it the curves look the same, only faster. At large
+# multiples $\Phi$ leaps. The rings mark the steps that meet the definition of a jump.
 
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-jumps",
-    """Fine-tuning one context at six learning rates, under Adam (top) and SGD (bottom): cross-entropy,
-        logit gap and order parameter against the step. Colour: learning rate in units of the critical
-        one. Rings: steps that are jumps by the definition above. One model, one context (the one with the
-        largest jump under Adam), all parameters trained, one deterministic run per curve.""",
-    alt="""Three panels per optimiser: cross-entropy falls, the logit gap and the order parameter rise, faster
-        the larger the learning rate; jumps of the order parameter are ringed.""",
+    f"""Fine-tuning one context at {len(multiples)} learning rates, under Adam (top) and SGD (bottom): cross-entropy,
+        logit gap and order parameter against the step. Colour: learning rate in units of the critical one. Rings:
+        jumps, which are steps above {size_factor:g} of the bound on the order parameter and above {median_factor:g}
+        times the run's median step. First model; the context with the largest jump under Adam; all parameters
+        trained; one deterministic run per curve.""",
+    alt="""Cross-entropy falls in every run, faster the larger the learning rate. The logit gap and the order parameter
+        climb slowly at small rates and leap within a step or two at the largest, where rings mark jumps.""",
 )
 
 # %%
@@ -188,18 +188,17 @@ else:
 # %% [markdown]
 # ## All architectures
 #
-# The same for every context of every model, at the largest multiple (coloured) and at one and a half times the
-# critical rate or the nearest multiple to it (grey).
+# The figure shows every context of every model at the largest multiple (coloured). Grey curves are the multiple
+# nearest to one and a half times the critical rate.
 
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-jump-architectures",
-    """Order parameter over its bound for every context of each model under Adam: at the largest
-        multiple of the critical rate (coloured; rings mark jumps) and near 1.5 times the critical rate
-        (grey). One deterministic run per context and rate; the number of contexts is the number of curves
-        of a kind.""",
-    alt="""One panel per model: at the large learning rate the order parameter of most contexts leaps within the
-        first steps; at the small one it climbs smoothly.""",
+    f"""Order parameter over its bound for every context under Adam, one panel per model. Coloured: at
+        {multiples[-1]:g} times the critical rate; rings mark jumps. Grey: near 1.5 times the critical rate. Full
+        fine-tuning; one curve per context, one deterministic run per curve.""",
+    alt="""In every panel most coloured curves leap within the first steps and are ringed there; the grey curves climb
+        smoothly.""",
 )
 
 # %% tags=["hide-input"]
@@ -216,14 +215,17 @@ nb.figure(
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-jump-counts",
-    """Number of contexts with at least one jump, by model and learning rate of Adam in units of the
-        critical rate of each context. All parameters trained, one deterministic run per cell and context.""",
-    alt="Heat map of the number of contexts that jump, by model and multiple of the critical rate, under Adam.",
+    f"""Number of contexts of {len(nb.contexts)} with at least one jump under Adam. Rows: models. Columns: learning rate
+        in units of each context's critical rate. The brighter a cell, the larger its number. All parameters trained,
+        one deterministic run per cell and context.""",
+    alt="Up to three times the critical rate hardly any context jumps; at ten times some do, at thirty times most.",
 )
 nb.caption(
     "fig-jump-counts-sgd",
-    "The same count under SGD, at the same multiples of its own critical rates.",
-    alt="Heat map of the number of contexts that jump, by model and multiple of the critical rate, under SGD.",
+    f"""Number of contexts of {len(nb.contexts)} with at least one jump under SGD, at the same multiples of SGD's own
+        critical rates. Rows: models; columns: learning rates; the brighter a cell, the larger its number. All
+        parameters trained, one deterministic run per cell and context.""",
+    alt="Up to three times the critical rate hardly any context jumps; at ten times some do, at thirty times most.",
 )
 
 # %%
@@ -264,9 +266,9 @@ every_jump = jumps.table()
 for optimizer in titles:
     pooled = every_jump[every_jump.optimizer == optimizer]
     nb.say(
-        "**{label}**: contexts with a jump at {rates} times the critical rate: {counts}, of {contexts}. "
-        "There are {jumps} jumps in all, of {median:.0%} of the bound in the median and {largest:.0%} "
-        "at most. The loss rises in {rising} of them."
+        "**{label}**: contexts (of {contexts}) with a jump at {rates} times the critical rate, by model: {counts}. The "
+        "{jumps} jumps at all rates have a median size of {median:.0%} of the bound and a largest of {largest:.0%}. "
+        "The loss rises in {rising} of them."
         if len(pooled)
         else "**{label}**: no jump at any rate.",
         label=titles[optimizer],
@@ -283,23 +285,22 @@ for optimizer in titles:
 # ## The edge of stability
 #
 # In the literature a *catapult* {cite}`lewkowycz2020catapult` happens when the learning rate exceeds
-# $2/\lambda_{\max}$, with $\lambda_{\max}$ the sharpness: the largest eigenvalue of the Hessian of the loss. Beyond
-# this edge of stability the quadratic approximation of the loss says that steps overshoot. For Adam the Hessian is
-# first rescaled by the size of its first update. So $\eta\lambda_{\max}/2 = 1$ marks the edge for both.
+# $2/\lambda_{\max}$. Here $\lambda_{\max}$ is the sharpness, the largest eigenvalue of the Hessian of the loss.
+# Beyond this edge of stability the quadratic approximation of the loss says that steps overshoot. For Adam the
+# Hessian is first rescaled by the size of Adam's first update. So $\eta\lambda_{\max}/2 = 1$ marks the edge for both
+# optimisers.
 #
-# Are our jumps such catapults? If they were, they would start at the grey vertical line, and the loss would rise as
-# they begin.
+# Are our jumps such catapults? If so, they start at the grey vertical line, and the loss rises as they begin.
 
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-edge",
-    f"""Largest single step of the order parameter in each run, over its bound, against the learning rate
-        in units of the edge of stability of the untrained model. Filled: runs with a jump. Dotted: the
-        smallest size of a jump, fixed beforehand. The first contexts of the list in each model (at most
-        {sharpness_contexts}), all learning rates; one deterministic run per point. Sharpness by Lanczos
-        iteration at step 0; for Adam, of the Hessian rescaled by the first update.""",
-    alt="""Scatter plots of the largest step of the order parameter against the learning rate over the edge of
-        stability, one panel per optimiser.""",
+    f"""Largest single step of the order parameter in each run, over its bound, against the learning rate in units of
+        the edge of stability of the untrained model (grey vertical line). One colour per model. Filled: runs with a
+        jump; open: runs without. Dotted: the smallest size of a jump, fixed beforehand. The first contexts of each
+        model (at most {sharpness_contexts}) at all learning rates; one deterministic run per point. The sharpness is
+        computed by Lanczos iteration at step 0; for Adam, of the Hessian rescaled by the first update.""",
+    alt="The largest step grows with the learning rate; runs with a jump are those at the largest rates.",
 )
 
 # %%
@@ -360,11 +361,11 @@ for optimizer in titles:
     start = onsets[onsets.optimizer == optimizer].edge
     at_critical = edges[edges.optimizer == optimizer].drop_duplicates(["model", "context"]).critical_edge
     nb.say(
-        "**{label}**: at the critical rate $\\eta_c\\lambda_{{\\max}}/2$ has the median {median:.3g} "
+        "**{label}**: at the critical rate the median of $\\eta_c\\lambda_{{\\max}}/2$ is {median:.3g} "
         "(from {min:.3g} to {max:.3g}, {count:.0f} contexts). "
         + (
-            "At the smallest tried rate with a jump it has the median {start[median]:.3g} (from {start[min]:.3g} to "
-            "{start[max]:.3g}, {start[count]:.0f} contexts); in {below} of them the jump comes below the edge of "
+            "At the smallest tried rate with a jump its median is {start[median]:.3g} (from {start[min]:.3g} to "
+            "{start[max]:.3g}, {start[count]:.0f} contexts). In {below} of them the jump comes below the edge of "
             "stability."
             if len(start)
             else "None of these runs has a jump."
@@ -378,10 +379,10 @@ near = [index for index, multiple in enumerate(multiples) if multiple < min(coun
 pooled = every_jump[every_jump.optimizer == "adam"]
 rising = int((every_jump.loss_change > 0).sum())
 nb.answer(
-    "Both, and the learning rate decides which. Under Adam, up to {largest:g} times the critical rate {near} of "
-    "{contexts} contexts jump: the order parameter climbs smoothly. At {rates} times, {far} of them do, "
-    "by a median of {median:.0%} of the largest possible value in a single step. Of the jumps whose "
-    "sharpness was measured, {below} begin below the edge of stability. The loss rises in {rising} of all {all} jumps "
+    "Both happen, and the learning rate decides which. Under Adam, {near} of {contexts} contexts jump at up to "
+    "{largest:g} times the critical rate: the order parameter climbs smoothly. At {rates} times, {far} of them jump, "
+    "by a median of {median:.0%} of the largest possible value in a single step. Where the sharpness was measured, "
+    "the first jumps begin below the edge of stability in {below}. The loss rises in {rising} of all {all} jumps "
     "under both optimisers: {verdict}",
     largest=multiples[near[-1]] if near else np.nan,
     near=sum(table.query("rate in @near").context.nunique() for table in adam_jumps.values()),
@@ -395,22 +396,33 @@ nb.answer(
     ),
     rising=rising,
     all=len(every_jump),
-    verdict="some may be catapults." if rising else "jumps yes, catapults no.",
+    verdict="some may be catapults." if rising else "none of these jumps is a catapult.",
 )
 
 # %% [markdown]
 # ## What it means
 #
-# Overtaking needs no jump: at the critical rate the path is smooth. Jumps are what the same path looks like when it
-# is walked in few, large steps. The ledger's claim C4 asks for jumps; what gave a catapult its name, a loss that
-# rises before it falls, it does not ask for, and the sentence above says how often it was seen. Whether they are more
-# than that, a phase transition for instance, is the question of [chapter 06](06_phantoms.ipynb).
+# Overtaking needs no jump: at the critical rate the path is smooth. A jump is what the same path looks like in few,
+# large steps. The ledger's claim C4 asks for jumps only. A catapult got its name from a loss that rises before it
+# falls, and C4 does not ask for that; the answer above says how often it was seen. [Chapter 06](06_phantoms.ipynb)
+# asks whether the jumps are more than large steps, a phase transition for instance.
 #
 # ## What could be wrong
 #
 # The two factors in the definition of a jump, a tenth and ten, are our reconstruction; [chapter
 # 11](11_scope_and_sensitivity.ipynb) varies them. A jump that takes two steps counts as two. Learning rates are
-# multiples of a critical rate that belongs to a budget of steps, so "30 times critical" is not a universal number.
-# The sharpness is that of the untrained model, on a few contexts; it changes during training. For Adam, dividing by
-# the size of the first update makes directions with tiny gradients look very sharp, so Adam's edge at step 0 is a
-# weak guide.
+# multiples of a critical rate that belongs to a budget of steps, so “30 times critical” is not a universal number.
+# The sharpness is that of the untrained model, on a few contexts; it changes during training. For Adam, we divide by
+# the size of the first update, which makes directions with tiny gradients look very sharp. So Adam's edge at step 0
+# is a weak guide.
+#
+# ## Exercise
+#
+# Open this chapter with `phantom edit 05`. What does the second condition on a jump do? In `jumps_of`, write
+# `median_factor=1` in place of `median_factor=median_factor`, and run that cell and the maps of counts again. At
+# which rates do more contexts jump?
+#
+# :::{dropdown} Answer
+# At ten times the critical rate. There the gap still takes several large steps, so no single step stood out from its
+# run. At thirty times nothing changes: one step makes most of the change, and it stood out before.
+# :::

@@ -73,25 +73,26 @@ titles = {"adam": "Adam", "sgd": "SGD"}
 # %% [markdown]
 # ## The shift
 #
-# The logit of token $i$ is $z_i = E_i \cdot h$, with $E_i$ its row of the readout and $h$ the last hidden state. Add
-# one vector $a$ to all rows. Every logit moves by the same number $a \cdot h$, and a softmax does not see a number
-# that all logits share. So no prediction changes.
+# The logit of token $i$ is $z_i = E_i \cdot h$, where $E_i$ is its row of the readout and $h$ the last hidden state.
+# Add one vector $a$ to all rows. Every logit moves by the same number $a \cdot h$, and a softmax does not see a
+# number that all logits share. So no prediction changes.
 #
-# Nor does training. The gradient of the loss with respect to $h$ is $\sum_i (p_i - y_i) E_i$, with $y$ the target,
-# and the shift adds $a \sum_i (p_i - y_i) = 0$ to it. The gradient with respect to row $i$ is $(p_i - y_i)\, h$, in
-# which no $E$ occurs. So if the readout is a matrix of its own (not tied to the input embedding), every gradient is
-# the same, and so is every step of SGD and of Adam, under full fine-tuning and under LoRA. Weight decay of $E$ would
-# be the exception. That such a shift leaves a *given* model as it is, is known
-# {cite:p}`nielsen2026cosine,steck2024cosine`; here the whole training stays.
+# Training does not change either. The gradient of the loss with respect to $h$ is $\sum_i (p_i - y_i) E_i$, with $y$
+# the target, and the shift adds $a \sum_i (p_i - y_i) = 0$ to it. The gradient with respect to row $i$ is
+# $(p_i - y_i)\, h$, and no $E$ occurs in it. Now let the readout be a matrix of its own, not tied to the input
+# embedding. Then every gradient stays the same, and so does every step of SGD and of Adam, under full fine-tuning and
+# under LoRA. Weight decay of $E$ would be the exception. It is known that such a shift leaves a *given* model as it
+# is {cite:p}`nielsen2026cosine,steck2024cosine`; here it leaves the whole training as it is.
 #
-# What does change is every overlap $g_{ij}$: they are cosines, and a cosine depends on where the origin is. With them
-# change the [order parameter](../definitions.md#order-parameter-signal-and-drag) $\Phi$, its drag, and the [bulk
-# coherence](../definitions.md#bulk-coherence) $B$. In the language of physics the shift is a change of *gauge*: it
-# changes the description and nothing that can be observed.
+# The shift does change every overlap $g_{ij}$: overlaps are cosines, and a cosine depends on where the origin is. So
+# the [order parameter](../definitions.md#order-parameter-signal-and-drag) $\Phi$, its drag, and the [bulk
+# coherence](../definitions.md#bulk-coherence) $B$ change too. In the language of physics the shift is a change of
+# *gauge*: it changes the description and nothing that can be observed.
 #
-# We use four gauges: the readout *as it is*; *centred*, so that $\sum_i E_i = 0$; *expected*, so that $\sum_i p_i E_i
-# = 0$ with $p$ the mean prediction over the contexts at step 0; and *shifted* along a random direction by the mean
-# length of the rows. Tied models get a readout of their own first, a copy of the input embedding.
+# We use four gauges. In the first the readout is *as it is*. In the second it is *centred*, so that $\sum_i E_i = 0$.
+# In the third, *expected*, $\sum_i p_i E_i = 0$, with $p$ the mean prediction over the contexts at step 0. In the
+# fourth it is *shifted* along a random direction by the mean length of the rows. Tied models first get a readout of
+# their own, a copy of the input embedding.
 
 
 # %%
@@ -127,9 +128,9 @@ gauges = list(next(iter(vectors.values())))
 # ## The exact experiment
 #
 # Each [context](../definitions.md#context) is fine-tuned in every gauge, in double precision. Learning rates are
-# multiples of the [critical rate](../definitions.md#critical-learning-rate) of full fine-tuning: one just below it,
-# one far above; for LoRA far above. Two quantities are recorded for this chapter: the entropy of the prediction,
-# which depends on all its probabilities, and the length of $\sum_i E_i$.
+# multiples of the [critical rate](../definitions.md#critical-learning-rate) of full fine-tuning: one just below it
+# and one far above it, for LoRA one far above it. Two quantities are recorded for this chapter. One is the entropy of
+# the prediction, which depends on all its probabilities. The other is the length of $\sum_i E_i$.
 
 
 # %%
@@ -230,8 +231,9 @@ coherences = pd.DataFrame(
     {g: {name: coherence(m.readout + vectors[name][g]) for name, m in exact.items()} for g in gauges}
 )
 nb.say(
-    "The largest difference of any prediction, in nats, from the gauge as it is: over {models} models, {gauges} "
-    "gauges, all steps and contexts, while $B$ runs from {least:.1f} to {most:.1f}. What is left is rounding.",
+    "The table gives the largest difference of any prediction from that in the gauge as it is, in nats, over {models} "
+    "models, {gauges} gauges, all steps and all contexts. The differences are rounding, while $B$ runs from "
+    "{least:.1f} to {most:.1f}.",
     models=len(exact),
     gauges=len(gauges),
     least=coherences.min(axis=None),
@@ -254,9 +256,10 @@ for optimizer in titles:
 # %% [markdown]
 # ## One run in four gauges
 #
-# The same run, four times. Its probabilities are one curve each. Its order parameter is as many curves as there are
-# gauges, and there is a gauge in which it vanishes: with $a = -\tfrac12 (E_c + E_k)$ the rows of the two words are
-# opposite, their projectors are equal, and $\Phi$ is zero for *every* prediction, whatever the model has learnt.
+# We show one run in all four gauges. Its probabilities are the same in each, so each word has one curve. Its order
+# parameter has a different curve in every gauge. There is even a gauge in which it vanishes: with
+# $a = -\tfrac12 (E_c + E_k)$ the rows of the two words are opposite and their projectors equal. Then $\Phi$ is zero
+# for *every* prediction, whatever the model has learnt.
 
 # %%
 subject = next((m for m in loaded if not m.tied), loaded[0])
@@ -274,11 +277,11 @@ one = full["adam", subject.name].sel(context=first.id).isel(rate=-1, seed=0)
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-one-run-in-gauges",
-    """One run in four gauges: the same model, sentence and learning rate, full fine-tuning with Adam, double
-        precision, deterministic. Left: probabilities of the two words; the curves of all gauges lie on each other.
-        Right: the order parameter in the four gauges, and in a fifth (dashed) in which it vanishes at step 0 for every
-        prediction.""",
-    alt="Left, one curve for each word. Right, four different curves of the order parameter, and one near zero.",
+    f"""One run of {subject.name} in four gauges: the same sentence and learning rate, full fine-tuning with Adam,
+        double precision, deterministic. Left: probabilities of the correct word (blue) and the competitor (orange); the
+        curves of all gauges lie on each other. Right: the order parameter, one colour per gauge. Dashed: a fifth gauge,
+        in which it vanishes at step 0 for every prediction.""",
+    alt="Left, one curve for each word. Right, the order parameter takes four different curves, and a fifth near zero.",
 )
 
 
@@ -310,9 +313,9 @@ nb.figure(
 zero = {method: float(abs(run.phi).max()) for method, run in blank_runs.items()}
 ends = one.phi.isel(step=-1).to_series()
 nb.say(
-    "“{correct}” against “{competitor}” in {model}, at {multiple:g} times the critical rate. The order parameter "
-    "ends between {low:.2f} and {high:.2f}. In the fifth gauge it stays below {lora:.0e} under LoRA, where no row "
-    "moves, and below {full:.1g} under full fine-tuning, where they do.",
+    "The run is “{correct}” against “{competitor}” in {model}, at {multiple:g} times the critical rate. The order "
+    "parameter ends between {low:.2f} and {high:.2f}, depending on the gauge. In the fifth gauge it stays below "
+    "{lora:.0e} under LoRA, where no row moves, and below {full:.1g} under full fine-tuning, where rows move.",
     correct=one.correct.item(),
     competitor=one.competitor.item(),
     model=subject.name,
@@ -327,8 +330,8 @@ nb.say(
 # ## What SGD conserves
 #
 # The gradients of the rows, $(p_i - y_i)\, h$, add to zero. So SGD without decay never moves $\sum_i E_i$ of a
-# readout of its own. The direction that all rows share, which makes $B$ large, is what initialisation and the other
-# optimiser of pretraining left; fine-tuning by SGD cannot touch it. Adam scales each coordinate by itself, and its
+# readout of its own. The direction that all rows share makes $B$ large. It was left there by initialisation and by
+# the optimiser of pretraining, and fine-tuning by SGD cannot touch it. Adam scales each coordinate by itself, so its
 # updates need not add to zero.
 
 
@@ -351,9 +354,9 @@ sums = (
 
 # %% tags=["hide-input"]
 nb.say(
-    "Under SGD the length of $\\sum_i E_i$ changes by {sgd[as it is]:.0e} of itself at most; in the centred gauge, "
-    "where the sum is zero, it stays below {sgd[centred]:.0e}, so that no component moves. Under Adam it changes by "
-    "up to {adam[as it is]:.0%}.",
+    "Under SGD the length of $\\sum_i E_i$ changes by at most {sgd[as it is]:.0e} of itself. In the centred gauge the "
+    "sum is zero, and its length stays below {sgd[centred]:.0e}, so no component moves. Under Adam the length changes "
+    "by up to {adam[as it is]:.0%}.",
     sgd=sums.loc["sgd"],
     adam=sums.loc["adam"],
 )
@@ -362,9 +365,9 @@ nb.say(
 # %% [markdown]
 # ## Which verdicts are about the model
 #
-# The quantities behind the claims, from the same runs, gauge by gauge. What changes is about a choice. What does not
-# change is about the model where the theorem says so (gaps, probabilities, $M$); a number of jumps or failures of
-# $\Phi$ that happens to be the same is not thereby about the model.
+# The table shows the quantities behind the claims, from the same runs, gauge by gauge. A quantity that changes is
+# about the choice of a gauge. A quantity that the theorem keeps is about the model: gaps, probabilities and $M$. A
+# count of jumps or failures of $\Phi$ may happen to stay the same; that does not make it a statement about the model.
 
 
 # %%
@@ -426,27 +429,28 @@ nb.table(
 )
 
 # %% [markdown]
-# Rows without a count of their own follow from these. The [kinematic number](../definitions.md#kinematic-number) (C8)
-# is made of gaps, so it is about the model, and with it everything predicted from it (C10, C11). Of the five tests
-# against a broken symmetry (C5), critical slowing down asks when the gap crosses zero and the effective potential
-# asks for the loss, so these two are about the model; geometry, final $\Phi$, loop areas and refined jumps are sizes
-# in one gauge. So are jumps under LoRA (C6), like those under full fine-tuning. That $\Phi$ splits exactly (C2) is an
-# identity in every gauge.
+# Claims without a row of their own follow from these. The [kinematic number](../definitions.md#kinematic-number) (C8)
+# is made of gaps. So it is about the model, and everything predicted from it is too (C10, C11). Two of the five tests
+# against a broken symmetry (C5) are about the model: critical slowing down asks when the gap crosses zero, and the
+# effective potential along the update asks for the loss. The other tests measure sizes in one gauge: geometry, final
+# $\Phi$, loop areas and refined jumps. Jumps under LoRA (C6) depend on the gauge like those under full fine-tuning.
+# The exact split of $\Phi$ (C2) is an identity in every gauge.
 #
 # ## An order parameter without a gauge
 #
-# What no shift changes is made of differences of rows. Let $\bar e = \sum_i p_i E_i$ be the expected readout, and
-# look at it along the axis from $k$ to $c$:
+# A quantity that no shift changes is made of differences of rows. Let $\bar e = \sum_i p_i E_i$ be the expected
+# readout. We look at it along the axis from $k$ to $c$:
 #
 # $$M = \frac{2\,(E_c - E_k) \cdot \left(\bar e - \tfrac12 (E_c + E_k)\right)}{|E_c - E_k|^2}
 #   = (p_c - p_k) + \sum_{i \ne c,k} p_i\, m_i .$$
 #
-# A prediction certain of $c$ has $M = 1$, one certain of $k$ has $M = -1$. $M$ is linear in $p$. Its signal is $p_c -
-# p_k$; the sum is its drag, what all other words leak onto the axis ([definition](../definitions.md)). It is ours,
-# not the paper's. Every run of this book records it.
+# A prediction certain of $c$ has $M = 1$, one certain of $k$ has $M = -1$. $M$ is linear in $p$. Its signal is
+# $p_c - p_k$. The sum is its drag, the part that all other words add along the axis
+# ([definition](../definitions.md#what-a-shift-does-not-change)). $M$ is ours, not the paper's. Every run of this book
+# records it.
 #
-# A [silent failure](../definitions.md#silent-failure) can be sorted by it, with a threshold that has the scale of the
-# run itself: *structural* if the drag of $M$ falls by more than a tenth of $|M_0|$, else *kinematic*. The runs are
+# $M$ can sort a [silent failure](../definitions.md#silent-failure), with a threshold on the scale of the run itself.
+# The failure is *structural* if the drag of $M$ falls by more than a tenth of $|M_0|$, else *kinematic*. The runs are
 # those of [chapter 02](02_silent_failure.ipynb).
 
 
@@ -503,10 +507,11 @@ counts = sorted_by_m.groupby(["optimizer", "model"], sort=False).apply(
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-kinds-by-m",
-    """Fall of the drag of M, in units of the size of M before training, in every silent failure at 0.3, 0.7 and 0.9
-        times the predicted critical rate; black bars: the median. Above the grey line (a tenth, fixed beforehand) a
-        failure is structural by M, below it kinematic. Full fine-tuning, deterministic.""",
-    alt="Dots on both sides of the line for every model under both optimisers.",
+    """Fall of the drag of M, in units of the size of M before training. One dot for every silent failure at 0.3, 0.7
+        and 0.9 times the predicted critical rate, one colour per model, one panel per optimiser. Black bars: the median
+        of a model. Above the grey line (a tenth, fixed beforehand) a failure is structural by M, below it kinematic.
+        Full fine-tuning, deterministic.""",
+    alt="Every model has dots on both sides of the line, under both optimisers.",
 )
 
 # %% tags=["hide-input"]
@@ -538,8 +543,8 @@ for optimizer in titles:
     )
 nb.say(
     "By the threshold on $\\Phi$, {adam} of these failures are structural under Adam and {sgd} under SGD, in the "
-    "gauge as it is. By $M$, {m_adam} and {m_sgd} are, in every gauge. In {both} of these {structural} the drag of "
-    "$M$ is below zero at the end, so that it drags; in the others it falls and still helps.",
+    "gauge as it is. By $M$, {m_adam} and {m_sgd} are structural, in every gauge. In {both} of these {structural} the "
+    "drag of $M$ ends below zero, so it holds the word back. In the others it falls and still helps.",
     adam=counts.loc["adam", "structural by Φ"].sum(),
     sgd=counts.loc["sgd", "structural by Φ"].sum(),
     m_adam=counts.loc["adam", "structural by M"].sum(),
@@ -549,7 +554,7 @@ nb.say(
 )
 
 # %% [markdown]
-# Does $M$ jump? The rule is that of [chapter 05](05_catapult_jumps.ipynb), on the same runs, with 1 in place of the
+# Does $M$ jump? We apply the rule of [chapter 05](05_catapult_jumps.ipynb) to the same runs, with 1 in place of the
 # bound on $\Phi$.
 
 
@@ -588,9 +593,9 @@ of_m = pd.DataFrame({key: jumping(*key) for key in runs}).T.rename_axis(
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-jumps-of-m",
-    f"""The order parameter M for every context of each model under Adam at {multiples[-1]:g} times the critical
-        rate; rings mark jumps of M. Full fine-tuning, one deterministic run per curve.""",
-    alt="One panel per model: M leaps from below zero to one within a few steps in most contexts.",
+    f"""The order parameter M for every context under Adam at {multiples[-1]:g} times the critical rate, one panel per
+        model. Rings mark jumps of M. Full fine-tuning; one curve per context, one deterministic run per curve.""",
+    alt="In every panel M leaps from below zero to about one within a few steps in most contexts.",
 )
 
 # %% tags=["hide-input"]
@@ -617,7 +622,7 @@ for optimizer in titles:
 # ## The class by bulk coherence, and LoRA
 #
 # [Chapter 09](09_lora_law.ipynb) sorts the architectures by $B$ and asks whether the class says if LoRA suffices. A
-# shift settles what the answer can mean: it moves a model to the other class, and LoRA's runs stay what they were.
+# shift limits what the answer can mean: it moves a model to the other class, and LoRA's runs stay what they were.
 
 # %%
 classes = two_classes(coherences["as it is"])
@@ -634,11 +639,13 @@ changed = sum(
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-classes-in-gauges",
-    f"""Bulk coherence of each model in the four gauges, and the boundary between the two classes of the models as
-        they are (grey). At the right: contexts in which the correct token overtakes under LoRA, at {exact_lora:g} times
-        the critical rate of full fine-tuning with Adam, in each of the four gauges. The tied models have a readout of
-        their own here.""",
-    alt="For each model dots on both sides of the boundary, and the same number of LoRA successes in all gauges.",
+    f"""Bulk coherence of each model in the four gauges (one colour and mark per gauge), and the boundary between the
+        two classes of the models as they are (grey line). Numbers at the right: in how many contexts the correct token
+        overtakes under LoRA, in each of the four gauges, at {exact_lora:g} times the critical rate of full fine-tuning
+        with Adam. The tied models have a readout of their own here. Deterministic, but for the initialisation of LoRA
+        (one seed).""",
+    alt="""The marks of a model lie on both sides of the boundary; its number of LoRA successes is the same in all
+        gauges.""",
 )
 
 # %% tags=["hide-input"]
@@ -663,9 +670,9 @@ nb.record(
     detail={"B": coherences.to_dict("index"), "boundary": classes.boundary},
 )
 nb.say(
-    "{changing} of {models} models change their class in one of the gauges; the outcome of LoRA changes in {changed} "
-    "contexts. So $B$ cannot be a *cause* of whether LoRA suffices: any $B$ can be had with the same run. It may "
-    "still tell how a model was made, and that may matter.",
+    "{changing} of {models} models change their class in one of the gauges. The outcome of LoRA changes in {changed} "
+    "contexts. So $B$ cannot be a *cause* of whether LoRA suffices: the same run can have any $B$. It may still show "
+    "how a model was made, and that may matter.",
     changing=changing,
     models=len(coherences),
     changed=changed,
@@ -675,8 +682,8 @@ nb.say(
 # ## Where the jumps come from
 #
 # Is a [jump](../definitions.md#jumps) of $\Phi$ a jump of the model, or of the curve through which we look? We plot
-# the runs of one sentence at many learning rates, full and LoRA, against the [logit gap](../definitions.md#context). If
-# they lie on one smooth curve, a jump is a large step along it. Each run is judged by the curve of the others.
+# the runs of one sentence at many learning rates, full and LoRA, against the [logit gap](../definitions.md#context).
+# If they lie on one smooth curve, a jump is a large step along it. Each run is compared with the curve of the others.
 
 
 # %%
@@ -755,9 +762,9 @@ off_curve = pd.DataFrame(row for key in runs for row in deviations(*key))
 typical = off_curve.groupby("optimizer", sort=False)[["phi", "m"]].median()
 
 # %% [markdown]
-# The **null**: let the gap go from its first to its last value at constant velocity, and read $\Phi$ off the curve of
-# the sentence's other runs. Whatever jumps then is made by the curve alone. A second null keeps the first velocity of
-# the run instead: $\Delta_0 + \eta v_0 t$.
+# For comparison we make two **nulls**. In the first the gap goes from its first to its last value at constant
+# velocity, and $\Phi$ is read off the curve of the sentence's other runs. Whatever jumps then is made by the curve
+# alone. The second null keeps the first velocity of the run instead: the gap is $\Delta_0 + \eta v_0 t$.
 
 
 # %%
@@ -863,11 +870,12 @@ for name, tables in null_jumps.items():
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-phi-against-gap",
-    """One sentence, full fine-tuning with Adam at six learning rates (colours, in units of the critical one) and
-        LoRA (dashed, crosses). Top: the order parameter, with its jumps ringed; below: M, which no shift changes, with
-        the same steps ringed. Left: against the step. Right: the same points against the logit gap; grey: the curve
-        through all of them. One deterministic run per learning rate.""",
-    alt="Left, curves that leap at large learning rates. Right, the same points against the gap, along one curve.",
+    f"""One sentence on the first model, full fine-tuning with Adam at {len(multiples)} learning rates (colours, in
+        units of the critical one) and LoRA (dashed, crosses). Top: the order parameter, with its jumps ringed. Below:
+        M, which no shift changes, with the same steps ringed. Left: against the step. Right: the same points against
+        the logit gap; grey: the curve through all of them. One deterministic run per learning rate, one seed of
+        LoRA.""",
+    alt="Left, the curves leap at large learning rates. Right, against the gap, the same points lie along one curve.",
 )
 
 
@@ -939,14 +947,14 @@ nb.glue("jumps_seen", float(adam_split["jumps of Φ"]))
 nb.glue("jumps_of_null", float(adam_split["made at constant velocity"]))
 nb.glue("jumps_of_first_velocity", float(adam_split["made at first velocity"]))
 nb.say(
-    "The runs of a sentence deviate from the curve of its others by {phi:.1%} of the range of $\\Phi$ in the median "
-    "sentence under Adam ($M$: {m:.1%}), and by {sgd.phi:.1%} under SGD ($M$: {sgd.m:.1%}), whose long steps leave "
-    "the curve few points. Under Adam a gap that goes the whole way at constant velocity makes {made:.0f} of the "
-    "{jumps:.0f} jumps; one that keeps the first velocity of its run, and so goes on where the run slows down, makes "
-    "{first:.0f}. In the median jump $\\Phi$ makes {factor:.0f} times the median step of its run, and the gap "
-    "{gap_factor:.1f} times its own: it moves by {moved:.1f} nats. {own:.0f} jumps are jumps of the gap by the same "
-    "rule. So a jump has two parts: a curve that is steep in some places and flat in others, and a gap that does not "
-    "grow steadily.",
+    "A run deviates from the curve of the sentence's other runs by {phi:.1%} of the range of $\\Phi$ in the median "
+    "sentence under Adam ($M$: {m:.1%}). Under SGD it deviates by {sgd.phi:.1%} ($M$: {sgd.m:.1%}), because SGD's "
+    "long steps leave the curve few points. Under Adam a gap that goes the whole way at constant velocity makes "
+    "{made:.0f} of the {jumps:.0f} jumps. A gap that keeps the first velocity of its run, and so goes on where the "
+    "run slows down, makes {first:.0f}. In the median jump $\\Phi$ moves by {factor:.0f} times the median step of its "
+    "run. The gap moves by {gap_factor:.1f} times its own median step, which is {moved:.1f} nats. By the same rule "
+    "{own:.0f} of the jumps are jumps of the gap too. So a jump has two causes: a curve that is steep in some places "
+    "and flat in others, and a gap that does not grow steadily.",
     typical.loc["adam"],
     sgd=typical.loc["sgd"],
     made=adam_split["made at constant velocity"],
@@ -960,13 +968,14 @@ nb.say(
 
 # %% tags=["hide-input"]
 nb.answer(
-    "A softmax does not see one vector added to all rows of the readout, and neither does training: over {gauges} "
-    "gauges, full fine-tuning and LoRA, Adam and SGD, predictions differ by {worst:.0e} nats at most while the bulk "
-    "coherence runs from {least:.0f} to {most:.0f}. Gaps, critical rates and kinematic numbers are about the model. "
-    "The size of $\\Phi$, structural failures by its drag ({few} to {many} of the same {silent} failures, by gauge) "
-    "and the class by $B$ are about a choice. By $M$, an order parameter that is no such choice, {by_m} of {all} "
-    "silent failures under Adam are structural, and {jumping} of {contexts} contexts jump. $\\Phi$ follows one curve "
-    "over the gap; that curve alone, walked at constant velocity, makes {made:.0f} of {jumps:.0f} jumps.",
+    "Gaps, critical rates and kinematic numbers belong to the model. Three things belong to the way the readout is "
+    "written down: the size of $\\Phi$, the class by $B$, and structural failures by the drag of $\\Phi$ ({few} to "
+    "{many} of the same {silent} failures, depending on the gauge). The reason is that neither softmax nor training "
+    "sees one vector added to all rows. Over {gauges} gauges, full fine-tuning and LoRA, Adam and SGD, predictions "
+    "differ by at most {worst:.0e} nats, while the bulk coherence runs from {least:.0f} to {most:.0f}. The order "
+    "parameter $M$ does not depend on the gauge. By $M$, {by_m} of {all} silent failures under Adam are structural, "
+    "and {jumping} of {contexts} contexts jump. Against the gap $\\Phi$ follows one curve. That curve alone, walked "
+    "at constant velocity, makes {made:.0f} of {jumps:.0f} jumps.",
     by_m=counts.loc["adam", "structural by M"].sum(),
     all=counts.loc["adam", "silent"].sum(),
     jumping=int(of_m.loc["adam", "jumps of M"].sum()),
@@ -986,20 +995,23 @@ nb.answer(
 # ## What it means
 #
 # The paper says that the discontinuity lives in the softmax readout and not in the geometry of the embeddings. The
-# shift makes the second half exact: the geometry can be changed at will, and no prediction follows. It also cuts the
-# other way. What is measured in overlaps (the size of $\Phi$, the kinds of failure by its drag, the class by $B$) is
-# measured in one gauge. Statements about the model are those that hold in every gauge: the gap, the probabilities,
-# critical rates, kinematic numbers, and $M$. And the first half has two parts: the softmax curve, and uneven steps of
-# the gap itself.
+# shift makes the second half exact: the geometry can be changed at will, and no prediction follows. The shift also
+# limits this book's own statements. What is measured in overlaps is measured in one gauge: the size of $\Phi$, the
+# kinds of failure by its drag, the class by $B$. Statements about the model are those that hold in every gauge: the
+# gap, the probabilities, critical rates, kinematic numbers, and $M$. The first half of the paper's statement has two
+# parts, the softmax curve and the uneven steps of the gap itself.
 #
 # ## What could be wrong
 #
-# The theorem is about a readout of its own. In a tied model the shift would change the input embedding too; there it
-# can be applied to the measurement only. So the gauges of the tied models are those of copies, whose training differs
-# from that of the originals. One random direction stands for all. The kinds of failure by $M$ have a threshold of our
-# own, a tenth of $|M_0|$ (where $M_0$ is nearly zero, every fall is large in this unit), and a prototype had shown on
-# these models that some runs lie on either side; the ledger says what was known. $M$ is one choice among those that
-# no shift changes. Rescaling the channels of $h$, moved from the last norm into $E$, is a second symmetry, of the
-# model's function but not of its training; $M$ is not unchanged by it. The curve is drawn through runs that include
-# those which jump, each judged by the others; between them it is a straight line, so a curve that is steep where no
-# run stopped would go unseen.
+# The theorem is about a readout of its own. In a tied model the shift would change the input embedding too, so there
+# it can be applied to the measurement only. The gauges of the tied models are therefore those of copies, whose
+# training differs from that of the originals. One random direction stands for all.
+#
+# The kinds of failure by $M$ have a threshold of our own, a tenth of $|M_0|$. Where $M_0$ is nearly zero, every fall
+# is large in this unit. A prototype on these models had shown that some runs lie on either side; the ledger says what
+# was known. $M$ is one choice among those that no shift changes. Rescaling the channels of $h$, moved from the last
+# norm into $E$, is a second symmetry, of the model's function but not of its training. $M$ does change under it.
+#
+# The curve is drawn through runs that include those which jump, and each run is compared with the curve of the
+# others. Between its points the curve is a straight line, so a curve that is steep where no run stopped would go
+# unseen.

@@ -16,8 +16,8 @@
 # %% [markdown]
 # # 08 · Dimensionless numbers
 #
-# **Question.** Is there one dimensionless quantity that is the same for all architectures, and does the untouched
-# model tell it?
+# **Question.** Is there one dimensionless quantity that is the same for all architectures, and can it be computed from
+# the untouched model?
 #
 # ```{glue:md} answer_08
 # :format: myst
@@ -65,16 +65,16 @@ of_C8 = threshold("C8", "coefficient_of_variation")
 # %% [markdown]
 # ## The kinematic number
 #
-# The [critical learning rate](../definitions.md#critical-learning-rate) $\eta_c$ is the smallest at which the
-# correct token overtakes within $T$ steps. It differs by an order of magnitude between
-# [contexts](../definitions.md#context) and between optimisers, and less between models. The [kinematic
-# number](../definitions.md#kinematic-number) compares two distances,
+# The [critical learning rate](../definitions.md#critical-learning-rate) $\eta_c$ is the smallest at which the correct
+# token overtakes within $T$ steps. It differs by an order of magnitude between [contexts](../definitions.md#context)
+# and between optimisers, and less between models. The [kinematic number](../definitions.md#kinematic-number) compares
+# two distances,
 #
 # $$N = \frac{\eta\, T\, v_0}{|\Delta_0|}, \qquad v_0 = \left.\frac{d\Delta}{d\eta}\right|_0 :$$
 #
-# how far the [logit gap](../definitions.md#context) would travel in $T$ steps at its first velocity, and how
-# far it has to go. If training went in a straight line, the correct token would overtake at $N = 1$. We find
-# $\eta_c$ by a bracketing search that starts from that guess and compute $N_c = N(\eta_c)$.
+# how far the [logit gap](../definitions.md#context) would travel in $T$ steps at its first velocity, and how far it
+# has to go. If training went in a straight line, the correct token would overtake at $N = 1$. We find $\eta_c$ by a
+# bracketing search that starts from that guess, and compute $N_c = N(\eta_c)$.
 
 
 # %%
@@ -113,11 +113,11 @@ between = {o: interval_of_spread(rows) for o, rows in by_optimizer.items()}
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-kinematic-number",
-    """Critical kinematic number by architecture. Dots: contexts (fewer than all where the first velocity
-        points the wrong way). Bars: geometric mean over the contexts with its 95 % bootstrap interval.
-        Full fine-tuning; critical rates to a bracket of 0.5 %; deterministic, no seeds. The grey line
-        marks N = 1, where a straight path would overtake.""",
-    alt="Critical kinematic numbers of every context and model under Adam and SGD, close to one.",
+    """Critical kinematic number by architecture, one colour per model, one panel per optimiser. Dots: contexts, in
+        rising order; a context whose first velocity points the wrong way has none. Squares: geometric mean over the
+        contexts; bars: its 95 % bootstrap interval. Grey line: N = 1, where a straight path would overtake. Full
+        fine-tuning; critical rates to a bracket of 0.5 %; deterministic, no seeds.""",
+    alt="Under both optimisers the squares of all models lie close to one; the dots of single contexts scatter around.",
 )
 
 # %% tags=["hide-input"]
@@ -152,11 +152,11 @@ for optimizer, summary in summaries.items():
     searches = by_optimizer[optimizer]
     nb.say(
         "The coefficient of variation over the {models} architectures is {spread:.1%} (95 % bootstrap interval "
-        "{low:.1%} to {high:.1%}). The critical learning rates themselves vary by {rates:.0%}. The searches took "
-        "{n_runs} runs for {brackets} brackets, of which {converged} closed; {reentries} re-entries and {diverged} "
-        "diverged runs were seen. In {undefined} cells $v_0$ is not positive and $N$ is undefined. The upper end of "
-        "the interval lies {side} the threshold of C8, {threshold:.0%}; and where critical rates differ by so little "
-        "between models, {rates:.0%}, a number that varies less has little to explain.",
+        "{low:.1%} to {high:.1%}). The upper end of the interval lies {side} the threshold of C8, {threshold:.0%}. The "
+        "critical learning rates themselves vary by {rates:.0%} between models, so the number has little variation to "
+        "explain. The searches took {n_runs} runs for {brackets} brackets, of which {converged} closed. They met "
+        "{reentries} re-entries and {diverged} diverged runs. In {undefined} cells $v_0$ is not positive, and $N$ is "
+        "undefined.",
         searches[["n_runs", "converged", "reentries", "diverged"]].sum().astype(int),
         models=len(loaded),
         spread=spread[optimizer],
@@ -170,11 +170,11 @@ for optimizer, summary in summaries.items():
     )
 
 # %% [markdown]
-# These are the models on which C8 is judged. How far the number of a model that was held out lies from theirs says
-# [chapter 10](10_blind_prediction.ipynb), after its blind prediction.
+# C8 is judged on these models. [Chapter 10](10_blind_prediction.ipynb) says how far the number of a held-out model
+# lies from theirs, after its blind prediction.
 #
-# A bracket tells of one boundary. Could there be another, far from it? For the first context of each model we also
-# ran a scan over three decades of learning rates.
+# A bracket shows one boundary. Could there be another, far from it? For the first context of each model we also
+# scanned three decades of learning rates.
 
 
 # %%
@@ -209,10 +209,9 @@ nb.table(
 # ## Without any fitted constant
 #
 # $N_c$ is not exactly 1 because the path bends. How much it bends can be read off the untrained model. The
-# **three-gradient** prediction follows the optimiser for $T$ steps while three numbers move: the logits of $c$ and of
-# $k$, and the log-sum-exp of all others. Their gradients are kept as they are at step 0. Nothing is fitted.
-#
-#
+# **three-gradient** prediction follows the optimiser for $T$ steps while three numbers move: the logit of $c$, the
+# logit of $k$, and the log-sum-exp of all others. Their gradients are kept as they are at step 0. Nothing is fitted.
+
 
 # %%
 def predict(model, optimizer):
@@ -229,12 +228,11 @@ results = predicted.table()  # a row for every optimiser, model and context
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-predicted",
-    """Predicted against measured critical learning rate, one dot per context and model. Open:
-        velocity, for which N = 1. Filled: the three-gradient prediction. Both use step-0 quantities and no
-        fitted constant. The grey line is equality. Full fine-tuning; measured to a bracket of 0.5 %;
+    """Predicted against measured critical learning rate, both axes logarithmic, one dot per context and model, one
+        colour per model. Open: velocity, for which N = 1. Filled: the three-gradient prediction. Both use step-0
+        quantities and no fitted constant. Grey line: equality. Full fine-tuning; measured to a bracket of 0.5 %;
         deterministic, no seeds.""",
-    alt="""Predicted against measured critical learning rates on logarithmic axes, for Adam and SGD; the filled
-        dots lie close to the line of equality.""",
+    alt="Under both optimisers the filled dots lie on the line of equality; the open dots lie further from it.",
 )
 
 # %% tags=["hide-input"]
@@ -266,10 +264,10 @@ nb.figure(figure, "fig-predicted", runs=[predicted, critical], data=results)
 
 # %% [markdown]
 # The gradients themselves change along the way. Each rung of the ladder below takes one more derivative of the same
-# three numbers: *second order* along the first update, *third order* along the displacement that *second order*
-# predicts. *Straight line* is the plain Taylor series of the gap along the first update. Two predictors beside the
-# ladder leave step 0: *quadrature* evaluates gradients where the displacement is predicted to lead (the weights are
-# moved by hand), and *first steps* makes three real steps.
+# three numbers. *Second order* takes it along the first update, *third order* along the displacement that *second
+# order* predicts. *Straight line* is the plain Taylor series of the gap along the first update. Two more predictors
+# leave step 0. *Quadrature* evaluates gradients where the displacement is predicted to lead; the weights are moved by
+# hand. *First steps* makes three real steps.
 
 # %%
 ladder = results.melt(
@@ -296,12 +294,11 @@ accuracy = pd.DataFrame(
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-ladder",
-    """Absolute error of every predictor of the critical learning rate, without any fitted constant. One
-        dot per context and model; bars: median over all. The first five use step-0 quantities only.
-        Dotted: half the width of the bracket, below which measurement and prediction cannot be told
-        apart. Full fine-tuning; deterministic, no seeds.""",
-    alt="""Errors of seven predictors on a logarithmic axis, falling from several per cent to a tenth of a per
-        cent, for Adam and SGD.""",
+    """Absolute error of seven predictors of the critical learning rate, without any fitted constant. One dot per
+        context and model, one colour per model; bars: median over all. The first five use step-0 quantities only.
+        Dotted: half the width of the bracket, below which measurement and prediction cannot be told apart. Errors below
+        0.01 % are drawn at 0.01 %. Full fine-tuning; deterministic, no seeds.""",
+    alt="Under both optimisers the medians fall along the ladder, from several % to about a tenth of 1 %.",
 )
 
 # %% tags=["hide-input"]
@@ -323,18 +320,17 @@ nb.figure(figure, "fig-ladder", runs=[predicted, critical], data=results)
 named = accuracy.rename(index=optimizers, level=0).rename_axis(["optimiser", "prediction"])
 nb.table(named.reset_index(), digits=2, runs=[predicted, critical])
 nb.say(
-    "The column “worst architecture” gives the error of the geometric mean over a model's contexts, for "
-    "the model where it is largest. For single contexts under SGD an error of half the bracket is the "
-    "limit of what can be measured."
+    "The column “worst architecture” gives the error of the geometric mean over a model's contexts, for the model "
+    "where it is largest. For single contexts under SGD no error below half the bracket can be measured."
 )
 
 # %% tags=["hide-input"]
 of_adam = summaries["adam"]["mean"]
 at_step_0 = accuracy.loc["adam", "median of contexts (%)"].iloc[: len(predictors.STEP_0)]
 nb.answer(
-    "The critical kinematic number is {least:.3f} to {most:.3f} in all {models} architectures under Adam and varies by "
-    "{adam:.1%} (SGD: {sgd:.1%}), where the critical learning rates vary by {rates:.0%}. What the number leaves open, "
-    "the untouched model tells: of its predictions the best, *{best}*, is off by {error:.2f} % in the median context.",
+    "The critical kinematic number lies between {least:.3f} and {most:.3f} in all {models} architectures under "
+    "Adam. It varies by {adam:.1%} (SGD: {sgd:.1%}); the critical learning rates vary by {rates:.0%}. The untouched "
+    "model tells the rest. The best prediction from it, *{best}*, is off by {error:.2f} % in the median context.",
     spread,
     least=of_adam.min(),
     most=of_adam.max(),
@@ -348,12 +344,12 @@ nb.answer(
 # ## What it means
 #
 # A kinematic number near 1 with a small spread says that overtaking is a matter of kinematics: a first velocity, a
-# distance and a budget, all known before training. The rest is bending, and the ladder shows that the bending too is
-# written in the untrained model: on the zoo every further derivative takes the error down. On real models, whose
-# paths bend more, the third can make it worse ([chapter 13](13_real_blind.ipynb)). LoRA has a law of its own
-# ([chapter 09](09_lora_law.ipynb)). [The ledger](00_ledger.ipynb) has the verdict.
+# distance and a budget, all known before training. The path also bends, and the ladder shows that the untrained model
+# tells how. On the zoo every further derivative lowers the error. On real models, whose paths bend more, the third
+# derivative can raise it ([chapter 13](13_real_blind.ipynb)). LoRA has a law of its own ([chapter
+# 09](09_lora_law.ipynb)). [The ledger](00_ledger.ipynb) has the verdict.
 #
 # ## What could be wrong
 #
-# The predictors of higher order assume that the gap grows steadily; a path that crosses and falls back would be
-# missed. The zoo's two families share a language and a recipe of training.
+# The predictors of higher order assume that the gap grows steadily. They would miss a path that crosses and falls
+# back. The zoo's two families share a language and a recipe of training.

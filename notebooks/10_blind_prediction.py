@@ -16,8 +16,8 @@
 # %% [markdown]
 # # 10 · A blind prediction
 #
-# **Question.** Can the critical learning rate of an architecture that nobody has fine-tuned be predicted from the
-# others?
+# **Question.** Can we predict the critical learning rate of an architecture from the others, before anybody has
+# fine-tuned it?
 #
 # ```{glue:md} answer_10
 # :format: myst
@@ -70,30 +70,30 @@ reported = claim.criteria[0].threshold  # the error that the paper's abstract re
 # ## The protocol
 #
 # 1. Measure the critical learning rates of the architectures in `models`.
-# 2. Compare all predictors on them, each architecture predicted from the others. Of those that need nothing but the
-#    untouched model, take the one with the smallest error.
+# 2. Compare all predictors on them, each architecture predicted from the others. Among the predictors that need only
+#    the untouched model, take the one with the smallest error.
 # 3. Apply it to the held-out model. Only quantities of the untouched model enter. Write the prediction, with its
 #    interval, commit and time, to a file.
 # 4. Only now fine-tune the held-out model and measure.
 #
-# The order of this [protocol](../definitions.md#blind-protocol) is enforced by the library. The measurement refuses
-# to start without a prediction on disk. The prediction refuses to be made once any run or search of the held-out
-# model is in the store. When this page is built again, the file and the runs are taken up as they are: the
-# prediction must follow from its evidence, computed anew, the runs must carry the file's checksum, and the file
-# must be the older. Whoever has seen the held-out model's runs in another store is on their honour;
-# [How verdicts are made](../verdicts.md) says what else is.
+# The library enforces the order of this [protocol](../definitions.md#blind-protocol). The measurement refuses to
+# start without a prediction on disk. The prediction is refused once any run or search of the held-out model is in the
+# store. When this page is built again, the file and the runs are taken up as they are. The prediction must follow
+# from its evidence, computed anew, the runs must carry the file's checksum, and the file must be the older. The
+# library cannot know whether somebody has seen the held-out model's runs in another store. [How verdicts are
+# made](../verdicts.md) lists what else it cannot check.
 
 # %% [markdown]
 # ## Steps 1 and 2: the predictors, judged on the other architectures
 #
 # The predictors are those of [chapter 08](08_dimensionless_numbers.ipynb). Five use step-0 quantities only:
 # *velocity* ($N = 1$), *straight line*, *three gradients*, *second order* and *third order*. Only these may be
-# chosen. Two more are judged beside them: *quadrature* evaluates gradients at displaced weights, and *first steps*
+# chosen. Two more are compared with them: *quadrature* evaluates gradients at displaced weights, and *first steps*
 # makes three real steps.
 #
-# Each is used as it is (*none*), with a common factor fitted on the other architectures (*constant*), or with a
-# factor that depends on the initial gap (*gap*). "Leave-one-out" means that every architecture is predicted with
-# what was fitted on the others. The root mean square error over all [contexts](../definitions.md#context)
+# Each is used as it is (calibration *none*), with a common factor fitted on the other architectures (*constant*), or
+# with a factor that depends on the initial gap (*gap*). “Leave-one-out” means that every architecture is predicted
+# with what was fitted on the others. The root mean square error over all [contexts](../definitions.md#context)
 # decides.
 
 
@@ -120,7 +120,7 @@ def ranked(errors):
 
 
 for o, label in labels.items():
-    nb.say("**{label}**, leave-one-out errors in per cent, best first:", label=label)
+    nb.say("**{label}**, leave-one-out errors in %, best first:", label=label)
     nb.table(ranked(errors[o]), digits=2, top=5, runs=others.sel(o))
 
 # %% [markdown]
@@ -184,11 +184,11 @@ error = pd.Series({o: p.value / actual[o] - 1 for o, p in predictions.items()})
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-blind",
-    f"""Blind prediction of the held-out architecture: relative error of the predicted critical learning
-        rate of every context, placed by its initial logit gap (full fine-tuning; measured to a bracket of
-        0.5 %, deterministic). Shaded: plus and minus {100 * reported:g} %, the error that the paper's abstract reports.
-        Dashed: the error of the geometric mean over the contexts.""",
-    alt="Errors of the blind prediction by context, for Adam and SGD, with the band of 2.1 per cent.",
+    f"""Blind prediction for the held-out architecture ({subject.name}): relative error of the predicted critical
+        learning rate against the initial logit gap, one named dot per context, one panel per optimiser. Dashed: the
+        error of the geometric mean over the contexts. Shaded: plus and minus {100 * reported:g} %, the error that the
+        paper's abstract reports. Full fine-tuning; measured to a bracket of 0.5 %; deterministic, no seeds.""",
+    alt="Under both optimisers most dots and the dashed line lie in the shaded band, close to zero.",
 )
 
 # %% tags=["hide-input"]
@@ -215,9 +215,9 @@ for optimizer, p in predictions.items():
     )
     by_context = by_optimizer.get_group(optimizer).error.abs()
     nb.say(
-        "**{label}**: predicted {predicted:.3e}, measured {actual:.3e}: an error of {error:+.2%}. The "
-        "measured value lies {where} the predicted interval. Over the single contexts the median error "
-        "is {median:.2%}, the largest {largest:.2%} (n = {n}).",
+        "**{label}**: the predicted rate is {predicted:.3e} and the measured rate {actual:.3e}, an error of "
+        "{error:+.2%}. The measured rate lies {where} the predicted interval. Over the single contexts the median "
+        "error is {median:.2%} and the largest {largest:.2%} (n = {n}).",
         label=labels[optimizer],
         predicted=p.value,
         actual=actual[optimizer],
@@ -265,10 +265,10 @@ nb.figure(
 
 # %% tags=["hide-input"]
 nb.answer(
-    "{what} to within {adam:.2%} for Adam and {sgd:.2%} for SGD. The prediction for the held-out {model}, "
-    "{value:.2e} under Adam, was written to disk before any of its runs; the measurement gave "
-    "{actual:.2e} (geometric means over {n} contexts).",
-    what="Yes," if abs(error["adam"]) <= reported else f"Not to the paper's {reported:.1%}, but",
+    "{what} to within {adam:.2%} under Adam and {sgd:.2%} under SGD. The prediction for the held-out {model} was "
+    "written to disk before any of its runs: {value:.2e} under Adam. The measurement gave {actual:.2e} (geometric "
+    "means over {n} contexts).",
+    what="Yes," if abs(error["adam"]) <= reported else f"Not to the paper's {100 * reported:.1f} %, but",
     adam=abs(error["adam"]),
     sgd=abs(error["sgd"]),
     model=subject.name,
@@ -278,9 +278,9 @@ nb.answer(
 )
 
 # %% [markdown]
-# **And the one number?** The prediction uses no constant of the other architectures but the choice of the predictor.
-# With the critical [kinematic number](../definitions.md#kinematic-number) of [chapter
-# 08](08_dimensionless_numbers.ipynb), the mean over the other architectures, it would have come out so:
+# **And the one number?** The prediction takes nothing from the other architectures but the choice of the predictor.
+# One could also predict with the critical [kinematic number](../definitions.md#kinematic-number) of [chapter
+# 08](08_dimensionless_numbers.ipynb), the mean over the other architectures. That gives:
 
 
 # %%
@@ -297,9 +297,9 @@ for o, label in labels.items():
     mean = float(np.mean(of_others[o]))
     rates = [gmean(table.measured, nan_policy="omit") for table in others.sel(o).values()]
     nb.say(
-        "**{label}**: the held-out model's number is {own:.3f}, {away:.1%} from the mean of the others, {mean:.3f} "
-        "(they vary by {spread:.1%}). A prediction with that mean misses by {error:+.1%}. The critical rates of the "
-        "others vary by {rates:.0%}: all the leverage that the number has.",
+        "**{label}**: the held-out model's number is {own:.3f}. It differs by {away:.1%} from the mean of the others, "
+        "{mean:.3f}; these vary by {spread:.1%}. A prediction with that mean is off by {error:+.1%}. The critical "
+        "rates of the others vary by {rates:.0%}, so the number could explain no more than that.",
         label=label,
         own=own[o],
         away=abs(own[o] / mean - 1),
@@ -310,8 +310,8 @@ for o, label in labels.items():
     )
 
 # %% [markdown]
-# **What the others would have said.** The file also holds what every other predictor and calibration that needs no
-# run said before the measurement. The verdict does not depend on these.
+# **What the other predictors would have said.** The file also holds the predictions of every other predictor and
+# calibration that needs no run. They too were made before the measurement. The verdict does not depend on them.
 
 # %% tags=["hide-input"]
 tried = pd.DataFrame(
@@ -324,7 +324,7 @@ nb.table(pd.concat([names, tried.reset_index(drop=True)], axis=1), digits=2, top
 # %% [markdown]
 # ## Everyone held out in turn
 #
-# One architecture can be lucky. Now that all are measured, each is predicted from all others, with the predictor and
+# One architecture can be lucky. Now that all are measured, we predict each from all others, with the predictor and
 # calibration that the protocol had chosen.
 
 
@@ -351,11 +351,12 @@ means = np.expm1(by_model.error.mean()).rename("mean")  # of the geometric means
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-left-out",
-    f"""Each architecture predicted from all others, with the predictor and calibration chosen before the
-        held-out model was measured. Dots: contexts; squares: geometric mean over the contexts, which is
-        what the claim is about. Shaded: plus and minus {100 * reported:g} %. Full fine-tuning, brackets of 0.5 %,
+    f"""Error of the critical learning rate when each architecture is predicted from all others, with the predictor
+        and calibration chosen before the held-out model was measured. One colour per model, one panel per optimiser.
+        Dots: contexts. Squares: geometric mean over the contexts, which the claim is about. Shaded: plus and minus
+        {100 * reported:g} %, the error that the paper's abstract reports. Full fine-tuning, brackets of 0.5 %,
         deterministic.""",
-    alt="Errors of the leave-one-out predictions by architecture, for Adam and SGD.",
+    alt="Under both optimisers the squares of all models lie in the shaded band; a few dots lie outside.",
 )
 
 # %% tags=["hide-input"]
@@ -373,9 +374,9 @@ nb.figure(figure, "fig-left-out", runs=[others, measured], data=chosen)
 for optimizer, p in predictions.items():
     of_models, single = means[optimizer].abs(), chosen.error[chosen.optimizer == optimizer].abs()
     nb.say(
-        "**{label}**, {predictor}, calibration {calibration}: median over the {models} architectures "
-        "{median:.2%}, worst {worst:.2%} ({which}); median over single contexts {single:.2%} (n = {n}). "
-        "All candidates, errors in per cent:",
+        "**{label}**, {predictor}, calibration {calibration}: over the {models} architectures the median error is "
+        "{median:.2%} and the largest {worst:.2%} ({which}). Over single contexts the median is {single:.2%} (n = "
+        "{n}). The table has the errors of all candidates in %:",
         label=labels[optimizer],
         predictor=p.predictor.replace("_", " "),
         calibration=p.calibration,
@@ -392,16 +393,16 @@ for optimizer, p in predictions.items():
 # %% [markdown]
 # ## What it means
 #
-# Under this protocol the [critical learning rate](../definitions.md#critical-learning-rate) is not something that
-# only a sweep can tell: a few derivatives of the untouched model give it. The prediction is not cheap, though. Its
-# derivatives cost about as much as two or three runs of the search that finds the rate by brute force. What it
-# shows is that on these models nothing that matters for the overtaking is created on the way; it is all there at
-# step 0. How far that holds for real models is the subject of [chapter 13](13_real_blind.ipynb).
+# Under this protocol a sweep is not the only way to the [critical learning
+# rate](../definitions.md#critical-learning-rate): a few derivatives of the untouched model give it. The prediction is
+# not cheap, though. Its derivatives cost about as much as two or three runs of the search that finds the rate by
+# brute force. It shows that on these models nothing that matters for the overtaking is created on the way: it is all
+# there at step 0. [Chapter 13](13_real_blind.ipynb) asks how far that holds for real models.
 #
 # ## What could be wrong
 #
-# The held-out model is of another family, but it learnt the same language and is of the same size as the smallest of
-# the others. Larger models bend more (chapter 13). The interval rests on few architectures, and it is that of the
-# predictor that did best on them, so it is too narrow by construction. Prediction and measurement come from one build:
-# that shows that the protocol works, and nobody but the builder has witnessed it. The choice of the predictor
-# was made by a rule fixed beforehand, but the list of candidates was drawn up while looking at the five.
+# The held-out model is of another family, but it learnt the same language and is as small as the smallest of the
+# others. Larger models bend more (chapter 13). The interval rests on few architectures. It is the interval of the
+# predictor that did best on them, so it is too narrow by construction. Prediction and measurement come from one
+# build. That shows that the protocol works, but nobody except the builder has witnessed it. A rule fixed beforehand
+# chose the predictor, but the list of candidates was drawn up while looking at the five architectures.

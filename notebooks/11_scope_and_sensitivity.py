@@ -16,8 +16,8 @@
 # %% [markdown]
 # # 11 · Scope and sensitivity
 #
-# **Question.** Do the regularities belong to near-synonyms, or to any pair of tokens? And which conclusions move when
-# one of our definitions or settings is changed?
+# **Question.** Do the regularities belong to near-synonyms, or to any pair of tokens? Which conclusions move when we
+# change one of our definitions or settings?
 #
 # ```{glue:md} answer_11
 # :format: myst
@@ -69,8 +69,8 @@ ledger = {claim.id: claim for claim in load_claims()}
 # %% [markdown]
 # ## Two experiments
 #
-# The first changes the pair of tokens. The second changes one definition, setting or threshold at a time; these are
-# the changes, and the claims that each can touch.
+# The first experiment changes the pair of tokens. The second changes one definition, setting or threshold at a time.
+# The next cell lists these changes, and the claims that each can touch.
 
 
 # %%
@@ -112,16 +112,16 @@ varied = variants(steps, only)  # an unknown name is refused before anything run
 # For every [context](../definitions.md#context) we keep the prompt and change the pair.
 #
 # - **unrelated**: the competitor stays. The correct token is replaced by the one whose logit is nearest, among those
-#   whose readout row overlaps with the competitor's no more than usual. The relation is gone; how far the gap to close
-#   is the same, the table says.
+#   whose readout row overlaps with the competitor's no more than usual. The relation between the words is gone. The
+#   table says whether the gap to close is the same.
 # - **random pair**: two tokens drawn among the two hundred most probable.
 # - **antonym**: words of opposite meaning, where the tokenizer and vocabulary have them. The generated language of
-#   the zoo knows few such words, and does not know that they are opposites; this control counts for public
-#   checkpoints.
+#   the zoo has few such words and does not know that they are opposites. So this control counts for public
+#   checkpoints only.
 #
-# For each we find, under Adam (for the unrelated pairs under SGD too), the [critical learning
-# rate](../definitions.md#critical-learning-rate) and the critical [kinematic
-# number](../definitions.md#kinematic-number) $N_c$, as in [chapter 08](08_dimensionless_numbers.ipynb).
+# For each pair we find the [critical learning rate](../definitions.md#critical-learning-rate) and the critical
+# [kinematic number](../definitions.md#kinematic-number) $N_c$ under Adam, as in [chapter
+# 08](08_dimensionless_numbers.ipynb). For the unrelated pairs we find them under SGD too.
 
 
 # %%
@@ -234,10 +234,11 @@ defined = measured[np.isfinite(measured.N) & (measured.N > 0)]
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-controls",
-    """Critical kinematic number of near-synonym and control pairs: one dot per context (fewer where it
-        is undefined), black bars the geometric mean over the contexts of a model. Left: Adam, right: SGD;
-        full fine-tuning, critical rates to a bracket of 0.5 %, deterministic.""",
-    alt="Strip plots of the critical kinematic number by kind of pair and model, for Adam and SGD.",
+    """Critical kinematic number of near-synonym and control pairs, on a logarithmic axis. One dot per context, where
+        the number is defined; one colour per model. Black bars: geometric mean over the contexts of a model. Grey line:
+        N = 1. Left: Adam; right: SGD. Full fine-tuning, critical rates to a bracket of 0.5 %, deterministic.""",
+    alt="""Dots of every kind scatter around one. The bars of unrelated pairs differ more between models than
+        near-synonyms' do.""",
 )
 
 # %% tags=["hide-input"]
@@ -298,9 +299,9 @@ for optimizer, label in labels.items():
         detail={"near-synonym": near, "unrelated": unrelated},
     )
     nb.say(
-        "Under {label}, $N_c$ is {near:.3f} for near-synonyms and {control:.3f} for unrelated pairs: a "
-        "shift of {shift:+.1%}. Over the models it varies by {near_spread:.1f} % for near-synonyms and by "
-        "{control_spread:.1f} % for unrelated pairs.",
+        "Under {label}, $N_c$ is {near:.3f} for near-synonyms and {control:.3f} for unrelated pairs, a shift of "
+        "{shift:+.1%}. Over the models it varies by {near_spread:.1f} % for near-synonyms and by {control_spread:.1f} "
+        "% for unrelated pairs.",
         near_spread=summary["variation over models (%)"].get((optimizer, "near-synonym"), np.nan),
         control_spread=summary["variation over models (%)"].get((optimizer, "unrelated"), np.nan),
         label=label,
@@ -314,20 +315,20 @@ if "unrelated" in kinds and "unrelated" in gaps.groups:
         "from {far[min]:.1f} to {far[max]:.1f}: {what}",
         near=gaps.agg(["min", "max"]).loc["near-synonym"],
         far=gaps.agg(["min", "max"]).loc["unrelated"],
-        what="the two do not overlap, so the comparison is **confounded**. Whether the constant is another because the "
-        "words are unrelated or because the way is longer, these pairs cannot say."
+        what="the two ranges do not overlap, so the comparison is **confounded**. These pairs cannot say whether the "
+        "constant differs because the words are unrelated or because the gap is longer."
         if confounded
-        else "the two overlap only in part, so the comparison is **confounded** as far as longer ways bend more. "
-        "Whether the constant is another because the words are unrelated, these pairs alone cannot say.",
+        else "the two ranges overlap only in part, so the comparison is **confounded** as far as longer paths bend "
+        "more. These pairs alone cannot say whether the constant differs because the words are unrelated.",
     )
 
 # %% [markdown]
 # ## One change at a time
 #
 # Only the claims that a change can touch are measured again. [Silent failures](../definitions.md#silent-failure) (C1,
-# C3) are counted on the multiples of [chapter 02](02_silent_failure.ipynb); with another number of steps, the
-# critical rates that are multiplied are predicted for that number. A tick in the table says that the value still
-# meets the claim's threshold. For C9 the cell lists in how many contexts LoRA succeeded, model by model.
+# C3) are counted at the multiples of [chapter 02](02_silent_failure.ipynb). With another number of steps, the
+# critical rates are predicted for that number. A tick in the table says that the value still meets the claim's
+# threshold. For C9 the cell lists in how many contexts LoRA succeeded, model by model.
 
 # %%
 JUMPS = (10.0, 30.0)  # learning rates of jumps, in units of the measured critical one
@@ -456,12 +457,12 @@ def moved(claim):
 judged = [c for c in ("C1", "C3", "C4", "C7", "C8") if c in values.get("as defined", {})]
 changes = {claim: moved(claim) for claim in judged}
 nb.answer(
-    "Under Adam the critical kinematic number of unrelated pairs differs by {adam:+.1%} from that of "
-    "near-synonyms (SGD: {sgd:+.1%}){caveat}. Of {claims} claims that were measured again under those of {variants} "
-    "changes that can touch them, {what}.",
+    "Under Adam the critical kinematic number of unrelated pairs differs by {adam:+.1%} from that of near-synonyms "
+    "(SGD: {sgd:+.1%}){caveat}. We measured {claims} claims again under {variants} changes, each under those that can "
+    "touch it. Of these claims, {what}.",
     adam=shift["adam"],
     sgd=shift["sgd"],
-    caveat=", with longer gaps that confound the comparison" if confounded else "",
+    caveat="; their gaps are longer, which confounds the comparison" if confounded else "",
     claims=len(judged),
     variants=len(values) - ("as defined" in values),
     what="; ".join(f"{claim} changes sides under {', '.join(names)}" for claim, names in changes.items() if names)
@@ -471,11 +472,11 @@ nb.answer(
 # %% [markdown]
 # ## What it means
 #
-# A row without a change of tick says that the verdict does not hang on that choice. Where a tick changes, the verdict
-# in [the ledger](00_ledger.ipynb) should be read with the definition beside it.
+# Where a change leaves the tick as it is, the verdict does not depend on that choice. Where the tick changes, read
+# the verdict in [the ledger](00_ledger.ipynb) together with the definition.
 #
 # ## What could be wrong
 #
-# The variants are changed one at a time; combinations are not tried. C2, C5, C6, C10 and C11 are not in the table:
-# C2 is an identity, the tests of C5 have thresholds of their own, C6 is exact, C10 would need the held-out architecture
-# to be swept again, and C11 is the first part of this chapter.
+# We change one thing at a time and try no combinations. C2, C5, C6, C10 and C11 are not in the table. C2 is an
+# identity, the tests of C5 have thresholds of their own, and C6 is exact. C10 would need another sweep of the
+# held-out architecture. C11 is the first part of this chapter.

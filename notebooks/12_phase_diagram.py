@@ -16,7 +16,7 @@
 # %% [markdown]
 # # 12 · A phase diagram
 #
-# **Question.** If we vary how interchangeable two words are, and how hard we train, where does the correct word win?
+# **Question.** We vary how interchangeable two words are, and how hard we train. Where does the correct word win?
 #
 # ```{glue:md} answer_12
 # :format: myst
@@ -56,10 +56,10 @@ recipe = Recipe(steps=steps)
 # %% [markdown]
 # ## The boundary, before any point
 #
-# The [kinematic number](../definitions.md#kinematic-number) $N = \eta T v_0 / |\Delta_0|$ compares the distance
-# that the [logit gap](../definitions.md#context) would travel at its initial velocity with the distance to go.
-# [Chapter 08](08_dimensionless_numbers.ipynb) measured the value $N_c$ at which the correct token just overtakes.
-# Here that value comes from models that are not charted. This chapter asks more than the paper's abstract claims.
+# The [kinematic number](../definitions.md#kinematic-number) $N = \eta T v_0 / |\Delta_0|$ compares the distance that
+# the [logit gap](../definitions.md#context) would travel at its initial velocity with the distance to go. [Chapter
+# 08](08_dimensionless_numbers.ipynb) measured the value $N_c$ at which the correct token just overtakes. Here that
+# value comes from models that are not charted. This chapter asks more than the paper's abstract claims.
 
 
 # %%
@@ -94,10 +94,10 @@ nb.say(
 # ## The points
 #
 # Two GPT-2 style models of the smallest size were made to be charted. They learnt languages in which the
-# *interchangeability* of the ten pairs was reassigned, evenly between 0.05 and 0.98. It is the probability that a
-# sentence about a pair uses a frame in which either word may stand. That spreads the
-# [overlaps](../definitions.md#geometry) of the pairs. Whichever model is charted, each context is fine-tuned with Adam
-# at learning rates that correspond to given kinematic numbers.
+# *interchangeability* of the ten pairs was reassigned, evenly between 0.05 and 0.98. Interchangeability is the
+# probability that a sentence about a pair uses a frame in which either word may stand. Varying it spreads the
+# [overlaps](../definitions.md#geometry) of the pairs. Each context of a charted model is fine-tuned with Adam at
+# learning rates that correspond to given kinematic numbers.
 
 # %%
 def chart(ref):
@@ -125,8 +125,8 @@ nb.say(
 for name, count in uncharted.items():
     if count:
         nb.say(
-            "{name}: {count} contexts start by moving away from the correct token; their kinematic number is undefined "
-            "and they are not charted.",
+            "{name}: {count} contexts start by moving away from the correct token. Their kinematic number is "
+            "undefined, and they are not charted.",
             name=name,
             count=count,
         )
@@ -172,7 +172,8 @@ nb.caption(
         near zero. Right: the final rank of the correct token, from first (yellow) to tenth or worse (dark). Grey line:
         the critical kinematic number predicted from other models; its range over them, {span}, is
         {"thinner than the line" if thin else "the grey band"}.""",
-    alt="Two scatter plots over overlap and kinematic number; the outcome changes near the predicted horizontal line.",
+    alt="""At all overlaps the dots above the predicted horizontal line are red and of first rank. Those below it are
+        blue or grey and of lower rank.""",
 )
 
 # %% tags=["hide-input"]
@@ -200,8 +201,8 @@ nb.figure(figure, "fig-phase", runs=[runs, fitted], data=points)
 # %% [markdown]
 # ## How sharp is the boundary?
 #
-# A run is predicted to overtake, at some step, if its kinematic number exceeds the boundary, and never to overtake
-# otherwise.
+# If the kinematic number of a run exceeds the boundary, we predict that the word overtakes at some step. Otherwise we
+# predict that it never overtakes.
 
 # %%
 points["right"] = (points.number > boundary) == points.overtakes
@@ -225,8 +226,8 @@ table = pd.DataFrame(
 )
 nb.table(table, runs=runs)
 nb.say(
-    "Over the charted pairs the planted interchangeability and the overlap have a rank correlation of "
-    "{correlation:.2f} (n = {n}): the {what}.",
+    "Over the charted pairs the rank correlation of planted interchangeability and overlap is {correlation:.2f} (n = "
+    "{n}): the {what}.",
     correlation=correlation,
     n=len(pairs),
     what="language's setting shapes the readout" if correlation > 0.3 else "setting shapes the readout only weakly",
@@ -235,9 +236,9 @@ nb.say(
 # %% tags=["hide-input"]
 close = points[points.distance == labels[0]]
 nb.answer(
-    "Above a kinematic number of about {boundary:.2f}, a value taken from other models, the word is learned: {right} "
-    "of {runs} runs do what the line predicts (overtake at some step, or never), at overlaps from {least:.2f} to "
-    "{most:.2f}; of the {close} within a factor of {factor} of the line, {close_right} do.",
+    "The correct word wins above a kinematic number of about {boundary:.2f}, a value taken from other models. At "
+    "overlaps from {least:.2f} to {most:.2f}, {right} of {runs} runs do what the line predicts: overtake at some "
+    "step, or never. Of the {close} runs within a factor of {factor} of the line, {close_right} do.",
     boundary=boundary,
     right=int(points.right.sum()),
     runs=len(points),
@@ -251,8 +252,8 @@ nb.answer(
 # %% [markdown]
 # ## What it means
 #
-# Does the overlap shift the boundary? Of every pair, take the geometric mean of the smallest charted number at which
-# it overtakes and the next smaller one.
+# Does the overlap shift the boundary? For every pair we take the smallest charted number at which it overtakes and
+# the next smaller one, and form their geometric mean.
 
 # %%
 LARGE = 0.95  # overlap from which on two words are almost the same direction
@@ -290,8 +291,8 @@ nb.say(
 )
 if len(extreme) and len(others) > 2:
     nb.say(
-        "Where the overlap exceeds {large} ({n} of the pairs), that number is {mean:.2f} (geometric mean), elsewhere "
-        "between {low:.2f} and {high:.2f}.",
+        "Where the overlap exceeds {large} ({n} of the pairs), that number is {mean:.2f} (geometric mean). Elsewhere "
+        "it lies between {low:.2f} and {high:.2f}.",
         large=LARGE,
         n=len(extreme),
         mean=gmean(extreme.number),
@@ -301,12 +302,12 @@ if len(extreme) and len(others) > 2:
 if len(others) > 2:
     spread = others.max() / others.min()
     nb.say(
-        "Otherwise the overlap acts mainly through the velocity $v_0$, which the kinematic number contains already: "
-        "the learning rate at which those pairs overtake varies by a factor of {rates:.1f} (rank correlation with the "
-        "overlap {rate:.2f}), the number only by {numbers:.1f}."
+        "Otherwise the overlap acts mainly through the velocity $v_0$, which the kinematic number already contains. "
+        "The learning rate at which those pairs overtake varies by a factor of {rates:.1f} (rank correlation with the "
+        "overlap {rate:.2f}), the number only by a factor of {numbers:.1f}."
         if spread.rate > spread.number
         else "The learning rate at which those pairs overtake varies by a factor of {rates:.1f} (rank correlation with "
-        "the overlap {rate:.2f}), the number by {numbers:.1f}.",
+        "the overlap {rate:.2f}), the number by a factor of {numbers:.1f}.",
         rates=spread.rate,
         numbers=spread.number,
         rate=others.overlap.corr(others.rate, method="spearman"),

@@ -71,10 +71,10 @@ zoo = [nb.load(ref) for ref in [*nb.models, held_out]]
 # ## Which models, and where the runs are
 #
 # The paper's abstract speaks of a fivefold range of parameters; we read it as 82 to 410 million. Two real models
-# within that range can be had from the Python package index: SmolLM2 with 135 million parameters and Gemma 3 with
-# 270 million. They were trained by others, on trillions of words of real text; SmolLM2 was then tuned to follow
-# instructions. Their weights come rounded: in SmolLM2's file four fifths of them to four bits, in Gemma's most to
-# eight, both readouts to eight. What is studied here is the rounded model, exactly ([chapter
+# within that range can be had from the Python package index: SmolLM2 with 135 million parameters and Gemma 3 with 270
+# million. They were trained by others, on trillions of words of real text; SmolLM2 was then tuned to follow
+# instructions. Their weights come rounded. SmolLM2's file holds four fifths of them in four bits, Gemma's most in
+# eight, and both hold the readout in eight. This chapter studies exactly these rounded models ([chapter
 # 19](19_quantisation.ipynb) says what rounding changes).
 #
 # One fine-tune of such a model takes from seconds to minutes on one core, and the chapters on these models need
@@ -110,23 +110,23 @@ for model, _, left_out in found:
         nb.say("> Left out for {model}: {reason}", model=model.name, reason=reason)
 
 # %% [markdown]
-# The [contexts](../definitions.md#context) are the book's ten and ten more: of a list of ours the first ten whose
-# words are single tokens for both models and whose competitor leads in both. The ten new ones had never been
-# fine-tuned. The book's ten had been, once: before these predictions were made, their critical rates were searched
-# for on both models in a trial of the engine's speed. Those values were not kept, and enter no prediction. Only the
-# ten new sentences are strictly blind, so the two halves are shown apart below.
+# The [contexts](../definitions.md#context) are the book's ten and ten more. The ten more are the first of a list of
+# ours whose words are single tokens for both models and whose competitor leads in both. They had never been
+# fine-tuned. The book's ten had been, once: a trial of the engine's speed searched for their critical rates on both
+# models before these predictions were made. Those values were not kept and enter no prediction. So only the ten new
+# sentences are strictly blind, and the two halves are shown apart below.
 #
 # Steps, optimisers and definitions are those of the zoo. The claims about real models (R1 to R10) were
-# [declared](00_ledger.ipynb) before their runs. Most ask a claim of the paper again, on a smaller sample that was
-# fixed beforehand. R8 compares real models with the zoo's mean, R9 asks how LoRA's critical rate is predicted, and
-# R10 asks for a median error besides: these three are our own sharpenings. This chapter is about R8 and R10;
-# [chapter 14](14_real_failures.ipynb) and [chapter 15](15_real_lora.ipynb) are about the others.
+# [declared](00_ledger.ipynb) before their runs. Most repeat a claim of the paper on a smaller sample, fixed
+# beforehand. Three sharpen one: R8 compares real models with the zoo's mean, R9 asks how LoRA's critical rate is
+# predicted, and R10 also asks for a median error. This chapter is about R8 and R10. [Chapter
+# 14](14_real_failures.ipynb) and [chapter 15](15_real_lora.ipynb) are about the others.
 #
 # ## The blind test
 #
-# For each sentence we predict the learning rate at which the word overtakes, from derivatives of the untouched
-# model. The zoo alone, models far smaller and of an artificial language, decides which predictor is used and with
-# which calibration; where that is *none*, no fitted constant enters. The
+# For each sentence we predict the learning rate at which the word overtakes, from derivatives of the untouched model.
+# The zoo alone decides which predictor is used and with which calibration. Its models are far smaller and speak an
+# artificial language. With the calibration *none*, no fitted constant enters. The
 # [protocol](../definitions.md#blind-protocol) is that of [chapter 10](10_blind_prediction.ipynb): the prediction,
 # with its interval and the time, is on disk before any run.
 
@@ -193,12 +193,12 @@ nb.table(
 if published:
     nb.say(
         "The constants were fitted on runs of the zoo that are published with the prediction. The zoo's critical rates "
-        "of this book differ from those by at most {apart:.2%}.",
+        "in this book differ from theirs by at most {apart:.2%}.",
         apart=float(max(abs(here[o].measured / fitted[o].measured - 1).max() for o in labels)),
     )
 
 # %% [markdown]
-# Now the measurement, context by context and as the geometric mean over a model's contexts.
+# Now we measure, context by context and as the geometric mean over a model's contexts.
 
 
 # %%
@@ -233,11 +233,13 @@ blind_table["error"] = blind_table.predicted / blind_table.measured - 1
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-real-blind",
-    f"""Blind prediction of the critical learning rates of two real models, by the predictor and calibration
-        that did best on the zoo. Dots: contexts; squares: error of the geometric mean over the contexts, which is what
-        the claim is about. Shaded: plus and minus {100 * reported:g} %, the error that the paper's abstract
-        reports. Full fine-tuning; measured to a bracket of 0.5 %; deterministic, no seeds.""",
-    alt="Errors of the blind prediction for two real models under Adam and SGD, with the band of 2.1 per cent.",
+    f"""Error of the blind prediction of the critical learning rates of two real models, by the predictor and
+        calibration that did best on the zoo. One colour per model, one panel per optimiser. Dots: contexts. Squares:
+        error of the geometric mean over the contexts, which the claim is about. Shaded: plus and minus
+        {100 * reported:g} %, the error that the paper's abstract reports. Full fine-tuning; measured to a bracket of
+        0.5 %; deterministic, no seeds.""",
+    alt="""Gemma's squares lie in the shaded band, SmolLM2's just below it. Most dots lie near zero; a few lie far
+        below.""",
 )
 
 # %% tags=["hide-input"]
@@ -276,25 +278,26 @@ for optimizer, label in labels.items():
     )
     for model, row in rows.iterrows():
         nb.say(
-            "**{label}, {model}**: predicted {predicted:.3e}, measured {measured:.3e}: an error of {error:+.2%}, "
-            "{where} the predicted interval. Over the single contexts the median error is {median:.2%}, the "
-            "largest {largest:.2%} (n = {contexts}).",
+            "**{label}, {model}**: the predicted rate is {predicted:.3e} and the measured rate {measured:.3e}, an "
+            "error of {error:+.2%}. The measured rate lies {where} the predicted interval. Over the single contexts "
+            "the median error is {median:.2%} and the largest {largest:.2%} (n = {contexts}).",
             row,
             label=label,
             model=model,
             where="inside" if row.inside else "outside",
         )
 nb.say(
-    "{inside} of {all} measured means lie inside the predicted interval. That interval knows only how the models "
-    "of the zoo scatter; for other models and sentences it is {verdict}.",
+    "{inside} of {all} measured means lie inside the predicted interval. That interval only reflects how the models of "
+    "the zoo scatter. For other models and sentences it is {verdict}.",
     inside=int(blind_table.inside.sum()),
     all=len(blind_table),
     verdict="too narrow" if blind_table.inside.mean() < 0.9 else "wide enough here",
 )
 
 # %% [markdown]
-# Is it the models or the sentences? The zoo knows the book's ten contexts only. The table splits the means by
-# whether the sentence is one of these. It was made after the measurement, and no verdict rests on it.
+# Do the errors come from the models or from the sentences? The zoo knows the book's ten contexts only. The table
+# splits the means by whether the sentence is one of these. It was made after the measurement, and no verdict rests on
+# it.
 
 # %%
 in_the_book = comparison.context.isin([context.id for context in nb.contexts])
@@ -314,8 +317,8 @@ nb.table(by_half.rename(index=labels).rename_axis(["optimiser", "model", "senten
 off = of_means.abs().unstack("sentences")
 if off.shape[1] == 2:
     nb.say(
-        "With the same model and optimiser the mean over the new sentences is predicted worse than that over the "
-        "book's in {worse} of {cases} cases. At worst it is {new:.1%} off on the new ones, {book:.1%} on the book's.",
+        "In {worse} of {cases} cases of a model and an optimiser, the mean over the new sentences is predicted worse "
+        "than that over the book's. The largest error is {new:.1%} on the new sentences and {book:.1%} on the book's.",
         worse=int((off["new"] > off["the book's"]).sum()),
         cases=len(off),
         new=off["new"].max(),
@@ -323,15 +326,15 @@ if off.shape[1] == 2:
     )
 else:
     nb.say(
-        "All {n} sentences here are {half}: there are no others to compare them with.",
+        "All {n} sentences here are {half}, so there are no others to compare them with.",
         n=comparison.context.nunique(),
         half=off.columns[0],
     )
 
 # %% [markdown]
-# What goes with an error? This too was asked after the measurement. The prediction is a ladder of
-# derivatives. Where its last two rungs, *second order* and *third order*, differ much, the ladder has not yet
-# converged, and the difference is known before any run.
+# What accompanies a large error? We asked this too after the measurement. The prediction is a ladder of derivatives.
+# Where its last two rungs, *second order* and *third order*, differ much, the ladder has not yet converged. This
+# difference is known before any run.
 
 
 # %%
@@ -353,8 +356,8 @@ for optimizer, rows in apart.groupby("optimizer", sort=False):
     near, far = (rows["size"][rows.apart.le(rows.apart.median()) == which] for which in (True, False))
     nb.say(
         "**{label}**: in the half of the contexts whose rungs are nearest to each other the median error is "
-        "{near:.2%} and the largest {most_near:.1%}; in the other half {far:.2%} and {most_far:.1%}. Rank "
-        "correlation of error and distance: {rank:.2f} (n = {n}).",
+        "{near:.2%} and the largest {most_near:.1%}. In the other half the median error is {far:.2%} and the largest "
+        "{most_far:.1%}. The rank correlation of error and distance is {rank:.2f} (n = {n}).",
         label=labels[optimizer],
         near=near.median(),
         most_near=near.max(),
@@ -365,8 +368,8 @@ for optimizer, rows in apart.groupby("optimizer", sort=False):
     )
 
 # %% [markdown]
-# What the other predictors and calibrations said, before the measurement, in per cent of the measured geometric
-# mean. No verdict depends on these.
+# The next table shows what the other predictors and calibrations said before the measurement: their errors in % of
+# the measured geometric mean. No verdict depends on them.
 
 # %% tags=["hide-input"]
 tried = pd.DataFrame(
@@ -379,9 +382,9 @@ tried = tried.rename_axis("predictor and calibration").rename(index=lambda name:
 nb.table(tried.reset_index(), digits=2, top=len(tried), runs=critical)
 worst = tried.abs().max(axis=1) / 100
 nb.say(
-    "The row that is nowhere far off is *{which}*, at most {most:.1%}. That was seen only now: had it been the rule, "
-    "the zoo would have had to choose it. And in a mean over sentences errors of both signs cancel, which a rule does "
-    "not control.",
+    "The row with the smallest largest error is *{which}*, at most {most:.1%}. We saw that only now; a rule would "
+    "have had to choose it on the zoo. Errors of both signs also cancel in a mean over sentences, and no rule "
+    "controls that.",
     which=worst.idxmin(),
     most=worst.min(),
 )
@@ -391,7 +394,7 @@ nb.say(
 #
 # The [kinematic number](../definitions.md#kinematic-number) $N_c = \eta_c T v_0 / |\Delta_0|$ measures a [critical
 # rate](../definitions.md#critical-learning-rate) in the units that step 0 gives. In the zoo it varies little from
-# architecture to architecture ([chapter 08](08_dimensionless_numbers.ipynb)). Does it have the same value here?
+# architecture to architecture ([chapter 08](08_dimensionless_numbers.ipynb)). Do real models have the same value?
 
 # %%
 of_zoo = pd.concat([here[o].assign(optimizer=o) for o in labels], ignore_index=True)
@@ -405,11 +408,11 @@ summaries = pd.concat(
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-real-numbers",
-    """Critical kinematic number of the zoo's models and, at the right, of the two real ones. Dots:
-        contexts (less than all where the first velocity points the wrong way). Bars: geometric mean
-        over the contexts with its 95 % bootstrap interval. Full fine-tuning; critical rates to a
-        bracket of 0.5 %; deterministic. Grey line: N = 1.""",
-    alt="Critical kinematic numbers of the zoo's and the real models under Adam and SGD.",
+    """Critical kinematic number of the zoo's models and, at the right, of the two real ones, one colour per model,
+        one panel per optimiser. Dots: contexts; a context whose first velocity points the wrong way has none. Squares:
+        geometric mean over the contexts; bars: its 95 % bootstrap interval. Grey line: N = 1. Full fine-tuning;
+        critical rates to a bracket of 0.5 %; deterministic.""",
+    alt="Under both optimisers the squares of all models lie close to one; the dots of the real models scatter more.",
 )
 
 # %% tags=["hide-input"]
@@ -443,15 +446,15 @@ for optimizer, label in labels.items():
         },
     )
     nb.say(
-        "**{label}**: the number of the zoo's five is {standard:.3f}; {each}. The zoo's sixth model, {sixth}, "
-        "not among these, has {number:.3f} ({off:+.1%}).",
+        "**{label}**: the number of the zoo's five models is {standard:.3f}; {each}. The zoo's sixth model, {sixth}, "
+        "is not among the five; its number is {number:.3f} ({off:+.1%}).",
         label=label,
         standard=standard[optimizer],
         sixth=last.name,
         number=means[optimizer][last.name],
         off=off[last.name],
         each="; ".join(
-            f"that of {name} is {row['mean']:.3f} ({off[name]:+.1%}; undefined in {row.undefined} contexts)"
+            f"that of {name} is {row['mean']:.3f} ({100 * off[name]:+.1f} %; undefined in {row.undefined} contexts)"
             for name, row in known.iterrows()
         ),
     )
@@ -461,31 +464,31 @@ adam, sgd = (blind_table.error[optimizer].abs() for optimizer in ("adam", "sgd")
 met = {"R10": claims["R10"].holds(errors["adam"])}
 met["R8"] = claims["R8"].criteria[0].holds(away["adam"][real_names].abs().max())
 nb.answer(
-    "The critical learning rates of {models}, real models with {least:.0f} and {most:.0f} million parameters, "
-    "predicted from step 0, are off by {adam} under Adam and by {sgd} under SGD (geometric means over {n} contexts; "
-    "asked: {asked:.1%}). The claim about this prediction (R10) {blind} its thresholds under Adam, that about one "
-    "kinematic number for zoo and real models (R8) {number}.",
+    "We predicted the critical learning rates of {models}, real models with {least:.0f} and {most:.0f} million "
+    "parameters, from step 0. The predictions are off by {adam} under Adam and by {sgd} under SGD (geometric means "
+    "over {n} contexts); the threshold is {asked:.1%}. The claim about this prediction (R10) {blind} its thresholds "
+    "under Adam. The claim that zoo and real models share one kinematic number (R8) {number}.",
     models=" and ".join(real_names),
     least=min(m.n_parameters for m in subjects) / 1e6,
     most=max(m.n_parameters for m in subjects) / 1e6,
-    adam=" and ".join(f"{value:.1%}" for value in adam),
-    sgd=" and ".join(f"{value:.1%}" for value in sgd),
+    adam=" and ".join(f"{100 * value:.1f} %" for value in adam),
+    sgd=" and ".join(f"{100 * value:.1f} %" for value in sgd),
     n=" and ".join(str(n) for n in blind_table.contexts["adam"]),
     asked=reported,
     blind="meets" if met["R10"] else "does not meet",
-    number="does" if met["R8"] else "does not",
+    number="meets its threshold" if met["R8"] else "does not meet its threshold",
 )
 
 # %% [markdown]
 # ## What it means
 #
-# The zoo showed one number for all models, and rates that are predicted before any run. Real models and new sentences
-# test this harder than another small model could, because their paths bend more. The distance of the ladder's last
-# two rungs tends to tell which predictions to distrust, with exceptions, and that was found afterwards. [The
+# On the zoo one number served all models, and rates could be predicted before any run. Real models and new sentences
+# test this harder than another small model could, because their paths bend more. The distance between the ladder's
+# last two rungs tends to tell which predictions to distrust. There are exceptions, and we found this afterwards. [The
 # ledger](00_ledger.ipynb) has the verdicts.
 #
 # ## What could be wrong
 #
 # Two models are few, and their weights come rounded, SmolLM2's mostly to four bits. Their contexts are twenty short
-# sentences of ours, of which ten had been searched before (see above), and the zoo knows only ten of them. At the
+# sentences of ours. Ten of them had been searched before (see above), and the zoo knows only these ten. At the
 # smallest critical rates a step changes a weight by about as much as single precision resolves.

@@ -67,10 +67,9 @@ claims = {claim.id: claim for claim in load_claims()}
 # %% [markdown]
 # ## The models and their critical rates
 #
-# The models, their contexts and their published runs are those of [chapter
-# 13](13_real_blind.ipynb), and so are the [critical learning
-# rates](../definitions.md#critical-learning-rate): predicted first, then measured. This chapter is mostly about Adam,
-# which decides the verdicts.
+# The models, their contexts, their published runs and their [critical learning
+# rates](../definitions.md#critical-learning-rate) are those of [chapter 13](13_real_blind.ipynb). The rates were
+# predicted first and then measured. This chapter is mostly about Adam, which decides the verdicts.
 
 # %%
 found = published_runs.models_with_contexts(
@@ -96,10 +95,10 @@ critical = Study.of(measure, subjects, followed_under)
 # %% [markdown]
 # ## Silent failures
 #
-# Below the predicted critical rate the word should never overtake, however the loss falls. Each model is fine-tuned
-# on its first contexts at two rates below. Where a prediction is off by less than these rates are below it, no word
-# can overtake; what is tested is that the loss falls steadily all the same. Such runs are [silent
-# failures](../definitions.md#silent-failure).
+# Below the predicted critical rate the word should never overtake, however much the loss falls. Each model is
+# fine-tuned on its first contexts at two rates below the predicted one. If the true critical rate lies above these
+# two rates, no word can overtake. The runs then test whether the loss falls steadily all the same. Such runs are
+# [silent failures](../definitions.md#silent-failure).
 
 
 # %%
@@ -137,11 +136,11 @@ exact = max(before_training(model) for model in subjects)
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-real-failures",
-    """Every run of two real models below the predicted critical rate under Adam: final signal against the
-        fall of the drag (symmetric logarithmic axis, linear within plus and minus 0.001), coloured
-        by failure mode. Full fine-tuning, deterministic. The grey line is the threshold 0.001
-        between kinematic and structural failures, fixed beforehand.""",
-    alt="Scatter plots of final signal against fall of the drag, one panel per model.",
+    f"""Every run of two real models at {" and ".join(f"{x:g}" for x in below)} times the predicted critical rate
+        under Adam, one panel per model: final signal against the fall of the drag (symmetric logarithmic axis, linear
+        within plus and minus 0.001), coloured by failure mode. Full fine-tuning, deterministic. Grey line: the
+        threshold 0.001 between kinematic and structural failures, fixed beforehand.""",
+    alt="All points lie at negative signals, most of them left of the threshold and some right of it.",
 )
 
 # %% tags=["hide-input"]
@@ -179,9 +178,9 @@ for optimizer, label in labels.items():
         measured = values[claim, optimizer]
         nb.record(claim, measured, optimizer=optimizer, n=sample, runs=failing.sel(optimizer), detail=detail)
     nb.say(
-        "**{label}**: contexts of {n} that fail silently, with a loss that ends at least 0.1 nat lower: {counts}. "
-        "All runs by outcome: {kinds}. Signal and drag sum to the order parameter to within {residual_float32:.1e} "
-        "along these runs, and to within {residual_float64:.1e} in double precision at step 0.",
+        "**{label}**: contexts (of {n}) that fail silently with a loss that ends at least 0.1 nat lower, by model: "
+        "{counts}. All runs by outcome: {kinds}. Signal and drag sum to the order parameter within "
+        "{residual_float32:.1e} along these runs, and within {residual_float64:.1e} in double precision at step 0.",
         values["R2", optimizer],
         label=label,
         n=sample["contexts"],
@@ -193,9 +192,9 @@ for optimizer, label in labels.items():
 # ## Jumps
 #
 # Far above the critical rate the [order parameter](../definitions.md#order-parameter-signal-and-drag)
-# [jumps](../definitions.md#jumps). How much of each jump is carried by the probabilities, and how much by the
-# embeddings' geometry? At such small learning rates the embeddings hardly move, so their share can hardly be large.
-# Under LoRA they cannot move at all: that is [chapter 15](15_real_lora.ipynb).
+# [jumps](../definitions.md#jumps). How much of each jump comes from the probabilities, and how much from the
+# embeddings' geometry? At such small learning rates the embeddings hardly move, so the geometry can hardly contribute
+# much. Under LoRA they cannot move at all; that is [chapter 15](15_real_lora.ipynb).
 
 
 # %%
@@ -219,11 +218,11 @@ every_jump = found_jumps.table()
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-real-jumps",
-    """Share of each jump that is carried by the change of the probabilities, against the size of the jump
-        over its bound. Every jump of two real models at 10 and 30 times the critical rate; full
-        fine-tuning; deterministic runs. Grey line: the smallest median allowed, fixed beforehand;
-        dotted: all of the jump.""",
-    alt="Scatter plots of readout share against jump size, one panel per optimiser.",
+    """Readout share of every jump of two real models at 10 and 30 times the critical rate, against the size of the
+        jump over its bound. The share is the part of the jump that the change of the probabilities makes. One dot per
+        jump, one colour per model, one panel per optimiser; full fine-tuning; deterministic runs. Grey line: the
+        smallest median allowed, fixed beforehand. Dotted: a share of one.""",
+    alt="All dots lie on the dotted line, at a readout share of one, whatever the size of the jump.",
 )
 
 # %% tags=["hide-input"]
@@ -258,9 +257,9 @@ for optimizer, label in labels.items():
         detail={"interval": "95 % bootstrap over jumps"},
     )
     nb.say(
-        "**{label}**: contexts of {n} with a jump: {counts}. Over {jumps} jumps the median readout share is "
-        "{share:.3f}, the furthest from one {far:.1e} away. At {rising} of these jumps the loss rises: in that sense "
-        "they are {catapult}.",
+        "**{label}**: contexts (of {n}) with a jump, by model: {counts}. Over {jumps} jumps the median readout share "
+        "is {share:.3f}; no share differs from one by more than {far:.1e}. The loss rises at {rising} of these jumps, "
+        "so in that sense they are {catapult}.",
         label=label,
         n=sample["contexts"],
         counts=", ".join(f"{model} {count}" for model, count in counts.items()),
@@ -274,9 +273,9 @@ for optimizer, label in labels.items():
 # %% [markdown]
 # ## The five tests
 #
-# The tests of [chapter 06](06_phantoms.ipynb) against spontaneous symmetry breaking need the same fine-tunes in
-# finer steps. They are made under Adam, for the first contexts of the models in `examined`. The claim asks for both
-# models; with one missing, its verdict is withheld.
+# The tests of [chapter 06](06_phantoms.ipynb) against spontaneous symmetry breaking need the same fine-tunes in finer
+# steps. They are made under Adam, for the first contexts of the models in `examined`. The claim asks for both models.
+# If one is missing, its verdict is withheld.
 
 
 # %%
@@ -303,11 +302,11 @@ values["R5", "adam"] = {"tests_passed": sum(passed.values())}
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-real-tests",
-    """The criteria of the five tests on real models under full fine-tuning with Adam: measured values
-        (dots), the threshold fixed beforehand (grey line), and the side that meets it (shaded).
-        Each value is a median, quantile or share over the first three contexts of the examined models.
-        Crosses: the double-well control, which has two branches.""",
-    alt="One row per criterion with its threshold and measured value.",
+    f"""The criteria of the five tests on real models under full fine-tuning with Adam: measured values (dots), the
+        threshold fixed beforehand (grey line), and the side that meets it (shaded). Each value is a median, quantile or
+        share over the first {tested} contexts of each examined model, as the label says; deterministic runs. Crosses:
+        the double-well control, which has two branches.""",
+    alt="Every dot lies on the shaded side of its threshold; in several rows the cross lies on the other side.",
 )
 
 # %% tags=["hide-input"]
@@ -335,8 +334,8 @@ nb.figure(
 words = board.assign(quantity=board.quantity.map(markup.with_symbols)).replace("nan", "–")
 nb.table(words, fold="All values, with the wording of the ledger", runs=run_ids)
 nb.say(
-    "{outcomes}. These are tests of {first} first jumps. The double well, which does have two branches, passes "
-    "{control} of the {tests} too: only the others tell the two apart.",
+    "{outcomes}. These tests examine {first} first jumps. The double well, which does have two branches, also passes "
+    "{control} of the {tests} tests. Only the other tests tell the two apart.",
     first=first,
     control=sum(scoreboard.passed_tests(claims["R5"], control).values()),
     tests=len(passed),
@@ -350,13 +349,13 @@ QUESTIONS = {
     "R3": "two kinds of failure",
     "R4": "jumps",
     "R5": "the five tests",
-    "R7": "the readout's share",
+    "R7": "the readout share",
 }
 held = {claim: claims[claim].holds(values[claim, "adam"]) for claim in QUESTIONS}
 nb.answer(
-    "Below the critical rates of {models}, at least {silent} of {followed} contexts fail silently under Adam; far "
-    "above, the order parameter jumps in at least {jumping}. The jumps of {examined} pass {passed} of {tests} tests "
-    "against a broken symmetry. Of the {asked} claims asked here {met} meet their thresholds{but}.",
+    "Below the critical rates of {models}, at least {silent} of {followed} contexts fail silently under Adam. Far "
+    "above these rates, the order parameter jumps in at least {jumping}. The jumps of {examined} pass {passed} of "
+    "{tests} tests against a broken symmetry. Of the {asked} claims of this chapter, {met} meet their thresholds{but}.",
     models=" and ".join(m.name for m in subjects),
     silent=values["R1", "adam"]["fewest_silent_contexts"],
     followed=failing.fewest_contexts("adam"),
@@ -372,12 +371,12 @@ nb.answer(
 # %% [markdown]
 # ## What it means
 #
-# What was seen on small models is seen on real ones: losses that fall without teaching the word, and jumps far above
-# the critical rate that live in the readout. [The ledger](00_ledger.ipynb) has the verdict on each part.
+# Real models show what small models showed: losses that fall without teaching the word, and jumps far above the
+# critical rate that lie in the readout. [The ledger](00_ledger.ipynb) has the verdict on each part.
 #
 # ## What could be wrong
 #
 # Two models are few, and their weights come rounded. The five tests rest on three contexts of each model. At the
-# smallest critical rates a step changes a weight by about as much as single precision resolves. A fine-tune on a
-# single sentence is a cartoon of what practitioners do; that it is the same cartoon at three sizes of model is what
-# this chapter can show.
+# smallest critical rates a step changes a weight by about as much as single precision resolves. Fine-tuning on a
+# single sentence simplifies what practitioners do. This chapter shows only that the simplified case looks the same at
+# three sizes of model.

@@ -73,9 +73,9 @@ zoo = [nb.load(ref) for ref in nb.models]
 # %% [markdown]
 # ## The models and their critical rates
 #
-# The models, their contexts and their published runs are those of [chapter
-# 13](13_real_blind.ipynb), and so are the [critical learning
-# rates](../definitions.md#critical-learning-rate) of full fine-tuning.
+# The models, their contexts, their published runs and their [critical learning
+# rates](../definitions.md#critical-learning-rate) under full fine-tuning are those of [chapter
+# 13](13_real_blind.ipynb).
 
 # %%
 found = published_runs.models_with_contexts(
@@ -129,11 +129,11 @@ values["R6"] = {
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-real-lora-jumps",
-    """Order parameter over its bound under LoRA (Adam, rank 8, alpha 16, all linear layers but the
-        readout), at one hundred times the critical rate of full fine-tuning; rings mark jumps. One
-        curve per context, one seed of the LoRA initialisation. The readout is compared with its
-        initial value bit for bit at every step.""",
-    alt="One panel per real model: order parameter against step under LoRA, one curve per context, jumps ringed.",
+    f"""Order parameter over its bound under LoRA (Adam, rank 8, alpha 16, all linear layers but the readout), at
+        {lora_multiple:g} times the critical rate of full fine-tuning, one panel per real model. Rings mark jumps. One
+        curve per context, one seed of the LoRA initialisation. At every step the readout is compared bit for bit with
+        its initial value.""",
+    alt="A few curves of SmolLM2 leap and are ringed; no curve of Gemma does.",
 )
 
 # %% tags=["hide-input"]
@@ -152,8 +152,8 @@ nb.record(
     detail=jumping,
 )
 nb.say(
-    "**LoRA with Adam**, {runs} runs: contexts with a jump {counts}; the readout differs from its initial value at "
-    "{changed} steps.",
+    "**LoRA with Adam**, {runs} runs: contexts with a jump, by model: {counts}. The readout differs from its initial "
+    "value at {changed} steps.",
     runs=still.runs,
     counts=", ".join(f"{model} {count}" for model, count in jumping.items()),
     changed=still.changed_steps,
@@ -205,11 +205,11 @@ values["R9"] = {"lora_error": lora_means.error.abs().max()}
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-real-lora",
-    """Critical learning rate of LoRA on two real models, predicted from LoRA's own first velocity with the
-        zoo's number, against what was measured. One dot per context; the grey line is equality.
-        Adam, rank 8, alpha 16, all linear layers but the readout, one seed of the LoRA
-        initialisation; brackets of 0.5 %.""",
-    alt="Predicted against measured critical rates of LoRA on logarithmic axes.",
+    """Critical learning rate of LoRA on two real models, predicted from LoRA's own first velocity with the zoo's
+        number, against the measured rate; both axes logarithmic. One dot per context, one colour per model. Grey line:
+        equality. Adam, rank 8, alpha 16, all linear layers but the readout, one seed of the LoRA initialisation;
+        brackets of 0.5 %.""",
+    alt="The dots rise along the line of equality, and all lie below it.",
 )
 
 # %% tags=["hide-input"]
@@ -234,13 +234,14 @@ nb.record(
 )
 nb.say(
     "The zoo's number for LoRA is {number:.3f} (from {least:.3f} to {most:.3f} over its models). {each}. {side}",
-    side="All errors are on one side: LoRA's number itself is another one on these models."
+    side="All errors have the same sign, so LoRA's number itself differs on these models."
     * (len(set(np.sign(lora_means.error))) == 1),
     number=zoo_number,
     least=zoo_numbers.min(),
     most=zoo_numbers.max(),
     each="; ".join(
-        f"{model}: predicted {row.predicted:.3e}, measured {row.critical_rate:.3e}, an error of {row.error:+.1%}"
+        f"{model}: predicted {row.predicted:.3e}, measured {row.critical_rate:.3e}, an error of "
+        f"{100 * row.error:+.1f} %"
         for model, row in lora_means.iterrows()
     ),
 )
@@ -255,10 +256,10 @@ of_the_real = factor[[m.name for m in subjects]]
 
 # %% tags=["hide-input"]
 nb.say(
-    "LoRA's critical rate is that of full fine-tuning times {each}; in the zoo the factor is {least:.0f} to "
-    "{most:.0f}. So the LoRA runs further up, at {multiple:.0f} times the critical rate of full fine-tuning, lie only "
-    "{beyond} times above LoRA's own critical rate, and in the zoo {above_least:.0f} to {above_most:.0f} times. That a "
-    "model does not jump there says little about whether it would jump further up.",
+    "LoRA's critical rate is that of full fine-tuning times {each}. In the zoo the factor is {least:.0f} to "
+    "{most:.0f}. The LoRA runs above were made at {multiple:.0f} times the critical rate of full fine-tuning. That is "
+    "only {beyond} times LoRA's own critical rate on these models; in the zoo it is {above_least:.0f} to "
+    "{above_most:.0f} times. So a model that does not jump there may still jump at larger rates.",
     each=" and ".join(f"{value:.0f} ({model})" for model, value in of_the_real.items()),
     least=of_the_zoo.min(),
     most=of_the_zoo.max(),
@@ -271,11 +272,11 @@ nb.say(
 # %% [markdown]
 # ## What a diagnosis would have said
 #
-# The ladder knows full fine-tuning only, and R9's rule for LoRA takes the first velocity alone. [`phantom
-# diagnose`](../your-model.md) uses neither: it rehearses the fine-tune in four coarse steps, and gives the critical
-# rate an interval. Here it is as wide as the largest error that rehearsals made on the zoo, which was known before
-# any run of these models. That the measured rates are compared with it was decided after them, so no verdict rests
-# on this section.
+# The ladder of [chapter 13](13_real_blind.ipynb) covers full fine-tuning only, and R9's rule for LoRA takes the first
+# velocity alone. [`phantom diagnose`](../your-model.md) uses neither. It rehearses the fine-tune in four coarse
+# steps, and gives the critical rate an interval. Here the interval is as wide as the largest error that rehearsals
+# made on the zoo, which was known before any run of these models. We decided to compare the measured rates with it
+# after they were measured, so no verdict rests on this section.
 
 
 # %%
@@ -331,26 +332,25 @@ nb.table(
     runs=[critical, of_subjects],
 )
 nb.say(
-    "{inside} measured rates lie inside the interval of their rehearsal. {narrow} For LoRA, whose mean over contexts "
-    "R9's rule misses by up to {lora_error:.0%}, single rehearsals are off by at most {lora:.1%}.",
+    "{inside} measured rates lie inside the interval of their rehearsal. {narrow} R9's rule misses LoRA's mean over "
+    "contexts by up to {lora_error:.0%}; single rehearsals of LoRA are off by at most {lora:.1%}.",
     values["R9"],
     inside=counted(rehearsed.inside),
     lora=rehearsed.error[rehearsed.method == "lora"].max(),
-    narrow=f"Fewer than nine in ten do under {' and '.join(share.index[share < 0.9])}: what the zoo shows of a "
-    "rehearsal's errors is too little for models of this size. Since this was seen, a diagnosis of a model larger than "
-    "the zoo's has an interval at least as wide as the largest error of its kind in this table; how often that holds, "
-    "only other models can tell."
+    narrow=f"Fewer than nine in ten do under {' and '.join(share.index[share < 0.9])}: the errors on the zoo are too "
+    "small to stand for models of this size. So a diagnosis of a model larger than the zoo's now has an interval at "
+    "least as wide as the largest error of its kind in this table. Only other models can tell how often that holds."
     if (share < 0.9).any()
-    else "Nine in ten or more do, however it was trained.",
+    else "Nine in ten or more do for each kind of fine-tuning.",
 )
 
 # %% [markdown]
 # ## What it took
 #
-# Every run of these models, here and in chapters 13 and 14, carries the time it took and the largest memory that its
-# process had held by then. The times depend on what else that machine did; the memory includes what earlier runs of
-# the process had left behind, which since then is freed when a run ends. The derivatives that the predictions rest
-# on come on top.
+# Every run of these models, here and in chapters 13 and 14, records the time it took and the largest memory that its
+# process had held by then. The times depend on what else that machine did. The memory includes what earlier runs of
+# the process had left behind; today it is freed when a run ends. The table does not include the derivatives that the
+# predictions rest on.
 
 # %% tags=["hide-input"]
 every = pd.DataFrame(nb.store.runs().values())
@@ -370,11 +370,11 @@ nb.table(
 # %% tags=["hide-input"]
 held = {claim: claims[claim].holds(found) for claim, found in values.items()}
 nb.answer(
-    "Under LoRA, whose readout differs at {changed} steps from what it was, {jumping} of {sentences} sentences jump at "
-    "{multiple:.0f} times the critical rate of full fine-tuning; the claim about this (R6) {jumps}. LoRA's critical "
-    "rate, predicted from its first velocity with the zoo's number, is off by up to {lora_error:.1%} on {models}; "
-    "the claim about it (R9) {rule}. Of all critical rates measured, {inside} lie inside the interval that a "
-    "rehearsal gives.",
+    "Under LoRA {jumping} of {sentences} sentences jump at {multiple:.0f} times the critical rate of full "
+    "fine-tuning, and the readout differs from its initial value at {changed} steps. The claim about this (R6) "
+    "{jumps}. We predict LoRA's critical rate from its first velocity with the zoo's number. On {models} this is off "
+    "by up to {lora_error:.1%}; the claim about it (R9) {rule}. Of all critical rates measured, {inside} lie inside "
+    "the interval that a rehearsal gives.",
     values["R9"],
     changed=still.changed_steps,
     jumping=sum(jumping.values()),
@@ -390,10 +390,10 @@ nb.answer(
 # ## What it means
 #
 # Where LoRA leaves the readout untouched, a jump cannot be a change of the embeddings. LoRA's own critical rate is
-# another matter: one first velocity does not give it on models whose paths bend more, and a rehearsal of a few steps
-# does better. [The ledger](00_ledger.ipynb) has the verdicts on R6 and R9.
+# less well predicted. On models whose paths bend more, one first velocity does not give it, and a rehearsal of a few
+# steps does better. [The ledger](00_ledger.ipynb) has the verdicts on R6 and R9.
 #
 # ## What could be wrong
 #
-# LoRA's rate rests on five contexts of each model, and LoRA's jumps on one seed and, as the figure shows, on few
+# LoRA's rate rests on five contexts of each model. LoRA's jumps rest on one seed and, as the figure shows, on few
 # sentences. Two models are few, and their weights come rounded.

@@ -17,7 +17,7 @@
 # # 18 · A loss that looks at the competitor
 #
 # **Question.** A fine-tune can lower its loss at every step and still never prefer the right word to its
-# near-synonym. What if the loss says which word is to be overtaken?
+# near-synonym. What happens if the loss names the word that is to be overtaken?
 #
 # ```{glue:md} answer_18
 # :format: myst
@@ -75,8 +75,8 @@ LOWER = float(re.search(r"at most (\S+) times", of_O1.quantity)[1])  # a critica
 # ## Four losses
 #
 # Cross-entropy, $-\log p_c$, pushes the correct word $c$ up against *all* others, each in proportion to its
-# probability. It does not know that one of them, the competitor $k$, is the one that matters. With the
-# [logit gap](../definitions.md#context) $\Delta = z_c - z_k$, three losses do:
+# probability. It does not know that one of them, the competitor $k$, is the one that matters. Three losses do. They
+# use the [logit gap](../definitions.md#context) $\Delta = z_c - z_k$:
 #
 # | loss | formula | what it says |
 # |---|---|---|
@@ -85,15 +85,16 @@ LOWER = float(re.search(r"at most (\S+) times", of_O1.quantity)[1])  # a critica
 # | gap | $\lambda\,\mathrm{softplus}(-\Delta)$ | of these two words choose $c$; nothing else counts |
 #
 # The term $\mathrm{softplus}(-\Delta) = \log(1 + e^{-\Delta})$ is the cross-entropy of a choice between the two words
-# alone. We take it for "the gap alone", rather than $-\Delta$ itself, because it has a lowest value: training can end.
+# alone. We take it for “the gap alone”, rather than $-\Delta$ itself, because it has a lower bound: training can end.
 #
 # For each loss, model and [context](../definitions.md#context) we look for the [critical learning
 # rate](../definitions.md#critical-learning-rate) $\eta_c$, the smallest at which $c$ overtakes $k$ within $T$ steps
 # of Adam. Then we train a little above it, stop at the first step with $\Delta > 0$, and ask what else has changed.
-# This **collateral** is the Kullback–Leibler divergence, in nats, between the predictions of the untouched model
-# and those of the trained one. It is averaged over the prompts of the other contexts, and over every position of
-# sentences of the zoo's language that no model was trained on. So losses are compared at the same event, the
-# overtaking, and not at the same learning rate.
+# So losses are compared at the same event, the overtaking, and not at the same learning rate.
+#
+# What else has changed is the **collateral**: the Kullback–Leibler divergence, in nats, between the predictions of
+# the untouched model and those of the trained one. It is averaged over the prompts of the other contexts, and over
+# every position of sentences of the zoo's language that no model was trained on.
 
 
 # %%
@@ -171,7 +172,7 @@ cases = [
 table = pd.concat([study(*case) for case in cases], ignore_index=True)
 
 # %% [markdown]
-# Everything is then divided by what cross-entropy gives for the same model, method and context.
+# Every quantity is then divided by the one that cross-entropy gives for the same model, method and context.
 
 # %%
 QUANTITIES = {
@@ -207,9 +208,9 @@ nb.caption(
     "fig-cure-rates",
     """Critical learning rate of Adam with each loss, divided by that with cross-entropy, for full fine-tuning
         and for LoRA. One dot per context, one colour per model; bars: geometric mean over a model's contexts. Below the
-        grey line the word overtakes at a smaller learning rate; the dotted line is the threshold of the ledger for the
-        bars of the margin loss. Deterministic, but for the initialisation of LoRA (one seed).""",
-    alt="Ratios of critical learning rates to those of cross-entropy, for three losses, all models, two methods.",
+        grey line the word overtakes at a smaller learning rate. Dotted: the threshold of the ledger for the bars of the
+        margin loss. Deterministic, but for the initialisation of LoRA (one seed).""",
+    alt="Every bar lies below the grey line: lowest for the gap loss, near 0.8 for the margin loss, in both methods.",
 )
 
 # %% tags=["hide-input"]
@@ -249,7 +250,7 @@ lower = {method: int((found <= LOWER).sum()) for method, found in rates.items()}
 for method, label in METHODS.items():
     nb.say(
         "Under {label} the critical rate with the margin loss is {least:.2f} to {most:.2f} times that with "
-        "cross-entropy, depending on the model. It is at least {by:.0f} % lower on {lower} of {models} models.",
+        "cross-entropy, depending on the model. On {lower} of {models} models it is at least {by:.0f} % lower.",
         label=label,
         least=rates[method].min(),
         most=rates[method].max(),
@@ -259,22 +260,23 @@ for method, label in METHODS.items():
     )
 
 # %% [markdown]
-# ## Does the kinematic number know?
+# ## Does the kinematic number account for it?
 #
 # The [kinematic number](../definitions.md#kinematic-number) $N = \eta\,T\,v_0/|\Delta_0|$ compares how far the gap
 # would travel at its first velocity with how far it has to go. The velocity is now that of the loss that is trained,
-# $v_0 = \nabla\Delta \cdot u$, with $u$ the first update of Adam along *its* gradient. Where a loss lowers the critical
-# rate only because the gap starts to close faster, $N_c$ is the same as for cross-entropy. A larger $N_c$ means that
-# the path slows down more than with cross-entropy, a smaller one that it keeps its speed.
+# $v_0 = \nabla\Delta \cdot u$, with $u$ the first update of Adam along *that loss's* gradient. If a loss lowers the
+# critical rate only because the gap starts to close faster, $N_c$ is the same as for cross-entropy. A larger $N_c$
+# means that the path slows down more than with cross-entropy. A smaller one means that it slows down less.
 
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-cure-numbers",
-    """Critical kinematic number with each loss, computed with that loss's own first velocity. One dot per
-        context, one colour per model; bars: geometric mean over a model's contexts. On the grey line, N = 1, a path
-        that kept its first velocity would just arrive. Adam; contexts whose first velocity is not positive have no
-        number and are left out.""",
-    alt="Critical kinematic numbers of four losses for all models, under full fine-tuning and LoRA.",
+    """Critical kinematic number with each loss, computed with that loss's own first velocity, under full fine-tuning
+        and LoRA. One dot per context, one colour per model; bars: geometric mean over a model's contexts. On the grey
+        line, N = 1, a path that kept its first velocity would just arrive. Adam, deterministic but for the
+        initialisation of LoRA (one seed). Contexts whose first velocity is not positive have no number and are left
+        out.""",
+    alt="Under full fine-tuning the bars of all losses lie close to one; under LoRA they lie lower, near 0.6.",
 )
 
 # %% tags=["hide-input"]
@@ -304,7 +306,8 @@ words = [
 nb.table(pd.DataFrame(words), runs=runs)
 nb.say(
     "With the margin loss under full fine-tuning the gap starts to close {faster:.2f} times as fast as with "
-    "cross-entropy. Were that all, the critical rate would be {expected:.2f} times as large. It is {rate:.2f} times.",
+    "cross-entropy. From that alone the critical rate would be {expected:.2f} times as large. It is {rate:.2f} times "
+    "as large.",
     faster=faster,
     expected=1 / faster,
     rate=overall("critical rate", "full"),
@@ -316,13 +319,14 @@ nb.say(
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-cure-collateral",
-    """Collateral with each loss, divided by that with cross-entropy: how far the model's predictions have moved
-        (Kullback-Leibler divergence from the untouched model) at the first step at which the correct word leads, each
-        run just above its own critical learning rate. Above: on the prompts of the other contexts. Below: at every
-        position of held-out sentences. One dot per context, one colour per model; bars: geometric mean over a model's
-        contexts. Below the grey line less has changed than with cross-entropy; the dotted line is the threshold of the
-        ledger for the mean of all bars of the margin loss. Adam.""",
-    alt="Ratios of collateral to that of cross-entropy, on other contexts and on sentences, for three losses.",
+    """Collateral with each loss, divided by that with cross-entropy. Collateral is how far the model's predictions
+        have moved (Kullback-Leibler divergence from the untouched model) at the first step at which the correct word
+        leads; each run is just above its own critical learning rate. Top: on the prompts of the other contexts. Bottom:
+        at every position of held-out sentences. One dot per context, one colour per model; bars: geometric mean over a
+        model's contexts. Below the grey line less has changed than with cross-entropy. Dotted: the threshold of the
+        ledger for the mean of all bars of the margin loss. Adam, deterministic but for the initialisation of LoRA (one
+        seed).""",
+    alt="Every bar lies below the grey line; those of the margin loss near 0.5 (top) and 0.6 (bottom).",
 )
 
 # %% tags=["hide-input"]
@@ -338,9 +342,9 @@ nb.figure(
 )
 
 # %% [markdown]
-# Geometric means over all models and contexts, in units of cross-entropy's. The last two columns are not ratios: the
-# probability of the correct word at the moment it overtakes, and how many contexts have no value because no learning
-# rate was found at which the word overtakes.
+# The table gives geometric means over all models and contexts, in units of cross-entropy's. Its last two columns are
+# not ratios. One is the probability of the correct word at the moment it overtakes. The other is the number of
+# contexts for which no learning rate was found at which the word overtakes.
 
 # %%
 compared = ["critical rate", "other contexts", "held-out sentences"]
@@ -359,7 +363,7 @@ nb.table(pd.DataFrame(named), runs=runs)
 # ## What it means
 #
 # The four claims O1 to O4 of the [ledger](00_ledger.ipynb) are ours, not the paper's. Quantities and thresholds were
-# written down before these runs. One prototype was known by then, of one model under full fine-tuning; the thresholds
+# written down before these runs. One prototype was known by then, of one model under full fine-tuning. The thresholds
 # ask for about half of the smaller effect that it had found.
 
 # %%
@@ -391,9 +395,9 @@ for claim, (value, of_models) in measured.items():
 nb.answer(
     "With a margin against the competitor in the loss, the word overtakes at {full[critical rate]:.2f} times the "
     "learning rate that cross-entropy needs (geometric mean over {models} models and their contexts, full fine-tuning "
-    "with Adam). When it does, the model's predictions on other prompts have moved {full[other contexts]:.2f} times as "
-    "far, on held-out sentences {full[held-out sentences]:.2f} times. Under LoRA the three ratios are "
-    "{lora[critical rate]:.2f}, {lora[other contexts]:.2f} and {lora[held-out sentences]:.2f}.",
+    "with Adam). At that moment the model's predictions have moved {full[other contexts]:.2f} times as far on other "
+    "prompts as with cross-entropy, and {full[held-out sentences]:.2f} times as far on held-out sentences. Under LoRA "
+    "the three ratios are {lora[critical rate]:.2f}, {lora[other contexts]:.2f} and {lora[held-out sentences]:.2f}.",
     margin,
     models=len(loaded),
 )
@@ -402,8 +406,8 @@ nb.answer(
 # ## In practice
 #
 # `phantom diagnose` names three ways out of a [silent failure](../definitions.md#silent-failure): a larger learning
-# rate, more steps, or the margin loss, each with what it moves elsewhere. It predicts the critical rate by a
-# rehearsal of four coarse steps, corrected by what was measured on the zoo [with
+# rate, more steps, or the margin loss. For each it says how far predictions move elsewhere. It predicts the critical
+# rate by a rehearsal of four coarse steps, corrected by what was measured on the zoo [with
 # cross-entropy](08_dimensionless_numbers.ipynb). Does the same correction serve the margin loss?
 
 
@@ -427,7 +431,7 @@ inside = predicted.critical_rate.between(predicted.low, predicted.high)
 
 # %% tags=["hide-input"]
 nb.say(
-    "{inside} of {all} measured critical rates lie in their predicted interval; the largest error of a prediction is "
+    "{inside} of {all} measured critical rates lie in their predicted interval. The largest error of a prediction is "
     "{worst:.1%}.",
     inside=int(inside.sum()),
     all=len(predicted),
@@ -435,22 +439,23 @@ nb.say(
 )
 
 # %% [markdown]
-# A Hugging Face `Trainer` takes the loss as `compute_loss_func`; the callback sets it and watches at the same time:
+# A Hugging Face `Trainer` takes the loss as `compute_loss_func`. The callback sets it and watches at the same time:
 #
 # ```python
 # watch = ph.PhantomCallback("my_contexts.yaml", loss="margin").attach(trainer)
 # trainer.train()
 # ```
 #
-# The term counts wherever the correct word is the next token of the training text. Everything else is trained with
-# cross-entropy as before.
+# The extra term counts wherever the correct word is the next token of the training text. Everything else is trained
+# with cross-entropy as before.
 #
 # ## What could be wrong
 #
-# The moment of overtaking is early: the correct word leads its competitor by a hair, and with the gap alone its
-# probability may still be small, since nothing pushes it above the other words. A reader who wants the word to be
-# *said* should look at the column of its probability, not only at the learning rate. Under SGD a comparison of learning
-# rates would say little, as a loss with one more term has a longer gradient; that is why everything here is Adam, whose
-# first step has the same length for every loss. The weight λ is 1 throughout and was not tuned. The competitor must be
-# known beforehand; a loss against the wrong one teaches the wrong thing. The models are small, and the held-out
-# sentences are of the language they were trained on.
+# The moment of overtaking is early: the correct word leads its competitor by very little. With the gap alone its
+# probability may still be small, since nothing pushes it above the other words. If the word is to be *said*, look at
+# the column of its probability, not only at the learning rate.
+#
+# Everything here is trained with Adam, whose first step has the same length for every loss. Under SGD a loss with one
+# more term has a longer gradient, so a comparison of learning rates would say little. The weight λ is 1 throughout
+# and was not tuned. The competitor must be known beforehand; a loss against the wrong one teaches the wrong thing.
+# The models are small, and the held-out sentences are of the language they were trained on.

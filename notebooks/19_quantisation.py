@@ -76,12 +76,12 @@ def panels_of(table):
 # %% [markdown]
 # ## Rounding
 #
-# GGUF, the format of llama.cpp, rounds 32 neighbouring weights of a row at a time. In a block, a weight becomes
-# $w \approx a + s\,q$. The whole number $q$ has eight bits in `Q8_0` and four in `Q4_1` and `Q4_0`; the scale $s$ and,
-# in `Q4_1`, the offset $a$ belong to the block. All linear layers, the token embedding and the readout are rounded;
-# norms, biases and learned positions are kept. With the scale and offset of its block a weight takes 8.5, 5 or 4.5
-# bits. To compute with such a file it is dequantised: every weight is a floating-point number again, one of the 256 or
-# 16 that its block can hold.
+# GGUF, the format of llama.cpp, rounds 32 neighbouring weights of a row at a time. In such a block a weight becomes
+# $w \approx a + s\,q$. The whole number $q$ has eight bits in `Q8_0` and four in `Q4_1` and `Q4_0`. The scale $s$
+# and, in `Q4_1`, the offset $a$ belong to the block. With them a weight takes 8.5, 5 or 4.5 bits. All linear layers,
+# the token embedding and the readout are rounded; norms, biases and learned positions are kept. To compute with such
+# a file it is dequantised: every weight is a floating-point number again, one of the 256 or 16 that its block can
+# hold.
 
 # %%
 # Bits a weight, with those of its block's scale and offset.
@@ -132,9 +132,9 @@ def quantised(model, kind):
 
 # %% [markdown]
 # Below, a model is compared with its own rounded copies, context by context. Each copy is treated like any other
-# model: its [initial gap](../definitions.md#context) and [overlap](../definitions.md#geometry) are read off, its
+# model. Its [initial gap](../definitions.md#context) and [overlap](../definitions.md#geometry) are read off. Its
 # [critical learning rate](../definitions.md#critical-learning-rate) is predicted from step 0 (by *third order*, see
-# [chapter 08](08_dimensionless_numbers.ipynb)), then measured.
+# [chapter 08](08_dimensionless_numbers.ipynb)) and then measured.
 
 
 # %%
@@ -209,10 +209,11 @@ ratios = ratios[[*same, "kind", *QUANTITIES, "predicted"]]
 nb.caption(
     "fig-rounded-rates",
     f"""Critical learning rate of a rounded copy, divided by that of the original, for each of
-        {ratios.context.nunique()} contexts (across): measured (filled) and predicted from step 0 (rings). Up: the
-        ratio, on a logarithmic axis; on the grey line rounding changes nothing. One panel per optimiser. Full
-        fine-tuning, {steps} steps, brackets of {100 * tolerance:g} %, deterministic, no seeds.""",
-    alt="Ratios of critical rates by context, measured and predicted, for each kind of rounding and both optimisers.",
+        {ratios.context.nunique()} contexts (across). Filled: measured; rings: predicted from step 0; one shade per
+        format, darker for formats later in the list. Up: the ratio, on a logarithmic axis. On the grey line rounding
+        changes nothing. One panel per model and optimiser. Full fine-tuning, {steps} steps, brackets of
+        {100 * tolerance:g} %, deterministic, no seeds.""",
+    alt="For eight bits the ratios lie near one; for four bits they scatter around it. Rings lie on the dots.",
 )
 
 # %% tags=["hide-input"]
@@ -233,9 +234,9 @@ figure.supylabel("critical rate over the original's", fontsize="medium")
 nb.figure(figure, "fig-rounded-rates", runs=runs, data=ratios)
 
 # %% [markdown]
-# How large are these changes, and where do they come from? The critical rate is, in the main, the way to go over the
-# speed: the initial gap over the first velocity. The [kinematic number](../definitions.md#kinematic-number) is what
-# remains when both are divided out.
+# How large are these changes, and where do they come from? To a first approximation the critical rate is proportional
+# to the initial gap divided by the first velocity. The [kinematic number](../definitions.md#kinematic-number) is what
+# remains when that ratio is divided out.
 
 # %%
 changes = ratios.rename(columns=QUANTITIES)
@@ -246,11 +247,12 @@ changes["change"] = 100 * (changes.change - 1).abs()
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-rounded-quantities",
-    f"""Size of the relative change that rounding makes to each quantity (across) of a context, in per cent
-        (up, logarithmic). Dots: {ratios.context.nunique()} contexts; bars: their median. Dotted: how well a critical
-        rate is measured, {100 * tolerance:g} %. One panel per optimiser. Full fine-tuning, {steps} steps,
-        deterministic, no seeds.""",
-    alt="Changes in per cent of gap, overlap, velocity, critical rate and kinematic number, for each rounding.",
+    f"""Size of the relative change that rounding makes to each quantity (across) of a context, in % (up,
+        logarithmic). Dots: {ratios.context.nunique()} contexts, one shade per format; bars: their median. Dotted: how
+        well a critical rate is measured, {100 * tolerance:g} %. One panel per model and optimiser. Full fine-tuning,
+        {steps} steps, deterministic, no seeds.""",
+    alt="""For four bits critical rate and gap change most, overlap and kinematic number least. For eight bits little
+        changes.""",
 )
 
 # %% tags=["hide-input"]
@@ -266,7 +268,7 @@ figure.supylabel("change, in per cent of the original", fontsize="medium")
 nb.figure(figure, "fig-rounded-quantities", runs=runs, data=changes)
 
 # %% [markdown]
-# Median change in per cent, over all contexts and both optimisers:
+# The table gives the median change in %, over all contexts and both optimisers.
 
 # %% tags=["hide-input"]
 medians = changes.groupby(["kind", "quantity"], sort=False).change.median().unstack(sort=False)
@@ -275,8 +277,8 @@ nb.table(medians.rename_axis(index="weights", columns=None).reset_index(), digit
 # %% [markdown]
 # ## Do the regularities hold for a rounded model?
 #
-# Nothing in them asks where the weights come from. If that is so, the copies have the kinematic number $N_c$ of the
-# original (geometric mean over contexts), and are predicted as well as it is.
+# Nothing in the regularities refers to where the weights come from. So the copies should have the kinematic number
+# $N_c$ of the original (geometric mean over contexts), and their critical rates should be predicted equally well.
 
 # %%
 table["error"] = 100 * (table.predicted / table.critical_rate - 1).abs()
@@ -316,9 +318,9 @@ stay = bool(shifts.max() < SAME and as_well)
 nb.table(summaries, digits=2, runs=runs)
 nb.say(
     ("They do" if stay else "Not all of them do")
-    + ": $N_c$ of a copy differs from that of the original, under the same optimiser, by {shift:.1f} % at most. The "
-    "median error of the prediction is {error:.2f} % at most over the copies and {own:.2f} % for the original; the "
-    "largest error of any context is {worst:.1f} % and {own_worst:.1f} %.",
+    + ". Under the same optimiser, $N_c$ of a copy differs from that of the original by at most {shift:.1f} %. The "
+    "median error of the prediction is at most {error:.2f} % over the copies and {own:.2f} % for the original. The "
+    "largest error of any context is {worst:.1f} % over the copies and {own_worst:.1f} % for the original.",
     shift=shifts.max(),
     error=of_copies.iloc[0],
     own=own.iloc[0],
@@ -333,15 +335,15 @@ short |= {"prediction: median error (%)": "error", "largest error (%)": "worst"}
 adam = summaries[summaries.optimiser == "Adam"].set_index("weights").rename(columns=short)
 largest = changes[changes.quantity == "critical rate"].set_index("kind").change
 nb.answer(
-    "Rounding makes another model, with its own values of these quantities. A context's critical learning rate under "
-    "Adam changes by {fine[median]:.1f} % in the median (at most {fine[most]:.0f} %) when weights are rounded to "
-    "{fine.name}, and by {coarse[median]:.0f} % (at most {coarse[most]:.0f} %) when rounded to {coarse.name}; the "
+    "Rounding makes another model, with its own values of these quantities. Under Adam a context's critical learning "
+    "rate changes by {fine[median]:.1f} % in the median (at most {fine[most]:.0f} %) when weights are rounded to "
+    "{fine.name}, and by {coarse[median]:.0f} % (at most {coarse[most]:.0f} %) when rounded to {coarse.name}. The "
     "largest change of any context, optimiser and format is {most:.0f} % ({where}). "
-    + ("The regularities stay: the" if stay else "The regularities do not all stay: the")
-    + " mean kinematic number under Adam is {own[number]:.3f} for the original and {fine[number]:.3f} and "
-    "{coarse[number]:.3f} for these copies; the median error of the prediction from step 0 is {own[error]:.1f} %, "
-    "{fine[error]:.1f} % and {coarse[error]:.1f} %, its largest {own[worst]:.1f} %, {fine[worst]:.1f} % and "
-    "{coarse[worst]:.1f} %.",
+    + ("The regularities stay." if stay else "The regularities do not all stay.")
+    + " Under Adam, for the original and these two copies, the mean kinematic number is {own[number]:.3f}, "
+    "{fine[number]:.3f} and {coarse[number]:.3f}. The median error of the prediction from step 0 is {own[error]:.1f} "
+    "%, {fine[error]:.1f} % and {coarse[error]:.1f} %; its largest error is {own[worst]:.1f} %, {fine[worst]:.1f} % "
+    "and {coarse[worst]:.1f} %.",
     fine=adam.loc[fine],
     coarse=adam.loc[coarse],
     own=adam.loc["original"],
@@ -352,14 +354,16 @@ nb.answer(
 # %% [markdown]
 # ## What it means
 #
-# The [pretrained checkpoints from the package index](../your-model.md#real-checkpoints-without-the-hub) come rounded:
-# SmolLM2 with four fifths of its weights in four bits (`Q4_1`), Gemma with most in eight (`Q8_0`, though its file is
-# called `Q4_K_M`), both with the readout in eight. So Gemma lies nearer to the eight-bit copies above. They are
-# dequantised once, and then computed with and fine-tuned in full precision like all others. Every gap, overlap,
-# critical rate and prediction of such a model is exactly that of the rounded model; rounding adds no error to it.
-# What rounding decides is *which* model it is. The publisher's original is another. How far apart two such models are
-# in a given sentence, the figures above show for a small one. Whoever wants the number for their own weights must
-# predict or measure it on these weights.
+# The [pretrained checkpoints from the package index](../your-model.md#real-checkpoints-without-the-hub) come rounded.
+# SmolLM2 has four fifths of its weights in four bits (`Q4_1`). Gemma has most in eight (`Q8_0`, though its file is
+# called `Q4_K_M`). Both have the readout in eight. So Gemma lies nearer to the eight-bit copies above. Both models
+# are dequantised once; then they are computed with and fine-tuned in full precision like all others. Every gap,
+# overlap, critical rate and prediction of such a model is exactly that of the rounded model; rounding adds no error
+# to it.
+#
+# Rounding decides *which* model it is: the publisher's original is another one. For a small model the figures above
+# show how far apart two such models are in a given sentence. If you want the number for your own weights, predict or
+# measure it on these weights.
 
 # %%
 gaps = table[table.optimizer == "Adam"].pivot_table(
@@ -375,9 +379,9 @@ if len(gaps) > 2:
 # %% tags=["hide-input"]
 if len(together) and together.abs().max() < 0.5:
     nb.say(
-        "The gap is a difference of two logits, and rounding moves both. The shift hardly depends on how large the gap "
-        "is (rank correlations from {low:.2f} to {high:.2f} over the formats, n = {n}), so a small gap can change much "
-        "in proportion, here by up to {most:.0f} %.",
+        "The gap is a difference of two logits, and rounding moves both. The shift hardly depends on the size of the "
+        "gap (rank correlations from {low:.2f} to {high:.2f} over the formats, n = {n}). So a small gap can change "
+        "much in proportion, here by up to {most:.0f} %.",
         low=together.min(),
         high=together.max(),
         n=len(gaps),
@@ -385,11 +389,12 @@ if len(together) and together.abs().max() < 0.5:
     )
 
 # %% [markdown]
-# Where rounding turns the sign of a gap, the right word leads already, and there is nothing to learn.
+# Where rounding changes the sign of a gap, the right word already leads, and there is nothing to learn.
 #
 # ## What could be wrong
 #
-# The model is small; in a large one, where errors may average out over more weights, rounding may do less. Files of
-# llama.cpp often keep the readout at six or eight bits, which is kinder than what is done here, and newer formats
-# (`Q4_K_M`) choose their scales with more care. Only weights are rounded: training in low precision, with rounded
-# activations and gradients, is another matter, and so is fine-tuning adapters on weights that stay rounded.
+# The model is small. In a large model errors can average out over more weights, so rounding may have less effect.
+# Files of llama.cpp often keep the readout at six or eight bits, which changes less than what is done here, and newer
+# formats (`Q4_K_M`) choose their scales with more care. Only weights are rounded here. Training in low precision,
+# with rounded activations and gradients, is another matter, and so is fine-tuning adapters on weights that stay
+# rounded.

@@ -16,8 +16,8 @@
 # %% [markdown]
 # # 21 · Watch a training run
 #
-# **Question.** The other chapters train with an engine of our own. Can a silent failure be seen in an ordinary
-# Hugging Face `Trainer`, while it happens?
+# **Question.** The other chapters train with an engine of our own. Can one see a silent failure in an ordinary Hugging
+# Face `Trainer`, while it happens?
 #
 # ```{glue:md} answer_21
 # :format: myst
@@ -58,8 +58,8 @@ loaded = [nb.load(ref) for ref in nb.models]
 # %% [markdown]
 # ## In your own script
 #
-# A Trainer, adapters from peft, and one line of this book: `attach` adds the callback and lets it log through the
-# Trainer, so that TensorBoard and other reporters get the values.
+# This script has a Trainer, adapters from peft, and one line of this book. `attach` adds the callback and lets it log
+# through the Trainer, so that TensorBoard and other reporters get the values.
 #
 # ```python
 # from peft import LoraConfig, get_peft_model
@@ -78,14 +78,14 @@ loaded = [nb.load(ref) for ref in nb.models]
 # print(watch.frame())  # a row for every context and measured step
 # ```
 #
-# Without the line of peft it trains all parameters. A Trainer of TRL is a Trainer too. The contexts need not be rows of
-# the data set: they are what you want to know of the model while it trains. A run that is resumed from a checkpoint
+# Without the line of peft it trains all parameters. A Trainer of TRL is a Trainer too. The contexts need not be rows
+# of the data set; choose those you want to follow while the model trains. A run that is resumed from a checkpoint
 # goes on with what was seen before.
 #
 # ## A real Trainer
 #
-# The data set is one sentence, the first [context](../definitions.md#context), over and over. The labels are
-# set for its last token only.
+# The data set is one sentence, the first [context](../definitions.md#context), repeated. The labels are set for its
+# last token only.
 
 
 # %%
@@ -135,10 +135,9 @@ critical = estimate_critical_rate(model, [context], Recipe(steps=steps))[0]
 failing, failing_watch, said = train(model, context, too_small * critical.rate)
 winning, winning_watch, _ = train(model, context, large_enough * critical.rate)
 nb.say(
-    "Predicted for {model}, “{correct}” against “{competitor}”, {steps} steps: "
-    "{rate:.3g} (between "
-    "{low:.3g} and {high:.3g}). We train at {factor:g} times that rate. "
-    "The callback says:",
+    "For {model}, “{correct}” against “{competitor}” and {steps} steps, the "
+    "predicted critical rate is {rate:.3g} (between {low:.3g} and {high:.3g}). "
+    "We train at {factor:g} times that rate. The callback says:",
     model=model.name,
     correct=context.context.correct,
     competitor=context.context.competitor,
@@ -172,11 +171,11 @@ nb.table(table.rename(columns=words), top=6)
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-watch",
-    """Two trainings of the first model with a Hugging Face Trainer (Adam, constant learning rate,
-        deterministic), below and above the predicted critical learning rate. Left: the loss that the
-        Trainer logs, with a point wherever it logs. Right: the logit gap that the callback logs; the word
-        is preferred above the grey line.""",
-    alt="Left, two falling loss curves. Right, the logit gaps of the two runs; one crosses zero, the other does not.",
+    f"""Two trainings of the first model on its first context with a Hugging Face Trainer (Adam, constant learning
+        rate, deterministic): at {too_small:g} (orange) and {large_enough:g} (blue) times the predicted critical
+        learning rate. Left: the loss that the Trainer logs, with a point wherever it logs. Right: the logit gap that
+        the callback logs. Above the grey line the model prefers the correct word.""",
+    alt="Left, both losses fall. Right, the logit gap of one run crosses zero; that of the other stays below it.",
 )
 
 # %% tags=["hide-input"]
@@ -208,8 +207,8 @@ nb.figure(
 # %% [markdown]
 # ## Every model, full and LoRA
 #
-# The same for each model, and for LoRA adapters (rank 8, alpha 16) trained through peft: each once below and once
-# above its predicted critical learning rate. The warning should come in the first case only.
+# We repeat this for each model, and for LoRA adapters (rank 8, alpha 16) trained through peft, once below and once
+# above the predicted critical learning rate. The warning should come only below it.
 
 
 # %%
@@ -242,9 +241,9 @@ nb.table(outcomes)
 # %% tags=["hide-input"]
 right = (outcomes.warned == "yes") == (outcomes["gap at the end"] <= 0)
 nb.answer(
-    "Yes, with one more line. The callback below logs the order parameter beside the loss, and warns as "
-    "soon as the loss falls and the right word is not on its way to win. Its warning agreed with the "
-    "outcome in {right} of {trainings} trainings.",
+    "Yes, with one more line. The callback below logs the order parameter beside the loss. It warns as soon as the "
+    "loss falls and the right word is not on its way to overtake. Its warning agreed with the outcome in {right} of "
+    "{trainings} trainings.",
     right=int(right.sum()),
     trainings=len(outcomes),
 )
@@ -278,7 +277,7 @@ def cost(interval):
     return {
         "steps between measurements": interval,
         "contexts watched": len(fitting),
-        "share of the training time": f"{share:.1%}",
+        "share of the training time": f"{100 * share:.1f} %",
     }
 
 
@@ -288,8 +287,9 @@ nb.table(pd.DataFrame(cost(interval) for interval in (1, 10)))
 # ## What could be wrong
 #
 # The forecast extrapolates the gap as a straight line in the learning rate that is left to spend. A gap that closes
-# ever faster, as LoRA's does, may be warned about too early: the warning says “at this pace”. The [kinematic
+# ever faster, as LoRA's does, may be warned about too early; the warning says “at this pace”. The [kinematic
 # number](../definitions.md#kinematic-number) that is logged, `kinematic_number_alone`, says where training on the
-# sentence *alone* would be after the same budget. It knows the optimiser, the learning rate of each parameter group,
-# clipping and smoothed labels, but not the other rows of a data set, which may hold the word back at any number.
-# Sharded weights (FSDP, DeepSpeed) cannot be watched; models that do not predict a next token are refused.
+# sentence *alone* would be after the same budget. It takes account of the optimiser, the learning rate of each
+# parameter group, clipping and smoothed labels. It does not know the other rows of a data set, which may hold the
+# word back at any number. Sharded weights (FSDP, DeepSpeed) cannot be watched. Models that do not predict a next
+# token are refused.

@@ -14,7 +14,7 @@
 # %% [markdown]
 # # 22 · Extend the companion
 #
-# **Question.** How do I record something new, bring sentences of my own, and put a claim of mine to the test?
+# **Question.** How do I record something new, use sentences of my own, and test a claim of mine?
 #
 # ```{glue:md} answer_22
 # :format: myst
@@ -45,8 +45,8 @@ recipe = Recipe(steps=steps)
 # ## A new recorded quantity
 #
 # A quantity is a function of the next-token probabilities `p`, the readout `E` and the two ids, for all replicas of a
-# run at once. Here: how undecided the model is. Give it to the store under a name, and it is recorded at every step
-# beside the others. The run's name depends on the text of the function, so a change of it gives a new run.
+# run at once. This one measures how undecided the model is. Give it to the store under a name, and it is recorded at
+# every step. The run's name depends on the text of the function, so a changed function gives a new run.
 
 
 # %%
@@ -63,16 +63,16 @@ run = nb.store.run(model, fitting, rates, recipe, extra={"entropy": entropy})
 run = run.assign_coords(rate=multiples)
 
 # %% [markdown]
-# A figure is a matplotlib figure, its name, its caption and its alt text. The line "How this was made" follows by
-# itself, and offers what the figure draws as a table.
+# A figure consists of a matplotlib figure, its name, its caption and its alt text. The line “How this was made”
+# appears by itself, and offers the drawn numbers as a table.
 
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-extend-entropy",
-    """A quantity of one's own: entropy of the next-token distribution of the first model while it is
-        fine-tuned with Adam at multiples of each context's predicted critical rate (mean over the
-        contexts, band from the least to the greatest; deterministic).""",
-    alt="Entropy against step, a line for each multiple of the predicted critical rate.",
+    """A quantity of one's own: entropy of the next-token distribution of the first model against the step, under full
+        fine-tuning with Adam. One colour for each multiple of the predicted critical rate. Lines: mean over the
+        contexts; bands: from the least to the greatest. Deterministic, no seeds.""",
+    alt="All lines fall: the larger the learning rate, the faster the model becomes decided.",
 )
 
 # %%
@@ -94,9 +94,9 @@ nb.figure(
 # %% [markdown]
 # ## A new context set
 #
-# [Contexts](../definitions.md#context) are a YAML file. Prompts have no space at their end, words are plain.
-# `resolve` finds their tokens; a word that your tokenizer splits is refused, with similar words that it does not
-# split. In the book, give the file as the parameter `contexts` of any notebook.
+# A set of [contexts](../definitions.md#context) is a YAML file. Prompts have no space at their end, and words are
+# plain. `resolve` finds their tokens. It refuses a word that your tokenizer splits, and names similar words that it
+# does not split. In the book, give the file as the parameter `contexts` of any notebook.
 
 # %%
 from pathlib import Path
@@ -149,8 +149,8 @@ else:
 # ## A new claim
 #
 # A claim says beforehand what will be measured and what would count: a quantity, a threshold, a direction. It goes
-# into `phantombook/ledger/claims.yaml`, or, as here, into a file of one's own. The notebook records the measured value
-# and the runs behind it. The verdict is computed from the two; nobody types it.
+# into `phantombook/ledger/claims.yaml` or, as here, into a file of your own. The notebook records the measured value
+# and the runs behind it. The verdict is computed from the claim and the measurement.
 
 # %%
 from phantombook.ledger import claims
@@ -185,9 +185,9 @@ print(f"{claim.statement} {verdict.shown}: {verdict.reason}")
 # %% [markdown]
 # ## The results, in any tool
 #
-# A run is a netCDF file in the store. Any netCDF reader opens it; so does xarray. From there to tables in parquet or
-# CSV is one line. The numbers of every figure and table of this book can also be taken from its page, under “How this
-# was made”.
+# A run is a netCDF file in the store. xarray and any other netCDF reader open it. One more line makes a table in
+# parquet or CSV. You can also download the numbers of every figure and table of this book from its page, under “How
+# this was made”.
 
 # %%
 import pandas as pd
@@ -210,9 +210,9 @@ table[columns].head()
 
 # %% tags=["hide-input"]
 nb.answer(
-    "In a few lines each. This page is a notebook like the others and is run with the book, so what it "
-    "shows works: here {runs} runs with a new quantity, {contexts} new sentences that fit {model}, and "
-    "a new claim with the verdict “{verdict}”.",
+    "Each takes a few lines. This page is a notebook like the others and is run with the book, so what it shows works: "
+    "{runs} runs with a new quantity, {contexts} new sentences that fit {model}, and a new claim with the verdict "
+    "“{verdict}”.",
     runs=run.diverged_step.size,
     contexts=len(mine),
     model=model.name,
@@ -222,6 +222,6 @@ nb.answer(
 # %% [markdown]
 # ## What could be wrong
 #
-# A function is named by its text. If it uses something from outside, a constant say, and that changes, the run keeps
-# its name: put such constants inside. A quantity that needs more than `p` and `E`, gradients for example, belongs
-# in the engine (`phantomlib/engine/finetune.py`).
+# A function is named by its text. If it uses something from outside, such as a constant, and that changes, the run
+# keeps its name. Put such constants inside the function. A quantity that needs more than `p` and `E`, such as
+# gradients, belongs in the engine (`phantomlib/engine/finetune.py`).

@@ -14,15 +14,15 @@
 # %% [markdown]
 # # 23 · Speed
 #
-# **Question.** How fast are the fine-tunings of this book, compared with what one would otherwise write, and how near
-# to what the machine can do?
+# **Question.** How fast are the fine-tunings of this book? How do they compare with what one would otherwise write, and
+# with what the machine can do?
 #
 # ```{glue:md} answer_23
 # :format: myst
 # ```
 #
-# The sections below the first table show where its figures come from. They are those of the last `make bench`: the
-# book shows them and does not measure again, since a time depends on what else the machine does.
+# The sections below the first table show where its figures come from. They are those of the last `make bench`. The
+# book shows them and does not measure again, because a time depends on what else the machine does.
 
 # %% tags=["parameters"]
 models: list[str] = ["zoo:gpt2-s", "zoo:neox-s"]  # as in every notebook; the benchmarks choose their own models
@@ -65,7 +65,7 @@ nb.table(targets, runs=source)
 # %% tags=["hide-input"]
 counts = targets.verdict.value_counts()
 missing = int(counts.get("not measured", 0))
-sentences = ["{reached} of {targets} targets that were set beforehand are reached, {missed} are not"]
+sentences = ["Of {targets} targets that were set beforehand, {reached} are reached and {missed} are not"]
 sentences[0] += ", and {missing} were not measured." if missing else "."
 values = {
     "reached": int(counts.get("reached", 0)),
@@ -83,35 +83,34 @@ if targets.measured.get("adam-small", ""):
 if "floor" in measured:
     shares = 100 * measured["floor"]["rows"]["share of floor"]
     sentences.append(
-        "A step runs at {low:.0f} % to {high:.0f} % of the pace that the machine's measured peaks would allow."
+        "A step reaches {low:.0f} % to {high:.0f} % of the pace that the machine's measured peaks would allow."
     )
     values |= {"low": shares.min(), "high": shares.max()}
 nb.answer(" ".join(sentences), **values)
 REHEARSALS = 5  # of a diagnosis: full fine-tuning, LoRA, the margin loss; and two for what else moves
 REASONS = {
-    "anywhere": """*Below the plain loop.* One replica runs the plain model, so both do the same work, batching gains
-        nothing, and 1 is the most to be expected. Copying the tree of modules and labelling the result take a
-        few milliseconds, spread over the few steps of a run. How far single rounds scatter, the table of
-        everything that was measured shows. Sweeps do not run single replicas.""",
+    "anywhere": """*Below the plain loop.* One replica runs the plain model. Both do the same work, batching gains
+        nothing, and a ratio of 1 is the most to be expected. Copying the tree of modules and labelling the result take
+        a few milliseconds, spread over the few steps of a run. The table of everything that was measured shows how far
+        single rounds scatter. Sweeps do not run single replicas.""",
     "recording": """*Recording.* A trainable readout changes at every step, and so do all overlaps and the drift. That
-        takes four readings of the readout matrix and one writing, and a dozen short operations on what they
-        give; the table “What recording costs” shows the floor, the time of one reading. Half of the
-        readings could be saved under SGD, whose updates have rank one, by another code path for this case
-        alone; with less recorded, Φ would not be exact at every step.""",
-    "size": """*At the paper's size, against a loop that records nothing.* One replica gains nothing from batching, and
-        bears the copying of the model alone, and all of the recording, which the loop is spared. The rows with
-        more replicas share the copying, as a search does.""",
+        takes four readings of the readout matrix, one writing, and a dozen short operations. The table “What recording
+        costs” shows the floor, the time of one reading. Under SGD, whose updates have rank one, another code path could
+        save half of the readings, for this case alone. With less recorded, Φ would not be exact at every step.""",
+    "size": """*At the paper's size, against a loop that records nothing.* One replica gains nothing from batching. It
+        bears the copying of the model alone, and it records everything, which the loop does not. In the rows with more
+        replicas these share the copying, as in a search.""",
     "size-recording": """*At the paper's size, against a loop that records the same.* One replica gains nothing from
         batching, and bears the copying of the model alone. Under Adam the loop has torch's fused
         optimiser.""",
     "diagnosis": """*A diagnosis.* It rehearses the fine-tune in four steps, by full fine-tuning, by LoRA and with the
-        margin loss, searches the critical rate of each, and then measures what else moves. The section “At the
-        paper's size” has a yardstick beside it, as many steps of the fused loop, recording nothing; and says
-        what is the least that so many rehearsals take.""",
-    "book": """*The whole book.* Fine-tuning alone takes the time that the table “The whole book” sums over the
-        processes, at the share of the floor that the table “How near to the machine” gives. The predictions
-        need third derivatives, the sharpness Hessian-vector products, and the pages are built in one
-        process. Fewer runs would be faster; the quantities of the claims were declared before, and stay.""",
+        margin loss, and searches the critical rate of each. Then it measures what else moves. The section “At the
+        paper's size” compares it with as many steps of the fused loop, recording nothing, and says how long so many
+        rehearsals take at least.""",
+    "book": """*The whole book.* The table “The whole book” sums the time of fine-tuning alone over the processes. The
+        table “How near to the machine” gives its share of the floor. The predictions need third derivatives, the
+        sharpness needs Hessian-vector products, and the pages are built in one process. Fewer runs would be faster, but
+        the quantities of the claims were declared before and stay.""",
 }
 missed = targets.index[targets.verdict == "not reached"]
 if len(missed):
@@ -135,31 +134,31 @@ if hardware:
 #
 # - **Engine**: `phantomlib.engine.finetune`, everything recorded. Replicas sit on the batch axis and share one
 #   forward and backward pass; each matrix is updated inside the backward pass from the two factors of its gradient.
-# - **Plain loop**: one model after the other, `torch.optim` with its defaults, logits at the last position only, the
-#   same quantities recorded by the same code, nothing read back before the end.
+# - **Plain loop**: one model after the other, `torch.optim` with its defaults, logits at the last position only. The
+#   same code records the same quantities, and nothing is read back before the end.
 # - **Fused loop**: the same with `fused=True`, which is not torch's default on a CPU.
 # - **Trainer**: the Hugging Face `Trainer`, recording nothing.
 #
-# All use one thread. The contenders take turns; a ratio is formed within a round, and a cell gives the median of the
-# rounds with the least and the greatest. A cell with one value is of one round. Before them goes a round that is not
-# counted, into which the self-test of the engine falls. Runs have 20 steps (4 above 20 M parameters), and include
-# copying the model.
+# All use one thread. The contenders take turns, and a ratio is formed within a round. A cell gives the median of the
+# rounds with the least and the greatest; a cell with one value is of one round. One round before them is not counted;
+# it includes the engine's self-test. Runs have 20 steps (4 above 20 M parameters), and include copying the model.
 
 # %% [markdown]
 # ## Replica-steps per second
 #
-# Left, full fine-tuning. Right, why replicas are advanced many at a time: few of them leave the machine waiting for
-# Python.
+# Left, the speed of full fine-tuning. Right, the reason to advance many replicas at a time: with few of them the
+# machine waits for Python.
 
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-speed",
-    """Left: how many times as many replica-steps per second the engine makes as a plain loop,
-            against the number of replicas; median of the rounds, bands from the least to the greatest. Right:
-            time per replica-step against the number of replicas advanced together, relative to the best;
-            median of the rounds, without bands. Logarithmic axes across. Full fine-tuning, Adam (solid) and
-            SGD (dotted), one colour per model.""",
-    alt="Two panels of lines against the number of replicas.",
+    """Left: replica-steps per second of the engine, divided by those of a plain loop, against the number of
+            replicas; median of the rounds, bands from the least to the greatest; grey line: as fast as the plain loop.
+            Right: time per replica-step against the number of replicas advanced together, relative to the best;
+            median of the rounds, without bands. Logarithmic axes across. Full fine-tuning, Adam (solid) and SGD
+            (dotted), one colour per model.""",
+    alt="""Left, the lines start near one, and those of the zoo rise to between two and six. Right, all lines fall and
+        level off.""",
 )
 
 # %%
@@ -202,7 +201,7 @@ if {"throughput", "chunks"} <= measured.keys():
     nb.figure(figure, "fig-speed", runs=source)
 
 # %% [markdown]
-# How many times as many replica-steps per second as the plain loop (medians), by the number of replicas:
+# The table gives the same ratio to the plain loop (medians), by the number of replicas.
 
 # %% tags=["hide-input"]
 if "throughput" in measured:
@@ -222,9 +221,9 @@ if "throughput" in measured:
 # %% [markdown]
 # ## Time to a critical learning rate
 #
-# Ten contexts, a bracket of 0.5 %. The dense grid has that spacing over two decades around the true value; one of its
-# points is run for every context and the time multiplied. Bisection starts from the same two decades and is run in
-# full. Both use the plain loop.
+# Each search covers ten contexts to a bracket of 0.5 %. The dense grid has that spacing over two decades around the
+# true value; we run one of its points for every context and multiply the time. Bisection starts from the same two
+# decades and is run in full. Both use the plain loop.
 
 # %% tags=["hide-input"]
 if "search" in measured:
@@ -249,7 +248,7 @@ if "predictors" in measured:
     }
     nb.say(
         "A prediction at step 0 needs no fine-tuning. The velocity alone costs {cheap:.0f} % to {dear:.0f} % of a "
-        "search; all predictors together, with their third derivatives, take {least:.1f} to {most:.1f} times as long "
+        "search. All predictors together, with their third derivatives, take {least:.1f} to {most:.1f} times as long "
         "as a search.",
         cheap=100 * of_search["velocity"].min(),
         dear=100 * of_search["velocity"].max(),
@@ -261,10 +260,10 @@ if "predictors" in measured:
 # %% [markdown]
 # ## What recording costs
 #
-# A step that records everything against one that keeps the logit gap only, 40 replicas. The two kinds take turns
-# within a run; medians over its steps. Beside it, as a share of the same step, the time of reading the readout
-# matrices $E$ of all replicas once. With a trainable readout the overlaps change at every step, which takes a few
-# passes over that matrix. Under LoRA they are constant.
+# We compare a step that records everything with one that keeps the logit gap only, for 40 replicas. The two kinds
+# take turns within a run; the table gives medians over its steps. It also gives the time of reading the readout
+# matrices $E$ of all replicas once, as a share of the same step. With a trainable readout the overlaps change at
+# every step, which takes a few passes over that matrix. Under LoRA they are constant.
 
 # %% tags=["hide-input"]
 if "recording" in measured:
@@ -287,18 +286,19 @@ if {"recording", "throughput"} <= measured.keys():
 # %% [markdown]
 # ## At the paper's size
 #
-# Two models with random weights, of the sizes and vocabularies of the two real models in
-# [chapter 13](13_real_blind.ipynb). Whole runs on one core, copying the model included; under Adam the loops
+# These are two models with random weights, of the sizes and vocabularies of the two real models in [chapter
+# 13](13_real_blind.ipynb). The table times whole runs on one core, copying the model included. Under Adam the loops
 # use torch's fused optimiser. The engine records everything in all rows. A search makes runs of 30 steps unless told
-# otherwise, and the longer a run, the less its set-up counts.
+# otherwise. The longer a run, the less its set-up counts.
 
 # %% tags=["hide-input"]
 if "size" in measured:
     nb.table(report.for_people(measured["size"]["rows"].drop(columns="parameters")), top=10, runs=source)
 
 # %% [markdown]
-# A [diagnosis](../your-model.md) of one context, once the model is in memory. It needs a number of backward passes.
-# Beside it, the time that as many steps of the fused loop, recording nothing, would take: a yardstick, not a bound.
+# The next table times a [diagnosis](../your-model.md) of one context, once the model is in memory. A diagnosis needs
+# a number of backward passes. Beside it stands the time that as many steps of the fused loop, recording nothing,
+# would take: a yardstick, not a bound.
 
 # %% tags=["hide-input"]
 if "diagnosis" in measured:
@@ -307,8 +307,8 @@ if "diagnosis" in measured:
     least = rows["seconds"].map(report.median) / rows["backward passes"] * REHEARSALS * REHEARSAL_STEPS
     limit = report.TARGETS["diagnosis"][2]
     nb.say(
-        "It rehearses {count} times at least: three searches, and two trainings that measure what else moves. Had "
-        "every search been right at its first guess, these would be {passes} passes, at the pace measured {times}. "
+        "It rehearses at least {count} times: three searches, and two trainings that measure what else moves. If every "
+        "search were right at its first guess, these would be {passes} passes. At the measured pace they take {times}. "
         "{beyond} {limit:g} s are out of reach without rehearsing less.",
         count=REHEARSALS,
         passes=REHEARSALS * REHEARSAL_STEPS,
@@ -327,8 +327,8 @@ if "memory" in measured:
     needed = report.at_size(measured, 405_334_016)  # parameters of pythia-410m
     most = needed.loc[needed["GiB"].idxmax()]
     nb.say(
-        "Counted for 410 million parameters by rule of three: the most is needed by “{task}”, {GiB:.1f} GiB. "
-        "A GPU with {card:.0f} GB {verdict} it.",
+        "Scaled in proportion to 410 million parameters, “{task}” needs the most memory, {GiB:.1f} GiB. A GPU with "
+        "{card:.0f} GB {verdict} it.",
         most,
         card=card / 1e9,
         verdict="holds" if most["GiB"] * 2**30 <= card else "does not hold",
@@ -339,18 +339,18 @@ if not results.endswith("cuda.json"):
 # %% [markdown]
 # ## How near to the machine
 #
-# The work of a step is counted: operations of forward pass, backward pass and update, and bytes of weights, gradients
-# and moments that must be moved. The peaks are measured: a large matrix product and a large addition, one thread. The
-# floor is the longer of the two times. Activations are left out, and a product with a sequence of ten tokens cannot
-# reach the peak of a large one, so a share of one half is good.
+# We count the work of a step: the operations of forward pass, backward pass and update, and the bytes of weights,
+# gradients and moments that must be moved. We measure the peaks with a large matrix product and a large addition, on
+# one thread. The floor is the longer of the two times. Activations are left out. A product with a sequence of ten
+# tokens cannot reach the peak of a large one, so a share of one half is good.
 
 # %% tags=["hide-input"]
 if "floor" in measured:
     rows = measured["floor"]["rows"]
     same = rows["bound by"].nunique() == 1
     nb.say(
-        "Reached is a share of {low:.2f} to {high:.2f}, {middle:.2f} in the median; "
-        + ("{bound} bounds all of these steps." if same else "the last column says what bounds a step."),
+        "The floor is a share of {low:.2f} to {high:.2f} of a step's time, {middle:.2f} in the median. "
+        + ("All of them are bound by {bound}." if same else "The last column says what bounds a step."),
         low=rows["share of floor"].min(),
         high=rows["share of floor"].max(),
         middle=rows["share of floor"].median(),
@@ -367,10 +367,10 @@ if "floor" in measured:
 nb.caption(
     "fig-growth",
     """Time of a sweep against the number of replicas, of steps, of parameters and of tokens in the
-            vocabulary, everything else fixed; both axes logarithmic. Adam, full fine-tuning, one measurement
-            per point, no repetition. Title: slope over all points in logarithms; 1 is linear. Where a curve
-            steepens, the slope at the right end is larger.""",
-    alt="Four rising curves in double logarithmic panels.",
+            vocabulary, everything else fixed; both axes logarithmic. Adam, full fine-tuning, one measurement per
+            point, no repetition. Title: slope over all points in logarithms; 1 is linear. Where a curve steepens, the
+            slope at the right end is larger.""",
+    alt="In all four panels the time rises with the number.",
 )
 
 # %%
@@ -393,8 +393,8 @@ if "growth" in measured:
 # %% [markdown]
 # ## The whole book
 #
-# The book as it was when this suite was measured. *Cold*: with an empty store. *Warm*: with all runs in the store.
-# Several notebooks run at a time, so their times do not add up to that of the whole.
+# The table shows the book as it was when this suite was measured. *Cold* means an empty store, *warm* a store with
+# all runs. Several notebooks run at a time, so their times do not add up to that of the whole.
 
 # %% tags=["hide-input"]
 if "book" in measured:
@@ -409,10 +409,9 @@ if "book" in measured:
 # %% [markdown]
 # ## What could be wrong
 #
-# The machine may be shared with others, and is then slower at some times than at others. The plain loop could be made
-# faster by batching it, which is what the engine does. The Trainer does more than fine-tune: it is here because it is
-# what many would use. On a GPU everything is different, and other figures are needed: `make bench DEVICE=cuda` writes
-# them.
+# The machine may be shared with others, so it is slower at some times than at others. Batching would make the plain
+# loop faster; that is what the engine does. The Trainer does more than fine-tune; it is here because many would use
+# it. On a GPU everything is different and other figures are needed: `make bench DEVICE=cuda` writes them.
 
 # %% tags=["hide-input"]
 if "throughput" in measured:
@@ -420,7 +419,7 @@ if "throughput" in measured:
     scatter = 100 * scatter.map(lambda cell: cell[2] / cell[1] - 1).median()
     nb.say(
         "In the median over the measurements of the section “Replica-steps per second”, the quickest round made "
-        "{pace:.0f} % more steps a second than the slowest; the greatest ratio to the plain loop was {ratio:.0f} % "
+        "{pace:.0f} % more steps a second than the slowest. The greatest ratio to the plain loop was {ratio:.0f} % "
         "above the least.",
         pace=scatter["engine (1/s)"],
         ratio=scatter["against plain loop"],

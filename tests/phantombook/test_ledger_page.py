@@ -56,7 +56,7 @@ def test_the_first_page_says_how_many_fail_and_takes_the_range_of_rates_from_its
     assert glued == [("02_silent_failure", "least_multiple"), ("02_silent_failure", "largest_multiple")]
     assert told.startswith("- **Silent failure is common.** All ten sentences fail on every architecture, at learning")
     assert "At least five of ten sentences" in PAGE.headline([pair("C1", REPRODUCED, 5)], 10)
-    assert "makes 99.8% of the change" in PAGE.headline([pair("C7", REPRODUCED, 0.9982)], 10)
+    assert "makes 99.8 % of the change" in PAGE.headline([pair("C7", REPRODUCED, 0.9982)], 10)
     source = (ROOT / "notebooks/02_silent_failure.py").read_text(encoding="utf-8")
     assert all(f'nb.glue("{name}", ' in source for _, name in glued) and "1.5" not in told
 

@@ -167,7 +167,7 @@ def runs_behind(pairs):
 
 
 # %% tags=["hide-input"]
-nb.table(verdict_table(pairs, real), runs=runs_behind(pairs))
+nb.table(verdict_table(pairs, real), cards=True, runs=runs_behind(pairs))
 
 # %% [markdown]
 # The first page shows one line for each claim, and says in a few sentences what matters most, with the numbers of
@@ -199,7 +199,7 @@ nb.answer(
 
 # %% tags=["hide-input"]
 if runs_behind(real):
-    nb.table(verdict_table(real), runs=runs_behind(real))
+    nb.table(verdict_table(real), cards=True, runs=runs_behind(real))
 else:
     nb.say("None of them was measured in this book.")
 
@@ -212,7 +212,7 @@ else:
 # the file of claims says what a prototype had shown by then. Here “reproduced” means that the expectation was met.
 
 # %% tags=["hide-input"]
-nb.table(verdict_table(ours), runs=runs_behind(ours))
+nb.table(verdict_table(ours), cards=True, runs=runs_behind(ours))
 
 # %% [markdown]
 # ## The wording of the quantities, and what lies behind each

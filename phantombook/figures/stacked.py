@@ -18,8 +18,10 @@ def stack(figure: Figure) -> None:
     panels gets as many columns as fit.
     """
     panels = [axes for axes in figure.axes if axes.get_subplotspec()]
-    if not panels or not figure.get_layout_engine():  # its maker placed the panels by hand
+    if not panels:
         return
+    if not figure.get_layout_engine():
+        figure.set_layout_engine("constrained")
     specs = [axes.get_subplotspec() for axes in panels]
     rows, before = specs[0].get_gridspec().nrows, specs[0].get_gridspec().ncols
     columns = 2 if before > 2 and all(panels[0].get_shared_y_axes().joined(panels[0], other) for other in panels) else 1

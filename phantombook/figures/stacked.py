@@ -1,9 +1,11 @@
 """The same figure for a phone: its panels one below the other, its letters as large as the text around them."""
 
 import textwrap
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import AutoLocator, MaxNLocator
 
 NARROW = 3.5  # inches: at the width of a phone, 9 points become 12 pixels
@@ -20,9 +22,11 @@ def stack(figure: Figure) -> None:
     panels = [axes for axes in figure.axes if axes.get_subplotspec()]
     if not panels:
         return
-    if not figure.get_layout_engine():
-        figure.set_layout_engine("constrained")
-    specs = [axes.get_subplotspec() for axes in panels]
+    engine = ConstrainedLayoutEngine(h_pad=0.09)  # inches: a title keeps its distance from the panel above
+    bars = any(axes.get_label() == "<colorbar>" for axes in figure.axes)
+    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine) or not bars:  # else it would refuse
+        figure.set_layout_engine(engine)
+    specs: list[Any] = [axes.get_subplotspec() for axes in panels]
     rows, before = specs[0].get_gridspec().nrows, specs[0].get_gridspec().ncols
     columns = 2 if before > 2 and all(panels[0].get_shared_y_axes().joined(panels[0], other) for other in panels) else 1
     places = {(spec.rowspan.start, spec.colspan.start): axes for axes, spec in zip(panels, specs, strict=True)}
@@ -37,13 +41,14 @@ def stack(figure: Figure) -> None:
     figure.set_size_inches(NARROW, height * lines + 0.5 if height else figure.get_figheight())
     for legend in figure.legends[:]:
         _narrower(figure, legend)
-    figure.get_layout_engine().set(h_pad=0.09)  # inches: a title keeps its distance from the panel above
     for axis in (axes.xaxis for axes in panels):
-        if columns > 1 and type(axis.get_major_locator()) in (MaxNLocator, AutoLocator):
-            axis.get_major_locator().set_params(nbins=4)
-    for text in (*(axes.title for axes in panels), *(axes.xaxis.label for axes in panels), figure._supxlabel):
-        if text is not None:
-            text.set_text(_wrapped(text.get_text(), LETTERS // columns))
+        locator: Any = axis.get_major_locator()
+        if columns > 1 and type(locator) in (MaxNLocator, AutoLocator):
+            locator.set_params(nbins=4)
+    for text in (*(axes.title for axes in panels), *(axes.xaxis.label for axes in panels)):
+        text.set_text(_wrapped(text.get_text(), LETTERS // columns))
+    if along := figure.get_supxlabel():
+        figure.supxlabel(_wrapped(along, LETTERS // columns), fontsize="medium")
 
 
 def _labels(places: dict, place: tuple[int, int]) -> tuple[str, str]:
@@ -76,18 +81,12 @@ def _narrower(figure: Figure, legend) -> None:
     """The same legend in as many columns as fit."""
     handles, texts = legend.legend_handles, [text.get_text() for text in legend.get_texts()]
     columns = max(1, min(len(texts), LETTERS // (max(map(len, texts), default=0) + 9)))
-    place = f"outside {legend._outside_loc or 'upper'} center"
+    place: Any = f"outside {legend._outside_loc or 'upper'} center"
     title, size = legend.get_title(), legend.get_texts()[0].get_fontsize() if texts else None
+    options: dict[str, Any] = {"fontsize": size, "title_fontsize": title.get_fontsize()}
     legend.remove()
-    figure.legend(
-        handles,
-        texts,
-        loc=place,
-        ncols=columns,
-        fontsize=size,
-        title=_wrapped(title.get_text(), LETTERS) or None,
-        title_fontsize=title.get_fontsize(),
-    )
+    named = _wrapped(title.get_text(), LETTERS) or None
+    figure.legend(handles, texts, loc=place, ncols=columns, title=named, **options)
 
 
 def _wrapped(text: str, width: int) -> str:

@@ -8,7 +8,7 @@ import os
 import string
 
 from phantombook.figures.escaping import csv_of, in_markdown
-from phantombook.figures.stacked import stack
+from phantombook.figures.stacked import in_one_column
 from phantombook.inputs import FITTING
 
 
@@ -71,7 +71,7 @@ def figure(drawing, name: str, caption: str, alt: str) -> dict[str, str]:
     """
     caption, alt = (" ".join(text.split()) for text in (caption, alt))
     wide = _source(drawing)
-    stack(drawing)
+    in_one_column(drawing)
     narrow = f"```{{image}} {_source(drawing)}\n:alt: {alt}\n:class: only-narrow\n```"
     options = f":name: {name}\n:alt: {alt}\n:class: only-wide\n:width: 100%"
     return {

@@ -13,7 +13,7 @@ LETTERS = 44  # of a title or label, on one line of that width
 HEIGHTS = (1.7, 2.5)  # inches, of one panel
 
 
-def stack(figure: Figure) -> None:
+def in_one_column(figure: Figure) -> None:
     """Rearrange a figure in place: one column of panels, two if it had three or more of panels that share their axes.
 
     Labels that a neighbour carried are written at each panel, long ones in two lines, and a legend above or below the

@@ -169,7 +169,7 @@ def runs_behind(pairs):
 
 
 # %% tags=["hide-input"]
-nb.table(verdict_table(pairs, real), runs=runs_behind(pairs))
+nb.table(verdict_table(pairs, real), cards=True, runs=runs_behind(pairs))
 
 # %% [markdown]
 # The first page shows one line for each claim. It also gives the main results in a few sentences, with the numbers of
@@ -201,7 +201,7 @@ nb.answer(
 
 # %% tags=["hide-input"]
 if runs_behind(real):
-    nb.table(verdict_table(real), runs=runs_behind(real))
+    nb.table(verdict_table(real), cards=True, runs=runs_behind(real))
 else:
     nb.say("None of them was measured in this book.")
 
@@ -215,7 +215,7 @@ else:
 # expectation was met.
 
 # %% tags=["hide-input"]
-nb.table(verdict_table(ours), runs=runs_behind(ours))
+nb.table(verdict_table(ours), cards=True, runs=runs_behind(ours))
 
 # %% [markdown]
 # ## The quantities in full, and the evidence for each

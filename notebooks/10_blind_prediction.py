@@ -239,7 +239,7 @@ def name_points(axes, x, y, names):
         if all(
             abs(x[index] - x[j]) > 0.2 * (right - left) or abs(y[index] - y[j]) > 0.06 * (top - bottom) for j in taken
         ):
-            label_line(axes, x[index], y[index], in_figure(names[index]), "#4D4D4D", fontsize="x-small")
+            label_line(axes, x[index], y[index], in_figure(names[index]), "#4D4D4D")
             named.append(index)
 
 

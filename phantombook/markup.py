@@ -8,6 +8,7 @@ import os
 import string
 
 from phantombook.figures.escaping import csv_of, in_markdown
+from phantombook.figures.stacked import in_one_column
 from phantombook.inputs import FITTING
 
 
@@ -65,17 +66,26 @@ def folded(title: str, text: str) -> str:
 def figure(drawing, name: str, caption: str, alt: str) -> dict[str, str]:
     """A matplotlib figure, by MIME type: MyST, from which the book numbers it, and HTML, which Jupyter shows.
 
-    The picture is part of the text, so that a notebook that is passed on is complete.
+    The pictures are part of the text, so that a notebook that is passed on is complete. A page has two, the second for
+    phones: the same panels one below the other. The drawing is left in that shape.
     """
     caption, alt = (" ".join(text.split()) for text in (caption, alt))
-    image = io.StringIO()
-    drawing.savefig(image, format="svg", metadata={"Date": None})
-    source = f"data:image/svg+xml;base64,{base64.b64encode(image.getvalue().encode()).decode()}"
+    wide = _source(drawing)
+    in_one_column(drawing)
+    narrow = f"```{{image}} {_source(drawing)}\n:alt: {alt}\n:class: only-narrow\n```"
+    options = f":name: {name}\n:alt: {alt}\n:class: only-wide\n:width: 100%"
     return {
-        "text/markdown": f"::::{{figure}} {source}\n:name: {name}\n:alt: {alt}\n:width: 100%\n\n{caption}\n::::",
-        "text/html": f'<figure><img src="{source}" alt="{html.escape(alt)}"><figcaption>{caption}</figcaption></figure>',
+        "text/markdown": f"{narrow}\n\n::::{{figure}} {wide}\n{options}\n\n{caption}\n::::",
+        "text/html": f'<figure><img src="{wide}" alt="{html.escape(alt)}"><figcaption>{caption}</figcaption></figure>',
         "text/plain": caption,
     }
+
+
+def _source(drawing) -> str:
+    """A drawing as the address of a picture."""
+    image = io.StringIO()
+    drawing.savefig(image, format="svg", metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(image.getvalue().encode()).decode()}"
 
 
 def download(name: str, frame) -> str:

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from IPython import display
 from matplotlib import pyplot
@@ -157,7 +158,9 @@ class Notebook:
         pyplot.close(drawing)  # or IPython would show it a second time
         self._show_origin(runs, name, frame)
 
-    def table(self, frame, digits: int = 3, *, fold: str | None = None, top: int | None = None, runs=None) -> None:
+    def table(
+        self, frame, digits: int = 3, *, fold: str | None = None, top: int | None = None, cards=False, runs=None
+    ) -> None:
         """Show a pandas table, floats with ``digits`` decimals, then the line "How this was made".
 
         Args:
@@ -165,6 +168,7 @@ class Notebook:
             digits: decimals of floats.
             fold: fold the table under this line.
             top: show this many rows, and fold all of them below.
+            cards: on a phone each row is a card. A row whose first cell is empty continues the card above.
             runs: as in :meth:`figure`.
         """
         text = markup.markdown_table(frame, digits)
@@ -173,18 +177,20 @@ class Notebook:
         elif top is not None and len(frame) > top:
             first, whole = markup.markdown_table(frame.head(top), digits), markup.folded(f"All {len(frame)} rows", text)
             text = f"{first}\n\n{whole}"
-        say(text)
+        say(f":::{{div}} cards\n{text}\n:::" if cards else text)
         self._tables += 1
         self._show_origin(runs, f"table-{self._tables}", frame)
 
     def _show_origin(self, runs, name: str, frame) -> None:
         """The folded line "How this was made": command, parameters, run ids, commit, and ``frame`` to download."""
-        ids, known = dict.fromkeys(_run_ids(runs)), commit()
+        ids, known = list(dict.fromkeys(_run_ids(runs))), commit()
         changed = " with uncommitted changes" if known.endswith("+") else ""
         rows = {
             "Command": markup.code(self.command),
             "Parameters": markup.code(", ".join(f"{k}={markup.typed(v)}" for k, v in sorted(self.parameters.items()))),
-            "Runs": ", ".join(map(markup.code, ids)) or "none (computed from the models alone)",
+            "Runs": f"{len(ids)}: {markup.download(f'{self.name}-{name}-runs.csv', pd.DataFrame({'run': ids}))}"
+            if ids
+            else "none (computed from the models alone)",
             "Commit": markup.code(known.rstrip("+")) + changed if known else "not a git checkout",
             "Data": markup.download(f"{self.name}-{name}.csv", frame),
         }

@@ -35,6 +35,21 @@ LOOK = """([where, options]) => axe.run(where, options).then(({violations}) => v
 # Definitions, rows and entries that are like the one before, and formulas: axe takes minutes over hundreds of them.
 ALIKE = "dl.py ~ dl.py, tbody tr:nth-child(n+4), .genindextable li:nth-child(n+3), .toc-entry li:nth-child(n+3), mjx-container"
 REMOVE = f"document.querySelectorAll('{ALIKE}').forEach(element => element.remove())"
+HEAVIEST, HEAVIEST_LIVE, SMALLEST, PAINTED = 1.5e6, 3.5e6, 11, 1000  # bytes, bytes after a click, px, ms
+WEIGHT = """() => ["resource", "navigation"].flatMap(kind => performance.getEntriesByType(kind))
+  .reduce((sum, entry) => sum + entry.decodedBodySize, 0)"""
+PAINT = "() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 0"
+# matplotlib draws letters as paths of a hundred units, scaled to the size of the font
+LETTERS = """async () => {
+  const found = [];
+  for (const image of document.querySelectorAll("article img[src$='.svg']")) {
+    if (!image.clientWidth) continue;
+    const text = await (await fetch(image.src)).text(), wide = text.match(/viewBox="0 0 ([\\d.]+)/);
+    const sizes = [...text.matchAll(/<g id="text_\\d+">[^]*?scale\\(([\\d.]+) -/g)].map(letters => 100 * letters[1]);
+    if (wide && sizes.length) found.push(Math.min(...sizes) * image.clientWidth / wide[1]);
+  }
+  return found;
+}"""
 SETTLES = 400  # ms after a resize until the theme has looked again at what scrolls
 
 
@@ -70,6 +85,8 @@ def look_at(browser, site: Path) -> list[str]:
 def faults(context, here: str, name: str, where: str) -> list[str]:
     """What is wrong with one page, loaded once and then looked at on two screens in two schemes; axe looks at ``where``."""
     page, found = open_page(context, here, name, WIDE)
+    if (weight := page.evaluate(WEIGHT)) > HEAVIEST:
+        found.append(f"loads {weight / 1e6:.2f} MB")
 
     def turn(screen):
         page.set_viewport_size(screen)
@@ -81,6 +98,8 @@ def faults(context, here: str, name: str, where: str) -> list[str]:
 
     page.evaluate("async () => { await window.MathJax?.startup?.promise }")
     turn(PHONE)
+    if small := [size for size in page.evaluate(LETTERS) if size < SMALLEST]:
+        found.append(f"phone, letters of {min(small):.1f} px in {len(small)} figures")
     turn(WIDE)
     page.evaluate(REMOVE)
     page.add_style_tag(content="* { transition: none !important }")  # or a colour is looked at on its way to another
@@ -155,6 +174,7 @@ def test_a_model_is_trained_in_the_page(browser, small_book):
         expect(said).to_contain_text("at 1.02 times it", timeout=60_000)
         assert page.locator("#live-pictures svg").count() == 5
         assert page.evaluate(REACHES) == "" and wrong == []
+        assert page.evaluate(WEIGHT) < HEAVIEST_LIVE
         page.close()
 
 
@@ -214,3 +234,11 @@ def test_the_built_book(browser):
     if not (site / "index.html").is_file():
         pytest.skip("there is no built book; 'make book' builds one")
     assert not look_at(browser, site)
+    with served(site) as here:
+        for name in ("book/intro.html", "book/definitions.html", "book/generated/02_silent_failure.html"):
+            times = []
+            for _ in range(3):  # the machine may be busy with something else
+                page, _ = open_page(browser, here, name, PHONE)
+                times.append(page.evaluate(PAINT))
+                page.close()
+            assert 0 < min(times) < PAINTED, name

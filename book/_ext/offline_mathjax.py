@@ -1,13 +1,22 @@
 """Serve MathJax from the pip package sphinx-mathjax-offline, so that pages with formulas request nothing from outside.
 
-Used as an extension, that package would copy 31 MB; pages need one script and one set of fonts.
+Used as an extension, that package would copy 31 MB; pages need these parts.
 """
 
 import shutil
 from importlib.metadata import files
 from pathlib import Path
 
-WANTED = ("static/mathjax/tex-chtml.js", "static/mathjax/output/chtml/fonts/woff-v2/")
+PARTS = (
+    "startup.js",
+    "core.js",
+    "input/tex-base.js",
+    "input/tex/extensions/ams.js",
+    "output/chtml.js",
+    "output/chtml/fonts/",
+    "a11y/assistive-mml.js",
+)
+WANTED = tuple(f"static/mathjax/{part}" for part in PARTS)
 
 
 def copy(app, exception):

@@ -1,5 +1,6 @@
 """What surrounds the text of a page: its description, the ways out in the header, names that a screen reader can use."""
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -15,12 +16,14 @@ BETTER = {
     ' role="doc-biblioentry"': ' role="listitem"',
     ' class="dataframe"': ' class="dataframe" tabindex="0"',
 }
+CARDS = re.compile(r'<div class="cards\b.*?</table>', re.DOTALL)
 
 
 def frame(app, page, template, context, doctree):
     """Add to the context of a page what the templates show around it."""
     for old, new in BETTER.items():
         context["body"] = context.get("body", "").replace(old, new)
+    context["body"] = CARDS.sub(_named_cells, context["body"])
     context["description"] = _description(doctree)
     context["ways_out"] = [
         (title, address, download)
@@ -40,6 +43,13 @@ def _description(doctree) -> str:
     paragraph = next(iter(doctree.findall(nodes.paragraph)), None) if doctree else None
     text = re.sub(r"\s+", " ", paragraph.astext()).strip() if paragraph else ""
     return text if len(text) <= DESCRIPTION_LENGTH else text[:DESCRIPTION_LENGTH].rsplit(" ", 1)[0] + " …"
+
+
+def _named_cells(found) -> str:
+    """A table whose cells carry the names of their columns, which a narrow screen shows beside them."""
+    names = [re.sub("<[^>]+>", "", name) for name in re.findall(r"<th\b[^>]*>(.*?)</th>", found[0], re.DOTALL)]
+    numbers = itertools.count()
+    return re.sub("<td", lambda _: f'<td data-name="{names[next(numbers) % len(names)]}"', found[0])
 
 
 def _source(app, page: str, context) -> str:

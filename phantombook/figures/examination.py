@@ -23,9 +23,9 @@ def criteria_board(criteria: list, measured: dict[str, dict], control: dict) -> 
         measured: test -> criterion -> value, by optimiser's label; at most two of them.
         control: the same of the double well.
     """
-    figure, rows = plt.subplots(len(criteria), 1, figsize=(WIDTH, 0.36 * len(criteria) + 0.6), squeeze=False)
-    figure.subplots_adjust(left=0.5, right=0.98, top=0.93, bottom=0.02, hspace=0.75)
-    first_of_test = {test: label for test, _, label in reversed(criteria)}
+    figure, rows = plt.subplots(
+        len(criteria), 1, figsize=(WIDTH, 0.55 * len(criteria) + 0.6), squeeze=False, layout="constrained"
+    )
     markers = dict(zip(measured, MARKERS, strict=False))
     markers |= {"double well (control)": {"color": CONTROL, "marker": "x", "markersize": 6}}
     columns = measured | {"double well (control)": control}
@@ -43,11 +43,9 @@ def criteria_board(criteria: list, measured: dict[str, dict], control: dict) -> 
         axes.set(xlim=(left, right), ylim=(-1, 1), yticks=[])
         axes.grid(False)
         axes.spines["left"].set_visible(False)
-        axes.tick_params(axis="x", labelsize="x-small", pad=1, length=2)
+        axes.tick_params(axis="x", labelsize="small", pad=1, length=2)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        words = {"transform": axes.transAxes, "va": "center", "fontsize": "small"}
-        axes.text(-0.02, 0.5, label, ha="right", **words)
-        if label == first_of_test[test]:
-            axes.text(-1.0, 0.5, test, fontweight="bold", **words)
-    figure.legend(*rows[0, 0].get_legend_handles_labels(), loc="upper center", ncols=len(columns), fontsize="small")
+        axes.set_title(f"{test}: {label}", loc="left", fontsize="small", fontweight="normal", pad=2)
+    names = rows[0, 0].get_legend_handles_labels()
+    figure.legend(*names, loc="outside upper center", ncols=len(columns), fontsize="small")
     return figure

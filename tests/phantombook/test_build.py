@@ -240,7 +240,7 @@ def test_the_smoke_book(tmp_path):
     ]
     assert not outside
     definitions = (site / "book/definitions.html").read_text()
-    assert "mathjax/tex-chtml.js" in definitions and (site / "_static/mathjax/tex-chtml.js").is_file()
+    assert "mathjax/startup.js" in definitions and (site / "_static/mathjax/output/chtml.js").is_file()
     for name in pages_to_generate(copy):
         page = (site / f"book/generated/{name}.html").read_text()
         assert "How this was made" in page and "phantom run" in page, name

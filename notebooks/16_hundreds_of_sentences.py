@@ -36,6 +36,7 @@ seed: int = 0  # of the bootstrap
 steps: int = 20  # optimiser steps of each run
 tolerance: float = 0.005  # relative width of the bracket around a critical learning rate
 optimizers: list[str] = ["adam"]  # of full fine-tuning
+sentences: int = 20  # of the predicted sample, the first, that are measured
 lora: bool = False  # whether LoRA's rates are looked at too; predict them after those of full fine-tuning
 
 # %% tags=["hide-cell"]
@@ -84,7 +85,7 @@ counts = fitting.groupby("model", sort=False).context.count()
 
 # %% tags=["hide-input"]
 nb.say(
-    "{each}. Their [logit gaps](../definitions.md#logit-gap) are larger than those of the book's sentences, and their "
+    "{each}. Their [logit gaps](../definitions.md#context) are larger than those of the book's sentences, and their "
     "words have less in common.",
     each="; ".join(f"{n} sentences fit {m}" for m, n in counts.items()),
 )
@@ -113,7 +114,7 @@ def held_by(name):
     """The commit that holds a table of predictions; PhantomError if none does."""
     found = commit_of(Path(predictions, TABLES, f"{name}.json"))
     if not (found or published):
-        raise PhantomError(f"No commit holds the predictions {name}. Commit them before measuring.")
+        raise PhantomError(f"Commit the predictions {name} before measuring.")
     return found
 
 
@@ -121,10 +122,16 @@ def search(ref, name, sample, recipe):
     """Critical rates of predicted sentences: as published, or measured here."""
     held, live = held_by(name), None
     if not published:
-        fits = [resolved(row) for row in sample.itertuples()]
-        found = critical_rates(nb.store, nb.load(ref), fits, recipe, tolerance=tolerance)
-        live = found.to_dataframe().reset_index()
-        live.attrs["run_ids"] = found.attrs["run_ids"].split()
+        model, fits = nb.load(ref), [resolved(row) for row in sample.itertuples()]
+        parts = [
+            critical_rates(
+                nb.store, model, fits[i : i + PART], recipe, tolerance=tolerance
+            )
+            for i in range(0, len(fits), PART)
+        ]
+        live = pd.concat([part.to_dataframe().reset_index() for part in parts])
+        runs = [part.attrs["run_ids"].split() for part in parts]
+        live.attrs["run_ids"] = [run for of_part in runs for run in of_part]
     found = published_runs.table(nb.store, f"{name}-measured", live, published)
     joined = sample.merge(
         found[["context", "critical_rate", "lower", "upper", "velocity", "n_runs"]],
@@ -137,11 +144,11 @@ def search(ref, name, sample, recipe):
 
 def measured(ref, optimizer):
     name, recipe = f"wordnet-{names[ref]}-{optimizer}", Recipe(optimizer, steps=steps)
-    return search(ref, name, table(name), recipe)
+    return search(ref, name, table(name).head(sentences), recipe)
 
 
 def made_after(run_id, held):
-    """Whether the commit of a run has the one with the prediction among its ancestors."""
+    """Whether a run was made from the commit with the prediction, or a later one."""
     made = nb.store.open(run_id).attrs["commit"].rstrip("+")
     command = ["git", "merge-base", "--is-ancestor", held.split(",")[0], made]
     return subprocess.run(command, capture_output=True).returncode == 0
@@ -149,7 +156,9 @@ def made_after(run_id, held):
 
 found = {(ref, o): measured(ref, o) for ref in real for o in optimizers}
 runs = {key: rows.attrs["run_ids"] for key, rows in found.items()}
-blind = pd.concat(rows.assign(model=names[ref], optimizer=o) for (ref, o), rows in found.items())
+blind = pd.concat(
+    [rows.assign(model=names[ref], optimizer=o) for (ref, o), rows in found.items()]
+)
 blind["error"] = blind.predicted / blind.critical_rate - 1
 blind["inside"] = blind.critical_rate.between(blind.low, blind.high)
 blind["apart"] = np.log(blind.quadrature / blind.second_order).abs()
@@ -236,7 +245,8 @@ nb.say(
 # words that it does not.
 
 # %%
-blind["number"] = kinematic_number(blind.critical_rate, steps, blind.velocity, blind.gap)
+v_0 = blind.velocity
+blind["number"] = kinematic_number(blind.critical_rate, steps, v_0, blind.gap)
 numbers = blind.merge(fitting.drop(columns="gap"), on=["model", "context"])
 numbers["size of the gap"] = numbers.gap.abs()
 numbers["part of speech"] = numbers.context.str.extract(r"\.([a-z])\.", expand=False)

@@ -154,7 +154,7 @@ def scanned(model, records, recipe=Recipe(), size=batch_size):
 def trained(
     model, records, orders, recipe=Recipe(), size=batch_size, rates=None, **training
 ):
-    """A row for each outranked target and order; at these rates, or around the middle."""
+    """A row for each outranked target and order."""
     training = {"epochs": epochs, "schedule": "constant"} | training
     rows, found = scanned(model, records, recipe, size)
     middle = found.learning_rate_for(0.5, **training)
@@ -745,8 +745,9 @@ def outcomes_at(table, multiple):
         rate = rate * multiple
         told = (table.number * rate / table.middle >= number) & (table.ceiling > 0)
         ahead, falls = table[f"gap at {rate:g}"] > 0, table[f"loss falls at {rate:g}"]
-        row = {"rate": rate, "predicted": 1 - told.mean(), "outranked": 1 - ahead.mean()}
-        row |= {"silent": (~ahead & falls).mean(), "right": (told == ahead).mean()}
+        row = {"rate": rate, "predicted": 1 - told.mean()}
+        row |= {"outranked": 1 - ahead.mean(), "silent": (~ahead & falls).mean()}
+        row |= {"right": (told == ahead).mean()}
         rows.append(row | {"accuracy": balanced_accuracy(ahead, told)})
     return pd.DataFrame(rows)
 

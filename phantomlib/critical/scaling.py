@@ -8,7 +8,8 @@ logit gap has closed after T steps if
 
 :math:`\kappa` is the relative growth of the velocity per unit learning rate as A moves
 (:func:`phantomlib.critical.step_zero.velocity_growth`), and :math:`N_c` the critical number of *full* fine-tuning. Under SGD
-the gradient of A is as small as B, so A stays where it is: :math:`\kappa = 0`.
+the gradient of A is as small as B, so to first order A stays where it is and :math:`\kappa = 0`; at the critical rate it does
+move, and the law does not hold (chapter 09).
 """
 
 import math

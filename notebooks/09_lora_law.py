@@ -503,8 +503,8 @@ nb.table(variants.rename(columns={"awake": "$\\eta_c (T-1) \\kappa$"}), digits=2
 of_sgd, others = variants[variants.setting == "SGD"].iloc[0], variants[variants.setting != "SGD"]
 nb.say(
     "Under Adam a sentence is off by {least:.1%} to {most:.1%} in the median, over a factor {range:.0f} in the share "
-    "of $A$. Under SGD it is off by {sgd:.0%}: there the law does not hold. The step that closes the gap is so large that "
-    "$A$ moves as well, which no derivative at step 0 tells.",
+    "of $A$. Under SGD it is off by {sgd:.0%}: there the law does not hold. The step that closes the gap is so large "
+    "that $A$ moves as well, which no derivative at step 0 tells.",
     least=others["median error"].min(),
     most=others["median error"].max(),
     range=others.awake.max() / others.awake.min(),

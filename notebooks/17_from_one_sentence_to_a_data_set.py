@@ -794,6 +794,7 @@ difference = abs(real_number["full"] / number - 1)
 told = pd.concat([rows.assign(method=titles[m]) for m, rows in real_shares.items()])
 names = {"predicted": "predicted (%)", "outranked": "outranked (%)", "silent": "silent (%)", "right": "right (%)"}
 told[list(names)] *= 100
+told["rate"] = told.rate.map("{:.0e}".format)
 told = told.rename(columns=names | {"rate": "learning rate", "accuracy": "balanced accuracy"})
 nb.table(told[["method", "learning rate", *names.values(), "balanced accuracy"]], digits=2, runs=real_runs)
 nb.say(
@@ -847,13 +848,20 @@ nb.answer(
     "tells the outcome with a balanced accuracy of {prompts:.2f} for single words and {sentences:.2f} for whole "
     "sentences; the best of four simpler predictors comes to {other:.2f} and {others:.2f} (means over {models} models, "
     "at a rate where about half are learnt). The critical number varies by {spread:.0%} over the models. At that rate "
-    "{failed:.0%} of the outranked targets stay outranked, and the loss of {silent:.0%} of these falls all the same.",
+    "{failed:.0%} of the outranked targets stay outranked, and the loss of {silent:.0%} of these falls all the same. "
+    "On a real model at 1e-5, {at_1e5:.0%} of {n} outranked targets fail silently, and a scan is right in {right:.0%}. "
+    "The critical number is {real:.2f} there, and the constant of the zoo, with which it was predicted, {zoo:.2f}.",
     means["scan"],
     better="Yes, better than by anything simpler that we tried" if lead.min() > 0 else "Yes",
     other=best["prompts"],
     others=best["sentences"],
     models=len(loaded),
     spread=widest,
+    at_1e5=at_1e5.silent,
+    n=len(on_real["full"]),
+    right=at_1e5.right,
+    real=real_number["full"],
+    zoo=number,
     failed=middle.outranked.mean(),
     silent=middle.silent.sum() / middle.outranked.sum(),
 )

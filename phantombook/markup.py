@@ -13,12 +13,13 @@ from phantombook.inputs import FITTING
 
 
 class _Words(string.Formatter):
-    """``str.format``, but nan and inf are written in words, and no text is taken for HTML."""
+    """``str.format``, but nan and inf are written in words, per cent after a space, and no text is taken for HTML."""
 
     def format_field(self, value, spec: str) -> str:
         if isinstance(value, float) and not math.isfinite(value):
             return "undefined" if math.isnan(value) else f"{'−' if value < 0 else ''}∞"
-        return format(in_markdown(value) if isinstance(value, str) else value, spec)
+        text = format(in_markdown(value) if isinstance(value, str) else value, spec)
+        return f"{text[:-1]} %" if spec.endswith("%") else text
 
 
 def fill(template: str, *rows) -> str:

@@ -79,7 +79,7 @@ def test_a_long_table_shows_its_top_and_folds_the_rest(book, shown):
 def test_sentences_take_their_numbers_and_name_undefined_ones(book, shown):
     book.say("A spread of {spread:.1%} in $g_{{ck}}$, {other:.2f} elsewhere.", spread=0.0512, other=np.float64("nan"))
     book.say("No numbers, so $g_{ck}$ stays.")
-    assert shown[0]["text/markdown"] == "A spread of 5.1% in $g_{ck}$, undefined elsewhere."
+    assert shown[0]["text/markdown"] == "A spread of 5.1 % in $g_{ck}$, undefined elsewhere."
     assert shown[1]["text/markdown"] == "No numbers, so $g_{ck}$ stays."
 
 

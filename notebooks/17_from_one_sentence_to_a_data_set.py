@@ -781,6 +781,7 @@ for axes, (method, rows) in zip(panels, real_shares.items()):
     axes.plot(rows.rate, rows.outranked, "o", color=colour, markersize=4)
     axes.plot(rows.rate, rows.silent, "o", color=colour, markersize=8, markerfacecolor="none")
     axes.set(title=titles[method], xscale="log", ylim=(0, 1), xlabel="learning rate")
+    log_ticks(axes.xaxis)
 panels[0].set_ylabel("share still outranked")
 nb.figure(figure, "fig-data-set-real", runs=real_runs, data=pd.concat(real_shares, names=["method"]).reset_index(0))
 

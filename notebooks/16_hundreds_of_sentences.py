@@ -85,8 +85,8 @@ counts = fitting.groupby("model", sort=False).context.count()
 
 # %% tags=["hide-input"]
 nb.say(
-    "{each}. Their [logit gaps](../definitions.md#context) are larger than those of the book's sentences, and their "
-    "words have less in common.",
+    "{each}. The table has tenths and medians of the [logit gap](../definitions.md#context), of the correct word's "
+    "rank, and of the overlap of the two words' readout rows.",
     each="; ".join(f"{n} sentences fit {m}" for m, n in counts.items()),
 )
 nb.table(described.reset_index(), digits=2)
@@ -181,8 +181,8 @@ nb.caption(
         predicted interval; the grey line is equality. Right: the error against the distance of the last two rungs of
         the ladder, which is known beforehand; between the grey lines lies the interval. Black: outside it. Full
         fine-tuning with Adam; brackets of 0.5 %; deterministic.""",
-    alt="""Left: dots along the line of equality over more than a decade. Right: errors near zero where the two rungs
-        agree, and larger where they do not.""",
+    alt="""Left: dots lie along the line of equality. Right: errors lie around zero, within a funnel that opens where
+        the two rungs disagree; a few are outside.""",
 )
 
 # %% tags=["hide-input"]
@@ -277,7 +277,7 @@ nb.caption(
     """Critical kinematic number of natural sentences against the overlap of the two words' readout rows (left) and the
         size of the gap before training (right). Line: geometric mean of all. Full fine-tuning with Adam; one dot a
         sentence; those whose gap does not close at first have no number.""",
-    alt="Two clouds of dots around a horizontal line near one; that on the right rises with the gap.",
+    alt="Two clouds of dots scatter around a horizontal line, over overlaps and over sizes of the gap.",
 )
 
 # %% tags=["hide-input"]

@@ -60,7 +60,7 @@ def _labels(places: dict, place: tuple[int, int]) -> tuple[str, str]:
     left = [
         axes.get_ylabel()
         for (r, c), axes in sorted(places.items(), reverse=True)
-        if r == row and c <= column and (wide or y.joined(here, axes))
+        if r == row and c <= column and (wide or axes is here or y.joined(here, axes))
     ]
     along = [axes.get_xlabel() for axes in places.values() if x.joined(here, axes)]
     return next(filter(None, [*below, *along]), ""), next(filter(None, left), "")

@@ -26,6 +26,7 @@ from phantombook.build import BUILDER
 from phantomlib.critical.step_zero import velocity
 
 axe = pytest.importorskip("axe_playwright_python.base", reason="axe-playwright-python is not installed")
+playwright = pytest.importorskip("playwright.sync_api")
 
 ROOT = Path(__file__).parents[1]
 AXE = {"resultTypes": ["violations"], "preload": False}  # it would fetch the style sheets again, from wrong addresses
@@ -50,7 +51,10 @@ LETTERS = """async () => {
   }
   return found;
 }"""
-SETTLES = 400  # ms after a resize until the theme has looked again at what scrolls
+SETTLES = 5000  # ms until the theme has surely looked again at the scheme, or at what scrolls
+DARK = "document.documentElement.dataset.theme === 'dark'"
+REACHED = """[...document.querySelectorAll("pre, .pst-scrollable-table-container")].every(
+  element => element.scrollWidth <= element.clientWidth || element.tabIndex === 0)"""
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
@@ -82,6 +86,13 @@ def look_at(browser, site: Path) -> list[str]:
         ]
 
 
+def settled(page, condition: str) -> bool:
+    """Whether a page comes to this."""
+    with contextlib.suppress(playwright.TimeoutError):
+        page.wait_for_function(condition, timeout=SETTLES)
+    return page.evaluate(condition)
+
+
 def faults(context, here: str, name: str, where: str) -> list[str]:
     """What is wrong with one page, loaded once and then looked at on two screens in two schemes; axe looks at ``where``."""
     page, found = open_page(context, here, name, WIDE)
@@ -106,12 +117,12 @@ def faults(context, here: str, name: str, where: str) -> list[str]:
     page.evaluate(axe.AXE_SCRIPT)
     look("light, wide")
     page.emulate_media(color_scheme="dark")
-    if page.locator("html").get_attribute("data-theme") != "dark":
+    if not settled(page, DARK):
         found.append("does not turn dark")
     # dark changes contrast alone; a narrow screen what scrolls, and how large what is touched is
     look("dark, wide", runOnly=["color-contrast"])
     turn(PHONE)
-    page.wait_for_timeout(SETTLES)
+    settled(page, REACHED)
     look("dark, phone", runOnly=["scrollable-region-focusable", "target-size"])
     page.close()
     return list(dict.fromkeys(found))
@@ -158,20 +169,19 @@ def test_a_small_book(browser, small_book):
 
 def test_a_model_is_trained_in_the_page(browser, small_book):
     """By keyboard, on a phone: loaded on a click, nothing from outside; the gap ends where the engine's does."""
-    expect = pytest.importorskip("playwright.sync_api").expect
     model = ph.load("zoo:gpt2-s")
     context = ph.resolve(ph.load_contexts()[0], model.tokenizer)
     with served(small_book) as here:
         page, wrong = open_page(browser, here, "book/train-it-here.html", PHONE)
         page.locator("#live-load").press("Enter")
         said = page.locator("#live-said")
-        expect(said).to_contain_text("nats and the gap ends at", timeout=60_000)
+        playwright.expect(said).to_contain_text("nats and the gap ends at", timeout=60_000)
         predicted = float(page.locator("#live-predicted").get_attribute("title"))
         run = ph.finetune(model, [context], [predicted], ph.Recipe(steps=20)).isel(context=0, rate=0, seed=0)
         ends = float(re.search(r"the gap ends at (-?[\d.]+):", said.inner_text())[1])
         assert ends == pytest.approx(float(run.logit_gap[-1]), abs=1e-3)
         page.locator("#live-pair").press("Enter")
-        expect(said).to_contain_text("at 1.02 times it", timeout=60_000)
+        playwright.expect(said).to_contain_text("at 1.02 times it", timeout=60_000)
         assert page.locator("#live-pictures svg").count() == 5
         assert page.evaluate(REACHES) == "" and wrong == []
         assert page.evaluate(WEIGHT) < HEAVIEST_LIVE

@@ -298,7 +298,7 @@ def test_the_licence_of_the_weights_lies_beside_them():
     repository = Path(__file__).parents[2]
     assert licence.endswith((repository / "LICENSE").read_text(encoding="utf-8")) and "generates" in licence
     readme = " ".join((repository / "README.md").read_text(encoding="utf-8").split())
-    assert "MIT licence; it holds for the shipped weights as well" in readme
+    assert "The code and the shipped weights are under the MIT licence" in readme
 
 
 @pytest.mark.parametrize("moment", ["while training", "first move", "second move", None])

@@ -366,12 +366,12 @@ nb.answer(
 # %% [markdown]
 # ## What it means
 #
-# A sentence from a dictionary is no easier than one of ours: its gap is larger, so its way is longer, and a longer way
-# bends more. Where the last two rungs of the ladder agree, the rate is known before training. Where they do not, that
-# is known too. The claims are ours. [The ledger](00_ledger.ipynb) judges them by thresholds set before the runs.
+# Sentences that nobody picked follow the law of ours. A long way bends more than a short one. Where the last two rungs of
+# the ladder agree, the rate is known before training; where they do not, that is known too. The claims are ours. [The
+# ledger](00_ledger.ipynb) judges them by thresholds that were set before the runs, and asks for both real models.
 #
 # ## What could be wrong
 #
 # A dictionary's examples are short, and their synonyms are not always what a speaker would hesitate between. Only words
 # of one token take part, and only those that the model does not prefer already. The rule was chosen on the first blind
-# test, which had two models and twenty sentences.
+# test, which had two models and twenty sentences. So far one model is measured, on the first third of its sample.

@@ -366,9 +366,9 @@ nb.answer(
 # %% [markdown]
 # ## What it means
 #
-# Sentences that nobody picked follow the law of ours. A long way bends more than a short one. Where the last two rungs of
-# the ladder agree, the rate is known before training; where they do not, that is known too. The claims are ours. [The
-# ledger](00_ledger.ipynb) judges them by thresholds that were set before the runs, and asks for both real models.
+# Sentences that nobody picked follow the law of ours. A long way bends more than a short one. Where the last two rungs
+# of the ladder agree, the rate is known before training; where they do not, that is known too. The claims are ours.
+# [The ledger](00_ledger.ipynb) judges them by thresholds that were set before the runs, and asks for both real models.
 #
 # ## What could be wrong
 #

@@ -52,6 +52,9 @@ LETTERS = """async () => {
   return found;
 }"""
 SETTLES = 5000  # ms until the theme has surely looked again at the scheme, or at what scrolls
+ICONS = """() => Math.max(0, ...[...document.querySelectorAll(".svg-inline--fa")]
+  .map(icon => icon.getBoundingClientRect().height))"""
+HIGHEST = 32  # px, of an icon beside letters
 DARK = "document.documentElement.dataset.theme === 'dark'"
 REACHED = """[...document.querySelectorAll("pre, .pst-scrollable-table-container")].every(
   element => element.scrollWidth <= element.clientWidth || element.tabIndex === 0)"""
@@ -98,6 +101,9 @@ def faults(context, here: str, name: str, where: str) -> list[str]:
     page, found = open_page(context, here, name, WIDE)
     if (weight := page.evaluate(WEIGHT)) > HEAVIEST:
         found.append(f"loads {weight / 1e6:.2f} MB")
+
+    if (height := page.evaluate(ICONS)) > HIGHEST:
+        found.append(f"an icon {height:.0f} px high")
 
     def turn(screen):
         page.set_viewport_size(screen)

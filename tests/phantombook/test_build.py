@@ -227,7 +227,7 @@ def test_the_smoke_book(tmp_path):
     copy.mkdir()
     for name in ("_config.yml", "_toc.yml", "requirements.txt"):
         shutil.copy(ROOT / name, copy / name)
-    for name in ("book", "notebooks", "tests", "benchmarks", "zoo"):
+    for name in ("book", "notebooks", "tests", "benchmarks", "zoo", "results"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("generated", "__pycache__"))
     index = build.build_book("smoke", root=copy)
     site = index.parent

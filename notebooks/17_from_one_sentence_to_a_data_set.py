@@ -581,17 +581,27 @@ for kind, found in errors.items():
 
 
 # %%
+def learnt(table, multiple):
+    """Which targets a scan expects to be learnt at a multiple of the middle rate."""
+    return (multiple * table.number >= number) & (table.ceiling > 0)
+
+
+def at_the_end(table, multiple, name):
+    """Shares of the targets at one rate, which the columns call by this name."""
+    ahead, falls = table[f"gap at {name:g}"] > 0, table[f"loss falls at {name:g}"]
+    row = {"predicted": (~learnt(table, multiple)).mean()}
+    return row | {"outranked": (~ahead).mean(), "silent": (~ahead & falls).mean()}
+
+
 def shares(kind, table):
     """By model and rate: predicted and measured shares of the outranked targets."""
-    rows = []
-    for name, mine in table.groupby("model", sort=False):
-        fail = {m: mine[f"gap at {m:g}"] <= 0 for m in MULTIPLES}
-        for m in MULTIPLES:
-            silent = fail[m] & mine[f"loss falls at {m:g}"]
-            told = (m * mine.number < number) | (mine.ceiling <= 0)
-            row = {"kind": kind, "model": name, "rate": m, "predicted": told.mean()}
-            rows.append(row | {"outranked": fail[m].mean(), "silent": silent.mean()})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        [
+            {"kind": kind, "model": name, "rate": m} | at_the_end(mine, m, m)
+            for name, mine in table.groupby("model", sort=False)
+            for m in MULTIPLES
+        ]
+    )
 
 
 share = pd.concat([shares(kind, table) for kind, table in tested.items()])
@@ -607,22 +617,24 @@ nb.caption(
 )
 
 # %% tags=["hide-input"]
+def draw_shares(axes, table, rows, colour, middle=1.0):
+    """Predicted shares as a line and measured ones as dots, against rates in units in which the middle one is this."""
+    finely = np.geomspace(rows.rate.min() / 1.25, rows.rate.max() * 1.25, 60)
+    told = [(~learnt(table, rate / middle)).mean() for rate in finely]
+    axes.plot(finely, told, color=colour, linewidth=1)
+    axes.plot(rows.rate, rows.outranked, "o", color=colour, markersize=4)
+    axes.plot(rows.rate, rows.silent, "o", color=colour, markersize=7, markerfacecolor="none", alpha=0.8)
+    axes.set(xscale="log", ylim=(0, 1))
+    log_ticks(axes.xaxis)
+
+
 figure, panels = plt.subplots(
     1, 2, figsize=(WIDTH, 3.4), sharey=True, layout="constrained"
 )
-finely = np.geomspace(0.2, 5, 60)
 for axes, (kind, table) in zip(panels, tested.items()):
     for name, mine in table.groupby("model", sort=False):
-        told = [
-            ((m * mine.number < number) | (mine.ceiling <= 0)).mean() for m in finely
-        ]
-        axes.plot(finely, told, color=colours[name], linewidth=1)
-        rows = share[(share.kind == kind) & (share.model == name)]
-        axes.plot(rows.rate, rows.outranked, "o", color=colours[name], markersize=4)
-        ring = {"markersize": 7, "markerfacecolor": "none", "alpha": 0.8}
-        axes.plot(rows.rate, rows.silent, "o", color=colours[name], **ring)
-    axes.set(title=kind, xscale="log", ylim=(0, 1), xlabel="learning rate / middle rate")
-    log_ticks(axes.xaxis)
+        draw_shares(axes, mine, share[(share.kind == kind) & (share.model == name)], colours[name])
+    axes.set(title=kind, xlabel="learning rate / middle rate")
 panels[0].set_ylabel("share still outranked")
 legend_above(figure, colours)
 nb.figure(figure, "fig-data-set-outranked", runs=all_runs, data=share)
@@ -708,10 +720,10 @@ nb.say(
 # %% [markdown]
 # ## A real model on real sentences
 #
-# SmolLM2 has 135 million parameters and has never seen this chapter's constants. It is trained on the first 400
-# sentences of our list from WordNet whose last word is one token for it. The loss sees that word. Everything else was
-# fixed beforehand: mini-batches of 8, three epochs, a constant learning rate of 2e-6 to 2e-5 for full fine-tuning, and
-# ten times as much for LoRA. The constant is the zoo's.
+# SmolLM2 has 135 million parameters. We train it on the first 400 sentences of our list from WordNet whose correct word
+# is one token for it. The loss sees that word only. The rest was fixed before the runs: mini-batches of 8, three
+# epochs, and a constant learning rate of 2e-6 to 2e-5 for full fine-tuning, ten times as much for LoRA. The
+# predictions use the constant of the zoo.
 
 # %%
 RATES = [2e-6, 5e-6, 1e-5, 2e-5]  # of full fine-tuning; LoRA's are ten times these
@@ -740,13 +752,10 @@ def train_real(method):
 
 def outcomes_at(table, multiple):
     """A row for each rate: predicted and measured at the end of training."""
-    rows = []
-    for rate in RATES:
-        rate = rate * multiple
-        told = (table.number * rate / table.middle >= number) & (table.ceiling > 0)
-        ahead, falls = table[f"gap at {rate:g}"] > 0, table[f"loss falls at {rate:g}"]
-        row = {"rate": rate, "predicted": 1 - told.mean()}
-        row |= {"outranked": 1 - ahead.mean(), "silent": (~ahead & falls).mean()}
+    rows, middle = [], table.middle.iloc[0]
+    for rate in multiple * np.array(RATES):
+        told, ahead = learnt(table, rate / middle), table[f"gap at {rate:g}"] > 0
+        row = {"rate": rate} | at_the_end(table, rate / middle, rate)
         row |= {"right": (told == ahead).mean()}
         rows.append(row | {"accuracy": balanced_accuracy(ahead, told)})
     return pd.DataFrame(rows)
@@ -774,14 +783,9 @@ nb.caption(
 titles = {"full": "full fine-tuning", "lora": "LoRA"}
 figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 3.2), sharey=True, layout="constrained")
 for axes, (method, rows) in zip(panels, real_shares.items()):
-    table, colour = on_real[method], FAMILIES["llama"]
-    finely = np.geomspace(rows.rate.min() / 1.5, rows.rate.max() * 1.5, 60)
-    told = [((x * table.number / table.middle < number) | (table.ceiling <= 0)).mean() for x in finely]
-    axes.plot(finely, told, color=colour, linewidth=1)
-    axes.plot(rows.rate, rows.outranked, "o", color=colour, markersize=4)
-    axes.plot(rows.rate, rows.silent, "o", color=colour, markersize=8, markerfacecolor="none")
-    axes.set(title=titles[method], xscale="log", ylim=(0, 1), xlabel="learning rate")
-    log_ticks(axes.xaxis)
+    table = on_real[method]
+    draw_shares(axes, table, rows, FAMILIES["llama"], table.middle.iloc[0])
+    axes.set(title=titles[method], xlabel="learning rate")
 panels[0].set_ylabel("share still outranked")
 nb.figure(figure, "fig-data-set-real", runs=real_runs, data=pd.concat(real_shares, names=["method"]).reset_index(0))
 

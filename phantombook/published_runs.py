@@ -24,6 +24,7 @@ from phantomlib.runs.store import Store, file_stem
 # Two machines round differently, and a run at a large learning rate multiplies what they differ by.
 TOLERANCE = 1e-3  # nats, or this share of the run's largest value if that is above one; the same for what has no unit
 COMPARED = ("logit_gap", "cross_entropy", "phi", "signal", "drag", "overlap", "phi_readout_part", "readout_unchanged")
+NAMED = ["context", "prompt", "correct", "competitor", "prompt_ids", "correct_id", "competitor_id"]
 DESCRIBED = ("name", "ref", "fingerprint", "revision", "tied", "n_parameters", "model_type", "weights_key")
 
 
@@ -80,6 +81,14 @@ def table(store: Store, name: str, live: pd.DataFrame, folder: str) -> pd.DataFr
     again = pd.DataFrame(found["columns"])
     again.attrs = found["attrs"]
     return again
+
+
+def resolved(table: pd.DataFrame) -> list[Resolved]:
+    """The contexts that the rows of a table name, by its columns ``NAMED``."""
+    return [
+        Resolved(Context(*words), tuple(ids), correct_id, competitor_id)
+        for *words, ids, correct_id, competitor_id in table[NAMED].itertuples(index=False)
+    ]
 
 
 def _write(path: Path, content: dict) -> None:

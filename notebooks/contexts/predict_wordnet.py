@@ -1,15 +1,15 @@
 """Step 0 of natural sentences on a model, and the critical learning rates predicted from it, before any of them is trained on.
 
 The rule. A sentence of ``contexts: wordnet`` fits a model if its correct word and a competitor are one token each and the
-model prefers that competitor; of several the one it likes best. The sample are the first ``COUNT`` sentences of a random
-order of those that fit. A critical learning rate is predicted by the rung *quadrature* as it is, without calibration, and
+model prefers that competitor; of several the one it likes best. The sample is the first COUNT sentences of a random order
+of those that fit. A critical learning rate is predicted by the rung *quadrature* as it is, without calibration, and
 its interval is a factor of ``exp(SCATTER (|ln(quadrature / second order)| + LEAST))``. Rule and interval come from chapter
 13: there this interval holds nine tenths of the sentences.
 
     python notebooks/contexts/predict_wordnet.py pretrained:smollm2-135m 60 adam runs/pretrained
 
-LoRA comes after the critical rates under full fine-tuning were measured with Adam, and before LoRA's are. Of the first
-``LORA`` sentences two rates are predicted, by ``N (1 + eta (T - 1) kappa) = N_c``: with N_c of the sentence itself
+Predict for LoRA after the critical rates under full fine-tuning were measured with Adam, and before LoRA's are. For each of
+the first COUNT sentences two rates are predicted, by ``N (1 + eta (T - 1) kappa) = N_c``: with N_c of the sentence itself
 (``own``), and with the geometric mean of N_c over all other sentences of the sample (``model``).
 
     python notebooks/contexts/predict_wordnet.py pretrained:smollm2-135m 10 lora runs/pretrained
@@ -27,7 +27,7 @@ import torch
 from scipy.stats import gmean
 
 from phantombook import published_runs
-from phantomlib.contexts import Context, Resolved, load_contexts, single_tokens
+from phantomlib.contexts import Resolved, load_contexts, single_tokens
 from phantomlib.critical import step_zero
 from phantomlib.critical.predictors import predict_critical_rates
 from phantomlib.critical.scaling import kinematic_number, lora_critical_rate
@@ -78,12 +78,6 @@ def predicted(store: Store, model: LanguageModel, sample: list[Resolved], optimi
     return pd.concat([ladder, pd.DataFrame(named)], axis=1).assign(**rates)
 
 
-def resolved(row) -> Resolved:
-    """The sentence of a row of :func:`predicted`."""
-    context = Context(row.context, row.prompt, row.correct, row.competitor)
-    return Resolved(context, tuple(row.prompt_ids), row.correct_id, row.competitor_id)
-
-
 def predicted_lora(store: Store, model: LanguageModel, count: int) -> pd.DataFrame:
     """A row for each of the first sentences of the measured sample: all that names it, and two predictions."""
     name = f"wordnet-{model.name}-adam"
@@ -91,14 +85,13 @@ def predicted_lora(store: Store, model: LanguageModel, count: int) -> pd.DataFra
     sample = tables[0].merge(tables[1][["context", "critical_rate"]], on="context")
     sample["number"] = kinematic_number(sample.critical_rate, STEPS, sample.velocity_0, sample.gap)
     first, others = sample.head(count), sample.number[count:]
-    recipe, fits = Recipe(method="lora", steps=STEPS), [resolved(row) for row in first.itertuples()]
+    recipe, fits = Recipe(method="lora", steps=STEPS), published_runs.resolved(first)
     start = step_zero.velocity(model, fits, recipe)
     growth = step_zero.velocity_growth(model, fits, recipe).numpy()
     options = (STEPS, start.velocity.numpy(), start.gap.numpy(), growth)
     constants = {"own": first.number.to_numpy(), "model": gmean(others[others > 0])}
     rates = {name: lora_critical_rate(number, *options) for name, number in constants.items()}
-    named = ["context", "prompt", "correct", "competitor", "prompt_ids", "correct_id", "competitor_id"]
-    return first[[*named, "number"]].assign(growth=growth, **rates)
+    return first[[*published_runs.NAMED, "number"]].assign(growth=growth, **rates)
 
 
 def main(ref: str, count: str, optimizer: str, folder: str) -> None:

@@ -517,8 +517,10 @@ nb.answer(
     "with a balanced accuracy of {accuracy:.2f} (0.5 is chance). LoRA's critical learning rate is {least:.1f} to "
     "{most:.1f} times that of full fine-tuning, depending on the model. What explains most of this ratio is the "
     "{explanation} ({r_squared:.0%} of the variance; the bulk coherence: {own:.0%}). LoRA's kinematic number is "
-    "{number:.2f}, that of full fine-tuning {full:.2f}.",
+    "{number:.2f}, that of full fine-tuning {full:.2f}. Corrected for the matrix $A$ that comes alive, LoRA's is "
+    "{corrected:.2f}.",
     best,
+    corrected=gmean(law_numbers.corrected),
     low=len(classes.low),
     high=len(classes.high),
     accuracy=balanced["adam"],

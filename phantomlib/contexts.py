@@ -143,6 +143,16 @@ def resolve(context: Context, tokenizer) -> Resolved:
     return Resolved(context, found[0], *found[1])
 
 
+def check_resolved(contexts) -> None:
+    """Raise ContextError unless these are a list of :class:`Resolved`."""
+    wrong = contexts
+    if isinstance(contexts, Sequence):
+        wrong = next((one for one in contexts if not isinstance(one, Resolved)), None)
+    if wrong is not None:
+        said = "give a list of what ph.resolve(context, model.tokenizer) returns"
+        raise ContextError(f"{shown(wrong)} is no context in a model's ids; {said}.")
+
+
 def check_spelling(context: Context, tokenizer) -> None:
     """Refuse a prompt that the tokenizer does not give back: it would be another sentence without anyone noticing.
 

@@ -123,9 +123,10 @@ class PhantomCallback(TrainerCallback, ExportableState):
     ):
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ParameterError(f"every is {shown(every)}; give a whole number of steps of at least 1.")
-        self.contexts = load_contexts(contexts) if isinstance(contexts, str | Path) else list(contexts)
-        if not self.contexts or not all(isinstance(c, Context | Resolved) for c in self.contexts):
+        given = load_contexts(contexts) if isinstance(contexts, str | Path) else contexts
+        if not isinstance(given, Sequence) or not given or not all(isinstance(c, Context | Resolved) for c in given):
             raise ParameterError("contexts must be 'default', a contexts file, or a non-empty list of contexts.")
+        self.contexts = list(given)
         self.every, self.tokenizer, self.recipe = every, tokenizer, Recipe(loss=loss, weight=weight)
         self.trainer, self.seconds, self.watched = None, 0.0, list[_Watched]()
         self.spent = np.zeros(0)  # (G,) sum of the learning rates of each parameter group so far

@@ -322,7 +322,7 @@ PAIR = Context("x", "she felt deep", "shame", "guilt")
 UNKNOWN = [Context("x", "she felt", "zyzzyva", "guilt"), Context("y", "she felt?", "shame", "guilt")]
 REFUSED = [  # arguments of the callback, what is raised, what is said
     *(({"every": every}, ParameterError, "every") for every in (0, -1, 2.5, "3", True, None)),
-    *(({"contexts": given}, ParameterError, "contexts") for given in ([], ["shame"], [None])),
+    *(({"contexts": given}, ParameterError, "contexts") for given in ([], ["shame"], [None], PAIR)),
     ({"contexts": [PAIR]}, PhantomError, "tokenizer"),
     ({"contexts": UNKNOWN, "tokenizer": leading()}, ContextError, "2 problems.*zyzzyva.*'\\?'"),
     ({"contexts": [replace(PAIR, prompt="she felt deep " * 40)], "tokenizer": leading(model_max_length=64)},
@@ -355,6 +355,7 @@ TINY = {"vocab_size": 41, "hidden_size": 16, "num_hidden_layers": 2, "num_attent
     [
         ("GPT2ForSequenceClassification", {"n_embd": 16, "n_layer": 2, "n_head": 4, "vocab_size": 41}, "has no readout"),
         ("LlamaForTokenClassification", TINY, "has no readout"),
+        ("MusicgenForCausalLM", {"vocab_size": 41, "hidden_size": 16, "num_hidden_layers": 1, "num_codebooks": 2}, "has no readout"),
         ("T5ForConditionalGeneration", {"vocab_size": 41, "d_model": 16, "d_ff": 24, "num_layers": 2}, "reads one text"),
         ("BertForMaskedLM", TINY, "lets a token see"),
         ("RobertaForMaskedLM", TINY, "lets a token see"),

@@ -148,6 +148,10 @@ OPTIMIZERS = {
     "a clipped gradient": (lambda m: SGD(m.parameters()), {"max_grad_norm": 0.1}),
     "smoothed labels": (lambda m: SGD(m.parameters()), {"label_smoothing_factor": 0.4}),
     "momentum, which later steps gather": (lambda m: SGD(m.parameters(), momentum=0.9), {}),
+    "an optimiser derived from a known one": (
+        lambda m: type("Own", (torch.optim.SGD,), {})(m.parameters(), lr=1e-6),
+        {},
+    ),
     "another optimiser": (lambda m: torch.optim.Adagrad(m.parameters(), lr=1e-6), {}),
 }
 
@@ -366,6 +370,23 @@ def test_what_has_no_next_token_is_refused(name, settings, reason, tmp_path):
     one = trainer(kind(kind.config_class(**settings)), CONTEXT, tmp_path, 1e-3)
     with pytest.raises(PhantomError, match=f"'{name}' {reason}.*language model"):
         PhantomCallback([CONTEXT]).attach(one)
+
+
+OFFSET = TINY | {"is_decoder": True, "max_position_embeddings": 10, "pad_token_id": 1}  # reads 8: positions begin at 2
+
+
+@pytest.mark.parametrize(
+    "name, settings, length",
+    [
+        ("MptForCausalLM", {"d_model": 16, "n_layers": 1, "n_heads": 2, "max_seq_len": 8, "vocab_size": 41}, 12),
+        ("RobertaForCausalLM", OFFSET, 9),
+    ],
+)
+def test_a_prompt_beyond_the_positions_is_told_whatever_the_limit_is_called(name, settings, length, tmp_path):
+    kind = getattr(transformers, name)
+    one = trainer(kind(kind.config_class(**settings)), CONTEXT, tmp_path, 1e-3)
+    with refused(ContextError, f"{name} cannot read the prompt of context 'c0', {length} tokens"):
+        PhantomCallback([CONTEXT, replace(CONTEXT, prompt_ids=tuple(range(2, 2 + length)))]).attach(one)
 
 
 def test_what_would_be_lost_is_refused(tmp_path, train):

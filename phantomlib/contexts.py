@@ -20,7 +20,11 @@ REQUIRED = ("id", "prompt", "correct", "competitor")
 LOOKED_AT = 200  # characters of a prompt, from the first that is lost, in which lost ones are named
 ID = re.compile(r"[\w.-]{1,100}")  # ids stand in file names, in pages and in log entries
 RUNS = re.compile(r"\s*[^\S ]\s*|  +")  # blanks that are more than the space between two words
-UNSPACED = ("CJK", "IDEOGRAPHIC", "FULLWIDTH", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+# Letters of scripts without spaces between words, by their names: classes ID, CJ, SA and AK of Unicode's Annex 14
+UNSPACED = (
+    *("CJK", "IDEOGRAPHIC", "FULLWIDTH", "HALFWIDTH", "HIRAGANA", "KATAKANA", "BOPOMOFO", "YI SYLLABLE", "TANGUT"),
+    *("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "TAI ", "NEW TAI", "AHOM", "JAVANESE", "BALINESE"),
+)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from phantomlib.critical.search import critical_rates
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import PhantomError
 from phantomlib.models.language_model import LanguageModel
-from phantomlib.runs.store import Store, commit, commit_of, specification
+from phantomlib.runs.store import Store, commit, commit_of, file_stem, specification
 
 FEWEST_FITTED = 3  # architectures: with fewer there is no telling how well one is predicted from the others
 
@@ -257,7 +257,7 @@ def _refuse_if_seen(store: Store, model: LanguageModel, recipe: Recipe, predicti
 def _path(store: Store, model: LanguageModel, recipe: Recipe) -> Path:
     folder = store.root / "predictions"
     folder.mkdir(exist_ok=True)
-    return folder / f"{model.name}-{recipe.optimizer}-{recipe.steps}-steps.json"
+    return folder / f"{file_stem(model.name)}-{recipe.optimizer}-{recipe.steps}-steps.json"
 
 
 def _evidence(table: pd.DataFrame) -> str:

@@ -97,6 +97,13 @@ def test_who_ran_or_searched_the_weights_has_looked_whatever_the_disguise(tmp_pa
     assert not list(tmp_path.glob("predictions/*.json"))
 
 
+def test_a_name_of_250_characters_is_shortened_in_the_name_of_the_file(case):
+    store, model, contexts = case
+    long = [dataclasses.replace(model, name=250 * "ü" + end) for end in "ab"]
+    found = [predict((store, one, contexts)) for one in long]
+    assert [blind.read_prediction(one.path).model for one in found] == [one.name for one in long]
+
+
 def test_files_older_than_the_name_of_weights_are_known_by_the_fingerprint(case):
     store, model, contexts = case
     older = dataclasses.replace(model)

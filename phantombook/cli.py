@@ -288,7 +288,7 @@ def doctor():
     if problems:
         typer.echo(f"Not usable yet: see {', '.join(problems)} above.", err=True)
         raise typer.Exit(1)
-    typer.echo("Ready: run 'phantom book'.")
+    typer.echo("Ready: run 'phantom diagnose', or 'phantom book' in a clone.")
 
 
 @models_app.command("list")

@@ -100,6 +100,7 @@ def test_outside_a_book(tmp_path, monkeypatch):
     refused(phantom("run", "01"), "_toc.yml", "clone")
     told = phantom("doctor")
     assert told.exit_code == 0 and "BAD" not in told.stdout and "none here" in told.stdout
+    assert told.stdout.splitlines()[-1] == "Ready: run 'phantom diagnose', or 'phantom book' in a clone."
 
 
 def test_debug_shows_where_an_error_came_from(book):

@@ -71,6 +71,13 @@ def execute(
             extra_arguments=["--log-level=40"],
             on_cell_start=on_cell_start,
         )
+        for index, cell in enumerate(
+            executed.cells
+        ):  # sys.exit() is no error to papermill, and the rest of its cell did not run
+            for output in cell.get("outputs", ()):
+                if output.output_type == "error":
+                    said = (output.ename, output.evalue, output.traceback)
+                    raise PapermillExecutionError(index, cell.execution_count, cell.source, *said)
         tidy.tidy(executed, job)
         with files.replacing(job.output) as temporary:
             nbformat.write(executed, temporary)

@@ -52,6 +52,8 @@ display(steps)
 # %%
 if label == "bug":
     1 / 0
+if label == "exit":
+    raise SystemExit
 if label == "kill":
     import os
     os.kill(os.getpid(), 9)

@@ -57,6 +57,12 @@ def test_an_error_on_purpose_keeps_its_kind_and_leaves_nothing(toy_book):
     assert not list(toy_book.glob("*.ipynb"))
 
 
+def test_a_cell_that_ends_early_is_a_failure(toy_book):
+    with pytest.raises(BookError, match="cell 6 raised SystemExit"):
+        run(toy_book, {"label": "exit"}, toy_book / "01_toy.ipynb")
+    assert [path.name for path in toy_book.glob("*.ipynb")] == ["01_toy.failed.ipynb"]
+
+
 def test_a_dead_kernel_is_reported(toy_book):
     with pytest.raises(BookError, match="kernel died"):
         run(toy_book, {"label": "kill"}, toy_book / "01_toy.ipynb")

@@ -71,9 +71,8 @@ def execute(
             extra_arguments=["--log-level=40"],
             on_cell_start=on_cell_start,
         )
-        for index, cell in enumerate(
-            executed.cells
-        ):  # sys.exit() is no error to papermill, and the rest of its cell did not run
+        # sys.exit() is no error to papermill; yet the rest of its cell did not run
+        for index, cell in enumerate(executed.cells):
             for output in cell.get("outputs", ()):
                 if output.output_type == "error":
                     said = (output.ename, output.evalue, output.traceback)

@@ -88,7 +88,7 @@ def run(
     scheduler: Scheduler = "",
 ):
     """Run one notebook with your parameters: -p models '["my/model"]' -p contexts my_contexts.yaml."""
-    from phantombook.build import run_jobs
+    from phantombook.build import check_todo, run_jobs
     from phantombook.inputs import FITTING, typed_paths
     from phantombook.parameters import load_mapping, parse_value
     from phantombook.plan import make_job
@@ -104,6 +104,7 @@ def run(
     use_scheduler(scheduler)
     with chdir(root):  # seconds before a kernel would refuse it
         load_contexts(job.all_parameters.get("contexts", "default").removeprefix(FITTING))
+    check_todo([job], root)
     run_jobs([job])
     typer.echo(f"Written: {job.output}")
 

@@ -131,6 +131,10 @@ IN_THE_KERNEL = {
     "no multiples": (["-p", "multiples", "[]"], "positive, finite"),
     "no models": (["-p", "models", "[]"], "at least one model"),
     "misspelt model and file": (["-p", "models", '["zoo:gpt-s"]'], "gpt2-s"),
+    "a GGUF file that is not there": (
+        ["-p", "models", '["my/modl.gguf"]'],
+        "No model folder or GGUF file at 'my/modl.gguf'",
+    ),
     "contexts that do not fit": (["-p", "contexts", "good.yaml", "-p", "steps", "0"], "steps"),
     "store below a file": (["-p", "store", "taken/runs"], "cannot be written"),
 }

@@ -163,15 +163,12 @@ def find(ref: str) -> Path | None:
         return pretrained.folder_of(ref.removeprefix(pretrained.PREFIX))
     place = Path(os.path.expanduser(ref))
     with naming(ref):
-        if gguf_file.is_gguf(place):
-            gguf_file.read_header(place)
-            return place
         if os.path.exists(place):  # unlike place.exists(), also False for text that cannot be a path
-            checkpoint.check_folder(place)
+            (gguf_file.read_header if gguf_file.is_gguf(place) else checkpoint.check_folder)(place)
             return place
-    if ref.startswith((".", "/", "~")) or ref.count("/") > 1:
+    if ref.startswith((".", "/", "~")) or ref.count("/") > 1 or ref.lower().endswith(".gguf"):
         way_out = "Check the path, or give a hub id (owner/name) or 'zoo:NAME'."
-        raise ModelError(f"No model folder at {shown(ref, 300)}. {way_out}")
+        raise ModelError(f"No model folder or GGUF file at {shown(ref, 300)}. {way_out}")
     return None
 
 

@@ -110,7 +110,7 @@ def truncate(path):
 
 
 BROKEN = {  # what is done to a good file -> what the message must say
-    "no such file": (lambda p: p.unlink(), "cannot be read .No such file"),
+    "no such file": (lambda p: p.unlink(), "Check the path"),
     "a pipe": (lambda p: (p.unlink(), os.mkfifo(p)), "not a regular file"),
     "no GGUF file": (lambda p: p.write_bytes(b"<html>404</html>"), "is no GGUF file"),
     "empty": (lambda p: p.write_bytes(b""), "is no GGUF file"),

@@ -107,6 +107,19 @@ def test_debug_shows_where_an_error_came_from(book):
     assert isinstance(phantom("--debug", "run", "7").exception, ParameterError)
 
 
+NOT_HERE = [
+    ("models", '["my/modl.gguf"]', "modl.gguf"),
+    ("models", '["zoo:gpt-s"]', "gpt2-s"),
+    ("device", "hpu", "hpu"),
+]
+
+
+@pytest.mark.parametrize("name, value, words", NOT_HERE)
+def test_what_a_notebook_would_refuse_starts_no_kernel(name, value, words, monkeypatch):
+    monkeypatch.setattr("phantombook.build.run_jobs", lambda jobs: pytest.fail("a kernel would start"))
+    refused(phantom("run", "02", "-p", name, value), words)
+
+
 def test_run_writes_where_it_is_told(book):
     result = phantom("run", "1", "-p", "label", "1e5", "-p", "rates", "[1, 2e-3]", "-o", "out/mine.ipynb")
     assert result.exit_code == 0, result.output

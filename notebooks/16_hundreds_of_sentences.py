@@ -236,7 +236,7 @@ nb.say(
 # The critical [kinematic number](../definitions.md#kinematic-number) of each sentence follows from its measured
 # [critical rate](../definitions.md#critical-learning-rate). In the zoo it hardly varies. What does it depend on here?
 # One possible cause is how alike the two words are. The overlap of their readout rows measures that. Another is the part
-of speech.
+# of speech.
 
 # %%
 v_0 = blind.velocity

@@ -318,6 +318,14 @@ if "diagnosis" in measured:
     )
 
 # %% tags=["hide-input"]
+if "scan" in measured:
+    nb.say(
+        "A [scan](../data-set.md) of 64 rows of 16 tokens, once the model is in memory, and one epoch of a fused loop "
+        "over the same rows, copying the model included. The last column is their ratio."
+    )
+    nb.table(report.for_people(measured["scan"]["rows"].drop(columns="parameters")), runs=source)
+
+# %% tags=["hide-input"]
 if "memory" in measured:
     nb.say(
         "Peak memory of what the chapters ask for, each in a process of its own. *Beyond it* is the peak without the "

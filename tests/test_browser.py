@@ -38,7 +38,10 @@ LOOK = """([where, options]) => axe.run(where, options).then(({violations}) => v
   .filter(found => ["serious", "critical"].includes(found.impact))
   .map(({id, impact, nodes}) => `${id} (${impact}), ${nodes.length} × ${nodes[0].html.slice(0, 150)}`))"""
 # Definitions, rows and entries that are like the one before, and formulas: axe takes minutes over hundreds of them.
-ALIKE = "dl.py ~ dl.py, tbody tr:nth-child(n+4), .genindextable li:nth-child(n+3), .toc-entry li:nth-child(n+3), mjx-container"
+ALIKE = (
+    "dl.py ~ dl.py, tbody tr:nth-child(n+4), .genindextable li:nth-child(n+3), .toc-entry li:nth-child(n+3), "
+    "mjx-container:not(a *)"
+)
 # Of the thousands of coloured words of code, the first of each colour stays; the others become text of their line.
 REMOVE = f"""() => {{
   document.querySelectorAll("{ALIKE}").forEach(element => element.remove());
@@ -162,7 +165,8 @@ def small_book(tmp_path_factory) -> Path:
     """Committed pages, and one page as a notebook leaves it: a figure, wide tables, folded code."""
     root = tmp_path_factory.mktemp("small")
     shutil.copy(ROOT / "_config.yml", root)
-    listed = "".join(f"  - file: book/{name}\n" for name in (*PAGES[1:], "generated/01_page"))
+    listed = "".join(f"  - file: book/{name}\n" for name in PAGES[1:])
+    listed += "    sections:\n      - file: book/generated/01_page\n"
     (root / "_toc.yml").write_text(f"format: jb-book\nroot: book/{PAGES[0]}\nchapters:\n{listed}")
     for folder in ("_ext", "_static", "_templates"):
         shutil.copytree(ROOT / "book" / folder, root / "book" / folder)

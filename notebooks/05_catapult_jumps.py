@@ -111,18 +111,19 @@ nb.table(
 # %% [markdown]
 # ## One context, six learning rates
 #
-# The three columns show the same runs: the loss, the [logit gap](../definitions.md#context) and the order parameter.
+# The panels show the same runs three times: the loss, the [logit gap](../definitions.md#context) and the order
+# parameter.
 # Below the critical rate the gap never reaches zero. Just above it the curves look the same, only faster. At large
 # multiples $\Phi$ leaps. The rings mark the steps that meet the definition of a jump.
 
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-jumps",
-    f"""Fine-tuning one context at {len(multiples)} learning rates, under Adam (top) and SGD (bottom): cross-entropy,
-        logit gap and order parameter against the step. Colour: learning rate in units of the critical one. Rings:
-        jumps, which are steps above {size_factor:g} of the bound on the order parameter and above {median_factor:g}
-        times the run's median step. First model; the context with the largest jump under Adam; all parameters
-        trained; one deterministic run per curve.""",
+    f"""Fine-tuning one context at {len(multiples)} learning rates, under Adam, (a) to (c), and SGD, (d) to (f):
+        cross-entropy, logit gap and order parameter against the step. Colour: learning rate in units of the critical
+        one. Rings: jumps, which are steps above {size_factor:g} of the bound on the order parameter and above
+        {median_factor:g} times the run's median step. First model; the context with the largest jump under Adam; all
+        parameters trained; one deterministic run per curve.""",
     alt="""Cross-entropy falls in every run, faster the larger the learning rate. The logit gap and the order parameter
         climb slowly at small rates and leap within a step or two at the largest, where rings mark jumps.""",
 )

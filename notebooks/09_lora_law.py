@@ -288,9 +288,9 @@ law = law[positive]  # elsewhere there is no logarithm
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-lora-law",
-    """Left: critical learning rate of LoRA over that of full fine-tuning, against the width over alpha;
+    """(a) Critical learning rate of LoRA over that of full fine-tuning, against the width over alpha;
         dots are contexts, squares geometric means with 95 % bootstrap intervals over contexts, the grey
-        line is the estimate for the first step. Right: the same ratio against the ratio of the first
+        line is the estimate for the first step. (b) The same ratio against the ratio of the first
         velocities; the grey line is equality. Adam, rank 8, alpha 16, one seed of the LoRA
         initialisation, brackets of 0.5 %.""",
     alt="Two panels of the ratio of critical rates, rising with the width; most dots lie below the grey lines.",

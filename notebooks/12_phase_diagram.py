@@ -167,9 +167,9 @@ nb.caption(
     f"""Phase diagram of {len(points)} runs: {len(charted)} models and {len(pairs)} pairs, each at
         {len(numbers)} kinematic numbers from {min(numbers):g} to {max(numbers):g}. Full fine-tuning with Adam,
         {steps} steps, deterministic: one run per dot, no seeds. Across: the overlap of the pair before training. Up:
-        the kinematic number, on a logarithmic axis. Left: the final order parameter in units of its bound, from
+        the kinematic number, on a logarithmic axis. (a) The final order parameter in units of its bound, from
         commitment to the competitor (blue) over none (grey) to the correct token (red), on a scale that is stretched
-        near zero. Right: the final rank of the correct token, from first (yellow) to tenth or worse (dark). Grey line:
+        near zero. (b) The final rank of the correct token, from first (yellow) to tenth or worse (dark). Grey line:
         the critical kinematic number predicted from other models; its range over them, {span}, is
         {"thinner than the line" if thin else "the grey band"}.""",
     alt="""At all overlaps the dots above the predicted horizontal line are red and of first rank. Those below it are

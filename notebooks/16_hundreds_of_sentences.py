@@ -171,12 +171,12 @@ tested = pd.DataFrame(
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-wordnet-blind",
-    """Blind predictions of the critical learning rate of natural sentences. Left: measured against predicted, with the
-        predicted interval; the grey line is equality. Right: the error against the distance of the rungs *quadrature*
+    """Blind predictions of the critical learning rate of natural sentences. (a) Measured against predicted, with the
+        predicted interval; the grey line is equality. (b) The error against the distance of the rungs *quadrature*
         and *second order*, which is known beforehand; the interval lies between the grey lines. Black: outside it. One
         dot a sentence; full fine-tuning with Adam; brackets of 0.5 %; deterministic.""",
-    alt="""Left: dots lie along the line of equality. Right: errors lie around zero, within a funnel that opens where
-        the two rungs disagree; a few are outside.""",
+    alt="""The dots of (a) lie along the line of equality. The errors of (b) lie around zero, within a funnel that opens
+        where the two rungs disagree; a few are outside.""",
 )
 
 # %% tags=["hide-input"]
@@ -266,8 +266,8 @@ related = pd.DataFrame(
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-wordnet-numbers",
-    """Critical kinematic number of natural sentences against the overlap of the two words' readout rows (left) and the
-        size of the gap before training (right). Line: geometric mean of all. Full fine-tuning with Adam; one dot a
+    """Critical kinematic number of natural sentences against (a) the overlap of the two words' readout rows and (b) the
+        size of the gap before training. Line: geometric mean of all. Full fine-tuning with Adam; one dot a
         sentence; those whose gap does not close at first have no number.""",
     alt="Two clouds of dots scatter around a horizontal line, over overlaps and over sizes of the gap.",
 )

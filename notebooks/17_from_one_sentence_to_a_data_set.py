@@ -357,8 +357,8 @@ nb.say(
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-data-set-numbers",
-    """Critical number $N_c$ of the targets of the sample, by model. Left: with the first update scaled by the noise of
-        the mini-batches, as a scan does. Right: with the first update of the whole data set as one batch. Dots: targets
+    """Critical number $N_c$ of the targets of the sample, by model. (a) With the first update scaled by the noise of
+        the mini-batches, as a scan does. (b) With the first update of the whole data set as one batch. Dots: targets
         (those within the five rates), two orders; bars: medians over them. The grey line is the calibrated constant.
         Adam.""",
     alt="Critical numbers near one for all models if the first update is scaled by noise, larger and scattered if not.",
@@ -773,7 +773,7 @@ nb.caption(
     "fig-data-set-real",
     """Share of SmolLM2's outranked targets that are still outranked after three epochs, against the learning rate.
         Line: predicted before training, with the constant of the zoo. Filled dots: measured. Open dots: outranked at
-        the end although their cross-entropy fell. Left: full fine-tuning; right: LoRA of rank 8. 400
+        the end although their cross-entropy fell. One panel for full fine-tuning, one for LoRA of rank 8. 400
         sentences from WordNet, mini-batches of 8, Adam, one order of the rows.""",
     alt="""Two panels. The share of targets that stay outranked falls with the learning rate. Most measured dots lie
         above the predicted line, and filled and open dots nearly coincide.""",

@@ -26,7 +26,7 @@ from matplotlib import pyplot
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from phantombook import markup
-from phantombook.figures import escaping, figure_data, style
+from phantombook.figures import escaping, figure_data, stacked, style
 from phantombook.inputs import COMMON, EDITED, FITTING, check_inputs
 from phantombook.plan import Job, make_job
 from phantombook.project import load_profile
@@ -139,6 +139,7 @@ class Notebook:
     def caption(self, name: str, caption: str, *, alt: str) -> None:
         """Write the caption of a figure, MyST text, before it is shown, and what a reader who cannot see it should know.
 
+        Panels that it names (a), (b), ... get these letters (:func:`phantombook.figures.stacked.letter_panels`).
         It stands in a cell tagged ``remove-cell``, beside its figure in the editor and only below it on the page.
         """
         self._captions[name] = (caption, alt)
@@ -153,6 +154,8 @@ class Notebook:
             data: the tidy table that the figure draws, to be downloaded; read back from the figure if None.
         """
         drawing = figure.figure
+        if "(a)" in self._captions[name][0]:
+            stacked.letter_panels(drawing)
         frame = figure_data.drawn(drawing) if data is None else data
         display.display(markup.figure(drawing, name, *self._captions[name]), raw=True)
         pyplot.close(drawing)  # or IPython would show it a second time

@@ -236,7 +236,7 @@ outcomes = pd.DataFrame(
     for method in ("full", "lora")
     for factor in (too_small, large_enough)
 )
-nb.table(outcomes)
+nb.table(outcomes, top=8)
 
 # %% tags=["hide-input"]
 right = (outcomes.warned == "yes") == (outcomes["gap at the end"] <= 0)

@@ -37,6 +37,7 @@ from phantomlib.models import language_model
 from phantomlib.runs.store import Store, commit
 
 JOB: Job | None = None  # which this notebook is run for; set by the runner in the kernel that it starts
+REST = "The first {top} of {rows} rows. The file under *How this was made* has all."
 SCRATCH = Path()  # that the kernel and its runner share
 
 
@@ -170,7 +171,7 @@ class Notebook:
             frame: the table; an undefined number (nan) is shown as a dash.
             digits: decimals of floats.
             fold: fold the table under this line.
-            top: show this many rows, and fold all of them below.
+            top: show this many rows, and say that the file to be downloaded has all.
             cards: on a phone each row is a card. A row whose first cell is empty continues the card above.
             runs: as in :meth:`figure`.
         """
@@ -178,8 +179,7 @@ class Notebook:
         if fold:
             text = markup.folded(fold, text)
         elif top is not None and len(frame) > top:
-            first, whole = markup.markdown_table(frame.head(top), digits), markup.folded(f"All {len(frame)} rows", text)
-            text = f"{first}\n\n{whole}"
+            text = f"{markup.markdown_table(frame.head(top), digits)}\n\n{REST.format(top=top, rows=len(frame))}"
         say(f":::{{div}} cards\n{text}\n:::" if cards else text)
         self._tables += 1
         self._show_origin(runs, f"table-{self._tables}", frame)

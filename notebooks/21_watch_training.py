@@ -1,6 +1,7 @@
 # ---
 # jupyter:
 #   phantom:
+#     code: shown
 #     minutes: 1
 #   jupytext:
 #     formats: py:percent

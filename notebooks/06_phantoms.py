@@ -526,9 +526,9 @@ for optimizer, title in titles.items():
 nb.caption(
     "fig-lora-jumps",
     f"""Order parameter over its bound under LoRA (Adam, rank 8, alpha 16, all linear layers but the readout), at
-        {lora_multiple:g} times the critical rate of full fine-tuning, one panel per model. Rings mark jumps. One curve
-        per context and seed of the LoRA initialisation ({len(lora_seeds)} seeds). At every step the readout matrix is
-        compared bit for bit with its initial value.""",
+        {lora_multiple:g} times the critical rate of full fine-tuning, one panel per model. Rings mark jumps. The axis
+        is one of log(1 + step). One curve per context and seed of the LoRA initialisation ({len(lora_seeds)} seeds). At
+        every step the readout matrix is compared bit for bit with its initial value.""",
     alt="In every panel curves start below zero and climb; many leap within one step and are ringed there.",
 )
 

@@ -595,7 +595,8 @@ of_m = pd.DataFrame({key: jumping(*key) for key in runs}).T.rename_axis(
 nb.caption(
     "fig-jumps-of-m",
     f"""The order parameter M for every context under Adam at {multiples[-1]:g} times the critical rate, one panel per
-        model. Rings mark jumps of M. Full fine-tuning; one curve per context, one deterministic run per curve.""",
+        model. Rings mark jumps of M. The axis is one of log(1 + step). Full fine-tuning; one curve per context, one
+        deterministic run per curve.""",
     alt="In every panel M leaps from below zero to about one within a few steps in most contexts.",
 )
 

@@ -99,7 +99,8 @@ nb.caption(
     """Bulk coherence of the zoo's models along their pretraining (one seed each). Grey line: the boundary
         between the two classes, found in the final values. For other models only the final value is known;
         it is a dot.""",
-    alt="One line per model begins near one and rises; at the end the lines of one family lie above the others.",
+    alt="""All lines begin at one. Those of one family rise steeply, fall again and end above the grey line; those of the
+        other rise slowly and stay below it.""",
 )
 
 # %% tags=["hide-input"]

@@ -46,7 +46,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from scipy.stats import gmean, spearmanr
+from scipy.stats import gmean, kruskal, spearmanr
 
 from phantombook import notebook, published_runs
 from phantombook.figures.palette import FAMILIES, OTHER_FAMILY, REFERENCE
@@ -235,7 +235,8 @@ nb.say(
 #
 # The critical [kinematic number](../definitions.md#kinematic-number) of each sentence follows from its measured
 # [critical rate](../definitions.md#critical-learning-rate). In the zoo it hardly varies. What does it depend on here?
-# One possible cause is how alike the two words are. The overlap of their readout rows measures that.
+# One possible cause is how alike the two words are. The overlap of their readout rows measures that. Another is the part
+of speech.
 
 # %%
 v_0 = blind.velocity
@@ -263,6 +264,16 @@ related = pd.DataFrame(
     ]
 )
 
+# an id begins with the part of speech
+numbers["part of speech"] = numbers.context.str.partition(".")[0]
+defined = numbers[numbers.number > 0]
+of_speech = defined.groupby(["optimizer", "model", "part of speech"]).number
+by_speech = of_speech.agg(n="count", mean=gmean).reset_index()
+differ = {
+    key: kruskal(*[part.number for _, part in rows.groupby("part of speech")]).pvalue
+    for key, rows in defined.groupby(["optimizer", "model"], sort=False)
+}
+
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-wordnet-numbers",
@@ -284,6 +295,14 @@ panels[0].set_ylabel("critical number $N_c$")
 nb.figure(figure, "fig-wordnet-numbers", runs=runs, data=numbers[["model", "optimizer", "context", "number", *causes]])
 nb.table(summaries[["optimizer", "model", "mean", "low", "high", "log_sd", "n", "undefined"]], runs=runs)
 nb.table(related, digits=2, runs=runs)
+nb.table(by_speech, digits=2, runs=runs)
+for (optimizer, model), p in differ.items():
+    nb.say(
+        "**{label}, {model}**: that all parts of speech have the same number has p = {p:.2g} (Kruskal and Wallis).",
+        label=labels[optimizer],
+        model=model,
+        p=p,
+    )
 
 # %% [markdown]
 # ## LoRA, from the same step

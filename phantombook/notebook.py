@@ -16,6 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ class Notebook:
         If the parameter ``contexts`` starts with ``fitting:``, those that do not fit are left out, and the page says so.
 
         Raises:
-            ContextError: naming every context of which a word is not a single token, or whose correct word the model
+            ContextError: naming every context of which the tokenizer does not hold a word, or whose correct word the model
                 prefers already.
         """
         if model.fingerprint not in self._fitting:
@@ -104,6 +105,8 @@ class Notebook:
                 all_at_once(refused, f"in the {len(self.contexts)} contexts for '{model.name}'")
             for error in refused:
                 self.say("> Left out for {model}: {reason}", model=model.name, reason=str(error))
+            for one in filter(attrgetter("compared"), found):
+                self.say("> {context}: {compared}.", context=one.id, compared=one.compared)
             if not found:
                 raise ContextError(f"None of the {len(self.contexts)} contexts fits '{model.name}'; give some that do.")
             self._fitting[model.fingerprint] = found

@@ -85,8 +85,8 @@ counts = fitting.groupby("model", sort=False).context.count()
 # %% tags=["hide-input"]
 nb.say(
     "{each}. For three quantities the table has the median and the values that a tenth and nine tenths of the "
-    "sentences stay below. They are the [logit gap](../definitions.md#context), the rank of the correct word, and the overlap of "
-    "the two words' readout rows.",
+    "sentences stay below. They are the [logit gap](../definitions.md#context), the rank of the correct word, and the "
+    "overlap of the two words' readout rows.",
     each="; ".join(f"{n} sentences fit {m}" for m, n in counts.items()),
 )
 nb.table(described.reset_index(), digits=2)

@@ -21,7 +21,11 @@ REQUIRED = ("id", "prompt", "correct", "competitor")
 LOOKED_AT = 200  # characters of a prompt, from the first that is lost, in which lost ones are named
 ID = re.compile(r"[\w.-]{1,100}")  # ids stand in file names, in pages and in log entries
 RUNS = re.compile(r"\s*[^\S ]\s*|  +")  # blanks that are more than the space between two words
-UNSPACED = ("CJK", "IDEOGRAPHIC", "FULLWIDTH", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+# Letters of scripts without spaces between words, by their names: classes ID, CJ, SA and AK of Unicode's Annex 14
+UNSPACED = (
+    *("CJK", "IDEOGRAPHIC", "FULLWIDTH", "HALFWIDTH", "HIRAGANA", "KATAKANA", "BOPOMOFO", "YI SYLLABLE", "TANGUT"),
+    *("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "TAI ", "NEW TAI", "AHOM", "JAVANESE", "BALINESE"),
+)
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,16 @@ def resolve(context: Context, tokenizer) -> Resolved:
         raise ContextError(_why_not(context, tokenizer))
     prompt_ids, (correct_id, competitor_id), compared = found
     return Resolved(context, prompt_ids, correct_id, competitor_id, compared)
+
+
+def check_resolved(contexts) -> None:
+    """Raise ContextError unless these are a list of :class:`Resolved`."""
+    wrong = contexts
+    if isinstance(contexts, Sequence):
+        wrong = next((one for one in contexts if not isinstance(one, Resolved)), None)
+    if wrong is not None:
+        said = "give a list of what ph.resolve(context, model.tokenizer) returns"
+        raise ContextError(f"{shown(wrong)} is no context in a model's ids; {said}.")
 
 
 def check_spelling(context: Context, tokenizer) -> None:

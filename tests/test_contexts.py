@@ -332,7 +332,18 @@ def test_a_word_is_not_blamed_for_what_it_is_not():
 
 # ------------------------------------------------------------------------- the model reads what was typed, or nothing
 
-ZH = ("我 喜欢 猫", "我 喜欢 狗", "สวัสดี", "私は 猫", "私は 犬")
+ZH = (
+    "我 喜欢 猫",
+    "我 喜欢 狗",
+    "สวัสดี",
+    "私は 猫",
+    "私は 犬",
+    "ｱﾅﾀﾊ ｽｷ ｷﾗ",
+    "ㄅㄆ ㄈ ㄊ",
+    "ꀀꀁ ꀃ ꀅ",
+    "ᥐᥑ ᥓ ᥕ",
+    "ꦏꦒ ꦕ ꦚ",
+)
 
 
 def words_of(*texts, behind=""):
@@ -353,6 +364,11 @@ def words_of(*texts, behind=""):
 JOINED = {  # prompt and two words -> the text that the model reads up to the first word
     "Chinese": (("我喜欢", "猫", "狗"), "我喜欢猫"),
     "Japanese": (("私は", "猫", "犬"), "私は猫"),
+    "Japanese in narrow letters": (("ｱﾅﾀﾊ", "ｽｷ", "ｷﾗ"), "ｱﾅﾀﾊｽｷ"),
+    "Bopomofo": (("ㄅㄆ", "ㄈ", "ㄊ"), "ㄅㄆㄈ"),
+    "Yi": (("ꀀꀁ", "ꀃ", "ꀅ"), "ꀀꀁꀃ"),
+    "Tai Le": (("ᥐᥑ", "ᥓ", "ᥕ"), "ᥐᥑᥓ"),
+    "Javanese": (("ꦏꦒ", "ꦕ", "ꦚ"), "ꦏꦒꦕ"),
     "a Latin word after Chinese": (("我喜欢", "shame", "guilt"), "我喜欢shame"),
     "Latin": (("she felt", "shame", "guilt"), "she felt shame"),
     "a line end": (("she felt\n", "shame", "guilt"), "she felt\nshame"),

@@ -472,5 +472,6 @@ for optimizer, p in predictions.items():
 # The held-out model is of another family, but it learnt the same language and is as small as the smallest of the
 # others. Larger models bend more (chapter 13). The interval rests on few architectures. It is the interval of the
 # predictor that did best on them, so it is too narrow by construction. Prediction and measurement come from one
-# build. That shows that the protocol works, but nobody except the builder has witnessed it. A rule fixed beforehand
-# chose the predictor, but the list of candidates was drawn up while looking at the five architectures.
+# build. That shows that the protocol works, but nobody except the builder has witnessed it. [Chapter
+# 13](13_real_blind.ipynb) has a test with a witness, on a model that was trained after the rule was committed. A rule
+# fixed beforehand chose the predictor, but the list of candidates was drawn up while looking at the five architectures.

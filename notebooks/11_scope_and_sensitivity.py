@@ -236,7 +236,7 @@ nb.caption(
     "fig-controls",
     """Critical kinematic number of near-synonym and control pairs, on a logarithmic axis. One dot per context, where
         the number is defined; one colour per model. Black bars: geometric mean over the contexts of a model. Grey line:
-        N = 1. Left: Adam; right: SGD. Full fine-tuning, critical rates to a bracket of 0.5 %, deterministic.""",
+        N = 1. One panel per optimiser. Full fine-tuning, critical rates to a bracket of 0.5 %, deterministic.""",
     alt="""Dots of every kind scatter around one. The bars of unrelated pairs differ more between models than
         near-synonyms' do.""",
 )

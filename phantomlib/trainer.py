@@ -31,6 +31,7 @@ from phantomlib import order_parameter
 from phantomlib.contexts import Context, Resolved, load_contexts, resolve
 from phantomlib.critical.step_zero import blocks
 from phantomlib.cure import CompetitorLoss
+from phantomlib.dataset.watch import log_through
 from phantomlib.engine.loss import training_loss
 from phantomlib.engine.recipe import Recipe, check_lengths, positions_of
 from phantomlib.errors import ContextError, ParameterError, PhantomError, Unfit, all_at_once, naming, shown
@@ -257,12 +258,7 @@ class PhantomCallback(TrainerCallback, ExportableState):
             w.rows.append({"step": state.global_step, "budget": float(self.spent.max()), **row})
             logged |= {f"phantom/{w.context.id}/{name}": value for name, value in row.items()}
         logged["phantom/silent_failures"] = sum(w.fails_silently() for w in self.watched)
-        if self.trainer is None:
-            state.log_history.append({**logged, "step": state.global_step})
-        else:
-            due = control.should_log  # logging resets it, and the Trainer's own log of this step would be lost
-            self.trainer.log(logged)
-            control.should_log = due
+        log_through(self.trainer, state, control, logged)
         self.seconds += time.perf_counter() - started
 
     def _values(self, model) -> dict[str, list[float]]:

@@ -172,14 +172,14 @@ FROZEN = Path(__file__).with_name("thresholds.json")
 def test_no_threshold_changes_without_a_word():
     """Against a copy; whoever changes one changes that, too, and says in ``changes`` what it was and why."""
     frozen = json.loads(FROZEN.read_text(encoding="utf-8"))
-    stated, changes = {}, {}
+    stated, changes, decides = {}, {}, {}
     for found in claims.load_claims():
         tests = {f"{test}.{name}": bound for test, bounds in found.tests.items() for name, bound in bounds.items()}
         for name, bound in {**{c.name: c for c in found.criteria}, **tests}.items():
             stated[f"{found.id}.{name}"] = [bound.direction, bound.threshold]
         stated[f"{found.id} needs"] = found.needs
-        changes[found.id] = len(found.changes)
-    assert stated == frozen["thresholds"] and changes == frozen["changes"]
+        changes[found.id], decides[found.id] = len(found.changes), found.decides
+    assert (stated, changes, decides) == (frozen["thresholds"], frozen["changes"], frozen["decides"])
 
 
 @pytest.mark.parametrize("id, name, value", [("C8", "coefficient_of_variation", 0.05), ("C5", "loop_area", 0.1)])

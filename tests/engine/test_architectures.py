@@ -29,7 +29,13 @@ SIZES = {  # what is given to the fields that configurations have under these na
     0: "pad_token_id bos_token_id eos_token_id",
     True: "is_decoder",
 }
+GROUPS = {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}
 SPECIAL = {
+    "AXK1ForCausalLM": GROUPS | LATENT,
+    "Dots1ForCausalLM": GROUPS | {"n_shared_experts": 1},
+    "Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "Mamba2ForCausalLM": {"num_heads": 4, "head_dim": 16, "n_groups": 1, "state_size": 8, "chunk_size": 8},
     "BambaForCausalLM": {"mamba_d_head": 16},
     "GraniteMoeHybridForCausalLM": {"mamba_d_head": 16},
     "GPTNeoForCausalLM": {"attention_types": [[["global", "local"], 1]]},
@@ -39,15 +45,15 @@ SPECIAL = {
 }
 # what makes these small has names of its own, or must fit other fields
 UNBUILT = {
-    *("AXK1", "CohereCompass", "Dots1", "Gemma3n", "Gemma4", "Gemma4Assistant", "Gemma4UnifiedAssistant", "Lfm2Moe"),
-    *("LongcatFlash", "Mamba2", "MiMoV2Flash", "Reformer", "Zamba", "Zamba2"),
+    *("CohereCompass", "Gemma3n", "Gemma4", "Gemma4Assistant", "Gemma4UnifiedAssistant", "LongcatFlash"),
+    *("MiMoV2Flash", "Reformer", "Zamba", "Zamba2"),
 }
 REFUSED = {
     **dict.fromkeys(("CpmAnt", "ProphetNet", "XLNet"), "lets a token see those after it"),
     **dict.fromkeys(("Musicgen", "MusicgenMelody"), "has no readout"),  # a head for each of its codebooks
     "Xmod": "Input language unknown",
 }
-NO_LORA = ("DeepseekV4", "FalconH1", "FalconMamba", "Llama4", "Mamba", "NemotronH", "Phimoe")
+NO_LORA = ("DeepseekV4", "FalconH1", "FalconMamba", "Llama4", "Mamba", "Mamba2", "NemotronH", "Phimoe")
 LARGEST = 30_000_000  # numbers of a model that counts as small
 CLASSES = {
     re.sub("ForCausalLM|ModelWithLMHead|LMHeadModel|WithLMHeadModel", "", name): name

@@ -26,7 +26,7 @@
 # %% tags=["parameters"]
 models: list[str] = ["zoo:gpt2-s"]  # every chapter has it; here the models are those of 'real'
 contexts: str = "default"  # every chapter has it; here the sentences are WordNet's
-real: list[str] = ["pretrained:smollm2-135m"]  # the models this chapter is about
+real: list[str] = ["pretrained:smollm2-135m", "pretrained:gemma3-270m"]  # the models this chapter is about
 predictions: str = "results"  # folder of the committed tables of notebooks/contexts/predict_wordnet.py
 published: str = "results"  # folder of published measurements; '' measures here what is predicted
 device: str = "cpu"  # torch device, cpu or cuda
@@ -35,9 +35,7 @@ store: str = "runs"  # folder of finished runs
 seed: int = 0  # of the bootstrap
 steps: int = 20  # optimiser steps of each run
 tolerance: float = 0.005  # relative width of the bracket around a critical learning rate
-optimizers: list[str] = ["adam"]  # of full fine-tuning
-sentences: int = 20  # of the predicted sample, the first, that are measured
-lora: bool = False  # whether LoRA's rates are looked at too; predict them after those of full fine-tuning
+sentences: int = 60  # of a predicted sample, at most, the first, that are measured
 
 # %% tags=["hide-cell"]
 import subprocess
@@ -104,6 +102,7 @@ nb.table(described.reset_index(), digits=2)
 
 # %%
 PART = 20  # sentences that are searched together
+EVERYDAY = 1e-5  # a learning rate that many use
 
 
 def held_by(name):
@@ -150,7 +149,17 @@ def made_after(run_id, held):
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-found = {(ref, o): measured(ref, o) for ref in real for o in optimizers}
+def known(ref, kind):
+    """Whether rates are predicted and, where measurements are only read, measured."""
+    name = f"wordnet-{names[ref]}-{kind}"
+    files = [Path(predictions, TABLES, f"{name}.json")]
+    files += [Path(published, TABLES, f"{name}-measured.json")] if published else []
+    return all(file.is_file() for file in files)
+
+
+found = {
+    (ref, o): measured(ref, o) for ref in real for o in labels if known(ref, o)
+}
 runs = {key: rows.attrs["run_ids"] for key, rows in found.items()}
 blind = pd.concat(
     [rows.assign(model=names[ref], optimizer=o) for (ref, o), rows in found.items()]
@@ -174,7 +183,8 @@ tested = pd.DataFrame(
 nb.caption(
     "fig-wordnet-blind",
     """Blind predictions of the critical learning rate of natural sentences. (a) Measured against predicted, with the
-        predicted interval; the grey line is equality. (b) The error against the distance of the rungs *quadrature*
+        predicted interval; the grey line is equality. The upper scale gives the same as steps at 1e-5, an everyday
+        learning rate: only the product of rate and steps matters. (b) The error against the distance of the rungs *quadrature*
         and *second order*, which is known beforehand; the interval lies between the grey lines. Black: sentences
         outside their interval. One dot per sentence, all models together; full fine-tuning with Adam; brackets of
         0.5 %; deterministic.""",
@@ -193,13 +203,15 @@ for inside, colour in ((True, FAMILIES["llama"]), (False, "black")):
 ends = np.array([shown.predicted.min() / 1.3, shown.predicted.max() * 1.3])
 left.plot(ends, ends, color=REFERENCE, linewidth=1, zorder=0)
 left.set(xscale="log", yscale="log", xlabel="predicted critical rate", ylabel="measured critical rate")
+everyday = left.secondary_xaxis("top", functions=(lambda x: steps * x / EVERYDAY, lambda n: n * EVERYDAY / steps))
+everyday.set_xlabel("steps needed at $10^{-5}$, predicted")
 edges = shown.sort_values("apart")
 for end in ("low", "high"):
     edge = edges.predicted / edges[end] - 1
     right.plot(100 * edges.apart.clip(0.001), 100 * edge, color=REFERENCE, linewidth=1)
 right.axhline(0, color=REFERENCE, linewidth=0.8)
 right.set(xscale="log", xlabel="distance of the two rungs (%)", ylabel="predicted over measured, error (%)")
-log_ticks(left.xaxis, left.yaxis, right.xaxis)
+log_ticks(left.xaxis, left.yaxis, right.xaxis, everyday.xaxis)
 columns = ["model", "optimizer", "context", "gap", "predicted", "low", "high", "critical_rate", "error"]
 nb.figure(figure, "fig-wordnet-blind", runs=runs, data=blind[columns])
 
@@ -329,13 +341,12 @@ def measured_lora(ref):
     )
 
 
-if lora:
-    adapted = {ref: measured_lora(ref) for ref in real}
-    lora_runs = {ref: rows.attrs["run_ids"] for ref, rows in adapted.items()}
-    of_lora = pd.concat(adapted.values())
+adapted = {ref: measured_lora(ref) for ref in real if known(ref, "lora")}
+lora_runs = {ref: rows.attrs["run_ids"] for ref, rows in adapted.items()}
 
 # %% tags=["hide-input"]
-if lora:
+if adapted:
+    of_lora = pd.concat(adapted.values())
     by_name = of_lora.groupby("model_name", sort=False)
     of_means = by_name.model.agg(gmean) / by_name.critical_rate.agg(gmean) - 1
     of_own = by_name["from the own's number"].agg(lambda e: e.abs().median())
@@ -358,7 +369,7 @@ if lora:
             own=of_own[name],
         )
 else:
-    nb.say("These rates are not measured yet (`-p lora true`), so O17 is not tested.")
+    nb.say("These rates are not measured yet, so O17 is not tested.")
 
 # %% tags=["hide-input"]
 of_numbers = summaries[summaries.optimizer == "adam"].set_index("model")

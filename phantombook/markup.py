@@ -5,6 +5,7 @@ import html
 import io
 import math
 import os
+import re
 import string
 
 from phantombook.figures.escaping import csv_of, in_markdown
@@ -59,6 +60,9 @@ def with_symbols(text: str) -> str:
     return text
 
 
+PLACES = re.compile(r' (?:d|x|y)="[^"]*"')  # of an SVG: coordinates
+
+
 def folded(title: str, text: str) -> str:
     """MyST of a text folded under its title."""
     return f":::{{dropdown}} {title}\n{text}\n:::"
@@ -86,7 +90,9 @@ def _source(drawing) -> str:
     """A drawing as the address of a picture."""
     image = io.StringIO()
     drawing.savefig(image, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(image.getvalue().encode()).decode()}"
+    # matplotlib writes millionths of a point; a hundredth cannot be seen
+    text = PLACES.sub(lambda places: re.sub(r"(\.\d\d)\d+", r"\1", places[0]), image.getvalue())
+    return f"data:image/svg+xml;base64,{base64.b64encode(text.encode()).decode()}"
 
 
 def download(name: str, frame) -> str:

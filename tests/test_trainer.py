@@ -352,6 +352,7 @@ def test_what_cannot_be_watched_is_refused_before_training(tmp_path):
 
 
 TINY = {"vocab_size": 41, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
+REFORMER = {"is_decoder": True, "vocab_size": 41}
 
 
 @pytest.mark.parametrize(
@@ -363,9 +364,10 @@ TINY = {"vocab_size": 41, "hidden_size": 16, "num_hidden_layers": 2, "num_attent
         ("T5ForConditionalGeneration", {"vocab_size": 41, "d_model": 16, "d_ff": 24, "num_layers": 2}, "reads one text"),
         ("BertForMaskedLM", TINY, "lets a token see"),
         ("RobertaForMaskedLM", TINY, "lets a token see"),
+        ("ReformerModelWithLMHead", REFORMER, "gives gradients only in training mode"),
     ],
 )  # fmt: skip
-def test_what_has_no_next_token_is_refused(name, settings, reason, tmp_path):
+def test_classes_that_cannot_be_watched_are_refused(name, settings, reason, tmp_path):
     kind = getattr(transformers, name)
     one = trainer(kind(kind.config_class(**settings)), CONTEXT, tmp_path, 1e-3)
     with pytest.raises(PhantomError, match=f"'{name}' {reason}.*language model"):

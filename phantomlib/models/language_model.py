@@ -185,11 +185,14 @@ def _from_hub(ref: str, revision: str | None) -> Path:
 
 @torch.no_grad()
 def check_causal(module: CausalLM, tolerance: float = 1e-5) -> Tensor:
-    """Refuse a model whose logits at a position depend on the next token; gives those of a short text (3, V)."""
+    """Refuse a model whose logits at a position depend on the next token, or that cannot be differentiated without
+    dropout; gives the logits of a short text (3, V)."""
     if not hasattr(readout := module.get_output_embeddings(), "weight"):  # None, or a list of heads
         raise Unfit("has no readout (unembedding) layer, or several; choose a causal language model.")
     if len(readout.weight) < LEAST_TOKENS:
         raise Unfit(f"has a vocabulary of {len(readout.weight)} tokens; a language needs at least {LEAST_TOKENS}.")
+    if module.config.model_type == "reformer":  # its reversible layers have a backward pass of their own
+        raise Unfit("gives gradients only in training mode, with dropout; choose another causal language model.")
     ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=readout.weight.device)
     one, other = module(ids, use_cache=False).logits[:, :-1].double()
     if bool((one - other).norm() > tolerance * one.norm()):

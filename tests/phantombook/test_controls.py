@@ -77,5 +77,5 @@ def test_a_competitor_that_outranks_nothing_has_no_unrelated_control(setting):
 
 
 def test_an_unknown_kind_is_refused(setting):
-    with pytest.raises(ParameterError, match="'synonym'; choose one of unrelated"):
+    with pytest.raises(ParameterError, match="'synonym'; choose one of matched"):
         eleven.controls(None, [], "synonym")

@@ -39,6 +39,7 @@ def main(
         "recording": lambda: [row for name in names for row in suites.recording(name, device, repeats)],
         "size": lambda: [row for name in LARGE for row in suites.size(name, device, repeats)],
         "diagnosis": lambda: [row for name in LARGE for row in suites.diagnosis(name, device, repeats)],
+        "scan": lambda: [row for name in ("gpt2-s", *LARGE) for row in suites.scan(name, device, repeats)],
         "search": lambda: [row for name in small for row in suites.search(name, device, repeats)],
         "predictors": lambda: [row for name in small for row in suites.predictors(name, device, repeats)],
         "chunks": lambda: [row for name in names for row in suites.chunks(name, device, repeats)],

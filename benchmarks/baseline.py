@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from phantomlib.contexts import Resolved
 from phantomlib.critical.search import crossing_step
+from phantomlib.dataset.rows import Row
 from phantomlib.engine.recipe import Recipe
 from phantomlib.engine.recorder import Recorder
 from phantomlib.models.language_model import LanguageModel, add_lora
@@ -56,6 +57,18 @@ def plain_loop(
                 recorder.fields["gradient_norm"][:, step] = norms.norm()
             optimizer.step()
     return recorder.fields if record else {"logit_gap": gap}
+
+
+def epoch(model: LanguageModel, rows: list[Row], rate: float, recipe: Recipe, batch_size: int = 8) -> None:
+    """Train one copy on rows of one length with torch's fused Adam, once through, recording nothing."""
+    module = _trainable(model, recipe)
+    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=rate, fused=True)
+    for start in range(0, len(rows), batch_size):
+        ids = torch.tensor([row.ids for row in rows[start : start + batch_size]], device=model.device)
+        logits = module(ids, use_cache=False, logits_to_keep=2).logits[:, 0]
+        optimizer.zero_grad()
+        F.cross_entropy(logits, ids[:, -1]).backward()
+        optimizer.step()
 
 
 def trainer_loop(model: LanguageModel, context: Resolved, rate: float, recipe: Recipe) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 
 from phantomlib.contexts import Context, Resolved, load_contexts, resolve
+from phantomlib.dataset.rows import Row
 from phantomlib.models import language_model
 from phantomlib.models.language_model import LanguageModel
 
@@ -61,6 +62,12 @@ def contexts_of(model: LanguageModel) -> list:
         one if z[one.correct_id] < z[one.competitor_id] else replace(one, correct_id=one.competitor_id, competitor_id=one.correct_id)
         for one, z in zip(found, logits, strict=True)
     ]  # fmt: skip
+
+
+def rows_of(model: LanguageModel, count: int = 64, length: int = 16) -> list[Row]:
+    """Rows of random tokens, of which the loss sees the last."""
+    ids = torch.randint(1, len(model.readout), (count, length), generator=torch.Generator().manual_seed(0))
+    return [Row(number, tuple(row), (length - 1,)) for number, row in enumerate(ids.tolist(), 1)]
 
 
 @torch.no_grad()

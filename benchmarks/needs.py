@@ -4,12 +4,14 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import replace
 
 import torch
 
-from benchmarks.models import first_context, load
+from benchmarks.models import first_context, load, rows_of
 from phantomlib.critical.predictors import predict_critical_rates
 from phantomlib.critical.step_zero import sharpness, velocity
+from phantomlib.dataset.scan import scan
 from phantomlib.engine import memory
 from phantomlib.engine.finetune import finetune
 from phantomlib.engine.recipe import Recipe
@@ -31,6 +33,10 @@ def _predict(model, context, optimizer):
         predict_critical_rates(Store(folder), model, [context], Recipe(optimizer=optimizer, steps=STEPS))
 
 
+def _scan(model, context, method="full"):
+    scan(replace(model, tokenizer=load("gpt2-s", "cpu").tokenizer), rows_of(model), Recipe(method=method))
+
+
 TASKS = {
     "model": lambda model, context: None,
     "run, SGD": lambda model, context: _run(model, context, "sgd"),
@@ -42,6 +48,8 @@ TASKS = {
     "sharpness, Adam": lambda model, context: sharpness(model, [context], iterations=2),
     "predictors, SGD": lambda model, context: _predict(model, context, "sgd"),
     "predictors, Adam": lambda model, context: _predict(model, context, "adam"),
+    "scan of 64 rows, Adam": _scan,
+    "scan of 64 rows, LoRA": lambda model, context: _scan(model, context, "lora"),
     "overlaps of all pairs": lambda model, context: readout_statistics(model.readout),
 }
 

@@ -21,10 +21,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import baseline, measure, needs
-from benchmarks.models import contexts_of, first_context, load
+from benchmarks.models import contexts_of, first_context, load, rows_of
 from phantomlib.critical.predictors import predict_critical_rates
 from phantomlib.critical.search import critical_rates
 from phantomlib.critical.step_zero import velocity
+from phantomlib.dataset.scan import scan as dataset_scan
 from phantomlib.diagnosis import diagnose
 from phantomlib.engine.finetune import chunk_size, finetune, trainable
 from phantomlib.engine.recipe import Recipe
@@ -140,6 +141,24 @@ def diagnosis(name: str, device: str, repeats: int) -> list[dict]:
     row = {"model": name, "seconds": measure.middle(seconds["diagnosis"]), "backward passes": passes}
     ratio = measure.ratio(seconds["diagnosis"], loop)
     return [row | {"same steps of the loop (s)": measure.middle(loop), "loop over diagnosis": ratio}]
+
+
+def scan(name: str, device: str, repeats: int) -> list[dict]:
+    """Seconds of a scan of 64 rows of 16 tokens once the model is in memory, and of one epoch of training on them."""
+    model, rows = load(name, device), []
+    model = replace(model, tokenizer=language_model.load("zoo:gpt2-s").tokenizer)
+    data = rows_of(model)
+    for method in ("full", "lora"):
+        recipe = Recipe(method=method)
+        contenders = {
+            "scan": partial(dataset_scan, model, data, recipe),
+            "epoch": partial(baseline.epoch, model, data, RATE["adam"], recipe),
+        }
+        seconds = measure.in_turn(contenders, repeats)
+        row = {"model": name, "parameters": model.n_parameters, "method": method}
+        row |= {f"{name} (s)": measure.middle(taken) for name, taken in seconds.items()}
+        rows.append(row | {"epochs": measure.ratio(seconds["epoch"], seconds["scan"])})
+    return rows
 
 
 def search(name: str, device: str, repeats: int) -> list[dict]:

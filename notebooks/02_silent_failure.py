@@ -47,6 +47,7 @@ from phantomlib.critical.predictors import contexts_with_rates
 from phantombook.figures.escaping import in_figure
 from phantombook.figures.palette import COMPETITOR, CORRECT, LOSS, REFERENCE, model_colours
 from phantombook.figures.silent_failure import count_map
+from phantombook.figures.stacked import letter_panels
 from phantombook.figures.style import WIDTH, label_line, legend_above, small_multiples
 from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.study import Study
@@ -97,16 +98,16 @@ adam = runs.sel("adam")
 # %% [markdown]
 # ## One run, two stories
 #
-# The left panel is what a training script shows: a loss that falls. The right panel is what the model would say.
+# Panel (a) is what a training script shows: a loss that falls. Panel (b) is what the model would say.
 
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-silent",
     """A silent failure: one context of the first model, full fine-tuning with Adam, one run (no
-        randomness, so no seeds). Left: cross-entropy of the correct token. Right: probability of the
+        randomness, so no seeds). (a) Cross-entropy of the correct token. (b) Probability of the
         correct token (blue) and of its near-synonym (orange). The run shown is the silent failure with
         the largest fall of cross-entropy.""",
-    alt="Left, the loss falls at every step. Right, the near-synonym stays more probable than the correct word.",
+    alt="The loss falls at every step, and the near-synonym stays more probable than the correct word.",
 )
 
 # %%
@@ -335,10 +336,11 @@ edge = edge.isel(context=0, seed=0).assign_coords(rate=around)
 nb.caption(
     "fig-below-and-above",
     """One sentence on the first model, full fine-tuning with Adam at thirteen learning rates (deterministic, no
-        seeds). Left: the runs 2 % below and 2 % above the predicted critical rate; below, their logit gap over the
-        last steps. Right: all runs after their last step, one dot each; grey line: the critical rate, predicted from
-        the checkpoint before any run. Orange: the competitor leads to the end. Blue: the correct token has
-        overtaken. At the critical rate the loss is smooth, and the gap changes its sign.""",
+        seeds). (a) The losses of the runs 2 % below and 2 % above the predicted critical rate. (b) The losses of all
+        runs after their last step, one dot each. (c) The logit gaps of the two runs over their last steps. (d) The gaps
+        of all runs. Grey line: the critical rate, predicted from the checkpoint before any run. Orange: the competitor
+        leads to the end. Blue: the correct token has overtaken. At the critical rate the loss is smooth, and the gap
+        changes its sign.""",
     alt="""The losses of two runs almost coincide; one gap ends below zero, the other above. Over all runs the loss
         changes smoothly, and the gap passes zero at the predicted rate.""",
 )
@@ -352,7 +354,7 @@ def below_and_above(run, *, narrow=False):
     """
     grid, size = ((4, 1), (3.6, 9.2)) if narrow else ((2, 2), (WIDTH, 4.9))
     figure, axes = plt.subplots(*grid, figsize=size, layout="constrained")
-    (loss, gap), (losses, gaps) = (axes[:2], axes[2:]) if narrow else axes.T
+    (loss, losses), (gap, gaps) = axes.reshape(2, 2)
     steps, tail = int(run.step[-1]), int(run.step[-1]) // 5
     overtakes = (run.logit_gap > 0).any("step")
     for panel in (losses, gaps):
@@ -364,7 +366,7 @@ def below_and_above(run, *, narrow=False):
     for rate, dash, place in zip(pair.rate, ("-", (0, (2.5, 2))), ("top", "bottom")):
         one, won = run.sel(rate=rate), overtakes.sel(rate=rate)
         word, colour = (run.correct, CORRECT) if won else (run.competitor, COMPETITOR)
-        label = f"{abs(rate - 1):.0%} {'below' if rate < 1 else 'above'} critical"
+        label = f"{100 * abs(rate - 1):.0f} % {'below' if rate < 1 else 'above'} critical"
         loss.plot(run.step, one.cross_entropy, color=colour, linestyle=dash, label=label)
         gap.plot(run.step, one.logit_gap, color=colour, linestyle=dash, marker=".")
         label_line(gap, steps, one.logit_gap[-1].item(), f"“{word.item()}”", colour, va=place)
@@ -393,6 +395,7 @@ def below_and_above(run, *, narrow=False):
     gaps.text(1.05, 0.8 * reach, f"“{run.correct.item()}”\nleads", color=CORRECT, va="center")
     gaps.set(title="The gap after the last step", ylim=(-reach, reach), ylabel="logit gap $\\Delta$ (nat)")
     gaps.set_xlabel("learning rate / predicted critical rate")
+    letter_panels(figure)
     return figure
 
 

@@ -186,10 +186,12 @@ nb.figure(failure_modes(adam), "fig-modes", runs=runs.sel("adam"), data=adam)
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-drag-over-time",
-    f"""The drag along every silent failure under Adam. Left: failures whose drag falls by more than
-        {silent_failure.DRAG_FALLS:g}, structural by the first definition. Right: all others. One line per run, all models together;
-        full fine-tuning, deterministic. Grey line: zero; below it the bulk pulls towards the competitor.""",
-    alt="Left, the lines fall a little and stay above zero. Right, lines below zero rise towards it; others hardly move.",
+    f"""The drag along every silent failure under Adam: failures whose drag falls by more than
+        {silent_failure.DRAG_FALLS:g}, structural by the first definition, in a panel apart from all others. One line per
+        run, all models together; full fine-tuning, deterministic. Grey line: zero; below it the bulk pulls towards the
+        competitor.""",
+    alt="""In the first panel the lines fall a little and stay above zero. In the second, lines below zero rise towards
+        it; others hardly move.""",
 )
 
 # %%

@@ -43,7 +43,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import xarray as xr
-from matplotlib.ticker import MaxNLocator
 from scipy.stats import gmean
 
 from phantombook import notebook
@@ -52,7 +51,7 @@ from phantomlib.critical.step_zero import sharpness
 from phantombook.figures.jumps import jump_panels
 from phantombook.figures.palette import REFERENCE, model_colours
 from phantombook.figures.silent_failure import count_map
-from phantombook.figures.style import WIDTH, legend_above, log_ticks, small_multiples
+from phantombook.figures.style import WIDTH, early_steps, legend_above, log_ticks, small_multiples
 from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.study import Study
 from phantomlib.transition.jumps import clearest_jump, find_jumps, step_sizes, with_critical_rate
@@ -111,18 +110,20 @@ nb.table(
 # %% [markdown]
 # ## One context, six learning rates
 #
-# The three columns show the same runs: the loss, the [logit gap](../definitions.md#context) and the order parameter.
+# The panels show the same runs three times: the loss, the [logit gap](../definitions.md#context) and the order
+# parameter.
 # Below the critical rate the gap never reaches zero. Just above it the curves look the same, only faster. At large
-# multiples $\Phi$ leaps. The rings mark the steps that meet the definition of a jump.
+# multiples $\Phi$ leaps within the first steps, which have most of the room on the axis. The rings mark the steps that
+# meet the definition of a jump.
 
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-jumps",
-    f"""Fine-tuning one context at {len(multiples)} learning rates, under Adam (top) and SGD (bottom): cross-entropy,
-        logit gap and order parameter against the step. Colour: learning rate in units of the critical one. Rings:
-        jumps, which are steps above {size_factor:g} of the bound on the order parameter and above {median_factor:g}
-        times the run's median step. First model; the context with the largest jump under Adam; all parameters
-        trained; one deterministic run per curve.""",
+    f"""Fine-tuning one context at {len(multiples)} learning rates, under Adam, (a) to (c), and SGD, (d) to (f):
+        cross-entropy, logit gap and order parameter against the step, on an axis of log(1 + step). Colour: learning
+        rate in units of the critical one. Rings: jumps, which are steps above {size_factor:g} of the bound on the order
+        parameter and above {median_factor:g} times the run's median step. First model; the context with the largest
+        jump under Adam; all parameters trained; one deterministic run per curve.""",
     alt="""Cross-entropy falls in every run, faster the larger the learning rate. The logit gap and the order parameter
         climb slowly at small rates and leap within a step or two at the largest, where rings mark jumps.""",
 )
@@ -155,10 +156,10 @@ def jump_trajectories(runs, marks):
                 if name == "phi":
                     at = marks[optimizer].query("rate == @rate").step.to_list()
                     axes.plot(at, one.sel(step=at), "o", markersize=6, markerfacecolor="none", color=colour)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+            early_steps(axes, steps)
     for above, below, title in zip(rows[0], rows[-1], panels.values()):
         above.set_title(title)
-        below.set_xlabel("step")
+        below.set(xlabel="step", title=title)
     figure.legend(
         *rows[0, 0].get_legend_handles_labels(),
         loc="outside lower center",
@@ -195,8 +196,8 @@ else:
 nb.caption(
     "fig-jump-architectures",
     f"""Order parameter over its bound for every context under Adam, one panel per model. Coloured: at
-        {multiples[-1]:g} times the critical rate; rings mark jumps. Grey: near 1.5 times the critical rate. Full
-        fine-tuning; one curve per context, one deterministic run per curve.""",
+        {multiples[-1]:g} times the critical rate; rings mark jumps. Grey: near 1.5 times the critical rate. The axis is
+        one of log(1 + step). Full fine-tuning; one curve per context, one deterministic run per curve.""",
     alt="""In every panel most coloured curves leap within the first steps and are ringed there; the grey curves climb
         smoothly.""",
 )

@@ -186,12 +186,12 @@ for optimizer, pooled in every_jump.groupby("optimizer", sort=False):
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-branches",
-    """Left: one context slowed down to a tenth of its learning rate just before its jump (dashed, orange) and just
-        after it (solid, black); the dotted line marks the jump. Right: final order parameter over its bound when
+    """(a) One context slowed down to a tenth of its learning rate just before its jump (dashed, orange) and just
+        after it (solid, black); the dotted line marks the jump. (b) Final order parameter over its bound when
         started before the jump, against that when started after it; one dot per context under Adam, one colour per
         model. On the grey diagonal both end at the same value. Crosses: the double well, which has two branches. Full
         fine-tuning, twice the usual number of steps, deterministic.""",
-    alt="Left, the two curves merge. Right, the dots lie on the diagonal, and the control's crosses lie far from it.",
+    alt="The two curves of (a) merge. In (b) the dots lie on the diagonal, and the control's crosses lie far from it.",
 )
 
 # %%
@@ -206,7 +206,7 @@ ends = {name: end_of(branches) for name, branches in followed.items()}
 
 # %% tags=["hide-input"]
 def branch_panels(example, ends, control, colours):
-    """Left: one run continued from just before and just after its jump. Right: all final Φ, before against after."""
+    """(a) One run continued from just before and just after its jump. (b) All final Φ, before against after."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.0), layout="constrained")
     left.axhline(0, color=REFERENCE, linewidth=0.8)
     left.axvline(float(example.jump_step), color=REFERENCE, linewidth=0.8, linestyle=":")
@@ -237,12 +237,12 @@ if shown:
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-ramps",
-    f"""Left: order parameter of one context along a ramp of learning rates from 0.3 to {counted[-1]:g} times
+    f"""(a) Order parameter of one context along a ramp of learning rates from 0.3 to {counted[-1]:g} times
         critical, rising (blue) and falling (orange), against the sum of the rates used so far; one point per step.
-        Right: area between the two curves as a share of bound times range, one dot per context of each model under
+        (b) Area between the two curves as a share of bound times range, one dot per context of each model under
         Adam. Grey line: the largest median allowed, fixed beforehand. Cross: median of the double well. Full
         fine-tuning; one deterministic run per curve.""",
-    alt="Left, the two curves nearly coincide. Right, the areas of all models are small and the control's is large.",
+    alt="The two curves of (a) nearly coincide. In (b) the areas of all models are small; the control's is large.",
 )
 
 # %%
@@ -261,7 +261,7 @@ def dots_by_model(axes, values, colours):
 
 
 def ramp_panels(example, areas, control, threshold, colours):
-    """Left: Φ along a rising and a falling ramp, against the summed learning rate. Right: loop areas."""
+    """(a) Φ along a rising and a falling ramp, against the summed learning rate. (b) Loop areas."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.0), layout="constrained")
     left.axhline(0, color=REFERENCE, linewidth=0.8)
     for order, colour, label in (("up", CORRECT, "rates rising"), ("down", COMPETITOR, "rates falling")):
@@ -314,12 +314,12 @@ for optimizer, title in titles.items():
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-slowing",
-    r"""Left: step at which the token overtakes, against the learning rate, under Adam. Below the critical rate the
-        budget is extended. Solid line: $\eta t^*$ constant. Dotted: a critical point with exponent one half. Right:
-        exponent fitted just above the critical rate. Solid line: the largest median allowed, fixed beforehand. Dotted:
+    r"""(a) Step at which the token overtakes, against the learning rate, under Adam. Below the critical rate the
+        budget is extended. Solid line: $\eta t^*$ constant. Dotted: a critical point with exponent one half. (b)
+        Exponent fitted just above the critical rate. Solid line: the largest median allowed, fixed beforehand. Dotted:
         one half. Every context of each model, one colour per model; full fine-tuning, one deterministic run per
         point.""",
-    alt="Left, the dots follow the line of constant product. Right, all exponents lie near one tenth, below one half.",
+    alt="The dots of (a) follow the line of constant product. All exponents of (b) lie near one tenth, below one half.",
 )
 
 # %%
@@ -329,7 +329,7 @@ tried = first.times.multiple.values  # learning rates in units of the critical o
 
 # %% tags=["hide-input"]
 def crossing_panels(times, exponents, threshold, colours):
-    """Left: crossing step against learning rate, with what a critical point would do. Right: fitted exponents."""
+    """(a) Crossing step against learning rate, with what a critical point would do. (b) Fitted exponents."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.2), layout="constrained", width_ratios=(1.35, 1))
     grid = np.geomspace(tried.min(), tried.max(), 200)
     above = 1 + np.geomspace(1e-3, tried.max() - 1, 200)
@@ -390,11 +390,11 @@ for optimizer, title in titles.items():
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-potential",
-    """Left: effective potential along the update, which is the cross-entropy along the update of the first jump of
-        every context, scaled to its range (0: before, 1: after the jump). Dashed: the double well. Right: force on the
+    """(a) Effective potential along the update, which is the cross-entropy along the update of the first jump of
+        every context, scaled to its range (0: before, 1: after the jump). Dashed: the double well. (b) Force on the
         logit gap, relative to its first value, on the way to the crossing in steps 32 times smaller. Adam, full
         fine-tuning; one line per context, one colour per model; deterministic.""",
-    alt="""Left, the losses fall without a barrier, and the control has a hump. Right, every force stays above zero
+    alt="""The losses of (a) fall without a barrier, and the control has a hump. Every force of (b) stays above zero
         until the crossing.""",
 )
 
@@ -406,7 +406,7 @@ forces = {name: experiments.force(run) for name, run in finest.items()}
 
 # %% tags=["hide-input"]
 def potential_panels(profiles, control, forces, colours):
-    """Left: loss along the update of each jump, scaled to its range. Right: force on the gap until the crossing."""
+    """(a) Loss along the update of each jump, scaled to its range. (b) Force on the gap until the crossing."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.1), layout="constrained")
     for name, data in (profiles | {"double well": control}).items():
         loss = data.cross_entropy
@@ -526,9 +526,9 @@ for optimizer, title in titles.items():
 nb.caption(
     "fig-lora-jumps",
     f"""Order parameter over its bound under LoRA (Adam, rank 8, alpha 16, all linear layers but the readout), at
-        {lora_multiple:g} times the critical rate of full fine-tuning, one panel per model. Rings mark jumps. One curve
-        per context and seed of the LoRA initialisation ({len(lora_seeds)} seeds). At every step the readout matrix is
-        compared bit for bit with its initial value.""",
+        {lora_multiple:g} times the critical rate of full fine-tuning, one panel per model. Rings mark jumps. The axis
+        is one of log(1 + step). One curve per context and seed of the LoRA initialisation ({len(lora_seeds)} seeds). At
+        every step the readout matrix is compared bit for bit with its initial value.""",
     alt="In every panel curves start below zero and climb; many leap within one step and are ringed there.",
 )
 

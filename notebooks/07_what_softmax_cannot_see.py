@@ -54,6 +54,7 @@ from matplotlib.ticker import MaxNLocator
 from phantombook import notebook
 from phantombook.figures.jumps import jump_panels
 from phantombook.figures.palette import COMPETITOR, CORRECT, PHI, REFERENCE, model_colours
+from phantombook.figures.stacked import letter_panels
 from phantombook.figures.style import WIDTH, dots_and_means, log_ticks
 from phantomlib.critical.predictors import contexts_with_rates
 from phantomlib.critical.scaling import two_classes
@@ -278,16 +279,16 @@ one = full["adam", subject.name].sel(context=first.id).isel(rate=-1, seed=0)
 nb.caption(
     "fig-one-run-in-gauges",
     f"""One run of {subject.name} in four gauges: the same sentence and learning rate, full fine-tuning with Adam,
-        double precision, deterministic. Left: probabilities of the correct word (blue) and the competitor (orange); the
-        curves of all gauges lie on each other. Right: the order parameter, one colour per gauge. Dashed: a fifth gauge,
+        double precision, deterministic. (a) Probabilities of the correct word (blue) and the competitor (orange); the
+        curves of all gauges lie on each other. (b) The order parameter, one colour per gauge. Dashed: a fifth gauge,
         in which it vanishes at step 0 for every prediction.""",
-    alt="Left, one curve for each word. Right, the order parameter takes four different curves, and a fifth near zero.",
+    alt="Each word has one curve. The order parameter takes four different curves, and a fifth near zero.",
 )
 
 
 # %% tags=["hide-input"]
 def run_in_gauges(run, blank):
-    """Left: probabilities in all gauges. Right: Φ in each, and in the one without an order parameter."""
+    """(a) Probabilities in all gauges. (b) Φ in each, and in the one without an order parameter."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.0), layout="constrained")
     for name, word, colour in (("p_correct", run.correct, CORRECT), ("p_competitor", run.competitor, COMPETITOR)):
         for gauge in gauges:
@@ -594,7 +595,8 @@ of_m = pd.DataFrame({key: jumping(*key) for key in runs}).T.rename_axis(
 nb.caption(
     "fig-jumps-of-m",
     f"""The order parameter M for every context under Adam at {multiples[-1]:g} times the critical rate, one panel per
-        model. Rings mark jumps of M. Full fine-tuning; one curve per context, one deterministic run per curve.""",
+        model. Rings mark jumps of M. The axis is one of log(1 + step). Full fine-tuning; one curve per context, one
+        deterministic run per curve.""",
     alt="In every panel M leaps from below zero to about one within a few steps in most contexts.",
 )
 
@@ -871,11 +873,11 @@ for name, tables in null_jumps.items():
 nb.caption(
     "fig-phi-against-gap",
     f"""One sentence on the first model, full fine-tuning with Adam at {len(multiples)} learning rates (colours, in
-        units of the critical one) and LoRA (dashed, crosses). Top: the order parameter, with its jumps ringed. Below:
-        M, which no shift changes, with the same steps ringed. Left: against the step. Right: the same points against
-        the logit gap; grey: the curve through all of them. One deterministic run per learning rate, one seed of
+        units of the critical one) and LoRA (dashed, crosses). (a) The order parameter against the step, with its jumps
+        ringed. (b) The same points against the logit gap; grey: the curve through all of them. (c), (d) The same for M,
+        which no shift changes, with the same steps ringed. One deterministic run per learning rate, one seed of
         LoRA.""",
-    alt="Left, the curves leap at large learning rates. Right, against the gap, the same points lie along one curve.",
+    alt="Against the step the curves leap at large learning rates. Against the gap the same points lie on one curve.",
 )
 
 
@@ -911,6 +913,7 @@ def against_gap(full, lora, ringed, *, narrow=False):
     handles = rows[0, 0].get_legend_handles_labels()
     title = r"learning rate, $\eta/\eta_c$"
     figure.legend(*handles, loc="outside lower center", ncols=4 if narrow else 7, fontsize="small", title=title)
+    letter_panels(figure)
     return figure
 
 

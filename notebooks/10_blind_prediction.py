@@ -44,13 +44,16 @@ tolerance: float = 0.005  # relative width of the bracket around a critical lear
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
+import xarray as xr
+from matplotlib.ticker import MaxNLocator
 from scipy.stats import gmean, t
 
 from phantombook import notebook
 from phantombook.figures.critical import contexts_and_means
 from phantombook.figures.escaping import in_figure
 from phantombook.figures.palette import FAMILIES, REFERENCE, model_colours
-from phantombook.figures.style import WIDTH, label_line
+from phantombook.figures.style import WIDTH, label_line, small_multiples
 from phantombook.inputs import chosen_held_out
 from phantombook.ledger.claims import load_claims
 from phantomlib.critical import blind, predictors, scaling
@@ -316,6 +319,71 @@ nb.answer(
     value=predictions["adam"].value,
     actual=actual["adam"],
     n=measured["adam"].sizes["context"],
+)
+
+# %% [markdown]
+# ## Whole paths, not only their ends
+#
+# To find the critical rate, a predictor follows the three logits from step to step. So it foretells the whole path of
+# the [logit gap](../definitions.md#context), at any rate. We compare the paths of *third order* with runs of the first
+# two contexts. The rates are half, once, twice and four times the predicted critical rate.
+
+# %%
+multiples = [0.5, 1, 2, 4]  # learning rates in units of the predicted critical one
+
+
+def path_and_run(context, optimizer):
+    """The predicted and the measured gap of one context, over rate and step."""
+    recipe = recipes[optimizer]
+    rates = predictions[optimizer].rates[context.id] * np.array(multiples)
+    path = predictors.predicted_gaps(subject, context, recipe, rates)
+    run = nb.store.run(subject, [context], rates[None], recipe).isel(context=0, seed=0)
+    both = {"predicted": (("rate", "step"), path.values), "measured": run.logit_gap}
+    return xr.Dataset(both, attrs=run.attrs).assign_coords(rate=multiples)
+
+
+paths = {(c.id, o): path_and_run(c, o) for c in fitting[:2] for o in labels}
+followed = pd.concat(
+    path.to_dataframe()[["predicted", "measured"]].assign(context=c, optimizer=o)
+    for (c, o), path in paths.items()
+).reset_index()
+followed["off"] = abs(followed.predicted - followed.measured)
+off = followed.groupby("optimizer").off.max()
+before = followed[followed.measured <= 0].groupby("optimizer").off.max()
+
+# %% tags=["remove-cell"]
+nb.caption(
+    "fig-paths",
+    f"""Logit gap of two contexts of the held-out model ({subject.name}) along training, at four learning rates
+        (colours, in units of the predicted critical one), one panel per context and optimiser. Lines: measured. Dots:
+        predicted from the untouched model. Grey line: where the correct token overtakes. Full fine-tuning, one
+        deterministic run per line.""",
+    alt="""The dots lie on the lines until these cross zero. Under SGD they stay on them; under Adam the lines of one
+        sentence leave their dots after that.""",
+)
+
+# %% tags=["hide-input"]
+figure, panels = small_multiples(len(paths), columns=len(labels), height=2.3, sharey="row")
+for axes, ((context, optimizer), path) in zip(panels, paths.items()):
+    axes.axhline(0, color=REFERENCE, linewidth=0.8)
+    for multiple, colour in zip(multiples, sns.color_palette("flare", len(multiples))):
+        one = path.sel(rate=multiple)
+        axes.plot(path.step, one.measured, color=colour, linewidth=1.2, label=f"{multiple:g}")
+        axes.plot(path.step, one.predicted, "o", color=colour, markersize=2.5)
+    axes.set_title(f"{labels[optimizer]}, {in_figure(context)}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+for axes in panels[-len(labels) :]:
+    axes.set_xlabel("step")
+handles, title = panels[0].get_legend_handles_labels(), "learning rate / predicted critical rate"
+figure.legend(*handles, loc="outside upper center", ncols=len(multiples), fontsize="small", title=title)
+figure.supylabel(r"logit gap $\Delta$ (nat)", fontsize="medium")
+nb.figure(figure, "fig-paths", runs=paths, data=followed)
+nb.say(
+    "As long as the competitor leads, path and run are at most {before[adam]:.2f} nats apart under Adam and "
+    "{before[sgd]:.3f} under SGD. Over all steps the largest distance is {off[adam]:.1f} nats under Adam and "
+    "{off[sgd]:.3f} under SGD. A prediction of the critical rate needs the path only up to the crossing.",
+    before=before,
+    off=off,
 )
 
 # %% [markdown]

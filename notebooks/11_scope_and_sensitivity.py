@@ -283,7 +283,7 @@ nb.caption(
     "fig-controls",
     """Critical kinematic number of near-synonym and control pairs, on a logarithmic axis. One dot per context, where
         the number is defined; one colour per model. Black bars: geometric mean over the contexts of a model. Grey line:
-        N = 1. Left: Adam; right: SGD. Full fine-tuning, critical rates to a bracket of 0.5 %, deterministic.""",
+        N = 1. One panel per optimiser. Full fine-tuning, critical rates to a bracket of 0.5 %, deterministic.""",
     alt="""Dots of every kind scatter around one. Bars of matched controls lie as close together as those of
         near-synonyms; those of unrelated pairs lie further apart.""",
 )

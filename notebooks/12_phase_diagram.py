@@ -99,6 +99,7 @@ nb.say(
 # [overlaps](../definitions.md#geometry) of the pairs. Each context of a charted model is fine-tuned with Adam at
 # learning rates that correspond to given kinematic numbers.
 
+
 # %%
 def chart(ref):
     """The runs of one model at the given kinematic numbers."""
@@ -167,9 +168,9 @@ nb.caption(
     f"""Phase diagram of {len(points)} runs: {len(charted)} models and {len(pairs)} pairs, each at
         {len(numbers)} kinematic numbers from {min(numbers):g} to {max(numbers):g}. Full fine-tuning with Adam,
         {steps} steps, deterministic: one run per dot, no seeds. Across: the overlap of the pair before training. Up:
-        the kinematic number, on a logarithmic axis. Left: the final order parameter in units of its bound, from
+        the kinematic number, on a logarithmic axis. (a) The final order parameter in units of its bound, from
         commitment to the competitor (blue) over none (grey) to the correct token (red), on a scale that is stretched
-        near zero. Right: the final rank of the correct token, from first (yellow) to tenth or worse (dark). Grey line:
+        near zero. (b) The final rank of the correct token, from first (yellow) to tenth or worse (dark). Grey line:
         the critical kinematic number predicted from other models; its range over them, {span}, is
         {"thinner than the line" if thin else "the grey band"}.""",
     alt="""At all overlaps the dots above the predicted horizontal line are red and of first rank. Those below it are
@@ -231,22 +232,6 @@ nb.say(
     correlation=correlation,
     n=len(pairs),
     what="language's setting shapes the readout" if correlation > 0.3 else "setting shapes the readout only weakly",
-)
-
-# %% tags=["hide-input"]
-close = points[points.distance == labels[0]]
-nb.answer(
-    "The correct word wins above a kinematic number of about {boundary:.2f}, a value taken from other models. At "
-    "overlaps from {least:.2f} to {most:.2f}, {right} of {runs} runs do what the line predicts: overtake at some "
-    "step, or never. Of the {close} runs within a factor of {factor} of the line, {close_right} do.",
-    boundary=boundary,
-    right=int(points.right.sum()),
-    runs=len(points),
-    least=points.overlap.min(),
-    most=points.overlap.max(),
-    close=len(close),
-    factor=factors[0],
-    close_right=int(close.right.sum()),
 )
 
 # %% [markdown]
@@ -312,6 +297,30 @@ if len(others) > 2:
         numbers=spread.number,
         rate=others.overlap.corr(others.rate, method="spearman"),
     )
+
+# %% tags=["hide-input"]
+close = points[points.distance == labels[0]]
+at_large = gmean(extreme.number) if len(extreme) else np.nan
+differs = bool(abs(np.log(at_large / boundary)) > edges[1])  # by more than the runs close to the line
+nb.answer(
+    "The correct word wins above a kinematic number of about {boundary:.2f}, a value taken from other models. "
+    + (
+        "The value is wrong for words that almost coincide: above an overlap of {large} it is {at_large:.2f}. "
+        * differs
+    )
+    + "At overlaps from {least:.2f} to {most:.2f}, {right} of {runs} runs do what the line predicts: overtake at some "
+    "step, or never. Of the {close} runs within a factor of {factor} of the line, {close_right} do.",
+    boundary=boundary,
+    large=LARGE,
+    at_large=at_large,
+    right=int(points.right.sum()),
+    runs=len(points),
+    least=points.overlap.min(),
+    most=points.overlap.max(),
+    close=len(close),
+    factor=factors[0],
+    close_right=int(close.right.sum()),
+)
 
 # %% [markdown]
 # ## What could be wrong

@@ -321,12 +321,13 @@ nb.caption(
     "fig-cure-collateral",
     """Collateral with each loss, divided by that with cross-entropy. Collateral is how far the model's predictions
         have moved (Kullback-Leibler divergence from the untouched model) at the first step at which the correct word
-        leads; each run is just above its own critical learning rate. Top: on the prompts of the other contexts. Bottom:
-        at every position of held-out sentences. One dot per context, one colour per model; bars: geometric mean over a
-        model's contexts. Below the grey line less has changed than with cross-entropy. Dotted: the threshold of the
-        ledger for the mean of all bars of the margin loss. Adam, deterministic but for the initialisation of LoRA (one
-        seed).""",
-    alt="Every bar lies below the grey line; those of the margin loss near 0.5 (top) and 0.6 (bottom).",
+        leads; each run is just above its own critical learning rate. (a), (b) On the prompts of the other contexts.
+        (c), (d) At every position of held-out sentences. One dot per context, one colour per model; bars: geometric
+        mean over a model's contexts. Below the grey line less has changed than with cross-entropy. Dotted: the
+        threshold of the ledger for the mean of all bars of the margin loss. Adam, deterministic but for the
+        initialisation of LoRA (one seed).""",
+    alt="""Every bar lies below the grey line; those of the margin loss near 0.5 on other contexts and 0.6 on held-out
+        sentences.""",
 )
 
 # %% tags=["hide-input"]

@@ -1,6 +1,7 @@
 # ---
 # jupyter:
 #   phantom:
+#     code: shown
 #     minutes: 1
 #   jupytext:
 #     formats: py:percent
@@ -173,9 +174,9 @@ nb.caption(
     "fig-watch",
     f"""Two trainings of the first model on its first context with a Hugging Face Trainer (Adam, constant learning
         rate, deterministic): at {too_small:g} (orange) and {large_enough:g} (blue) times the predicted critical
-        learning rate. Left: the loss that the Trainer logs, with a point wherever it logs. Right: the logit gap that
+        learning rate. (a) The loss that the Trainer logs, with a point wherever it logs. (b) The logit gap that
         the callback logs. Above the grey line the model prefers the correct word.""",
-    alt="Left, both losses fall. Right, the logit gap of one run crosses zero; that of the other stays below it.",
+    alt="Both losses fall. The logit gap of one run crosses zero; that of the other stays below it.",
 )
 
 # %% tags=["hide-input"]
@@ -236,7 +237,7 @@ outcomes = pd.DataFrame(
     for method in ("full", "lora")
     for factor in (too_small, large_enough)
 )
-nb.table(outcomes)
+nb.table(outcomes, top=8)
 
 # %% tags=["hide-input"]
 right = (outcomes.warned == "yes") == (outcomes["gap at the end"] <= 0)

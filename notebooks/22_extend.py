@@ -1,5 +1,7 @@
 # ---
 # jupyter:
+#   phantom:
+#     code: shown
 #   jupytext:
 #     formats: py:percent
 #     text_representation:

@@ -146,18 +146,18 @@ if hardware:
 # %% [markdown]
 # ## Replica-steps per second
 #
-# Left, the speed of full fine-tuning. Right, the reason to advance many replicas at a time: with few of them the
-# machine waits for Python.
+# Panel (a) shows the speed of full fine-tuning. Panel (b) shows why many replicas are advanced at a time: with few
+# of them the machine waits for Python.
 
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-speed",
-    """Left: replica-steps per second of the engine, divided by those of a plain loop, against the number of
+    """(a) Replica-steps per second of the engine, divided by those of a plain loop, against the number of
             replicas; median of the rounds, bands from the least to the greatest; grey line: as fast as the plain loop.
-            Right: time per replica-step against the number of replicas advanced together, relative to the best;
+            (b) Time per replica-step against the number of replicas advanced together, relative to the best;
             median of the rounds, without bands. Logarithmic axes across. Full fine-tuning, Adam (solid) and SGD
             (dotted), one colour per model.""",
-    alt="""Left, the lines start near one, and those of the zoo rise to between two and six. Right, all lines fall and
+    alt="""The lines of (a) start near one, and those of the zoo rise to between two and six. All lines of (b) fall and
         level off.""",
 )
 
@@ -316,6 +316,14 @@ if "diagnosis" in measured:
         beyond="For " + " and ".join(least.index[least > limit]) if (least > limit).any() else "For none of them",
         limit=limit,
     )
+
+# %% tags=["hide-input"]
+if "scan" in measured:
+    nb.say(
+        "A [scan](../data-set.md) of 64 rows of 16 tokens, once the model is in memory, and one epoch of a fused loop "
+        "over the same rows, copying the model included. The last column is their ratio."
+    )
+    nb.table(report.for_people(measured["scan"]["rows"].drop(columns="parameters")), runs=source)
 
 # %% tags=["hide-input"]
 if "memory" in measured:

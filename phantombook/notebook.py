@@ -16,6 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from matplotlib import pyplot
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from phantombook import markup
-from phantombook.figures import escaping, figure_data, style
+from phantombook.figures import escaping, figure_data, stacked, style
 from phantombook.inputs import COMMON, EDITED, FITTING, check_inputs
 from phantombook.plan import Job, make_job
 from phantombook.project import load_profile
@@ -37,6 +38,7 @@ from phantomlib.models import language_model
 from phantomlib.runs.store import Store, commit
 
 JOB: Job | None = None  # which this notebook is run for; set by the runner in the kernel that it starts
+REST = "The first {top} of {rows} rows. The file under *How this was made* has all."
 SCRATCH = Path()  # that the kernel and its runner share
 
 
@@ -94,7 +96,7 @@ class Notebook:
         If the parameter ``contexts`` starts with ``fitting:``, those that do not fit are left out, and the page says so.
 
         Raises:
-            ContextError: naming every context of which a word is not a single token, or whose correct word the model
+            ContextError: naming every context of which the tokenizer does not hold a word, or whose correct word the model
                 prefers already.
         """
         if model.fingerprint not in self._fitting:
@@ -103,6 +105,8 @@ class Notebook:
                 all_at_once(refused, f"in the {len(self.contexts)} contexts for '{model.name}'")
             for error in refused:
                 self.say("> Left out for {model}: {reason}", model=model.name, reason=str(error))
+            for one in filter(attrgetter("compared"), found):
+                self.say("> {context}: {compared}.", context=one.id, compared=one.compared)
             if not found:
                 raise ContextError(f"None of the {len(self.contexts)} contexts fits '{model.name}'; give some that do.")
             self._fitting[model.fingerprint] = found
@@ -139,6 +143,7 @@ class Notebook:
     def caption(self, name: str, caption: str, *, alt: str) -> None:
         """Write the caption of a figure, MyST text, before it is shown, and what a reader who cannot see it should know.
 
+        Panels that it names (a), (b), ... get these letters (:func:`phantombook.figures.stacked.letter_panels`).
         It stands in a cell tagged ``remove-cell``, beside its figure in the editor and only below it on the page.
         """
         self._captions[name] = (caption, alt)
@@ -153,6 +158,8 @@ class Notebook:
             data: the tidy table that the figure draws, to be downloaded; read back from the figure if None.
         """
         drawing = figure.figure
+        if "(a)" in self._captions[name][0]:
+            stacked.letter_panels(drawing)
         frame = figure_data.drawn(drawing) if data is None else data
         display.display(markup.figure(drawing, name, *self._captions[name]), raw=True)
         pyplot.close(drawing)  # or IPython would show it a second time
@@ -167,7 +174,7 @@ class Notebook:
             frame: the table; an undefined number (nan) is shown as a dash.
             digits: decimals of floats.
             fold: fold the table under this line.
-            top: show this many rows, and fold all of them below.
+            top: show this many rows, and say that the file to be downloaded has all.
             cards: on a phone each row is a card. A row whose first cell is empty continues the card above.
             runs: as in :meth:`figure`.
         """
@@ -175,8 +182,7 @@ class Notebook:
         if fold:
             text = markup.folded(fold, text)
         elif top is not None and len(frame) > top:
-            first, whole = markup.markdown_table(frame.head(top), digits), markup.folded(f"All {len(frame)} rows", text)
-            text = f"{first}\n\n{whole}"
+            text = f"{markup.markdown_table(frame.head(top), digits)}\n\n{REST.format(top=top, rows=len(frame))}"
         say(f":::{{div}} cards\n{text}\n:::" if cards else text)
         self._tables += 1
         self._show_origin(runs, f"table-{self._tables}", frame)

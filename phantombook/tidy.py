@@ -1,4 +1,4 @@
-"""An executed notebook as the book shows it: nothing that differs from run to run, and folded what only presents."""
+"""An executed notebook as the book shows it: nothing that differs from run to run, and its code folded."""
 
 import ast
 import re
@@ -11,11 +11,17 @@ FOLDED = {  # tag -> what the fold says
     "injected-parameters": "Parameters of this run",
     "answer": "Where the answer at the head comes from",  # such a cell shows nothing here
 }
+EXPERIMENT = "Show the experiment"  # what the fold of other code says, unless the notebook's header has `code: shown`
 PRESENTS = re.compile(r"nb\.(answer|caption|figure|glue|record|say|table)\(")
 
 
 def tidy(executed, job: Job) -> None:
-    """Drop what differs from run to run, fold what a reader of the book need not see, and note what made it."""
+    """Drop what differs from run to run, fold the code, and note what made it.
+
+    A notebook that teaches its code says so in its header, ``phantom: {code: shown}`` under ``jupyter:``. Of such a one
+    only what presents is folded.
+    """
+    code_is_shown = executed.metadata.get("phantom", {}).get("code") == "shown"
     for name in ("papermill", "jupytext"):
         executed.metadata.pop(name, None)
     executed.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -26,15 +32,17 @@ def tidy(executed, job: Job) -> None:
         for name in ("papermill", "execution"):
             cell.metadata.pop(name, None)
         if cell.cell_type == "code":
-            _tidy_code(cell)
+            _tidy_code(cell, code_is_shown)
 
 
-def _tidy_code(cell) -> None:
+def _tidy_code(cell, code_is_shown: bool) -> None:
     tags = set(cell.metadata.get("tags", ()))
     kinds = tags | ({"answer"} if "nb.answer(" in cell.source and len(cell.outputs) == 1 else set())
     title = next((words for kind, words in FOLDED.items() if kind in kinds), None)
     if tags & FOLDED.keys() or only_presents(cell.source):
         tags.add("hide-input")
+    elif not tags and not code_is_shown:
+        tags, title = {"hide-input"}, title or EXPERIMENT
     if title and "hide-input" in tags:
         cell.metadata["mystnb"] = {"code_prompt_show": title, "code_prompt_hide": title}
     if tags:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # for editors and type checkers
     from phantomlib.contexts import load_contexts as load_contexts
     from phantomlib.contexts import resolve as resolve
     from phantomlib.critical.search import critical_rates as critical_rates
+    from phantomlib.dataset.scan import scan as scan
+    from phantomlib.dataset.watch import ScanCallback as ScanCallback
     from phantomlib.diagnosis import diagnose as diagnose
     from phantomlib.engine.finetune import finetune as finetune
     from phantomlib.engine.recipe import Recipe as Recipe
@@ -27,6 +29,7 @@ _HOMES = {
     "Context": "contexts",
     "PhantomCallback": "trainer",
     "Recipe": "engine.recipe",
+    "ScanCallback": "dataset.watch",
     "SilentFailureWarning": "trainer",
     "Store": "runs.store",
     "Study": "runs.study",
@@ -37,6 +40,7 @@ _HOMES = {
     "load": "models.language_model",
     "load_contexts": "contexts",
     "resolve": "contexts",
+    "scan": "dataset.scan",
 }
 __all__ = [*_HOMES]
 

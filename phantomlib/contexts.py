@@ -1,4 +1,4 @@
-"""Contexts: a prompt, its correct completion and the near-synonym that competes with it, as single tokens."""
+"""Contexts: a prompt, its correct completion and the near-synonym that competes with it, as the tokens where they part."""
 
 import difflib
 import os
@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import yaml
@@ -20,7 +21,11 @@ REQUIRED = ("id", "prompt", "correct", "competitor")
 LOOKED_AT = 200  # characters of a prompt, from the first that is lost, in which lost ones are named
 ID = re.compile(r"[\w.-]{1,100}")  # ids stand in file names, in pages and in log entries
 RUNS = re.compile(r"\s*[^\S ]\s*|  +")  # blanks that are more than the space between two words
-UNSPACED = ("CJK", "IDEOGRAPHIC", "FULLWIDTH", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+# Letters of scripts without spaces between words, by their names: classes ID, CJ, SA and AK of Unicode's Annex 14
+UNSPACED = (
+    *("CJK", "IDEOGRAPHIC", "FULLWIDTH", "HALFWIDTH", "HIRAGANA", "KATAKANA", "BOPOMOFO", "YI SYLLABLE", "TANGUT"),
+    *("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "TAI ", "NEW TAI", "AHOM", "JAVANESE", "BALINESE"),
+)
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,17 @@ class Context:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A context in one tokenizer's ids: ``prompt_ids`` (L,), and the ids of ``c`` and ``k`` as the next token."""
+    """A context in one tokenizer's ids: ``prompt_ids`` (L,), and the ids of ``c`` and ``k`` as the next token.
+
+    Words of several tokens are compared where they part: ``prompt_ids`` end with the tokens that both begin with, and
+    ``compared`` says which tokens are meant. It is empty where each word is one token.
+    """
 
     context: Context
     prompt_ids: tuple[int, ...]
     correct_id: int
     competitor_id: int
+    compared: str = ""
 
     @property
     def id(self) -> str:
@@ -121,11 +131,11 @@ def _problem(entry) -> str:
 
 
 def resolve(context: Context, tokenizer) -> Resolved:
-    """Find the single tokens that continue the prompt with the two words.
+    """Find the tokens that continue the prompt with the two words; those at which they part, if a word is several tokens.
 
     Raises:
-        ContextError: the model would not read what was typed (:func:`check_spelling`); or the words are not single tokens
-            in any way of joining them with the prompt (the nearest that are, are proposed).
+        ContextError: the model would not read what was typed (:func:`check_spelling`); or the tokenizer does not hold a word
+            (the nearest that it holds are proposed), or one word begins with all tokens of the other.
 
     Example:
         >>> import phantomlib as ph
@@ -137,10 +147,21 @@ def resolve(context: Context, tokenizer) -> Resolved:
     if not isinstance(context, Context):
         raise ContextError(f"{shown(context)} is no context; give a ph.Context(id, prompt, correct, competitor).")
     check_spelling(context, tokenizer)
-    found = single_tokens(context.prompt, [context.correct.strip(), context.competitor.strip()], tokenizer)
+    found = tokens_of(context.prompt, [context.correct.strip(), context.competitor.strip()], tokenizer)
     if found is None or found[1][0] == found[1][1]:
         raise ContextError(_why_not(context, tokenizer))
-    return Resolved(context, found[0], *found[1])
+    prompt_ids, (correct_id, competitor_id), compared = found
+    return Resolved(context, prompt_ids, correct_id, competitor_id, compared)
+
+
+def check_resolved(contexts) -> None:
+    """Raise ContextError unless these are a list of :class:`Resolved`."""
+    wrong = contexts
+    if isinstance(contexts, Sequence):
+        wrong = next((one for one in contexts if not isinstance(one, Resolved)), None)
+    if wrong is not None:
+        said = "give a list of what ph.resolve(context, model.tokenizer) returns"
+        raise ContextError(f"{shown(wrong)} is no context in a model's ids; {said}.")
 
 
 def check_spelling(context: Context, tokenizer) -> None:
@@ -190,6 +211,24 @@ def single_tokens(prompt: str, words: Sequence[str], tokenizer) -> tuple[tuple[i
     return None
 
 
+def tokens_of(prompt: str, words: Sequence[str], tokenizer) -> tuple[tuple[int, ...], list[int], str] | None:
+    """As :func:`single_tokens`, and what :class:`Resolved` says of it; else the same of where one or two words part."""
+    if found := single_tokens(prompt, words, tokenizer):
+        return *found, ""
+    for prompt_ids, extended in islice(
+        _joined(prompt, words, tokenizer), 2
+    ):  # in the third, a space may be the last token
+        ends = [ids[len(prompt_ids) :] for ids in extended if ids[: len(prompt_ids)] == prompt_ids]
+        shared = len(os.path.commonprefix(ends)) if len(ends) > 1 else 0
+        spelt = [_letters(tokenizer.decode(end)) for end in ends]
+        if prompt_ids and spelt == [_letters(word) for word in words] and shared < min(map(len, ends)):
+            parted = [end[shared] for end in ends]
+            pieces = " and ".join(f"“{tokenizer.decode([piece]).strip()}”" for piece in parted)
+            said = f"the words are compared where they part, at token {shared + 1} of each: {pieces}"
+            return (*prompt_ids, *ends[0][:shared]), parted, said
+    return None
+
+
 def _joined(prompt: str, words: Sequence[str], tokenizer):
     """For each way of joining: ids of the prompt, and of the prompt with each word."""
     if prompt[-1:].isspace():  # typed as it is meant; a space may belong to the piece of the word
@@ -224,17 +263,13 @@ def _why_not(context: Context, tokenizer) -> str:
     words = dict.fromkeys(filter(str.isalpha, decoded))  # for proposals
     reasons = []
     for role, word in (("correct", context.correct.strip()), ("competitor", context.competitor.strip())):
-        if not word or single_tokens(context.prompt, [word], tokenizer):  # not chosen yet, or fine by itself
+        if not word or tokens_of(context.prompt, [word], tokenizer):  # not chosen yet, or fine by itself
             continue
-        pieces = [ids[0][len(start) :] for start, ids in _joined(context.prompt, [word], tokenizer)]
-        # a single piece that is not the word stands for something unknown
-        spelt = [len(p) for p in pieces if len(p) > 1 and _letters(tokenizer.decode(p)) == _letters(word)]
         near = ", ".join(difflib.get_close_matches(word, words.keys() - {word}, n=3, cutoff=0.5))
-        size, near = f"{min(spelt)} tokens" if spelt else "unknown", near and f" (nearest single tokens: {near})"
-        reasons.append(f"the {role} word {shown(word)} is {size}{near}")
+        reasons.append(f"the {role} word {shown(word)} is unknown{near and f' (nearest single tokens: {near})'}")
     named = " and ".join(shown(word) for word in (context.correct, context.competitor) if word)
-    reasons = reasons or [f"{named} cannot follow this prompt as one token each"]
+    reasons = reasons or [f"{named} do not part at a token after this prompt"]
     return (
         f"Context {shown(context.id)} does not fit the tokenizer: {'; '.join(reasons)}. "
-        "Choose words that are one token after the prompt, or reword the prompt."
+        "Choose words that part at a token after the prompt, or reword the prompt."
     )

@@ -11,7 +11,7 @@ from itertools import islice
 import torch
 
 from phantomlib import readout_geometry
-from phantomlib.contexts import Context, Resolved, check_spelling, resolve, single_tokens
+from phantomlib.contexts import Context, Resolved, check_spelling, resolve, tokens_of
 from phantomlib.critical import rehearsal
 from phantomlib.critical.rehearsal import Estimate
 from phantomlib.critical.scaling import kinematic_number, lora_critical_rate
@@ -125,7 +125,7 @@ def diagnose(
     known, coherence = rehearsal.load_constants()["bulk"], readout_geometry.coherence(model.readout)
     side = "coherent" if coherence > known["boundary"] else "dispersed"
     assumptions = ["this sentence alone is trained on", f"the loss is that of “{correct}” only"]
-    assumptions += ["the learning rate is constant", "without dropout"]
+    assumptions += [*filter(None, [context.compared]), "the learning rate is constant", "without dropout"]
     if recipe.method == "lora":
         adapters = f"LoRA (rank {recipe.rank}, alpha {recipe.alpha:g})"
         assumptions.append(f"{adapters} on all linear layers but the readout")
@@ -240,15 +240,15 @@ def propose(model: LanguageModel, prompt: str, correct: str, count: int = 5) -> 
     always among the ``count`` proposed at most.
 
     Raises:
-        ContextError: the prompt is unknown to the tokenizer or longer than the model reads, ``correct`` is not a single
-            token, or no other word outranks it.
+        ContextError: the prompt is unknown to the tokenizer or longer than the model reads, ``correct`` is unknown to
+            it, or no other word outranks it.
     """
     prompt, correct = prompt.strip(), correct.strip()
     given = Context("given", prompt, correct, "")
     check_spelling(given, model.tokenizer)
-    found = single_tokens(prompt, [correct], model.tokenizer)
-    # without a single token this raises, proposing words that would do
-    alone = Resolved(given, found[0], *2 * found[1]) if found else resolve(given, model.tokenizer)
+    found = tokens_of(prompt, [correct], model.tokenizer)
+    # of a word that the tokenizer does not hold this raises, proposing words that would do
+    alone = Resolved(given, found[0], found[1][0], found[1][0]) if found else resolve(given, model.tokenizer)
     check_lengths(f"'{model.name}'", len(model.readout), positions_of(model.module.config), [alone])
     p = next_token_logits(model, [alone])[0].softmax(-1)
     g = overlaps(model.readout.detach(), torch.tensor([alone.correct_id], device=p.device))[:, 0]
@@ -257,8 +257,9 @@ def propose(model: LanguageModel, prompt: str, correct: str, count: int = 5) -> 
         for token in tokens:
             word = model.tokenizer.decode([token]).strip()
             if word.isalpha() and word.casefold() != correct.casefold():
-                pair = single_tokens(prompt, [correct, word], model.tokenizer)
-                if pair is not None and pair[1][1] == token:  # the word, written after the prompt, is this very token
+                pair = tokens_of(prompt, [correct, word], model.tokenizer)
+                # written after the prompt, it is this very token
+                if pair and pair[0] == alone.prompt_ids and pair[1][1] == token:
                     yield Proposal(word, token, float(p[token]), float(g[token]))
 
     best = p.sort(descending=True, stable=True)

@@ -31,6 +31,7 @@ from phantomlib import order_parameter
 from phantomlib.contexts import Context, Resolved, load_contexts, resolve
 from phantomlib.critical.step_zero import blocks
 from phantomlib.cure import CompetitorLoss
+from phantomlib.dataset.watch import log_through
 from phantomlib.engine.loss import training_loss
 from phantomlib.engine.recipe import Recipe, check_lengths, positions_of
 from phantomlib.errors import ContextError, ParameterError, PhantomError, Unfit, all_at_once, naming, shown
@@ -123,9 +124,10 @@ class PhantomCallback(TrainerCallback, ExportableState):
     ):
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ParameterError(f"every is {shown(every)}; give a whole number of steps of at least 1.")
-        self.contexts = load_contexts(contexts) if isinstance(contexts, str | Path) else list(contexts)
-        if not self.contexts or not all(isinstance(c, Context | Resolved) for c in self.contexts):
+        given = load_contexts(contexts) if isinstance(contexts, str | Path) else contexts
+        if not isinstance(given, Sequence) or not given or not all(isinstance(c, Context | Resolved) for c in given):
             raise ParameterError("contexts must be 'default', a contexts file, or a non-empty list of contexts.")
+        self.contexts = list(given)
         self.every, self.tokenizer, self.recipe = every, tokenizer, Recipe(loss=loss, weight=weight)
         self.trainer, self.seconds, self.watched = None, 0.0, list[_Watched]()
         self.spent = np.zeros(0)  # (G,) sum of the learning rates of each parameter group so far
@@ -226,6 +228,13 @@ class PhantomCallback(TrainerCallback, ExportableState):
         found, vocabulary = self._resolved(processing_class), len(model.get_output_embeddings().weight)
         virtual = getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None) or 0  # in front
         check_lengths(kind, vocabulary, positions_of(model.config) - virtual, found)
+        longest = max(found, key=lambda context: len(context.prompt_ids))
+        try:  # a limit may have any name, or begin at an offset
+            with _measuring(model):
+                _last_logits(model, [longest])
+        except (IndexError, RuntimeError) as error:
+            which = f"the prompt of context '{longest.id}', {len(longest.prompt_ids)} tokens"
+            raise ContextError(f"{kind} cannot read {which} ({shown(str(error), 100)}). Shorten it.") from error
         return found
 
     def _budget(self, scheduler, state) -> np.ndarray:
@@ -249,12 +258,7 @@ class PhantomCallback(TrainerCallback, ExportableState):
             w.rows.append({"step": state.global_step, "budget": float(self.spent.max()), **row})
             logged |= {f"phantom/{w.context.id}/{name}": value for name, value in row.items()}
         logged["phantom/silent_failures"] = sum(w.fails_silently() for w in self.watched)
-        if self.trainer is None:
-            state.log_history.append({**logged, "step": state.global_step})
-        else:
-            due = control.should_log  # logging resets it, and the Trainer's own log of this step would be lost
-            self.trainer.log(logged)
-            control.should_log = due
+        log_through(self.trainer, state, control, logged)
         self.seconds += time.perf_counter() - started
 
     def _values(self, model) -> dict[str, list[float]]:
@@ -283,8 +287,8 @@ class PhantomCallback(TrainerCallback, ExportableState):
 def _velocity(model, context: Resolved, optimizer, recipe: Recipe, args) -> list[float]:
     """``v_0`` of each parameter group (G,), nats per unit of its learning rate; nan where it is not known."""
     groups, inner = optimizer.param_groups, getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
-    kind = next((kind for kind in OPTIMIZERS if isinstance(inner, kind)), None)
-    if kind is None or any(group.get("momentum") for group in groups):
+    kind = type(inner)  # a class derived from one of these may step otherwise
+    if kind not in OPTIMIZERS or any(group.get("momentum") for group in groups):
         return [math.nan] * len(groups)
     trained = {p: i for i, group in enumerate(groups) for p in group["params"] if p.requires_grad}
     with _measuring(model), torch.enable_grad():

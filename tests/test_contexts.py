@@ -147,11 +147,38 @@ def test_a_piece_that_holds_its_space_is_found_behind_a_prompt_that_ends_with_on
     assert pieces == ["she ", "felt ", "deep ", "shame ", "guilt "]
 
 
-@pytest.mark.parametrize("habit", tiny.TOKENIZERS)
-def test_a_word_of_several_tokens_is_refused_with_proposals(habit):
-    words = Context("a", "she felt deep", "shames", "guilt")
-    said = refused("correct word 'shames'", resolve, words, tiny.TOKENIZERS[habit]())
+def test_a_word_that_the_tokenizer_does_not_hold_is_refused_with_proposals():
+    said = refused("correct word 'shames'", resolve, Context("a", "she felt deep", "shames", "guilt"), tiny.bare())
     assert "'a'" in said and "shame" in said.split("nearest")[1] and "competitor word" not in said
+
+
+@pytest.mark.parametrize("habit", ["leading", "leading with BOS", "metaspace"])
+@pytest.mark.parametrize(
+    "words, read, pieces",
+    [
+        (("shames", "guilt"), "she felt deep", ["shame", "guilt"]),
+        (("shamed", "shames"), "she felt deep shame", ["d", "s"]),
+    ],
+)
+def test_words_of_several_tokens_are_compared_where_they_part(habit, words, read, pieces):
+    tokenizer = tiny.TOKENIZERS[habit]()
+    found = resolve(Context("a", "she felt deep", *words), tokenizer)
+    assert tokenizer.decode(found.prompt_ids, skip_special_tokens=True).strip() == read
+    assert [tokenizer.decode([piece]).strip() for piece in (found.correct_id, found.competitor_id)] == pieces
+    assert f"at token {len(read.split()) - 2} of each" in found.compared and all(
+        f"“{p}”" in found.compared for p in pieces
+    )
+    for word, piece in zip(
+        words, (found.correct_id, found.competitor_id), strict=True
+    ):  # what the whole text begins with
+        text = tokenizer(f"she felt deep {word}")["input_ids"]
+        assert tuple(text[: len(found.prompt_ids) + 1]) == (*found.prompt_ids, piece)
+
+
+@pytest.mark.parametrize("habit", tiny.TOKENIZERS)
+@pytest.mark.parametrize("words", [("shame", "shames"), ("shames", "shame")])
+def test_a_word_that_begins_with_the_other_is_refused(habit, words):
+    refused("do not part|unknown", resolve, Context("a", "she felt deep", *words), tiny.TOKENIZERS[habit]())
 
 
 WORDS = [("zebra", "guilt"), ("shame", "qqq"), ("zebra", "qqq"), ("雪", "guilt"), ("shame", " shame")]
@@ -160,7 +187,7 @@ WORDS = [("zebra", "guilt"), ("shame", "qqq"), ("zebra", "qqq"), ("雪", "guilt"
 @pytest.mark.parametrize("habit", tiny.TOKENIZERS)
 @pytest.mark.parametrize("correct, competitor", WORDS)
 def test_words_the_tokenizer_does_not_hold_or_holds_as_one_are_refused(habit, correct, competitor):
-    words = "tokens|unknown" if correct != competitor.strip() else "cannot follow this prompt as one token each"
+    words = "unknown" if correct != competitor.strip() else "do not part at a token after this prompt"
     refused(words, resolve, Context("a", "she felt deep", correct, competitor), tiny.TOKENIZERS[habit]())
 
 
@@ -230,16 +257,13 @@ def test_a_prompt_that_would_be_altered_is_refused_by_its_characters(prompt, wor
         assert len(refused(words, resolve, Context("a", prompt, "glad", "happy"), tokenizer)) < 600
 
 
+IN_PIECES = ("zyzzyva", "deep shame", "<|endoftext|>", "x" * 50_000)  # some tokenizers spell them
 NO_TOKENS = (
-    "zyzzyva",
-    "deep shame",
     "shamé",
     "7",
     "?",
     "🙂",
     "<script>",
-    "<|endoftext|>",
-    "x" * 50_000,
     "sha\nme",
     "sha\0me",
 )
@@ -250,6 +274,18 @@ def test_a_word_that_is_no_token_is_refused(word, zoo_tokenizers):
     words = "or NUL" if "\0" in word else f"the correct word {word[:8]!r} is|the correct word '{word[:20]}"
     for tokenizer in (zoo_tokenizers[0], zoo_tokenizers[5]):
         refused(words, resolve, Context("a", LIE, word, "guilt"), tokenizer)
+
+
+@pytest.mark.parametrize("word", IN_PIECES, ids=briefly)
+def test_a_word_in_pieces_is_read_as_it_is_typed_or_refused(word, zoo_tokenizers):
+    words, spelt = Context("a", LIE, word, "guilt"), 0
+    for tokenizer in (zoo_tokenizers[0], zoo_tokenizers[5]):
+        if tokenizer.decode(tokenizer(word, add_special_tokens=False)["input_ids"]).strip() != word:
+            refused(f"the correct word {word[:8]!r} is|the correct word '{word[:20]}", resolve, words, tokenizer)
+            continue
+        found, spelt = resolve(words, tokenizer), spelt + 1
+        assert found.compared and word.startswith(tokenizer.decode([found.correct_id]).strip())
+    assert spelt
 
 
 @pytest.mark.parametrize("habit", tiny.TOKENIZERS)
@@ -267,12 +303,12 @@ class Greedy:
     """The longest piece that fits, from the left; letters otherwise."""
 
     def __init__(self, *pieces):
-        self.pieces = [*sorted(pieces, key=len, reverse=True), *"abcdefghijklmnopqrstuvwxyz"]
+        self.pieces = [*sorted(pieces, key=len, reverse=True), *"abcdefghijklmnopqrstuvwxyz?"]
 
     def __call__(self, text, **options):
         ids = []
         while text:
-            piece = next(piece for piece in self.pieces if text.startswith(piece))
+            piece = next((piece for piece in self.pieces if text.startswith(piece)), "?")
             ids.append(self.pieces.index(piece))
             text = text[len(piece) :]
         return {"input_ids": ids}
@@ -287,15 +323,27 @@ class Greedy:
 
 
 def test_a_word_is_not_blamed_for_what_it_is_not():
-    words, apart = Context("a", "she felt", "shame", "guilt"), Greedy("she", " felt", " ", "shame")  # spaces are pieces
-    assert "correct word" not in refused("the competitor word 'guilt' is 5 tokens", resolve, words, apart)
-    mixed = Greedy("she", " felt", " ", " shame", "guilt ")  # each word is one token, but in another way of joining
-    refused("'shame' and 'guilt' cannot follow this prompt as one token each", resolve, words, mixed)
+    words, apart = (
+        Context("a", "she felt", "shame", "guilté"),
+        Greedy("she", " felt", " ", "shame"),
+    )  # spaces are pieces
+    assert "correct word" not in refused("the competitor word 'guilté' is unknown", resolve, words, apart)
 
 
 # ------------------------------------------------------------------------- the model reads what was typed, or nothing
 
-ZH = ("我 喜欢 猫", "我 喜欢 狗", "สวัสดี", "私は 猫", "私は 犬")
+ZH = (
+    "我 喜欢 猫",
+    "我 喜欢 狗",
+    "สวัสดี",
+    "私は 猫",
+    "私は 犬",
+    "ｱﾅﾀﾊ ｽｷ ｷﾗ",
+    "ㄅㄆ ㄈ ㄊ",
+    "ꀀꀁ ꀃ ꀅ",
+    "ᥐᥑ ᥓ ᥕ",
+    "ꦏꦒ ꦕ ꦚ",
+)
 
 
 def words_of(*texts, behind=""):
@@ -316,6 +364,11 @@ def words_of(*texts, behind=""):
 JOINED = {  # prompt and two words -> the text that the model reads up to the first word
     "Chinese": (("我喜欢", "猫", "狗"), "我喜欢猫"),
     "Japanese": (("私は", "猫", "犬"), "私は猫"),
+    "Japanese in narrow letters": (("ｱﾅﾀﾊ", "ｽｷ", "ｷﾗ"), "ｱﾅﾀﾊｽｷ"),
+    "Bopomofo": (("ㄅㄆ", "ㄈ", "ㄊ"), "ㄅㄆㄈ"),
+    "Yi": (("ꀀꀁ", "ꀃ", "ꀅ"), "ꀀꀁꀃ"),
+    "Tai Le": (("ᥐᥑ", "ᥓ", "ᥕ"), "ᥐᥑᥓ"),
+    "Javanese": (("ꦏꦒ", "ꦕ", "ꦚ"), "ꦏꦒꦕ"),
     "a Latin word after Chinese": (("我喜欢", "shame", "guilt"), "我喜欢shame"),
     "Latin": (("she felt", "shame", "guilt"), "she felt shame"),
     "a line end": (("she felt\n", "shame", "guilt"), "she felt\nshame"),

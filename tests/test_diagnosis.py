@@ -11,7 +11,7 @@ import transformers
 from tiny import ARCHITECTURES, contexts, model
 
 from phantombook.diagnosis_text import diagnosis_as_text
-from phantomlib.contexts import load_contexts, resolve
+from phantomlib.contexts import Context, load_contexts, resolve
 from phantomlib.critical.rehearsal import CLOSE, OVERTAKES, SILENT, UNKNOWN, Estimate, estimate_critical_rate
 from phantomlib.critical.search import critical_rates
 from phantomlib.critical.step_zero import velocity
@@ -54,6 +54,18 @@ def test_order_parameter_of_the_diagnosis_is_the_trace(tied):
     e = normalise(plain.readout)
     trace = order_parameter_by_trace(density_matrix(p, plain.readout), e[context.correct_id], e[context.competitor_id])
     assert found.phi == pytest.approx(float(trace), abs=1e-12)
+
+
+def test_words_of_several_tokens_are_compared_where_they_part():
+    plain, prompt = language_model.load("zoo:gpt2-s"), "After the lie, Anna felt a deep sense of"
+    found = diagnose(plain, resolve(Context("a", prompt, "shameful", "guilt"), plain.tokenizer), Recipe(steps=2))
+    z = plain.module(torch.tensor([plain.tokenizer(prompt)["input_ids"]])).logits[0, -1]
+    first, rival = (plain.tokenizer(word)["input_ids"][0] for word in (" shameful", " guilt"))
+    assert found.gap == pytest.approx(float(z[first] - z[rival]), abs=1e-5)
+    assert f"at token 1 of each: “{plain.tokenizer.decode([first]).strip()}” and “guilt”" in diagnosis_as_text(
+        found
+    ).replace("\n ", "")
+    assert all(one.probability > float(z.softmax(0)[first]) for one in propose(plain, prompt, "shameful"))
 
 
 def test_kinematic_number_and_outcomes():
@@ -129,7 +141,7 @@ def test_no_proposal_for_the_favourite_or_for_what_cannot_be_read(zoo):
     favourite = max(propose(zoo, lie, "shame"), key=lambda p: p.probability).word
     for prompt, correct, words in (
         (lie, favourite, "rather go on with no other word"),
-        (lie, "zyzzyva", "zyzzyva"),
+        (lie, "zyzzÿva", "zyzzÿva"),
         ("Anna was very " * 40, "glad", "reads no more than 64"),
         ("Was Anna? She felt very", "glad", "does not know '\\?'"),
     ):

@@ -148,6 +148,10 @@ OPTIMIZERS = {
     "a clipped gradient": (lambda m: SGD(m.parameters()), {"max_grad_norm": 0.1}),
     "smoothed labels": (lambda m: SGD(m.parameters()), {"label_smoothing_factor": 0.4}),
     "momentum, which later steps gather": (lambda m: SGD(m.parameters(), momentum=0.9), {}),
+    "an optimiser derived from a known one": (
+        lambda m: type("Own", (torch.optim.SGD,), {})(m.parameters(), lr=1e-6),
+        {},
+    ),
     "another optimiser": (lambda m: torch.optim.Adagrad(m.parameters(), lr=1e-6), {}),
 }
 
@@ -322,7 +326,7 @@ PAIR = Context("x", "she felt deep", "shame", "guilt")
 UNKNOWN = [Context("x", "she felt", "zyzzyva", "guilt"), Context("y", "she felt?", "shame", "guilt")]
 REFUSED = [  # arguments of the callback, what is raised, what is said
     *(({"every": every}, ParameterError, "every") for every in (0, -1, 2.5, "3", True, None)),
-    *(({"contexts": given}, ParameterError, "contexts") for given in ([], ["shame"], [None])),
+    *(({"contexts": given}, ParameterError, "contexts") for given in ([], ["shame"], [None], PAIR)),
     ({"contexts": [PAIR]}, PhantomError, "tokenizer"),
     ({"contexts": UNKNOWN, "tokenizer": leading()}, ContextError, "2 problems.*zyzzyva.*'\\?'"),
     ({"contexts": [replace(PAIR, prompt="she felt deep " * 40)], "tokenizer": leading(model_max_length=64)},
@@ -355,6 +359,7 @@ TINY = {"vocab_size": 41, "hidden_size": 16, "num_hidden_layers": 2, "num_attent
     [
         ("GPT2ForSequenceClassification", {"n_embd": 16, "n_layer": 2, "n_head": 4, "vocab_size": 41}, "has no readout"),
         ("LlamaForTokenClassification", TINY, "has no readout"),
+        ("MusicgenForCausalLM", {"vocab_size": 41, "hidden_size": 16, "num_hidden_layers": 1, "num_codebooks": 2}, "has no readout"),
         ("T5ForConditionalGeneration", {"vocab_size": 41, "d_model": 16, "d_ff": 24, "num_layers": 2}, "reads one text"),
         ("BertForMaskedLM", TINY, "lets a token see"),
         ("RobertaForMaskedLM", TINY, "lets a token see"),
@@ -365,6 +370,23 @@ def test_what_has_no_next_token_is_refused(name, settings, reason, tmp_path):
     one = trainer(kind(kind.config_class(**settings)), CONTEXT, tmp_path, 1e-3)
     with pytest.raises(PhantomError, match=f"'{name}' {reason}.*language model"):
         PhantomCallback([CONTEXT]).attach(one)
+
+
+OFFSET = TINY | {"is_decoder": True, "max_position_embeddings": 10, "pad_token_id": 1}  # reads 8: positions begin at 2
+
+
+@pytest.mark.parametrize(
+    "name, settings, length",
+    [
+        ("MptForCausalLM", {"d_model": 16, "n_layers": 1, "n_heads": 2, "max_seq_len": 8, "vocab_size": 41}, 12),
+        ("RobertaForCausalLM", OFFSET, 9),
+    ],
+)
+def test_a_prompt_beyond_the_positions_is_told_whatever_the_limit_is_called(name, settings, length, tmp_path):
+    kind = getattr(transformers, name)
+    one = trainer(kind(kind.config_class(**settings)), CONTEXT, tmp_path, 1e-3)
+    with refused(ContextError, f"{name} cannot read the prompt of context 'c0', {length} tokens"):
+        PhantomCallback([CONTEXT, replace(CONTEXT, prompt_ids=tuple(range(2, 2 + length)))]).attach(one)
 
 
 def test_what_would_be_lost_is_refused(tmp_path, train):

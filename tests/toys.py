@@ -74,10 +74,16 @@ def only_the_word(context):
 
 def a_trainer(module, rows, folder, rate, optimizer="sgd", given=None, **options):
     """A Trainer of a module that goes over rows once, without anything that an option does not ask for."""
-    plain = {"lr_scheduler_type": "constant", "logging_steps": 2, "max_grad_norm": 0.0, "save_strategy": "no"}
+    plain = {
+        "lr_scheduler_type": "constant",
+        "logging_steps": 2,
+        "max_grad_norm": 0.0,
+        "save_strategy": "no",
+        "num_train_epochs": 1,
+    }
     options = plain | options
     arguments = TrainingArguments(
-        str(folder), per_device_train_batch_size=options.pop("batch", 1), num_train_epochs=1, learning_rate=rate, report_to=[],
+        str(folder), per_device_train_batch_size=options.pop("batch", 1), learning_rate=rate, report_to=[],
         optim={"sgd": "sgd", "adam": "adamw_torch"}[optimizer], disable_tqdm=True, use_cpu=True, **options,
     )  # fmt: skip
     return Trainer(module, arguments, train_dataset=rows, **(given or {}))

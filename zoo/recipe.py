@@ -60,6 +60,7 @@ RECIPES = {
         PretrainingRecipe("neox-s", "gpt_neox", 96, 3, 3),
         PretrainingRecipe("neox-m", "gpt_neox", 144, 4, 3),
         PretrainingRecipe("llama-s", "llama", 96, 4, 3),
+        PretrainingRecipe("llama-s-seed1", "llama", 96, 4, 3, seed=1),
         PretrainingRecipe("gpt2-s-seed1", "gpt2", 96, 3, 3, seed=1),
         PretrainingRecipe("gpt2-s-seed2", "gpt2", 96, 3, 3, seed=2),
         PretrainingRecipe("gpt2-s-mix1", "gpt2", 96, 3, 3, mix=1),

@@ -16,6 +16,7 @@ BETTER = {
     ' role="doc-biblioentry"': ' role="listitem"',
     ' class="dataframe"': ' class="dataframe" tabindex="0"',
 }
+BRANCH = re.compile(r">([^<>]+)</a>(<details[^>]*>)<summary>")  # of the list of pages in the sidebar
 CARDS = re.compile(r'<div class="cards\b.*?</table>', re.DOTALL)
 
 
@@ -43,6 +44,13 @@ def _description(doctree) -> str:
     paragraph = next(iter(doctree.findall(nodes.paragraph)), None) if doctree else None
     text = re.sub(r"\s+", " ", paragraph.astext()).strip() if paragraph else ""
     return text if len(text) <= DESCRIPTION_LENGTH else text[:DESCRIPTION_LENGTH].rsplit(" ", 1)[0] + " …"
+
+
+def name_branches(app, page, template, context, doctree):
+    """In the list of pages, the button that opens a branch says whose pages it opens."""
+    listed = context["generate_toctree_html"]
+    named = r'>\1</a>\2<summary aria-label="Pages of \1">'
+    context["generate_toctree_html"] = lambda **options: BRANCH.sub(named, str(listed(**options)))
 
 
 def _named_cells(found) -> str:
@@ -86,4 +94,5 @@ def setup(app):
     app.add_config_value("repository", "", "html")
     app.connect("config-inited", find_repository)
     app.connect("html-page-context", frame)
+    app.connect("html-page-context", name_branches, priority=900)  # after the theme has put its list there
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -3,10 +3,9 @@
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from phantombook.figures.palette import REFERENCE
-from phantombook.figures.style import LINE, legend_above, small_multiples
+from phantombook.figures.style import LINE, early_steps, legend_above, small_multiples
 
 
 def jump_panels(
@@ -33,7 +32,7 @@ def jump_panels(
         ends = [share.isel(rate=rate).sel(context=j.context, seed=j.seed, step=j.step) for j in jumps.itertuples()]
         axes.plot(jumps.step, ends, "o", markersize=4, markerfacecolor="none", **style | {"markeredgewidth": 0.9})
         axes.set_title(name)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        early_steps(axes, int(run.step[-1]))
     figure.supxlabel("step", fontsize="medium")
     figure.supylabel(r"order parameter $\Phi\,/\sqrt{1-g_{ck}^2}$", fontsize="medium")
     return figure

@@ -1,7 +1,7 @@
 """Colours, one meaning each through the whole book; all from the colour-blind-safe set of Okabe and Ito."""
 
 import matplotlib as mpl
-import seaborn as sns
+import numpy as np
 
 CORRECT, COMPETITOR = "#0072B2", "#D55E00"
 SIGNAL, DRAG, PHI = "#009E73", "#CC79A7", "#000000"
@@ -18,6 +18,8 @@ def model_colours(models) -> dict[str, tuple]:
     for family in dict.fromkeys(m.model_type for m in models):
         members = sorted((m for m in models if m.model_type == family), key=lambda m: m.n_parameters)
         hue = FAMILIES.get(family, OTHER_FAMILY)
-        shades = sns.light_palette(hue, n_colors=len(members) + 2)[2:] if len(members) > 1 else [mpl.colors.to_rgb(hue)]
-        colours |= {m.name: shade for m, shade in zip(members, shades, strict=True)}
+        pure = np.array(mpl.colors.to_rgb(hue))
+        ramp = mpl.colors.LinearSegmentedColormap.from_list("", [0.5 + 0.5 * pure, pure, 0.5 * pure])  # light to dark
+        places = np.linspace(0, 1, max(3, len(members)))[: len(members)] if len(members) > 1 else [0.5]
+        colours |= {m.name: tuple(ramp(place)[:3]) for m, place in zip(members, places, strict=True)}
     return colours

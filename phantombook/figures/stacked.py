@@ -1,5 +1,6 @@
 """The same figure for a phone: its panels one below the other, its letters as large as the text around them."""
 
+import string
 import textwrap
 from typing import Any
 
@@ -13,13 +14,23 @@ LETTERS = 44  # of a title or label, on one line of that width
 HEIGHTS = (1.7, 2.5)  # inches, of one panel
 
 
+def letter_panels(figure: Figure) -> None:
+    """Write (a), (b), ... before the titles of the panels in reading order, once.
+
+    A phone shows the panels one below the other, so a caption cannot call one of them "left".
+    """
+    for axes, letter in zip(_panels(figure), string.ascii_lowercase, strict=False):
+        if not (title := axes.get_title()).startswith(f"({letter})"):
+            axes.set_title(f"({letter}) {title}".rstrip())
+
+
 def in_one_column(figure: Figure) -> None:
     """Rearrange a figure in place: one column of panels, two if it had three or more of panels that share their axes.
 
     Labels that a neighbour carried are written at each panel, long ones in two lines, and a legend above or below the
     panels gets as many columns as fit.
     """
-    panels = [axes for axes in figure.axes if axes.get_subplotspec()]
+    panels = _panels(figure)
     if not panels:
         return
     engine = ConstrainedLayoutEngine(h_pad=0.09)  # inches: a title keeps its distance from the panel above
@@ -49,6 +60,11 @@ def in_one_column(figure: Figure) -> None:
         text.set_text(_wrapped(text.get_text(), LETTERS // columns))
     if along := figure.get_supxlabel():
         figure.supxlabel(_wrapped(along, LETTERS // columns), fontsize="medium")
+
+
+def _panels(figure: Figure) -> list[Axes]:
+    """The panels in reading order; a colour bar is none."""
+    return [axes for axes in figure.axes if axes.get_subplotspec()]
 
 
 def _labels(places: dict, place: tuple[int, int]) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -78,6 +79,14 @@ def log_ticks(*axes) -> None:
         axis.set_major_locator(LogLocator(subs=next(subs for least, subs in LABELLED.items() if decades > least)))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(_plain))
+
+
+def early_steps(axes: Axes, last: int) -> None:
+    """An axis of steps in the logarithm of one plus the step: the first steps, where runs jump, have most room."""
+    axes.set_xscale("function", functions=(np.log1p, np.expm1))
+    ticks = [step for step in (0, 1, 2, 5, 10, 20, 50, 100) if step <= last]
+    axes.set_xticks(ticks, map(str, ticks))
+    axes.minorticks_off()
 
 
 def _plain(value: float, _) -> str:

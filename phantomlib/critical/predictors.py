@@ -61,11 +61,7 @@ def predict_critical_rates(store: Store, model: LanguageModel, contexts: list[Re
         ContextError: a context does not fit the model, or there is nothing to overtake in it.
         ParameterError: the recipe is not one that the ladder can follow, or memory does not suffice.
     """
-    if recipe.optimizer == "adamw" or recipe.method != "full" or recipe.loss != "cross-entropy":
-        raise ParameterError(
-            f"Predictions follow full fine-tuning of the cross-entropy with sgd or adam, not {recipe.method} of the "
-            f"loss '{recipe.loss}' with {recipe.optimizer}; measure this one with critical_rates."
-        )
+    _check_recipe(recipe)
 
     def compute() -> dict:
         check_contexts(model, contexts)
@@ -79,6 +75,22 @@ def predict_critical_rates(store: Store, model: LanguageModel, contexts: list[Re
     table = store.remember("predictors", [VERSION, SAMPLE], model, contexts, recipe, compute)
     values = {name: ("context", np.array(column, dtype=float)) for name, column in table.items()}
     return xr.Dataset(values, {"context": [c.id for c in contexts]}, {"model": model.name})
+
+
+def predicted_gaps(model: LanguageModel, context: Resolved, recipe: Recipe, rates) -> xr.DataArray:
+    """The logit gap along T steps at each of R learning rates, as the rung ``third_order`` follows it from step 0.
+
+    Returns:
+        Gap in nats over ``rate`` and ``step`` (R, T + 1); nan if that rung has no solution.
+
+    Raises:
+        ParameterError: as :func:`predict_critical_rates`.
+    """
+    _check_recipe(recipe)
+    _, path = _climb(Problem(model, context, recipe), recipe)
+    rates, steps = np.asarray(rates, dtype=float), np.arange(recipe.steps + 1)
+    gaps = [path.gaps(rate) if path else np.full(len(steps), np.nan) for rate in rates]
+    return xr.DataArray(gaps, {"rate": rates, "step": steps}, ("rate", "step"), "predicted_gap")
 
 
 def contexts_with_rates(
@@ -119,7 +131,20 @@ def first_steps(store: Store, model: LanguageModel, contexts: list[Resolved], re
     return xr.DataArray(np.where(rates > 0, rates, np.nan), {"context": [c.id for c in contexts]}, "context")
 
 
+def _check_recipe(recipe: Recipe) -> None:
+    if recipe.optimizer == "adamw" or recipe.method != "full" or recipe.loss != "cross-entropy":
+        raise ParameterError(
+            f"Predictions follow full fine-tuning of the cross-entropy with sgd or adam, not {recipe.method} of the "
+            f"loss '{recipe.loss}' with {recipe.optimizer}; measure this one with critical_rates."
+        )
+
+
 def _ladder(problem: Problem, recipe: Recipe) -> dict[str, float]:
+    return _climb(problem, recipe)[0]
+
+
+def _climb(problem: Problem, recipe: Recipe) -> tuple[dict[str, float], "_Path | None"]:
+    """The rate of every rung, and the path of ``third_order`` if there is one."""
     leaves = problem.leaves()
     logits = problem.logits(leaves)  # (V,)
     z = problem.three(logits).detach()  # (3,)
@@ -139,6 +164,7 @@ def _ladder(problem: Problem, recipe: Recipe) -> dict[str, float]:
     found["three_gradients"] = path.critical_rate(start, order=1)
     found["second_order"] = rate = path.critical_rate(start)
     found |= {"third_order": math.nan, "quadrature": math.nan}
+    third = None
     if math.isfinite(rate):
         # from now on along the displacement that the second order predicts, at length one; its length is the reach
         direction = path.displacement(rate, D)
@@ -147,7 +173,8 @@ def _ladder(problem: Problem, recipe: Recipe) -> dict[str, float]:
         for piece in direction:
             piece.div_(reach)
         D = derivatives(problem, direction, 3, reach=reach)
-        found["third_order"] = _Path(z, D, direction, recipe).critical_rate(rate)
+        third = _Path(z, D, direction, recipe)
+        found["third_order"] = third.critical_rate(rate)
         del D
         # gradients at the beginning, the middle and the end of the way, as derivatives at its beginning
         D = [gradients(problem), *(gradients(problem, direction, share * reach) for share in (0.5, 1.0))]
@@ -157,7 +184,7 @@ def _ladder(problem: Problem, recipe: Recipe) -> dict[str, float]:
                 e.sub_(m, alpha=2).add_(g).mul_(4 / reach**2)
                 m.copy_(first)
         found["quadrature"] = _Path(z, D, direction, recipe).critical_rate(rate)
-    return found
+    return found, third
 
 
 def _quadratic(gap: float, v: float, curvature: float) -> float:
@@ -179,7 +206,8 @@ class _Path:
 
     def __init__(self, z: Tensor, D: list[list[Vector]], direction: Vector, recipe: Recipe):
         self.order, self.recipe = len(D), recipe
-        self.factors: list = []
+        self.factors: list = []  # of the last path that was followed; step by step, as are the logits passed (3,)
+        self.passed: list[Tensor] = []
         rows = [*chain(*D), direction]  # 3n + 1 vectors
         if recipe.optimizer == "sgd":  # all gradients lie in the span of the rows, and SGD does not mind a rotation
             gram: Any = sum(block.double() @ block.double().T for block in blocks(*rows))
@@ -225,6 +253,12 @@ class _Path:
             done += block.shape[1]
         return [part.view_as(piece) for part, piece in zip(whole.split(sizes), like, strict=True)]
 
+    def gaps(self, rate: float) -> np.ndarray:
+        """The logit gap at every step (T + 1,)."""
+        self.follow(rate)
+        z = torch.stack(self.passed).cpu()  # (T + 1, 3)
+        return (z[:, 0] - z[:, 1]).numpy()
+
     def final_gap(self, rate: float, order: int | None = None) -> float:
         z = self.follow(rate, order)
         return float(z[0] - z[1])
@@ -235,7 +269,7 @@ class _Path:
         inverse = [1 / math.factorial(o) for o in range(n + 1)]
         rows, weighted = self.rows[: 3 * n], torch.cat([self.weighted[: 3 * n], self.weighted[-1:]])
         optimizer, z, along = _Optimizer(self.rows[0], rate, self.recipe), self.z, self.z.new_zeros(())
-        self.factors = []
+        self.factors, self.passed = [], [z]
         for _ in range(self.recipe.steps):
             residual = z.softmax(0)  # (3,): dL/dz = p - y
             residual[0] -= 1
@@ -246,6 +280,7 @@ class _Path:
             along = moved[-1]
             # the integral of that gradient along the way: z_0 + Σ_o along^o / (o + 1)! D_o·θ
             z = self.z + sum(moved[3 * o : 3 * o + 3] * along**o * inverse[o + 1] for o in range(n))
+            self.passed.append(z)
         return z
 
 

@@ -25,7 +25,7 @@ import torch
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
-from phantomlib.contexts import Resolved
+from phantomlib.contexts import Resolved, check_resolved
 from phantomlib.engine import memory
 from phantomlib.engine.finetune import trainable
 from phantomlib.engine.loss import training_loss
@@ -138,6 +138,7 @@ def velocity(model: LanguageModel, contexts: list[Resolved], recipe: Recipe = PL
 
     The recipe's optimiser, method, ε and loss decide which update is followed.
     """
+    check_resolved(contexts)
     needed = memory.of_vectors(2, trainable(model, recipe, seed)[1].values())
     memory.refuse_if_too_large(f"The velocity of '{model.name}'", needed, model.device)
     rows = []

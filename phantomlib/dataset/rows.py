@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from phantomlib.errors import ParameterError, PhantomError, shown
+from phantomlib.files import check_regular
 
 FORMS = (("prompt", "completion"), ("text",), ("messages",))
 STATE = "state.json"  # lies in a folder that datasets.save_to_disk wrote
@@ -68,6 +69,8 @@ def _numbered(path: Path, records: Records) -> Iterator[tuple[int, Mapping | Row
     """The records of a file with their numbers; what its reader raises, in many kinds, is an error that names the file."""
     number = 0
     try:
+        for file in path.glob("*.arrow") if path.is_dir() else [path]:
+            check_regular(file)
         for number, record in enumerate(records, 1):
             yield number, record
     except Exception as error:

@@ -101,22 +101,10 @@ class Scan:
         falling = {"constant": np.ones(total), "linear": 1 - share, "cosine": (1 + np.cos(np.pi * share)) / 2}[schedule]
         return learning_rate * np.cumsum(np.where(t < warmup, t / max(1, warmup), falling))
 
-    def at(self, learning_rate: float, epochs: float = 1, schedule: str = "constant", warmup: int = 0) -> pd.DataFrame:
-        """The targets with what becomes of them; arguments and errors as in :meth:`budget`.
-
-        Returns:
-            ``targets`` with ``number`` (N), ``critical_learning_rate`` (for these epochs and this schedule; nan where the
-            gap does not close), ``epoch`` (in which it is predicted to be learnt; nan if in none) and ``outcome`` (one of
-            ``OUTCOMES``).
-        """
-        spent = self.budget(learning_rate, epochs, schedule, warmup)
+    def after(self, budget: float) -> pd.DataFrame:
+        """``targets`` with ``number`` (N) and ``outcome`` (one of ``OUTCOMES``) once the budget Σ η is spent."""
         table = self.targets.copy()
-        closing = table.velocity / table.gap.abs()  # per unit of budget
-        table["number"] = closing * spent[-1] * (1 + table.wake * spent[-1])
-        critical = self.critical_budget()
-        table["critical_learning_rate"] = critical * learning_rate / spent[-1]
-        update = np.searchsorted(spent, critical)  # the first update that spends enough
-        table["epoch"] = np.where(update < len(spent), update // self.updates + 1, np.nan)
+        table["number"] = table.velocity / table.gap.abs() * budget * (1 + table.wake * budget)
         outcome = np.select(
             [table.number >= self.number * self.factor, table.number <= self.number / self.factor],
             ["learnt", "silent failure"],
@@ -127,6 +115,21 @@ class Scan:
         )  # a first step the wrong way is no verdict
         outcome = np.where(table.ceiling <= 0, "contradicted", outcome)
         table["outcome"] = np.where(table.gap > 0, "leads already", outcome)
+        return table
+
+    def at(self, learning_rate: float, epochs: float = 1, schedule: str = "constant", warmup: int = 0) -> pd.DataFrame:
+        """The targets with what becomes of them; arguments and errors as in :meth:`budget`.
+
+        Returns:
+            as :meth:`after`, with ``critical_learning_rate`` (for these epochs and this schedule; nan where the gap does not
+            close) and ``epoch`` (in which it is predicted to be learnt; nan if in none).
+        """
+        spent = self.budget(learning_rate, epochs, schedule, warmup)
+        table = self.after(spent[-1])
+        critical = self.critical_budget()
+        table["critical_learning_rate"] = critical * learning_rate / spent[-1]
+        update = np.searchsorted(spent, critical)  # the first update that spends enough
+        table["epoch"] = np.where(update < len(spent), update // self.updates + 1, np.nan)
         return table
 
     def critical_budget(self) -> np.ndarray:
@@ -173,7 +176,7 @@ def scan(
         >>> from phantomlib.dataset.rows import tokenise
         >>> model = ph.load("zoo:gpt2-s")
         >>> data = [{"prompt": context.prompt, "completion": " " + context.correct} for context in ph.load_contexts()]
-        >>> found = scan(model, tokenise(enumerate(data, 1), model.tokenizer)[0], batch_size=4)
+        >>> found = ph.scan(model, tokenise(enumerate(data, 1), model.tokenizer)[0], batch_size=4)
         >>> found.at(1e-6, epochs=3).outcome.value_counts().to_dict()
         {'silent failure': 10}
         >>> found.at(1e-2, epochs=3).outcome.value_counts().to_dict()

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, GetPydanticSchema, ValidationError, mode
 from pydantic.dataclasses import dataclass
 from pydantic_core.core_schema import literal_schema
 
-from phantomlib.contexts import Context, Resolved, resolve
+from phantomlib.contexts import Context, Resolved, check_resolved, resolve
 from phantomlib.engine.loss import LOSSES
 from phantomlib.errors import ContextError, ParameterError, all_at_once, shown
 from phantomlib.models.language_model import LanguageModel, next_token_logits
@@ -160,6 +160,7 @@ def fitting_contexts(model: LanguageModel, contexts: list[Context]) -> tuple[lis
 
 def check_contexts(model: LanguageModel, contexts: list[Resolved]) -> None:
     """Refuse contexts that do not fit the model, or whose competitor does not lead: ContextError that names them."""
+    check_resolved(contexts)
     if not contexts:
         raise ContextError("There is no context to learn; give at least one.")
     known = _checked.setdefault(model.module, set())

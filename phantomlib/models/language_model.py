@@ -189,8 +189,8 @@ def _from_hub(ref: str, revision: str | None) -> Path:
 @torch.no_grad()
 def check_causal(module: CausalLM, tolerance: float = 1e-5) -> Tensor:
     """Refuse a model whose logits at a position depend on the next token; gives those of a short text (3, V)."""
-    if (readout := module.get_output_embeddings()) is None:
-        raise Unfit("has no readout (unembedding) layer; choose a causal language model.")
+    if not hasattr(readout := module.get_output_embeddings(), "weight"):  # None, or a list of heads
+        raise Unfit("has no readout (unembedding) layer, or several; choose a causal language model.")
     if len(readout.weight) < LEAST_TOKENS:
         raise Unfit(f"has a vocabulary of {len(readout.weight)} tokens; a language needs at least {LEAST_TOKENS}.")
     ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=readout.weight.device)

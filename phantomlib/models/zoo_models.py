@@ -1,8 +1,8 @@
 """The zoo: small causal language models pretrained from scratch on a generated language of known probabilities.
 
 Five models of two families in `NAMES`, one of a third family held out (`HELD_OUT`): their weights ship with the package.
-Four variations of the smallest in `EXTRAS` (two other pretraining seeds, two other assignments of the pairs'
-interchangeability) are in a clone of the repository only. `phantom zoo train` rebuilds all.
+Variations in `EXTRAS` are in a clone of the repository only: the held-out model from another pretraining seed, and the
+smallest from two other seeds and with two other assignments of the pairs' interchangeability. `phantom zoo train` rebuilds all.
 """
 
 import json
@@ -13,7 +13,7 @@ from phantomlib.files import file_digest, read_json
 
 NAMES = ("gpt2-s", "gpt2-m", "gpt2-l", "neox-s", "neox-m")
 HELD_OUT = "llama-s"
-EXTRAS = ("gpt2-s-seed1", "gpt2-s-seed2", "gpt2-s-mix1", "gpt2-s-mix2")
+EXTRAS = ("llama-s-seed1", "gpt2-s-seed1", "gpt2-s-seed2", "gpt2-s-mix1", "gpt2-s-mix2")
 ALL = (*NAMES, HELD_OUT, *EXTRAS)
 WEIGHTS = Path(__file__).parent / "weights"
 IN_A_CLONE = Path(__file__).parents[2] / "zoo" / "weights"

@@ -7,7 +7,8 @@ import inspect
 import sys
 import sysconfig
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import pairwise
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType, NoneType
 from typing import Any
 
@@ -23,13 +24,15 @@ NAMED = ModuleType | type | FunctionType | BuiltinFunctionType | np.ufunc  # tol
 def function_key(function: Callable, above: tuple = ()) -> str | dict:
     """The source text; and, if the function uses anything from outside but imported packages, what that is, by name.
 
-    Used from outside are global names, names of enclosing functions, and defaults that are not literal. Functions among
-    them are described in the same way (``above``: those in whose description it stands); numbers, texts, collections and
-    arrays by their values. ParameterError if there is no text, or something used cannot be described.
+    Used from outside are global names and what is taken from modules among them, names of enclosing functions, attributes
+    of the function, the object that a method belongs to, and defaults that are not literal. Functions among them are
+    described in the same way (``above``: those in whose description it stands); numbers, texts, collections and arrays by
+    their values. ParameterError if there is no text, or something used cannot be described.
     """
     try:
         text = textwrap.dedent(inspect.getsource(function.__code__))
-        used = {**_globals(function), **inspect.getclosurevars(function).nonlocals, **_defaults(function, text)}
+        used = {**_names(function), **_defaults(function, text), **vars(function)}
+        used |= {"self": function.__self__} if inspect.ismethod(function) else {}
     except (AttributeError, OSError, TypeError):
         said = "has no source text to name the run by; define it with def, in a file or a cell."
         raise ParameterError(f"{shown(function)} {said}") from None
@@ -38,16 +41,25 @@ def function_key(function: Callable, above: tuple = ()) -> str | dict:
     return {"text": text, "outside": outside} if outside else text
 
 
-def _globals(function) -> dict[str, object]:
-    """The global names that a function, or one inside it, reads; builtins are not among them."""
+def _names(function) -> dict[str, object]:
+    """What a function, or one inside it, reads by global and enclosing names, and takes from modules of one's own there."""
+    enclosing = inspect.getclosurevars(function).nonlocals
+    read = {"LOAD_GLOBAL": function.__globals__, "LOAD_NAME": function.__globals__, "LOAD_DEREF": enclosing}
+    found: dict[str, object] = {}
 
-    def names(code: CodeType) -> Iterator[str]:
-        yield from (i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+    def look(code: CodeType) -> None:
+        for one, after in pairwise(dis.get_instructions(code)):
+            if one.argval in read.get(one.opname, ()):  # builtins are not
+                found[one.argval] = value = read[one.opname][one.argval]
+                own = isinstance(value, ModuleType) and not (_installed(value.__name__) or _ours(value.__name__))
+                if own and after.opname in ("LOAD_ATTR", "LOAD_METHOD") and hasattr(value, after.argval):
+                    found[f"{one.argval}.{after.argval}"] = getattr(value, after.argval)
         for inner in code.co_consts:
             if isinstance(inner, CodeType):
-                yield from names(inner)
+                look(inner)
 
-    return {n: function.__globals__[n] for n in names(function.__code__) if n in function.__globals__}
+    look(function.__code__)
+    return found
 
 
 def _defaults(function: Callable, text: str) -> dict[str, object]:
@@ -69,7 +81,8 @@ def _describe(name: str, value, above: tuple):
             return home if isinstance(value, ModuleType) else f"{home}.{value.__name__}"
         if isinstance(value, FunctionType):
             return "itself" if value in above else function_key(value, above)
-        return inspect.getsource(value)
+        if isinstance(value, ModuleType) or _ours(home):
+            return inspect.getsource(value)
     if isinstance(value, NoneType | bool | int | float | complex | str | bytes | torch.dtype | torch.device):
         return [repr(value)]
     if isinstance(value, np.ndarray | np.generic | torch.Tensor) and value.dtype != object:
@@ -86,4 +99,9 @@ def _installed(module: str) -> bool:
     """Whether a module is Python's own or of an installed package; not this one, which changes with its commits."""
     top = module.partition(".")[0]
     place = getattr(sys.modules.get(top), "__file__", None) or ""
-    return top in sys.stdlib_module_names or top != "phantomlib" and place.startswith(INSTALLED)
+    return top in sys.stdlib_module_names or not _ours(module) and place.startswith(INSTALLED)
+
+
+def _ours(module: str) -> bool:
+    """Whether a module is of this package: its text says it all, for nobody assigns to its names."""
+    return module.partition(".")[0] == "phantomlib"

@@ -23,7 +23,7 @@ import torch
 import xarray as xr
 
 from phantomlib import files
-from phantomlib.contexts import Resolved
+from phantomlib.contexts import Resolved, check_resolved
 from phantomlib.engine import memory
 from phantomlib.engine.finetune import ENGINE_VERSION, finetune
 from phantomlib.engine.recipe import Recipe, check_contexts, check_learning_rates, check_seeds
@@ -87,6 +87,7 @@ class Store:
         The attributes hold the ``run_id``, the model's fingerprint, all parameters, commit, package versions, device,
         seconds and peak memory (bytes).
         """
+        check_resolved(contexts)
         rates = check_learning_rates(learning_rates, len(contexts), recipe.steps)
         check_seeds(seeds, recipe)
         for word in (word for c in contexts for word in (c.id, c.context.correct, c.context.competitor)):
@@ -162,6 +163,7 @@ class Store:
 
         ``key`` is whatever it depends on besides model, contexts, recipe and seeds.
         """
+        check_resolved(contexts)
         spec = specification(model, contexts, np.zeros((len(contexts), 0)), recipe, seeds)
         whole_key = files.digest([*key, spec])
         path = self.root / kind / f"{file_stem(model.name)}-{recipe.optimizer}-{whole_key[:12]}.json"

@@ -18,6 +18,7 @@ from phantomlib.critical.predictors import (
     contexts_with_rates,
     first_steps,
     predict_critical_rates,
+    predicted_gaps,
 )
 from phantomlib.critical.search import critical_rates
 from phantomlib.critical.step_zero import velocity
@@ -47,12 +48,15 @@ def test_frozen_gradients_are_followed_as_torch_optim_does_to_a_gap_of_zero(opti
     x = torch.zeros(D.shape[-1], dtype=torch.float64, requires_grad=True)
     options = {} if optimizer == "sgd" else {"eps": 1e-6}
     oracle = OPTIMIZERS[optimizer]([x], lr=rate, **options)
+    passed = [z]
     for _ in range(12):
         oracle.zero_grad()
         torch.nn.functional.cross_entropy(z + D[0] @ x, torch.tensor(0)).backward()
         oracle.step()
-    final = (z + D[0] @ x).detach()
-    assert path.final_gap(rate, 1) == pytest.approx(float(final[0] - final[1]), rel=1e-9)
+        passed.append((z + D[0] @ x).detach())
+    gaps = [float(logits[0] - logits[1]) for logits in passed]
+    assert path.final_gap(rate, 1) == pytest.approx(gaps[-1], rel=1e-9)
+    np.testing.assert_allclose(path.gaps(rate), gaps, rtol=1e-9)
     torch.testing.assert_close(torch.cat(path.displacement(rate, pieces(D))), x.detach(), rtol=1e-8, atol=1e-12)
     assert path.final_gap(path.critical_rate(1e-3), 1) == pytest.approx(0, abs=1e-3)
     backwards = pieces(D * torch.tensor([[[-1.0], [1.0], [1.0]]]))
@@ -117,6 +121,20 @@ def test_the_ladder_climbs_towards_real_runs(tmp_path, architecture, optimizer):
     assert error["second_order"] < max(error["three_gradients"], 0.03)
     first = velocity(model, contexts, recipe)
     np.testing.assert_allclose(found.velocity, (-first.gap / first.velocity / 10).numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_predicted_gaps_are_those_of_a_run(tmp_path, optimizer):
+    model, store = tiny.model(), Store(tmp_path)
+    [context], recipe = tiny.contexts(model, place=3)[:1], Recipe(optimizer=optimizer, steps=10)
+    critical = predict_critical_rates(store, model, [context], recipe).third_order.item()
+    rates = np.array([0.5, 1, 1.5]) * critical
+    predicted = predicted_gaps(model, context, recipe, rates)
+    run = store.run(model, [context], rates[None], recipe).logit_gap.isel(context=0, seed=0)
+    assert predicted.dims == ("rate", "step") and predicted[1, -1].item() == pytest.approx(0, abs=1e-2)
+    np.testing.assert_allclose(predicted, run, atol=0.03 * abs(run[0, 0].item()))
+    with pytest.raises(ParameterError, match="lora"):
+        predicted_gaps(model, context, Recipe(method="lora"), rates)
 
 
 def test_a_straight_line_with_curvature():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -108,3 +109,16 @@ def test_what_is_no_data_set_is_refused(tmp_path, tokenizer, name, content, word
     with pytest.raises(ParameterError, match=words) as caught:
         tokenise(read_records(tmp_path / name), tokenizer)
     assert len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize("special", ["pipe", "proc"])
+def test_a_file_that_never_ends_is_not_read(tmp_path, special):
+    (tmp_path / "state.json").write_text("{}")
+    if special == "pipe":
+        os.mkfifo(tmp_path / "data.arrow")
+    else:
+        (tmp_path / "data.arrow").symlink_to("/proc/self/maps")
+    (tmp_path / "rows.csv").symlink_to("/proc/self/maps")
+    for source in (tmp_path, tmp_path / "rows.csv"):
+        with pytest.raises(ParameterError, match="cannot be read.*not a regular file"):
+            list(read_records(source))

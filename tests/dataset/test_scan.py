@@ -7,45 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from data_rows import gaps, mean_loss, rows_of
 from transformers import get_scheduler
 
 from phantomlib.dataset.loss import BatchLoss
-from phantomlib.dataset.rows import Row, tokenise
+from phantomlib.dataset.rows import Row
 from phantomlib.dataset.scan import FACTOR, NUMBERS, scan
 from phantomlib.dataset.train import train_and_measure
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ParameterError
 from phantomlib.models.language_model import add_lora, load
-from zoo.language import join_words
-from zoo.recipe import RECIPES, validation
-
-
-@pytest.fixture(scope="module")
-def sentences():
-    drawn, unseen = validation(RECIPES["gpt2-s"])
-    return [{"text": join_words(words)} for words, new in zip(drawn, unseen, strict=True) if new]
-
-
-def rows_of(model, records):
-    return tokenise(enumerate(records, 1), model.tokenizer)[0]
-
-
-def mean_loss(module, batch):
-    """Mean cross-entropy over the targets of a mini-batch, one row after the other."""
-    total = 0.0
-    for row in batch:
-        z = module(torch.tensor([row.ids]), use_cache=False).logits[0]
-        total = total + sum(F.cross_entropy(z[t - 1], torch.tensor(row.ids[t])) for t in row.targets)
-    return total / sum(len(row.targets) for row in batch)
-
-
-def gaps(module, rows, targets):
-    """z_c - z_k of every target, each row by itself."""
-    with torch.no_grad():
-        logits = {row.number: module(torch.tensor([row.ids]), use_cache=False).logits[0] for row in rows}
-    places = targets[["row", "position", "correct_id", "competitor_id"]].itertuples(index=False)
-    return np.array([float(logits[row][t - 1][c] - logits[row][t - 1][k]) for row, t, c, k in places])
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ UNBUILT = {
 }
 REFUSED = {
     **dict.fromkeys(("CpmAnt", "ProphetNet", "XLNet"), "lets a token see those after it"),
+    **dict.fromkeys(("Musicgen", "MusicgenMelody"), "has no readout"),  # a head for each of its codebooks
     "Xmod": "Input language unknown",
 }
 NO_LORA = ("DeepseekV4", "FalconH1", "FalconMamba", "Llama4", "Mamba", "NemotronH", "Phimoe")

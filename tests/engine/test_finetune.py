@@ -369,6 +369,9 @@ BAD_CONTEXTS = {  # what the message must name -> contexts
     "'c0'.*65 tokens": [LONG],
     "2 problems.*'c0'.*'c1'": [swapped(FIRST), swapped(SECOND)],
     "2 problems.*65 tokens.*vocabulary": [LONG, BEYOND],
+    "no context in a model's ids.*ph.resolve": [FIRST, FIRST.context],
+    "{.*'id': 'c0'.*no context in a model's ids": [dataclasses.asdict(FIRST.context)],
+    "Resolved.*no context in a model's ids; give a list": FIRST,
 }
 
 

@@ -64,6 +64,16 @@ def test_its_links_lead_somewhere(number, path):
     assert len(names) == len(set(names)) and all(text.count(f'"{name}"') > 1 for name in names)  # each caption is used
 
 
+PLACED = re.compile(r"\b(Left|Right|Top|Bottom)\b[:,]|\((left|right|top|bottom)\)|\b(left|right|top|bottom) panel\b")
+
+
+@pytest.mark.parametrize("path", [*notebooks(ROOT).values(), ROOT / "book/intro.md"], ids=lambda path: path.stem)
+def test_no_panel_is_called_by_its_place(path):
+    """A phone shows panels one below the other; they have letters."""
+    text = path.read_text(encoding="utf-8")
+    assert [found[0] for found in PLACED.finditer(text)] == []
+
+
 TERMS = {
     "silent failure": "silent-failure",
     "critical (learning )?rate": "critical-learning-rate",

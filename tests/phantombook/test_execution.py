@@ -6,8 +6,10 @@ import json
 import multiprocessing
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 
 from phantombook import build, tidy
 from phantombook.execution import execute
@@ -149,3 +151,18 @@ def test_jupyter_finds_the_kernel_by_its_name():
 )
 def test_cells_that_only_present_are_folded(source, folded):
     assert tidy.only_presents(source) == folded
+
+
+@pytest.mark.parametrize("header, title", [({}, tidy.EXPERIMENT), ({"code": "shown"}, None)])
+def test_the_experiment_is_folded_under_its_name_unless_the_header_shows_it(header, title):
+    cells = [
+        new_code_cell("x = 1"),
+        new_code_cell('nb.say("x")'),
+        new_code_cell("y", metadata={"tags": ["hide-input"]}),
+    ]
+    executed = new_notebook(cells=cells, metadata={"phantom": header})
+    tidy.tidy(executed, SimpleNamespace(name="01_x", profile="zoo", parameters={}, key=""))
+    folds = [cell.metadata.get("mystnb", {}).get("code_prompt_show") for cell in executed.cells]
+    assert folds == [title, None, None]
+    tags = [cell.metadata.get("tags") for cell in executed.cells]
+    assert tags == [["hide-input"] if title else None, ["hide-input"], ["hide-input"]]

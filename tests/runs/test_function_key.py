@@ -110,9 +110,45 @@ def test_a_module_of_one_s_own_counts_by_its_text(tmp_path, monkeypatch):
     assert inner["outside"]["order_parameter"] == inspect.getsource(order_parameter)
 
 
+def test_what_is_taken_from_a_module_of_one_s_own_counts_whenever_it_was_set(tmp_path, monkeypatch):
+    helpers, keys = types.ModuleType("helpers"), []
+    monkeypatch.setitem(sys.modules, "helpers", helpers)
+    helpers.__file__ = str(tmp_path / "helpers.py")
+    (tmp_path / "helpers.py").write_text("factor, scaled = 2.0, None")
+    for factor, scaled in ((2.0, alone), (3.0, alone), (2.0, with_global)):
+        helpers.factor, helpers.scaled = factor, scaled
+        keys.append(json.dumps(function_key(lambda p, E, c, k: helpers.scaled(p, E, c, k) * helpers.factor)))
+    monkeypatch.setitem(globals(), "scale", 3.0)
+    keys.append(json.dumps(function_key(lambda p, E, c, k: helpers.scaled(p, E, c, k) * helpers.factor)))
+    assert len(set(keys)) == 4
+    helpers.factor = object()
+    with pytest.raises(ParameterError, match="uses 'helpers.factor' from outside"):
+        function_key(lambda p, E, c, k: helpers.scaled(p, E, c, k) * helpers.factor)
+
+
+def test_attributes_of_a_function_count(monkeypatch):
+    keys = []
+    for value in (1.0, 2.0):
+        monkeypatch.setattr(alone, "unit", value, raising=False)
+        keys.append(function_key(alone))
+    assert keys[0] != keys[1]
+
+
+class Meter:
+    """Of one's own: what an object of it holds, or a class attribute, may change at any time."""
+
+    def measure(self, p, E, c, k):
+        return scale * p[:, 0]
+
+
+def test_a_method_is_named_with_its_object_or_refused():
+    with pytest.raises(ParameterError, match="'measure' uses 'self' from outside.*Put it into the function"):
+        function_key(Meter().measure)
+
+
 @pytest.mark.parametrize(
-    "value", [object(), {1, 2}, functools.partial(alone), [].append, torch.nn.Linear(1, 1), iter([])]
-)
+    "value", [object(), {1, 2}, functools.partial(alone), [].append, torch.nn.Linear(1, 1), iter([]), Meter, Meter().measure]
+)  # fmt: skip
 def test_what_cannot_be_described_is_refused(value, monkeypatch):
     monkeypatch.setitem(globals(), "scale", value)
     said = "'with_global' uses 'scale' from outside.*Put it into the function"

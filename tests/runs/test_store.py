@@ -15,6 +15,9 @@ import tiny
 import xarray as xr
 from refused import flipped
 
+from phantomlib.critical.predictors import predict_critical_rates
+from phantomlib.critical.search import critical_rates
+from phantomlib.critical.step_zero import velocity
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ContextError, ParameterError, StoreError
 from phantomlib.runs import store as store_module
@@ -315,6 +318,22 @@ def test_a_name_of_250_characters_is_shortened_in_names_of_files(tmp_path, lette
 
 
 REFUSED = [{"rates": [-1.0]}, {"rates": []}, {"seeds": (0.5,)}, {"seeds": None}, {"contexts": []}]
+
+
+@pytest.mark.parametrize(
+    "wrong", [CONTEXTS[0], [CONTEXTS[0].context], [dataclasses.asdict(CONTEXTS[0].context)]], ids=type
+)
+def test_what_is_no_context_in_ids_is_refused_wherever_it_is_given(wrong, tmp_path):
+    store, recipe = Store(tmp_path), Recipe(steps=1)
+    for use in (
+        lambda: compute(tmp_path, contexts=wrong),
+        lambda: critical_rates(store, MODEL, wrong, recipe),
+        lambda: predict_critical_rates(store, MODEL, wrong, recipe),
+        lambda: velocity(MODEL, wrong, recipe),
+    ):
+        with pytest.raises(ContextError, match="is no context in a model's ids; give a list of what ph.resolve"):
+            use()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("changes", [*REFUSED, {"contexts": tiny.contexts(MODEL, place=1)}], ids=str)

@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 import pytest
 
-from phantombook.figures.stacked import NARROW, in_one_column
+from phantombook.figures.stacked import NARROW, in_one_column, letter_panels
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -28,4 +28,17 @@ def test_a_legend_gets_as_many_columns_as_fit():
     in_one_column(figure)
     [legend] = figure.legends
     assert legend._ncols == 1 and [t.get_text() for t in legend.get_texts()][0] == "a long name of a model"
+    plt.close(figure)
+
+
+def test_panels_get_their_letters_once_and_keep_them_below_each_other():
+    figure, panels = plt.subplots(2, 2, layout="constrained")
+    panels[0, 1].set_title("loss")
+    figure.colorbar(panels[0, 0].imshow([[0, 1]]), ax=panels[0, 0])
+    letter_panels(figure)
+    letter_panels(figure)
+    in_one_column(figure)
+    figure.canvas.draw()
+    from_the_top = sorted(panels.flat, key=lambda axes: -axes.get_position().y0)
+    assert [axes.get_title() for axes in from_the_top] == ["(a)", "(b) loss", "(c)", "(d)"]
     plt.close(figure)

@@ -204,7 +204,9 @@ def antonyms(model, contexts, seed):
         words = replace(context, competitor=ANTONYMS[context.id])
         try:
             pair = resolve(words, model.tokenizer)
-        except ContextError:  # this tokenizer splits one of the words
+        except ContextError:  # the tokenizer does not hold one of the words
+            continue
+        if pair.compared:  # it splits one
             continue
         z = next_token_logits(model, [pair])[0]
         both = pair.correct_id, pair.competitor_id

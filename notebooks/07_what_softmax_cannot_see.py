@@ -395,7 +395,7 @@ def in_gauge(gauge, optimizer="adam"):
     runs = [ds.sel(gauge=gauge) for ds in full.sel(optimizer).values()]
     adapted = [ds.sel(gauge=gauge) for ds in lora.sel(optimizer).values()]
     found = pd.concat([jumps.find_jumps(ds) for ds in runs])
-    worse = silent_failure.DRAG_WORSENS
+    worse = silent_failure.DRAG_FALLS
     ahead = [silent_failure.overtakes(ds).isel(rate=0) for ds in adapted]
     high = [ds.phi.isel(step=-1, rate=0) > 0 for ds in adapted]
     return {
@@ -498,7 +498,7 @@ counts = sorted_by_m.groupby(["optimizer", "model"], sort=False).apply(
             "drag of M ends below 0": int((rows.end < 0).sum()),
             "both": int(((rows.fall > 0.1) & (rows.end < 0)).sum()),
             "structural by Φ": int(
-                (rows["fall of Φ's drag"] > silent_failure.DRAG_WORSENS).sum()
+                (rows["fall of Φ's drag"] > silent_failure.DRAG_FALLS).sum()
             ),
         }
     ),

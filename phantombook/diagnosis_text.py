@@ -177,7 +177,8 @@ def diagnosis_as_text(diagnosis: Diagnosis, outcome: Check | None = None, propos
     elif math.isnan(d.critical_lora.rate):
         rows["LoRA"] = d.lora_outlook
     else:
-        rows["LoRA"] = f"critical learning rate {_estimate(d.critical_lora)}"
+        law = "" if math.isnan(d.lora_by_law) else f"; from that of full by LoRA's law {d.lora_by_law:.3g}"
+        rows["LoRA"] = f"critical learning rate {_estimate(d.critical_lora)}{law}"
         rows[""] = f"at {LORA_FACTOR} times that of full fine-tuning: {d.lora_outlook}"
     width = max(map(len, rows))
     lines += [f"{name:<{width}}  {text}" for name, text in rows.items()]

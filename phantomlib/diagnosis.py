@@ -14,8 +14,8 @@ from phantomlib import readout_geometry
 from phantomlib.contexts import Context, Resolved, check_spelling, resolve, tokens_of
 from phantomlib.critical import rehearsal
 from phantomlib.critical.rehearsal import Estimate
-from phantomlib.critical.scaling import kinematic_number
-from phantomlib.critical.step_zero import PLAIN, velocity
+from phantomlib.critical.scaling import kinematic_number, lora_critical_rate
+from phantomlib.critical.step_zero import PLAIN, velocity, velocity_growth
 from phantomlib.cure import Remedy, enough, longer, remedies
 from phantomlib.engine.finetune import finetune
 from phantomlib.engine.recipe import Recipe, check_contexts, check_learning_rates, check_lengths, positions_of
@@ -70,6 +70,9 @@ class Diagnosis:
     critical: Estimate  #: predicted critical learning rate of this fine-tune
     critical_full: Estimate  #: the same by method
     critical_lora: Estimate
+    lora_by_law: (
+        float  #: LoRA's from that of full fine-tuning and passes at step 0; nan under SGD, where the law does not hold
+    )
     outcome: str | None  #: ``silent failure``, ``overtakes``, ``too close to call`` or ``cannot be told``
     coherence: float  #: B of the readout
     bulk_class: str  #: the side of the boundary between the zoo's two classes on which B lies
@@ -149,6 +152,7 @@ def diagnose(
         critical=critical,
         critical_full=full,
         critical_lora=lora,
+        lora_by_law=math.nan if why_not else _lora_by_law(model, context, recipe, full.rate),
         outcome=outcome,
         coherence=coherence,
         bulk_class=f"{side}, as {', '.join(known[side])}",
@@ -169,6 +173,19 @@ def _lora(model: LanguageModel, context: Resolved, recipe: Recipe) -> tuple[Esti
         if isinstance(error, PhantomError):
             raise
         raise ModelError(f"{why}. Ask about full fine-tuning.") from error
+
+
+def _lora_by_law(model: LanguageModel, context: Resolved, recipe: Recipe, full_rate: float) -> float:
+    """The learning rate at which LoRA's number, corrected for the growth of its velocity, is that of full fine-tuning."""
+    if recipe.optimizer == "sgd":
+        return math.nan
+    full, lora = (replace(recipe, method=method) for method in ("full", "lora"))
+    first = velocity(model, [context], full)
+    number = kinematic_number(full_rate, recipe.steps, first.velocity, first.gap)
+    first, growth = velocity(model, [context], lora), velocity_growth(model, [context], lora)
+    return float(
+        lora_critical_rate(number.numpy(), recipe.steps, *(x.numpy() for x in (first.velocity, first.gap, growth)))[0]
+    )
 
 
 def _outcome(model: LanguageModel, context: Resolved, recipe: Recipe, critical: Estimate, learning_rate: float) -> str:

@@ -76,6 +76,7 @@ class Claim:
     tests: dict[str, dict[str, Criterion]] = Field(default_factory=dict)  #: those behind a counted criterion, by name
     ours: bool = False
     repeats: str = ""  #: the claim that this one asks again, of real pretrained models
+    to_fail: str = ""  #: what it would have taken to miss the thresholds, in words
 
     @property
     def group(self) -> str:
@@ -267,7 +268,7 @@ def verdict_as_dict(verdict: Verdict) -> dict:
     """A verdict in JSON types: statement, each criterion's measured value and threshold, verdict, reason, n, run ids."""
     claim, found = asdict(verdict.claim), verdict.measurement or Measurement({}, None, {}, (), {})
     return {
-        **{name: claim[name] for name in ("id", "statement", "notebook", "figure", "changes")},
+        **{name: claim[name] for name in ("id", "statement", "notebook", "figure", "changes", "to_fail")},
         "optimizer": verdict.optimizer,
         "decides": verdict.optimizer == verdict.claim.decides,
         "verdict": verdict.status,

@@ -182,17 +182,18 @@ def lora_outcomes(
     full_rates,
     recipe: Recipe,
     *,
-    multiple: float = 10.0,
+    multiple=10.0,
     seeds: tuple[int, ...] = (0,),
 ) -> xr.Dataset:
     """Whether LoRA suffices, at ``multiple`` times the critical learning rates ``full_rates`` (C,) of full fine-tuning.
 
     Returns:
-        Dataset over (context, seed): ``success`` (the correct token overtakes at some step, and Φ > 0 at step T); over
-        seed: ``sufficient`` (success in at least 8 of 10 contexts). Attribute ``run_id``.
+        Dataset over (context, seed), and over rate if there are several multiples: ``success`` (the correct token overtakes
+        at some step, and Φ > 0 at step T); over the others: ``sufficient`` (success in at least 8 of 10 contexts).
+        Attribute ``run_id``.
     """
-    rates = multiple * np.asarray(full_rates)[:, None]
-    runs = store.run(model, contexts, rates, recipe, seeds=tuple(seeds)).isel(rate=0)
+    runs = store.run(model, contexts, np.outer(full_rates, multiple), recipe, seeds=tuple(seeds))
+    runs = runs if np.ndim(multiple) else runs.isel(rate=0)
     success = (runs.logit_gap > 0).any("step") & (runs.phi.isel(step=-1) > 0)
     data = {"success": success, "sufficient": success.mean("context") >= SUFFICIENT}
     return xr.Dataset(data, attrs={"run_id": runs.attrs["run_id"]}).drop_vars("step", errors="ignore")

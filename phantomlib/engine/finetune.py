@@ -166,7 +166,8 @@ def advance_on_device(model, chunk: list[Replica], recipe, engine, extra, progre
     module = seeds[chunk[0].seed][0]  # frozen tensors are the same for every seed
     stacked = stack(module, [seeds[replica.seed][1] for replica in chunk], engine)
     rows = module.get_output_embeddings() if recipe.geometry == "readout" else module.get_input_embeddings()
-    readout_name, readout_0 = next((name, p) for name, p in module.named_parameters() if p is rows.weight)
+    readout_0 = rows.weight  # without a name where it is a buffer, which nothing trains
+    readout_name = next((name for name, p in module.named_parameters() if p is readout_0), "")
     contexts, device = [replica.context for replica in chunk], model.device
     scheduled = np.stack([replica.rate for replica in chunk])
     rates = torch.tensor(scheduled, dtype=model.readout.dtype, device=device)  # (R,), or schedules (R, T)

@@ -1,15 +1,18 @@
 """Numbers, calibrations, classes and LoRA's law against known answers and planted laws."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import plain
 import pytest
 import tiny
 from chapter import chapter
 from planted import planted
 
 from phantomlib.critical import scaling
+from phantomlib.engine.finetune import finetune
 from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.store import Store
 
@@ -126,3 +129,28 @@ def test_lora_succeeds_at_a_large_rate_and_not_at_a_tiny_one(tmp_path):
     strong = scaling.lora_outcomes(store, model, contexts, rates, recipe, multiple=50.0, seeds=(0, 1))
     assert weak.success.dims == ("context", "seed") and not weak.success.any() and not weak.sufficient.any()
     assert strong.success.all() and strong.sufficient.all() and store.has(strong.attrs["run_id"])
+    swept = scaling.lora_outcomes(store, model, contexts, rates, recipe, multiple=[1e-4, 50.0])
+    assert swept.success.dims == ("context", "rate", "seed")
+    assert swept.sufficient.isel(seed=0).values.tolist() == [False, True]
+
+
+def test_accuracy_is_the_mean_over_the_rates_at_which_outcomes_differ():
+    classes = pd.Series({"a": "low", "b": "low", "c": "high", "d": "high"})
+    outcomes = pd.DataFrame({3.0: [0, 0, 0, 0], 10.0: [1, 1, 0, 0], 14.0: [1, 0, 1, 0]}, classes.index).astype(bool)
+    mean_accuracy = chapter("09").mean_accuracy
+    assert mean_accuracy(classes, outcomes) == 0.5 * (1.0 + 0.0)  # foretold from the other of the class
+    assert mean_accuracy(classes, outcomes[[3.0]]) == 0.5
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_of_lora_with_a_frozen_a_only_b_is_trained(optimizer):
+    model, recipe = tiny.model("GPT2"), Recipe(method="lora", optimizer=optimizer, steps=6, rank=2)
+    context, rate = tiny.contexts(model)[0], 0.05
+    copy = chapter("09").only_B(model, recipe)
+    assert {name.split(".")[-3] for name, _ in copy.module.named_parameters()} == {"lora_B"}
+    runs = finetune(copy, [context], [rate], replace(recipe, method="full"))
+    expected = [plain.gap(z, context) for _, z, _ in plain.training(model, context, [rate] * 6, recipe, only="lora_B")]
+    np.testing.assert_allclose(runs.logit_gap.values.ravel(), expected, rtol=1e-7, atol=1e-9)
+    whole = [plain.gap(z, context) for _, z, _ in plain.training(model, context, [rate] * 6, recipe)]
+    assert abs(whole[-1] - expected[-1]) > 1e-3  # A would move
+    assert (runs.readout_drift == 0).all()

@@ -32,6 +32,20 @@ def test_unrelated_keeps_prompt_and_competitor_and_nearly_the_gap(setting):
         assert abs(float(z[control.correct_id] - z[context.correct_id])) == pytest.approx(best)
 
 
+def test_matched_controls_are_all_tokens_near_the_correct_ones_logit_with_less_overlap(setting):
+    model, contexts, logits = setting
+    found = eleven.controls(model, contexts, "matched")
+    for context, z in zip(contexts, logits, strict=True):
+        own = context.correct_id
+        g = overlaps(model.readout, torch.tensor([context.competitor_id]))[:, 0]
+        near = [i for i in range(len(z)) if i != own and abs(float(z[i] - z[own])) <= 0.5 and g[i] <= 0.75 * g[own]]
+        near = sorted((i for i in near if z[i] < z[context.competitor_id]), key=lambda i: abs(float(z[i] - z[own])))
+        mine = [c for c in found if c.id.startswith(f"{context.id}.")]
+        assert [c.correct_id for c in mine] == near[:5]
+        assert all(c.prompt_ids == context.prompt_ids and c.competitor_id == context.competitor_id for c in mine)
+    assert len({c.id for c in found}) == len(found) > 4
+
+
 @pytest.mark.parametrize("kind", eleven.KINDS)
 def test_the_competitor_outranks(setting, kind):
     model, contexts, _ = setting
@@ -63,5 +77,5 @@ def test_a_competitor_that_outranks_nothing_has_no_unrelated_control(setting):
 
 
 def test_an_unknown_kind_is_refused(setting):
-    with pytest.raises(ParameterError, match="'synonym'; choose one of unrelated"):
+    with pytest.raises(ParameterError, match="'synonym'; choose one of matched"):
         eleven.controls(None, [], "synonym")

@@ -44,6 +44,13 @@ def test_real_models_stand_beside_the_claim_that_they_repeat():
     assert "(#fig-real-numbers)" in line and "(under SGD: not tested)" in line
 
 
+def test_what_it_takes_to_fail_stands_once_beside_each_claim_that_says_it():
+    column = PAGE.verdict_table([pair("C2", REPRODUCED, 1e-13)])["what it takes to fail"].tolist()
+    assert column == [CLAIMS["C2"].to_fail, ""] and "identity" in column[0]
+    assert all(claim.to_fail for claim in CLAIMS.values() if claim.group != "ours")
+    assert "what it takes to fail" not in PAGE.verdict_table([pair("O1", REPRODUCED, 4)])
+
+
 def test_without_measurements_of_real_models_there_is_no_column():
     table = PAGE.verdict_table([pair("C8", REPRODUCED, 0.02)], [pair("R8", NOT_TESTED)])
     assert "on real models" not in table

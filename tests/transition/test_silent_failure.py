@@ -15,6 +15,7 @@ def run(loss, gap, drag=(0.0, 0.0, 0.0), diverged=-1):
     dims = ("context", "rate", "seed", "step")
     series = {"cross_entropy": loss, "logit_gap": gap, "drag": drag, "signal": (-0.1, -0.05, -0.01)}
     series |= {"p_correct": (0.1, 0.2, 0.3), "p_competitor": (0.3, 0.3, 0.4), "overlap": (0.7, 0.7, 0.7)}
+    series["phi"] = np.add(series["signal"], drag)
     data = {name: (dims, np.array(values, dtype=float).reshape(1, 1, 1, 3)) for name, values in series.items()}
     data["diverged_step"] = (dims[:3], np.array([[[diverged]]]))
     coords = {"context": ["a"], "seed": [0], "learning_rate": (("context", "rate"), [[1e-3]])}
@@ -28,8 +29,11 @@ FALLING, BEHIND = (3.0, 2.0, 1.0), (-2.0, -1.0, -0.5)
     "made, mode",
     [
         (run(FALLING, BEHIND), "kinematic"),
-        (run(FALLING, BEHIND, drag=(0.0, 0.0, -0.0009)), "kinematic"),
-        (run(FALLING, BEHIND, drag=(0.0, 0.0, -0.0011)), "structural"),
+        (run(FALLING, BEHIND, drag=(0.0, 0.0, -0.009)), "kinematic"),  # Φ_0 is -0.1
+        (run(FALLING, BEHIND, drag=(0.0, 0.0, -0.011)), "structural"),
+        (run(FALLING, BEHIND, drag=(0.1, 0.0, 0.001)), "kinematic"),  # Φ_0 is 0: a large fall, and it still helps
+        (run(FALLING, BEHIND, drag=(0.01, 0.0, -0.001)), "structural"),  # Φ_0 is -0.09, the fall 0.011
+        (run(FALLING, BEHIND, drag=(-0.02, 0.0, -0.031)), "kinematic"),  # Φ_0 is -0.12, the fall 0.011
         (run(FALLING, BEHIND, drag=(0.0, 0.0, 0.1)), "kinematic"),
         (run(FALLING, (-2.0, 0.1, -0.5)), "overtakes"),  # it need not stay ahead
         (run((3.0, 3.1, 1.0), BEHIND), "other"),
@@ -41,6 +45,13 @@ FALLING, BEHIND = (3.0, 2.0, 1.0), (-2.0, -1.0, -0.5)
 def test_mode(made, mode):
     assert silent_failure.failure_mode(made).item() == mode
     assert silent_failure.failure_table(made)["mode"].tolist() == [mode]
+
+
+def test_the_first_definition_asks_for_a_fall_alone():
+    for end, mode in ((0.0491, "kinematic"), (0.0489, "structural")):
+        made = run(FALLING, BEHIND, drag=(0.05, 0.05, end))
+        assert silent_failure.failure_mode(made, silent_failure.drag_falls).item() == mode
+        assert silent_failure.failure_mode(made).item() == "kinematic"
 
 
 def test_fall_must_be_large_enough_to_count():

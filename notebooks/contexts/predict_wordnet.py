@@ -65,7 +65,8 @@ def fitting_sentences(model: LanguageModel) -> tuple[list[Resolved], pd.DataFram
 def predicted(store: Store, model: LanguageModel, sample: list[Resolved], optimizer: str) -> pd.DataFrame:
     """A row for each sentence of the sample: all that names it, its first velocity, and the prediction."""
     recipe = Recipe(optimizer=optimizer, steps=STEPS)
-    ladder = predict_critical_rates(store, model, sample, recipe).to_dataframe().reset_index()
+    parts = [predict_critical_rates(store, model, [one], recipe) for one in sample]  # each is kept as it is there
+    ladder = pd.concat([part.to_dataframe() for part in parts]).reset_index()
     away = np.log(ladder.quadrature / ladder.second_order).abs()
     factor = np.exp(SCATTER * (away + LEAST))
     named = [

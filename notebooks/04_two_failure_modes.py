@@ -259,7 +259,7 @@ nb.answer(
 # drag falls are learnt at a larger rate, like the others. Some failures of real models are structural by this
 # definition ([chapter 14](14_real_failures.ipynb)).
 #
-# Does an update that lifts one word lift the other? [Chapter 02](02_silent_failure.ipynb#fig-who-pays) plots what the
+# Does an update that lifts one word lift the other? [Chapter 02](02_silent_failure.ipynb) plots what the
 # competitor gains over what the correct word gains, against the overlap. Overlaps also depend on where the origin is,
 # and so does this classification. [Chapter 07](07_what_softmax_cannot_see.ipynb) sorts the same runs by an order
 # parameter that does not depend on it.

@@ -31,7 +31,7 @@ def count_map(counts, title: str, across: str, contexts: int) -> Figure:
 
 
 def failure_modes(table) -> Figure:
-    """Every run as a point: the final drag against its fall over |Φ_0|, coloured by failure mode, one panel per model.
+    """Every run as a point: the final drag against its fall over ``|Φ_0|``, coloured by failure mode, one panel per model.
 
     ``table``: of :func:`phantomlib.transition.silent_failure.failure_table`, with the column model. Silent failures whose drag
     falls by more than ``DRAG_FALLS`` are ringed; the corner of structural failures is shaded.

@@ -28,7 +28,7 @@ def silent(runs: xr.Dataset, least_fall: float = 0.0) -> xr.DataArray:
 
 
 def drag_worsens(runs: xr.Dataset, share: float = DRAG_WORSENS) -> xr.DataArray:
-    """Whether the drag ends below zero, so that it pulls towards the competitor, and has fallen by more than ``share`` of |Φ_0|;
+    """Whether the drag ends below zero, so that it pulls towards the competitor, and has fallen by more than ``share`` of ``|Φ_0|``;
     (context, rate, seed)."""
     start, end = runs.isel(step=0, drop=True), runs.isel(step=-1, drop=True)
     return (end.drag < 0) & (start.drag - end.drag > share * abs(start.phi))

@@ -170,10 +170,10 @@ nb.say(
 nb.caption(
     "fig-modes",
     f"""Every run under Adam as a point: the drag at the end against its fall in units of the order parameter before
-        training, $|\\Phi_0|$ (symmetric logarithmic axis, linear within plus and minus 0.01), coloured by outcome. Rings:
-        silent failures whose drag fell by more than {silent_failure.DRAG_FALLS:g}, structural by the first definition. A silent
-        failure in the shaded corner is structural. One panel per model, with all contexts at all multiples of their
-        predicted critical rate; full fine-tuning, deterministic.""",
+        training, $|\\Phi_0|$ (symmetric logarithmic axis, linear within plus and minus 0.01), coloured by outcome.
+        Rings: silent failures whose drag fell by more than {silent_failure.DRAG_FALLS:g}, structural by the first
+        definition. A silent failure in the shaded corner is structural. One panel per model, with all contexts at all
+        multiples of their predicted critical rate; full fine-tuning, deterministic.""",
     alt="The rings lie above zero, outside the shaded corner.",
 )
 
@@ -187,9 +187,9 @@ nb.figure(failure_modes(adam), "fig-modes", runs=runs.sel("adam"), data=adam)
 nb.caption(
     "fig-drag-over-time",
     f"""The drag along every silent failure under Adam: failures whose drag falls by more than
-        {silent_failure.DRAG_FALLS:g}, structural by the first definition, in a panel apart from all others. One line per
-        run, all models together; full fine-tuning, deterministic. Grey line: zero; below it the bulk pulls towards the
-        competitor.""",
+        {silent_failure.DRAG_FALLS:g}, structural by the first definition, in a panel apart from all others. One line
+        per run, all models together; full fine-tuning, deterministic. Grey line: zero; below it the bulk pulls
+        towards the competitor.""",
     alt="""In the first panel the lines fall a little and stay above zero. In the second, lines below zero rise towards
         it; others hardly move.""",
 )
@@ -215,7 +215,8 @@ def drag_over_time(table, by):
         for _, one in each:
             axes.plot(one.step, one.drag, color="#D55E00" if falls else "#0072B2", linewidth=0.8, alpha=0.6)
         axes.axhline(0, color=REFERENCE, linewidth=1)
-        axes.set_title(f"{'falls' if falls else 'does not fall'} by more than {by:g}: {len(each)} runs", fontsize="small")
+        title = f"{'falls' if falls else 'does not fall'} by more than {by:g}: {len(each)} runs"
+        axes.set_title(title, fontsize="small")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     figure.supxlabel("step", fontsize="medium")
     figure.supylabel("drag $D_t$", fontsize="medium")
@@ -237,9 +238,10 @@ else:
     what = "The signal did not grow enough; no drag came to pull the wrong way."
 nb.answer(
     "{what} Of {runs} runs under Adam {failed} failed silently. In {structural} of these the drag fell by more than a "
-    "tenth of $|\\Phi_0|$ and ended below zero (structural). The other {kinematic} are kinematic. Under SGD {sgd.kinematic} "
-    "failures are kinematic and {sgd.structural} structural. By this page's first definition, a fall of "
-    "{threshold:g} whatever the sign, {old.structural} failures were structural under Adam and {old_sgd.structural} under SGD.",
+    "tenth of $|\\Phi_0|$ and ended below zero (structural). The other {kinematic} are kinematic. Under SGD "
+    "{sgd.kinematic} failures are kinematic and {sgd.structural} structural. By this page's first definition, a fall "
+    "of {threshold:g} whatever the sign, {old.structural} failures were structural under Adam and {old_sgd.structural} "
+    "under SGD.",
     count,
     what=what,
     runs=len(adam),

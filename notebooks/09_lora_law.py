@@ -99,8 +99,8 @@ nb.caption(
     """Bulk coherence of the zoo's models along their pretraining (one seed each). Grey line: the boundary
         between the two classes, found in the final values. For other models only the final value is known;
         it is a dot.""",
-    alt="""All lines begin at one. Those of one family rise steeply, fall again and end above the grey line; those of the
-        other rise slowly and stay below it.""",
+    alt="""All lines begin at one. Those of one family rise steeply, fall again and end above the grey line;
+        those of the other rise slowly and stay below it.""",
 )
 
 # %% tags=["hide-input"]
@@ -186,9 +186,9 @@ balanced = {o: mean_accuracy(described["class"], found) for o, found in sufficie
 nb.caption(
     "fig-lora-sufficiency",
     """Share of the contexts in which LoRA succeeds, against its learning rate in units of the critical one of full
-        fine-tuning. One line per architecture, solid for the class of high bulk coherence and dashed for that of low; one
-        panel per optimiser. Grey line: eight of ten, from which on LoRA suffices. Rank 8, alpha 16, first seed of the
-        LoRA initialisation; deterministic otherwise.""",
+        fine-tuning. One line per architecture, solid for the class of high bulk coherence and dashed for that of low;
+        one panel per optimiser. Grey line: eight of ten, from which on LoRA suffices. Rank 8, alpha 16, first seed of
+        the LoRA initialisation; deterministic otherwise.""",
     alt="""Under Adam every line climbs from zero to one within a factor of three, and lines of both classes interleave.
         Under SGD few lines leave zero.""",
 )
@@ -230,8 +230,8 @@ for optimizer, label in optimizers.items():
         else "So there is nothing that a class could tell, and the accuracy counts as that of chance.",
     )
 nb.say(
-    "The bulk coherence cannot be what decides, for a second reason: in [chapter 07](07_what_softmax_cannot_see.ipynb) a "
-    "shift of all rows moves $B$ across the boundary and changes no outcome of LoRA."
+    "The bulk coherence cannot be what decides, for a second reason: in [chapter 07](07_what_softmax_cannot_see.ipynb) "
+    "a shift of all rows moves $B$ across the boundary and changes no outcome of LoRA."
 )
 
 # %% [markdown]
@@ -504,11 +504,11 @@ spread = coefficient_of_variation(law_numbers.corrected) if len(loaded) > 1 else
 # %% tags=["remove-cell"]
 nb.caption(
     "fig-lora-one-number",
-    """Critical kinematic number of full fine-tuning, of LoRA, of LoRA with a frozen matrix $A$, and of LoRA corrected for
-        the $A$ that comes alive. Dots: contexts; bars: geometric means over them. Adam, rank 8, alpha 16, one seed of the LoRA
-        initialisation; critical rates to a bracket of 0.5 %.""",
-    alt="""Four groups of dots. Those of LoRA lie lower than those of full fine-tuning and differ by model. With A frozen
-        or corrected, they lie at the height of full fine-tuning.""",
+    """Critical kinematic number of full fine-tuning, of LoRA, of LoRA with a frozen matrix $A$, and of LoRA
+        corrected for the $A$ that comes alive. Dots: contexts; bars: geometric means over them. Adam, rank 8,
+        alpha 16, one seed of the LoRA initialisation; critical rates to a bracket of 0.5 %.""",
+    alt="""Four groups of dots. Those of LoRA lie lower than those of full fine-tuning and differ by model. With
+        A frozen or corrected, they lie at the height of full fine-tuning.""",
 )
 
 # %% tags=["hide-input"]
@@ -545,9 +545,9 @@ nb.say(
 )
 of_sgd = sgd_frozen / sgd_full - 1
 nb.say(
-    "With $A$ frozen the *uncorrected* number differs from that of full fine-tuning by {least:+.1%} to {most:+.1%} under "
-    "Adam. So it is $A$ that makes LoRA fast. Under SGD it differs by {low:+.1%} to {high:+.1%}, depending on the model: "
-    "there the path of $B$ alone bends, too.",
+    "With $A$ frozen the *uncorrected* number differs from that of full fine-tuning by {least:+.1%} to {most:+.1%} "
+    "under Adam. So it is $A$ that makes LoRA fast. Under SGD it differs by {low:+.1%} to {high:+.1%}, depending on "
+    "the model: there the path of $B$ alone bends, too.",
     least=without_A.min(),
     most=without_A.max(),
     low=of_sgd.min(),
@@ -586,9 +586,9 @@ nb.table(variants.rename(columns=names), digits=2, runs=lora_critical)
 of_sgd, others = variants[variants.setting == "SGD"].iloc[0], variants[variants.setting != "SGD"]
 nb.say(
     "Under Adam the median error of a sentence is {least:.1%} to {most:.1%}, depending on the setting. The share of "
-    "$A$ varies by a factor of {range:.0f} over these settings. The rank hardly changes LoRA's rate; a larger alpha lowers "
-    "it. Under SGD the error is {sgd:.0%}, so the law does not hold there. A step of SGD that closes the gap is so large "
-    "that $A$ moves as well, and no derivative at step 0 tells that.",
+    "$A$ varies by a factor of {range:.0f} over these settings. The rank hardly changes LoRA's rate; a larger alpha "
+    "lowers it. Under SGD the error is {sgd:.0%}, so the law does not hold there. A step of SGD that closes the gap is "
+    "so large that $A$ moves as well, and no derivative at step 0 tells that.",
     least=others["median error"].min(),
     most=others["median error"].max(),
     range=others.awake.max() / others.awake.min(),
@@ -646,10 +646,11 @@ scores = pd.DataFrame({name: score(ratio) for name, ratio in tellers.items()}).T
 nb.say("Balanced accuracy under Adam, over all rates of the sweep (0.5 is chance):")
 nb.table(scores.rename_axis("what tells the outcome").reset_index(), digits=2, runs=outcomes.sel("adam"))
 nb.say(
-    "With one ratio for all, {one[of single runs]:.0%} of single runs are told rightly (in balanced accuracy), with the "
-    "bulk coherence {own[of single runs]:.0%}, with the law {law[of single runs]:.0%}. Of whether LoRA suffices for an "
-    "architecture one ratio tells {one[of architectures]:.0%}, the bulk coherence {own[of architectures]:.0%} and the law "
-    "{law[of architectures]:.0%}: these architectures differ too little for any quantity to show what it can do.",
+    "With one ratio for all, {one[of single runs]:.0%} of single runs are told rightly (in balanced accuracy), with "
+    "the bulk coherence {own[of single runs]:.0%}, with the law {law[of single runs]:.0%}. Of whether LoRA suffices "
+    "for an architecture one ratio tells {one[of architectures]:.0%}, the bulk coherence {own[of architectures]:.0%} "
+    "and the law {law[of architectures]:.0%}: these architectures differ too little for any quantity to show what it "
+    "can do.",
     one=scores.loc["one ratio"],
     law=scores.loc["the law"],
     own=scores.loc["bulk coherence"],
@@ -658,11 +659,12 @@ nb.say(
 # %% tags=["hide-input"]
 nb.answer(
     "{classes} The bulk coherence sorts the architectures into classes of {low} and {high}. At the rates where the "
-    "architectures differ, it predicts whether LoRA suffices with a balanced accuracy of {accuracy:.2f}; 0.5 is chance. "
-    "Sentence by sentence LoRA's own law tells the outcome with {told:.2f}, with nothing fitted on LoRA; one ratio for "
-    "all sentences tells it with {one:.2f}. LoRA's critical learning rate is {least:.1f} to {most:.1f} times that of full "
-    "fine-tuning, depending on the model. Its critical kinematic number is {number:.2f}, and that of full fine-tuning "
-    "{full:.2f}. With the motion of LoRA's matrix $A$ counted, which step 0 tells, LoRA's is {corrected:.2f}.",
+    "architectures differ, it predicts whether LoRA suffices with a balanced accuracy of {accuracy:.2f}; 0.5 is "
+    "chance. Sentence by sentence LoRA's own law tells the outcome with {told:.2f}, with nothing fitted on LoRA; one "
+    "ratio for all sentences tells it with {one:.2f}. LoRA's critical learning rate is {least:.1f} to {most:.1f} times "
+    "that of full fine-tuning, depending on the model. Its critical kinematic number is {number:.2f}, and that of full "
+    "fine-tuning {full:.2f}. With the motion of LoRA's matrix $A$ counted, which step 0 tells, LoRA's is "
+    "{corrected:.2f}.",
     classes="The class does not tell." if balanced["adam"] <= 0.5 else "The class says something.",
     corrected=gmean(law_numbers.corrected),
     told=scores.loc["the law", "of single runs"],
@@ -679,8 +681,8 @@ nb.answer(
 # %% [markdown]
 # ## What it means
 #
-# Whether LoRA suffices is a matter of its learning rate. Between a rate at which it fails everywhere and one at which it
-# succeeds everywhere lies a factor of about three, and the architectures differ within a part of that only. So the
+# Whether LoRA suffices is a matter of its learning rate. Between a rate at which it fails everywhere and one at which
+# it succeeds everywhere lies a factor of about three, and the architectures differ within a part of that only. So the
 # zoo has no classes that a second quantity could sort. What varies is the sentence, and there the law tells more than
 # any other quantity: the first velocities, with the share by which $A$ comes alive. [The ledger](00_ledger.ipynb)
 # judges the class by thresholds that were set beforehand.

@@ -263,8 +263,8 @@ nested = {o: half_width(nested_errors(tables[o])) for o in labels}
 for o, p in predictions.items():
     off = abs(np.log(p.value / actual[o]))
     nb.say(
-        "**{label}**: the interval in the file reaches {file:.1%} to either side, the nested one {nested:.1%}. The measured "
-        "rate is off by {off:.1%} and lies {where} the nested interval.",
+        "**{label}**: the interval in the file reaches {file:.1%} to either side, the nested one {nested:.1%}. The "
+        "measured rate is off by {off:.1%} and lies {where} the nested interval.",
         label=labels[o],
         file=np.sqrt(p.interval[1] / p.interval[0]) - 1,
         nested=np.expm1(nested[o]),

@@ -373,8 +373,9 @@ for optimizer, label in labels.items():
     nb.say(
         "**{label}**: $N_c$ of {n} matched controls differs by {shift:+.1%} from that of the near-synonyms of the same "
         "prompts ({least:+.1%} to {most:+.1%} by architecture; 95 % bootstrap interval over the prompts {low:+.1%} to "
-        "{high:+.1%}). In the median prompt it differs by {median:+.1%}; in “{which}” it differs most, by {largest:+.1%}. "
-        "Over the models $N_c$ varies by {near:.1f} % for near-synonyms, by {matched:.1f} % for matched controls{rest}.",
+        "{high:+.1%}). In the median prompt it differs by {median:+.1%}; in “{which}” it differs most, by "
+        "{largest:+.1%}. Over the models $N_c$ varies by {near:.1f} % for near-synonyms, by {matched:.1f} % for "
+        "matched controls{rest}.",
         label=label,
         n=int(matched_pairs[optimizer].sum()),
         shift=shift[optimizer],

@@ -183,10 +183,11 @@ for optimizer, label in labels.items():
         nb.record(claim, measured, optimizer=optimizer, n=sample, runs=failing.sel(optimizer), detail=detail)
     nb.say(
         "**{label}**: contexts (of {n}) that fail silently with a loss that ends at least 0.1 nat lower, by model: "
-        "{counts}. All runs by outcome: {kinds}. R3 was declared by the first definition of a structural failure, a drag "
-        "that falls by more than {by:g}. By that of [C3 now](04_two_failure_modes.ipynb), {now} are structural: there the "
-        "drag ends below zero and has fallen by more than a tenth of $|\\Phi_0|$. Signal and drag sum to the order parameter within "
-        "{residual_float32:.1e} along these runs, and within {residual_float64:.1e} in double precision at step 0.",
+        "{counts}. All runs by outcome: {kinds}. R3 was declared by the first definition of a structural failure, a "
+        "drag that falls by more than {by:g}. By that of [C3 now](04_two_failure_modes.ipynb), {now} are structural: "
+        "there the drag ends below zero and has fallen by more than a tenth of $|\\Phi_0|$. Signal and drag sum to the "
+        "order parameter within {residual_float32:.1e} along these runs, and within {residual_float64:.1e} in double "
+        "precision at step 0.",
         values["R2", optimizer],
         label=label,
         n=sample["contexts"],

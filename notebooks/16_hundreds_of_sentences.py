@@ -184,10 +184,10 @@ nb.caption(
     "fig-wordnet-blind",
     """Blind predictions of the critical learning rate of natural sentences. (a) Measured against predicted, with the
         predicted interval; the grey line is equality. The upper scale gives the same as steps at 1e-5, an everyday
-        learning rate: only the product of rate and steps matters. (b) The error against the distance of the rungs *quadrature*
-        and *second order*, which is known beforehand; the interval lies between the grey lines. Black: sentences
-        outside their interval. One dot per sentence, all models together; full fine-tuning with Adam; brackets of
-        0.5 %; deterministic.""",
+        learning rate: only the product of rate and steps matters. (b) The error against the distance of the rungs
+        *quadrature* and *second order*, which is known beforehand; the interval lies between the grey lines. Black:
+        sentences outside their interval. One dot per sentence, all models together; full fine-tuning with Adam;
+        brackets of 0.5 %; deterministic.""",
     alt="""The dots of (a) lie along the line of equality. The errors of (b) lie around zero, within a funnel that opens
         where the two rungs disagree; a few are outside.""",
 )

@@ -132,7 +132,7 @@ def properties(rows):
         "... and is positive before and after": falls & helping,
         "the drag falls by more than a tenth of $\\lvert\\Phi_0\\rvert$": large,
         "the drag ends below zero": rows.drag < 0,
-        "... and falls by more than a tenth of $\\lvert\\Phi_0\\rvert$: structural": large
+        "... and by more than a tenth of $\\lvert\\Phi_0\\rvert$: structural": large
         & (rows.drag < 0),
         "the mass of the bulk falls": rows.bulk_mass_end < rows.bulk_mass_start,
         "the contrast of the bulk falls": rows.contrast_end < rows.contrast_start,

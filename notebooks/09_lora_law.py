@@ -175,12 +175,13 @@ critical = Study.of(find_critical, loaded)  # of full fine-tuning, as in chapter
 outcomes = Study.of(lora, loaded)
 sufficient = {  # a row for every architecture, a column for every rate
     optimizer: pd.DataFrame(
-        {name: o.sufficient.values[:, 0] for name, o in outcomes.sel(optimizer).items()},
+        {m: o.sufficient.values[:, 0] for m, o in outcomes.sel(optimizer).items()},
         index=lora_multiples,
     ).T
     for optimizer in optimizers
 }
-balanced = {o: mean_accuracy(described["class"], found) for o, found in sufficient.items()}
+group = described["class"]
+balanced = {o: mean_accuracy(group, found) for o, found in sufficient.items()}
 
 # %% tags=["remove-cell"]
 nb.caption(
@@ -365,7 +366,7 @@ nb.table(together.rename(columns=columns).reset_index(), digits=2, runs=lora_cri
 
 # %%
 def from_the_others(name):
-    """The ratio that the power law of the other models gives each context of a model."""
+    """The ratio that the power law of the other models gives each context."""
     logs, parts = np.log(law[[name, "ratio"]].astype(float)), []
     for _, left_out in logs.groupby(law.model):
         others = logs.drop(left_out.index)
@@ -447,7 +448,7 @@ def only_B(model, recipe):
 
 def frozen_number(model, optimizer):
     """Critical kinematic numbers of the contexts if B alone is trained."""
-    fitting, recipe = nb.fitting_contexts(model), Recipe(optimizer=optimizer, steps=steps)
+    recipe, fitting = Recipe(optimizer, steps=steps), nb.fitting_contexts(model)
     ds = search.critical_rates(
         nb.store, only_B(model, recipe), fitting, recipe, tolerance=tolerance
     )
@@ -496,7 +497,8 @@ by_model = of_all.groupby("model", sort=False)
 law_numbers = by_model[[*KINDS, "awake"]].agg(lambda n: gmean(n[n > 0]))
 away = law_numbers.corrected / law_numbers.full - 1
 without_A = law_numbers["A frozen"] / law_numbers.full - 1
-sgd_full = architecture_numbers(whole[whole.optimizer == "sgd"]).set_index("model")["mean"]
+of_sgd = architecture_numbers(whole[whole.optimizer == "sgd"])
+sgd_full = of_sgd.set_index("model")["mean"]
 sgd_frozen = frozen.table(lambda ds: {"number": gmean(ds.number[ds.number > 0])})
 sgd_frozen = sgd_frozen[sgd_frozen.optimizer == "sgd"].set_index("model").number
 spread = coefficient_of_variation(law_numbers.corrected) if len(loaded) > 1 else np.nan
@@ -629,7 +631,7 @@ tellers |= {name: from_the_others(name) for name in fitted}
 
 
 def score(ratio):
-    """How well "the rate exceeds this ratio" tells single runs and whole architectures."""
+    """How well "the rate exceeds this ratio" tells runs and whole architectures."""
     rows = law[["model", "context"]].assign(told=ratio).dropna().merge(success)
     told = rows.multiple > rows.told
     shares = rows.assign(told=told).groupby(["model", "multiple"])[["success", "told"]]

@@ -65,6 +65,7 @@ from phantomlib.order_parameter import overlaps
 from phantomlib.runs.study import Study
 from phantomlib.transition import silent_failure
 from phantomlib.transition.jumps import find_jumps, with_critical_rate
+from phantomlib.transition.silent_failure import drag_falls
 
 nb = notebook.start("11_scope_and_sensitivity")
 loaded = [nb.load(ref) for ref in nb.models]
@@ -100,7 +101,7 @@ def variants(steps, only=()):
         "silent: fall of 0.5 nat": ({"least_fall": 0.5}, "C1"),
         "structural: a fall of 5 %": ({"structural": worsens(0.05)}, "C3"),
         "structural: a fall of 20 %": ({"structural": worsens(0.2)}, "C3"),
-        "structural: any fall of 0.001": ({"structural": silent_failure.drag_falls}, "C3"),
+        "structural: any fall of 0.001": ({"structural": drag_falls}, "C3"),
         "jump: twice the size": ({"size_factor": 0.2}, "C4 C7"),
         "jump: half the size": ({"size_factor": 0.05}, "C4 C7"),
         "jump: 5 times the median": ({"median_factor": 5.0}, "C4 C7"),
@@ -142,7 +143,7 @@ varied = variants(steps, only)  # an unknown name is refused before anything run
 # %%
 BAND = 0.5  # nats between the logits of a matched control and of the correct token
 SHARE = 0.75  # of the correct token's overlap with the competitor, at most
-MOST = 5  # matched controls of a prompt, the nearest first; the zoo's prompts have fewer
+MOST = 5  # matched controls of a prompt, the nearest first; the zoo's have fewer
 LIKELY = 200  # random pairs are drawn among so many tokens, so gaps have ordinary size
 ANTONYMS = {  # by the id of the book's context that has the first of the two words
     "shame": "pride",
@@ -330,7 +331,8 @@ gaps = measured.groupby("kind").gap.agg(["min", "max"])
 near = logs[logs.kind == "near-synonym"]
 of_prompt = ["optimizer", "model", "prompt"]
 paired = logs[logs.kind == "matched"].merge(near, on=of_prompt, suffixes=("", "_near"))
-paired = paired.assign(ratio=paired.log - paired.log_near, off=paired.gap - paired.gap_near)
+paired["ratio"] = paired.log - paired.log_near
+paired["off"] = paired.gap - paired.gap_near
 by_architecture = paired.groupby(of_prompt).ratio.mean().groupby(of_prompt[:2]).mean()
 shift = np.expm1(by_architecture.groupby("optimizer").mean()).reindex(labels)
 each = np.expm1(by_architecture)  # the shift of every architecture
@@ -340,7 +342,7 @@ of_prompts = paired.groupby(of_prompt).ratio.mean().unstack("model")  # log rati
 
 def interval_of_shift(optimizer):
     """95 % bootstrap interval over the prompts, the same for all architectures."""
-    values = of_prompts.loc[optimizer].to_numpy()  # (prompts, models), nan without control
+    values = of_prompts.loc[optimizer].to_numpy()  # (prompts, models), nan if none
 
     def mean(drawn, axis=-1):
         return np.nanmean(np.nanmean(values[drawn.astype(int)], axis=-2), axis=-1)

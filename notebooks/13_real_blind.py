@@ -473,7 +473,7 @@ for optimizer, label in labels.items():
 
 # %%
 def foretold(model):
-    """Prediction and measurement by optimiser; both are predicted before either is measured."""
+    """Prediction and measurement by optimiser; both are predicted first."""
     fitting = [resolve(context, model.tokenizer) for context in load_contexts()]
     five = {o: rows[rows.model != last.name] for o, rows in fitted.items()}
     said = {
@@ -481,8 +481,13 @@ def foretold(model):
         for o, recipe in recipes.items()
     }
     return {
-        o: (said[o], blind.sweep_held_out(nb.store, model, fitting, r, tolerance=tolerance))
-        for o, r in recipes.items()
+        o: (
+            said[o],
+            blind.sweep_held_out(
+                nb.store, model, fitting, recipe, tolerance=tolerance
+            ),
+        )
+        for o, recipe in recipes.items()
     }
 
 

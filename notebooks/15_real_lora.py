@@ -162,8 +162,8 @@ nb.say(
 # %% [markdown]
 # ## LoRA's critical rate
 #
-# LoRA needs a larger learning rate than full fine-tuning. If LoRA's
-# [$N_c$](../definitions.md#kinematic-number) were the same on all models, its geometric mean over the zoo would give
+# LoRA needs a larger learning rate than full fine-tuning. If LoRA's critical [kinematic
+# number](../definitions.md#kinematic-number) were the same on all models, its geometric mean over the zoo would give
 # LoRA's critical rate on a real model from quantities at step 0 alone. Does it?
 
 

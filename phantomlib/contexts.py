@@ -215,13 +215,12 @@ def tokens_of(prompt: str, words: Sequence[str], tokenizer) -> tuple[tuple[int, 
     """As :func:`single_tokens`, and what :class:`Resolved` says of it; else the same of where one or two words part."""
     if found := single_tokens(prompt, words, tokenizer):
         return *found, ""
-    for prompt_ids, extended in islice(
-        _joined(prompt, words, tokenizer), 2
-    ):  # in the third, a space may be the last token
+    for prompt_ids, extended in islice(_joined(prompt, words, tokenizer), 2):  # the third may end with a space
         ends = [ids[len(prompt_ids) :] for ids in extended if ids[: len(prompt_ids)] == prompt_ids]
         shared = len(os.path.commonprefix(ends)) if len(ends) > 1 else 0
         spelt = [_letters(tokenizer.decode(end)) for end in ends]
-        if prompt_ids and spelt == [_letters(word) for word in words] and shared < min(map(len, ends)):
+        special = {*getattr(tokenizer, "all_special_ids", ())} & {piece for end in ends for piece in end}
+        if prompt_ids and not special and spelt == [_letters(word) for word in words] and shared < min(map(len, ends)):
             parted = [end[shared] for end in ends]
             pieces = " and ".join(f"“{tokenizer.decode([piece]).strip()}”" for piece in parted)
             said = f"the words are compared where they part, at token {shared + 1} of each: {pieces}"

@@ -53,7 +53,7 @@ DIAGNOSE = {
     "context and prompt": ([*shame, "--prompt", "Hello"], "not both"),
     "prompt without a word": ([*zoo, "--prompt", LIE], "--correct WORD"),
     "blank prompt": ([*zoo, "--prompt", " ", "--correct", "shame"], "--context ID"),
-    "unknown competitor": ([*own[:-1], "zyzzyva"], "competitor word 'zyzzyva'"),
+    "unknown competitor": ([*own[:-1], "zyzzÿva"], "competitor word 'zyzzÿva'"),
     "words the wrong way round": (
         [*zoo, "--prompt", LIE, "--correct", "guilt", "--competitor", "shame"], "already prefers"
     ),

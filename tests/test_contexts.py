@@ -257,7 +257,7 @@ def test_a_prompt_that_would_be_altered_is_refused_by_its_characters(prompt, wor
         assert len(refused(words, resolve, Context("a", prompt, "glad", "happy"), tokenizer)) < 600
 
 
-IN_PIECES = ("zyzzyva", "deep shame", "<|endoftext|>", "x" * 50_000)  # some tokenizers spell them
+IN_PIECES = ("zyzzyva", "deep shame", "x" * 50_000)  # some tokenizers spell them
 NO_TOKENS = (
     "shamé",
     "7",

@@ -300,8 +300,9 @@ def run_in_gauges(run, blank):
     right.plot(run.step, blank, "--", color=REFERENCE, label=r"$a = -(E_c + E_k)/2$")
     left.set(xlabel="step", ylabel="probability", title="What the model says", ylim=(0, None))
     right.set(xlabel="step", ylabel=r"order parameter $\Phi$", title="What its order parameter says")
+    left.legend(fontsize="small")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=3, fontsize="small")
     for axes in (left, right):
-        axes.legend(fontsize="small")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 

@@ -335,7 +335,7 @@ nb.record(
 )
 board = scoreboard.scoreboard(claims["R5"], {"Adam": measured, "double well": control})
 nb.figure(
-    criteria_board(scoreboard.criteria_of(claims["R5"]), {"Adam": measured}, control),
+    criteria_board(scoreboard.criteria_of(claims["R5"]), {"Adam": measured}, {"double well": control}),
     "fig-real-tests",
     runs=run_ids,
     data=board,

@@ -33,7 +33,7 @@ STARTS = {f"start {x:.1f}": x for x in (-2.2, -2.0, -1.8)}
 
 
 def examined(toy, high):
-    rates = toy.critical_rates()
+    rates = toy.critical_rates(20)
     recipe = Recipe(optimizer="sgd", steps=20)
     return examine.examine(toy, None, toy.contexts(), rates, recipe, multiples=(0.5, high), counted=(high,))
 

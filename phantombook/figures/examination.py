@@ -15,20 +15,21 @@ MARKERS = (
 )
 
 
-def criteria_board(criteria: list, measured: dict[str, dict], control: dict) -> Figure:
+def criteria_board(criteria: list, measured: dict[str, dict], controls: dict[str, dict]) -> Figure:
     """One row per criterion: threshold, the side on which it is met (shaded), and what was measured.
 
     Args:
         criteria: tuples (test, criterion, label), in order; criteria as in ``claims.Criterion``.
         measured: test -> criterion -> value, by optimiser's label; at most two of them.
-        control: the same of the double well.
+        controls: the same of at most three controls, by name.
     """
     figure, rows = plt.subplots(
         len(criteria), 1, figsize=(WIDTH, 0.55 * len(criteria) + 0.6), squeeze=False, layout="constrained"
     )
     markers = dict(zip(measured, MARKERS, strict=False))
-    markers |= {"double well (control)": {"color": CONTROL, "marker": "x", "markersize": 6}}
-    columns = measured | {"double well (control)": control}
+    named = {f"{name} (control)": numbers for name, numbers in controls.items()}
+    markers |= {name: {"color": CONTROL, "marker": m, "markersize": 6} for name, m in zip(named, "x+2", strict=False)}
+    columns = measured | named
     for axes, (test, criterion, label) in zip(rows[:, 0], criteria, strict=True):
         values = {name: numbers[test][criterion.name] for name, numbers in columns.items()}
         finite = [value for value in [*values.values(), criterion.threshold] if np.isfinite(value)]

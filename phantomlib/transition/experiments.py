@@ -154,11 +154,11 @@ def _shape(x: np.ndarray, loss: np.ndarray) -> tuple[int, float, float]:
     """Local minima, barrier (nats) and convex share of a loss (n,) on a line x (n,); below ``FLAT`` is flat."""
     wells, low, high = 1, loss[0], loss[0]  # of the well we are in: its minimum, and the top of the rise that followed
     for value in loss[1:]:
-        if value < low:
-            low = high = value
         high = max(high, value)
         if high - low > FLAT and high - value > FLAT:  # over a ridge and down again: another well
             wells, low, high = wells + 1, value, value
+        elif value < low:
+            low = high = value
     inside = loss[x <= 1]
     barrier = (inside - np.minimum.accumulate(inside)).max()
     bends = np.diff(loss, 2)  # second differences; x is equidistant

@@ -108,6 +108,10 @@ def test_shape_of_a_loss_on_a_line(loss, wells, barrier, convex):
     assert convex is None or found[2] == convex
 
 
+def test_a_deeper_well_one_point_behind_a_ridge_is_another():
+    assert experiments._shape(np.array([0, 0.5, 1.0]), np.array([1.0, 2.0, 0.0]))[:2] == (2, 1.0)
+
+
 def test_force_is_the_derivative_of_the_gap():
     s = np.linspace(0, 3, 31)
     run = recorded(np.zeros((1, 1, 31)), logit_gap=np.expm1(s)[None, None] - 2)

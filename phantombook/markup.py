@@ -90,8 +90,9 @@ def _source(drawing) -> str:
     """A drawing as the address of a picture."""
     image = io.StringIO()
     drawing.savefig(image, format="svg", metadata={"Date": None})
-    # matplotlib writes millionths of a point; a hundredth cannot be seen
+    # matplotlib writes millionths of a point, and indents: a hundredth cannot be seen
     text = PLACES.sub(lambda places: re.sub(r"(\.\d\d)\d+", r"\1", places[0]), image.getvalue())
+    text = re.sub(r">\s+<", "><", text)
     return f"data:image/svg+xml;base64,{base64.b64encode(text.encode()).decode()}"
 
 

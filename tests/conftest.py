@@ -16,6 +16,11 @@ settings.register_profile("project", deadline=None, print_blob=True)  # a busy m
 settings.load_profile("project")
 
 
+def pytest_collection_modifyitems(items):
+    """Slow tests first, so that none is left for one core when the other has nothing to do."""
+    items.sort(key=lambda item: "slow" not in item.keywords)
+
+
 @pytest.fixture(scope="module")
 def browser():
     """Chromium; not for the whole session, since tests that run notebooks need the event loop that it occupies."""

@@ -1,5 +1,6 @@
 """Progress: what a report says, and that who waits says so."""
 
+import io
 import json
 import multiprocessing
 import os
@@ -64,7 +65,7 @@ def hold(path, held, free):
 
 
 @pytest.mark.parametrize("runner", [False, True])
-def test_who_waits_for_another_process_says_so(runner, tmp_path, monkeypatch, capfd):
+def test_who_waits_for_another_process_says_so(runner, tmp_path, monkeypatch):
     report, lock, done = str(tmp_path / "report.json"), tmp_path / "run.lock", []
     monkeypatch.setattr(progress, "PATIENCE", 0.1)
     monkeypatch.setenv(progress.ENVIRONMENT, report if runner else "")
@@ -78,11 +79,11 @@ def test_who_waits_for_another_process_says_so(runner, tmp_path, monkeypatch, ca
         with locked(lock):
             done.append(True)
 
+    monkeypatch.setattr(sys, "stderr", said := io.StringIO())
     thread = threading.Thread(target=work)
     thread.start()
-    heard = ""
     for _ in range(600):
-        heard += json.dumps(read_report(report) or "").strip('"') if runner else capfd.readouterr().err
+        heard = json.dumps(read_report(report) or "").strip('"') if runner else said.getvalue()
         if heard.endswith(("\n", "}")):
             break
         time.sleep(0.05)
@@ -91,7 +92,7 @@ def test_who_waits_for_another_process_says_so(runner, tmp_path, monkeypatch, ca
     thread.join(60)
     process.join()
     label = "aiting for another process, which holds run.lock"
-    assert done == [True] and read_report(report) is None and capfd.readouterr() == ("", "")
+    assert done == [True] and read_report(report) is None and said.getvalue() == ("" if runner else heard)
     assert json.loads(heard)["label"] == f"w{label}" if runner else heard == f"W{label} in '{tmp_path}'.\n"
 
 

@@ -69,7 +69,7 @@ def test_killed_while_a_run_is_put_in_its_place(place, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", replace)
     process = multiprocessing.get_context("fork").Process(target=fill, args=(tmp_path / "killed",))
     process.start()
-    process.join()
+    process.join(300)
     assert process.exitcode == -signal.SIGKILL
     assert len(numbers(tmp_path / "killed")) == (place == "after the rename")
     monkeypatch.undo()

@@ -101,7 +101,7 @@ nb.table(described.reset_index(), digits=2)
 
 
 # %%
-PART = 20  # sentences that are searched together
+PART = 10  # sentences that are searched together
 EVERYDAY = 1e-5  # a learning rate that many use
 
 

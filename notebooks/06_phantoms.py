@@ -613,7 +613,7 @@ nb.caption(
     "fig-tests",
     """The criteria of the five tests under full fine-tuning: measured values for Adam (filled) and SGD
         (open), the threshold fixed beforehand (grey line), and the side that meets it (shaded). Each
-        value is a median, quantile or share over all models and contexts, as the label says. Grey: the controls. The
+        value is a median, quantile or share over all models and contexts, as the label says. Black: the controls. The
         double well (×) should fail bistability, slowing and potential; the first-order transition (+) should fail
         geometry and refinement; in the third (three arms) the readout alone is trained. Where a mark is missing, the
         quantity does not exist for that control.""",

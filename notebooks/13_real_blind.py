@@ -1,7 +1,5 @@
 # ---
 # jupyter:
-#   phantom:
-#     after: ["08", "10"]
 #   jupytext:
 #     formats: py:percent
 #     text_representation:
@@ -11,6 +9,10 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   phantom:
+#     after:
+#     - 08
+#     - '10'
 # ---
 
 # %% [markdown]

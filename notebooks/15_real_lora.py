@@ -1,7 +1,5 @@
 # ---
 # jupyter:
-#   phantom:
-#     after: ["09", "13", "14"]
 #   jupytext:
 #     formats: py:percent
 #     text_representation:
@@ -11,6 +9,11 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   phantom:
+#     after:
+#     - 09
+#     - '13'
+#     - '14'
 # ---
 
 # %% [markdown]

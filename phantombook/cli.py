@@ -256,16 +256,11 @@ def verify(
 def edit(
     number: Annotated[str, typer.Argument(metavar="NN", help="Number or name of the notebook, e.g. 01.")],
     profile: Annotated[str, typer.Option(help="Its parameters while you edit; they are not written back.")] = "smoke",
-    check: Annotated[bool, typer.Option("--check", help="No browser: convert, run, save, convert back.")] = False,
 ):
     """Open a notebook in JupyterLab; what you save there is written back to its .py file."""
-    from phantombook.edit import check_edit, open_in_lab
+    from phantombook.edit import open_in_lab
 
-    if check:
-        check_edit(find_root(), number, profile)
-        typer.echo("It opens, runs, and comes back unchanged.")
-    else:
-        typer.echo(f"Closed. Written back: {open_in_lab(find_root(), number, profile)}")
+    typer.echo(f"Closed. Written back: {open_in_lab(find_root(), number, profile)}")
 
 
 @app.command()

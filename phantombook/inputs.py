@@ -11,7 +11,7 @@ from phantomlib.contexts import Context, load_contexts
 from phantomlib.errors import ParameterError, shown
 from phantomlib.models.zoo_models import HELD_OUT
 
-EDITED = "PHANTOM_EDIT"  # set by ``phantom edit`` for JupyterLab: a JSON mapping with the project's root and a profile
+EDITED = "PHANTOM_EDIT"  # set by ``phantom edit`` for JupyterLab: the name of a profile
 FITTING = "fitting:"  # before the name of a contexts file: leave out what does not fit a model
 COMMON: dict[str, Any] = {  # what every measurement is given, with the defaults
     "models": [],

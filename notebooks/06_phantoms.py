@@ -42,8 +42,7 @@ import numpy as np
 
 from phantombook import markup, notebook
 from phantomlib.critical.search import critical_rates
-from phantombook.figures.examination import criteria_board
-from phantombook.figures.jumps import jump_panels, readout_shares
+from phantombook.figures.charts import criteria_board, jump_panels, readout_shares
 from phantombook.figures.palette import COMPETITOR, CONTROL, CORRECT, PHI, REFERENCE, model_colours
 from phantombook.figures.style import WIDTH, label_line, log_ticks, small_multiples
 from phantombook.ledger import scoreboard

@@ -50,7 +50,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.stats import gmean, t
 
 from phantombook import notebook
-from phantombook.figures.critical import contexts_and_means
+from phantombook.figures.charts import contexts_and_means
 from phantombook.figures.escaping import in_figure
 from phantombook.figures.palette import FAMILIES, REFERENCE, model_colours
 from phantombook.figures.style import WIDTH, label_line, small_multiples

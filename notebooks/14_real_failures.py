@@ -47,10 +47,8 @@ tolerance: float = 0.005  # relative width of the bracket around a critical lear
 import numpy as np
 
 from phantombook import markup, notebook, published_runs
-from phantombook.figures.examination import criteria_board
-from phantombook.figures.jumps import readout_shares
+from phantombook.figures.charts import criteria_board, failure_modes, readout_shares
 from phantombook.figures.palette import model_colours
-from phantombook.figures.silent_failure import failure_modes
 from phantombook.ledger import scoreboard
 from phantombook.ledger.claims import load_claims
 from phantomlib.critical import blind

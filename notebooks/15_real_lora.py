@@ -55,7 +55,7 @@ import pandas as pd
 from scipy.stats import gmean
 
 from phantombook import notebook, published_runs
-from phantombook.figures.jumps import jump_panels
+from phantombook.figures.charts import jump_panels
 from phantombook.figures.palette import REFERENCE, model_colours
 from phantombook.figures.style import WIDTH
 from phantombook.ledger.claims import load_claims

@@ -57,8 +57,9 @@ def check_inputs(models: list[str], contexts: str, device: str, dtype: str, **ot
             TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
         except ValidationError:
             raise ParameterError(f"{name} is {shown(value)}; it must be {wanted}.") from None
+    loaded = load_contexts(contexts.removeprefix(FITTING))
 
-    from phantomlib.models.language_model import DTYPES, check_device, find, short_name  # torch
+    from phantomlib.models.language_model import DTYPES, check_device, find, short_name  # torch: seconds
 
     if dtype not in DTYPES:
         raise ParameterError(f"dtype {shown(dtype)} is not known; choose one of {', '.join(DTYPES)}.")
@@ -74,7 +75,7 @@ def check_inputs(models: list[str], contexts: str, device: str, dtype: str, **ot
             raise ParameterError(
                 f"The models {both}. Rename the folder or file of one (save it first if it is on the hub)."
             )
-    return load_contexts(contexts.removeprefix(FITTING))
+    return loaded
 
 
 def chosen_held_out(models: list[str], held_out: str) -> str:

@@ -21,6 +21,8 @@ from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationErro
 from pydantic.dataclasses import dataclass as checked
 
 from phantombook.ledger.measurements import Experiment, Measurement, read_record
+from phantombook.plan import make_job
+from phantombook.project import Profile, notebooks
 from phantomlib.errors import ParameterError, shown
 from phantomlib.plain_yaml import read_yaml
 from phantomlib.runs.store import Store
@@ -247,6 +249,17 @@ def judge_measurement(claim: Claim, store: Store, optimizer: str, measurement: M
     if small:
         return verdict(NOT_TESTED, f"the sample is too small; {said}", f"{outlook}; {small}")
     return verdict(NOT_TESTED if unknown else NOT_REPRODUCED if failed else REPRODUCED, said)
+
+
+def expected_experiments(root: Path, profile: Profile) -> dict[str, Experiment]:
+    """The experiments whose measurements count for a profile, by the number of the notebook; those not in the project left out.
+
+    Raises:
+        ParameterError: a value of the profile does not fit its notebook.
+    """
+    numbers = sorted({claim.notebook for claim in load_claims()} & notebooks(root).keys())
+    jobs = {number: make_job(root, number, {}, profile=profile) for number in numbers}
+    return {number: Experiment(job.source, job.all_parameters) for number, job in jobs.items()}
 
 
 def verdicts(

@@ -45,7 +45,6 @@ from phantomlib.critical.search import critical_rates
 from phantombook.figures.charts import criteria_board, jump_panels, readout_shares
 from phantombook.figures.palette import COMPETITOR, CONTROL, CORRECT, PHI, REFERENCE, model_colours
 from phantombook.figures.style import WIDTH, label_line, log_ticks, small_multiples
-from phantombook.ledger import scoreboard
 from phantombook.ledger.claims import load_claims
 from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.study import Study
@@ -605,14 +604,12 @@ nb.caption(
 # %%
 claim = claims["C5"]
 of_jumps = {titles[o]: measured[o] for o in titles}
-verdicts = {o: scoreboard.passed_tests(claim, measured[o]) for o in titles}
-verdict_of_control = scoreboard.passed_tests(claim, control_measured)
-board = scoreboard.scoreboard(claim, of_jumps | {"double well": control_measured})
+verdicts = {o: claim.passed_tests(measured[o]) for o in titles}
+verdict_of_control = claim.passed_tests(control_measured)
+board = claim.scoreboard(of_jumps | {"double well": control_measured})
 
 # %% tags=["hide-input"]
-nb.figure(
-    criteria_board(scoreboard.criteria_of(claim), of_jumps, control_measured), "fig-tests", runs=run_ids, data=board
-)
+nb.figure(criteria_board(claim, of_jumps, control_measured), "fig-tests", runs=run_ids, data=board)
 for optimizer, passed in verdicts.items():
     found = by_optimizer[optimizer]
     nb.record(

@@ -49,7 +49,6 @@ import numpy as np
 from phantombook import markup, notebook, published_runs
 from phantombook.figures.charts import criteria_board, failure_modes, readout_shares
 from phantombook.figures.palette import model_colours
-from phantombook.ledger import scoreboard
 from phantombook.ledger.claims import load_claims
 from phantomlib.critical import blind
 from phantomlib.engine.recipe import Recipe
@@ -304,7 +303,7 @@ chosen = [m for m in subjects if m.ref in examined]
 examinations = Study.of(examine_jumps, chosen, ("adam",))
 measured = examine.summarise_tests(list(examinations.values()))
 control = examine.summarise_tests([double_well.DoubleWell.examined(steps)])
-passed = scoreboard.passed_tests(claims["R5"], measured)
+passed = claims["R5"].passed_tests(measured)
 values["R5", "adam"] = {"tests_passed": sum(passed.values())}
 
 # %% tags=["remove-cell"]
@@ -332,12 +331,9 @@ nb.record(
     runs=[run_ids, critical.sel("adam")],
     detail={"passed": passed, "measured": measured},
 )
-board = scoreboard.scoreboard(claims["R5"], {"Adam": measured, "double well": control})
+board = claims["R5"].scoreboard({"Adam": measured, "double well": control})
 nb.figure(
-    criteria_board(scoreboard.criteria_of(claims["R5"]), {"Adam": measured}, control),
-    "fig-real-tests",
-    runs=run_ids,
-    data=board,
+    criteria_board(claims["R5"], {"Adam": measured}, control), "fig-real-tests", runs=run_ids, data=board
 )
 words = board.assign(quantity=board.quantity.map(markup.with_symbols)).replace("nan", "–")
 nb.table(words, fold="All values, with the wording of the ledger", runs=run_ids)
@@ -345,7 +341,7 @@ nb.say(
     "{outcomes}. These tests examine {first} first jumps. The double well, which does have two branches, also passes "
     "{control} of the {tests} tests. Only the other tests tell the two apart.",
     first=first,
-    control=sum(scoreboard.passed_tests(claims["R5"], control).values()),
+    control=sum(claims["R5"].passed_tests(control).values()),
     tests=len(passed),
     outcomes=", ".join(f"{test} {'passed' if ok else '**failed**'}" for test, ok in passed.items()).capitalize(),
 )

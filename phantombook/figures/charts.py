@@ -146,21 +146,22 @@ def contexts_and_means(
     return figure
 
 
-def criteria_board(criteria: list, measured: dict[str, dict], control: dict) -> Figure:
+def criteria_board(claim, measured: dict[str, dict], control: dict) -> Figure:
     """One row per criterion: threshold, the side on which it is met (shaded), and what was measured.
 
     Args:
-        criteria: tuples (test, criterion, label), in order; criteria as in ``claims.Criterion``.
+        claim: of the ledger; the criteria are those of its tests.
         measured: test -> criterion -> value, by optimiser's label; at most two of them.
         control: the same of the double well.
     """
+    criteria = [(test, criterion) for test, bounds in claim.tests.items() for criterion in bounds.values()]
     figure, rows = plt.subplots(
         len(criteria), 1, figsize=(WIDTH, 0.55 * len(criteria) + 0.6), squeeze=False, layout="constrained"
     )
     markers = dict(zip(measured, MARKERS, strict=False))
     markers |= {"double well (control)": {"color": CONTROL, "marker": "x", "markersize": 6}}
     columns = measured | {"double well (control)": control}
-    for axes, (test, criterion, label) in zip(rows[:, 0], criteria, strict=True):
+    for axes, (test, criterion) in zip(rows[:, 0], criteria, strict=True):
         values = {name: numbers[test][criterion.name] for name, numbers in columns.items()}
         finite = [value for value in [*values.values(), criterion.threshold] if np.isfinite(value)]
         low, high = min(0.0, *finite), max(finite)
@@ -176,7 +177,7 @@ def criteria_board(criteria: list, measured: dict[str, dict], control: dict) -> 
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="x", labelsize="small", pad=1, length=2)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.set_title(f"{test}: {label}", loc="left", fontsize="small", fontweight="normal", pad=2)
+        axes.set_title(f"{test}: {criterion.name.replace('_', ' ')}", loc="left", fontsize="small", fontweight="normal", pad=2)
     names = rows[0, 0].get_legend_handles_labels()
     figure.legend(*names, loc="outside upper center", ncols=len(columns), fontsize="small")
     return figure

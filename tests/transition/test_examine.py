@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from toys import STARTS, Logistic, examined, recorded
 
-from phantombook.ledger import scoreboard
 from phantombook.ledger.claims import load_claims
 from phantomlib.errors import ParameterError
 from phantomlib.transition import double_well, examine, jumps
@@ -16,7 +15,7 @@ C5 = next(claim for claim in load_claims() if claim.id == "C5")
 
 def test_a_double_well_fails_what_looks_for_a_second_branch():
     measured = examine.summarise_tests([examined(double_well.DoubleWell(STARTS), 1.5)])
-    failed = {test for test, ok in scoreboard.passed_tests(C5, measured).items() if not ok}
+    failed = {test for test, ok in C5.passed_tests(measured).items() if not ok}
     assert failed == {"bistability", "slowing", "potential"}
     assert measured["bistability"]["same_branch_share"] == 0 and measured["bistability"]["ramp_same_branch_share"] == 0
 
@@ -28,7 +27,7 @@ def test_a_convex_loss_passes_all_tests(monkeypatch):
     monkeypatch.setattr(Logistic, "critical_rates", lambda self: rates)
     found = examined(toy, 30.0)
     measured = examine.summarise_tests([found])
-    assert all(scoreboard.passed_tests(C5, measured).values()), measured
+    assert all(C5.passed_tests(measured).values()), measured
     assert len(found.first) == 3 and found.profile.barrier.max() == 0
     crossing = found.times.consumed.sel(multiple=0.25)  # small steps: the exact time
     assert crossing.values == pytest.approx(1, rel=0.02)
@@ -48,7 +47,7 @@ def test_without_jumps_quantities_of_jumps_are_nan_and_fail():
     assert without.branches is None and without.profile is None and without.refined == {}
     measured = examine.summarise_tests([without])
     assert np.isnan(measured["geometry"]["median_geometry_share"]) and np.isnan(measured["refinement"]["median_slope"])
-    verdicts = scoreboard.passed_tests(C5, measured)
+    verdicts = C5.passed_tests(measured)
     assert not verdicts["geometry"] and not verdicts["refinement"]
 
 

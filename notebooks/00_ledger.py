@@ -43,7 +43,7 @@ seed: int = 0  # base seed
 import pandas as pd
 from IPython.display import Markdown
 
-from phantombook import evidence, markup, notebook
+from phantombook import markup, notebook
 from phantombook.ledger import claims
 from phantombook.project import Profile, find_root, load_profile, notebooks
 
@@ -53,7 +53,7 @@ same = Profile("", {name: nb.parameters[name] for name in notebook.COMMON}, {}) 
 
 # %%
 profile = load_profile(root, nb.profile) if nb.profile else same
-sources = evidence.expected_experiments(root, profile)  # whose measurements count
+sources = claims.expected_experiments(root, profile)  # whose measurements count
 pairs = claims.verdicts(nb.store, sources)  # under Adam, which decides, and under SGD
 real = claims.verdicts(nb.store, sources, group="real")  # the same on real models
 ours = claims.verdicts(nb.store, sources, group="ours")

@@ -1,7 +1,5 @@
 # ---
 # jupyter:
-#   phantom:
-#     minutes: 1.5
 #   jupytext:
 #     formats: py:percent
 #     text_representation:
@@ -11,6 +9,8 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   phantom:
+#     minutes: 1.5
 # ---
 
 # %% [markdown]
@@ -45,8 +45,8 @@ from phantombook import notebook
 from phantombook.markup import in_words
 from phantomlib.critical.predictors import contexts_with_rates
 from phantombook.figures.escaping import in_figure
+from phantombook.figures.charts import count_map
 from phantombook.figures.palette import COMPETITOR, CORRECT, LOSS, REFERENCE, model_colours
-from phantombook.figures.silent_failure import count_map
 from phantombook.figures.stacked import letter_panels
 from phantombook.figures.style import WIDTH, label_line, legend_above, small_multiples
 from phantomlib.engine.recipe import Recipe

@@ -37,8 +37,8 @@ from matplotlib.ticker import MaxNLocator
 
 from phantombook import notebook
 from phantomlib.critical.predictors import contexts_with_rates
+from phantombook.figures.charts import failure_modes
 from phantombook.figures.palette import REFERENCE
-from phantombook.figures.silent_failure import failure_modes
 from phantombook.figures.style import small_multiples
 from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.study import Study

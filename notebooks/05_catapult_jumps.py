@@ -1,7 +1,5 @@
 # ---
 # jupyter:
-#   phantom:
-#     minutes: 3
 #   jupytext:
 #     formats: py:percent
 #     text_representation:
@@ -11,6 +9,8 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   phantom:
+#     minutes: 3
 # ---
 
 # %% [markdown]
@@ -48,9 +48,8 @@ from scipy.stats import gmean
 from phantombook import notebook
 from phantomlib.critical.search import critical_rates
 from phantomlib.critical.step_zero import sharpness
-from phantombook.figures.jumps import jump_panels
+from phantombook.figures.charts import count_map, jump_panels
 from phantombook.figures.palette import REFERENCE, model_colours
-from phantombook.figures.silent_failure import count_map
 from phantombook.figures.style import WIDTH, early_steps, legend_above, log_ticks, small_multiples
 from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.study import Study

@@ -1,7 +1,5 @@
 # ---
 # jupyter:
-#   phantom:
-#     minutes: 5
 #   jupytext:
 #     formats: py:percent
 #     text_representation:
@@ -11,6 +9,8 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   phantom:
+#     minutes: 5
 # ---
 
 # %% [markdown]
@@ -42,11 +42,9 @@ import numpy as np
 
 from phantombook import markup, notebook
 from phantomlib.critical.search import critical_rates
-from phantombook.figures.examination import criteria_board
-from phantombook.figures.jumps import jump_panels, readout_shares
+from phantombook.figures.charts import criteria_board, jump_panels, readout_shares
 from phantombook.figures.palette import COMPETITOR, CONTROL, CORRECT, PHI, REFERENCE, model_colours
 from phantombook.figures.style import WIDTH, label_line, log_ticks, small_multiples
-from phantombook.ledger import scoreboard
 from phantombook.ledger.claims import load_claims
 from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.study import Study
@@ -624,16 +622,14 @@ nb.caption(
 # %%
 claim = claims["C5"]
 of_jumps = {titles[o]: measured[o] for o in titles}
-verdicts = {o: scoreboard.passed_tests(claim, measured[o]) for o in titles}
+verdicts = {o: claim.passed_tests(measured[o]) for o in titles}
 verdicts_of_controls = {
-    name: scoreboard.passed_tests(claim, found) for name, found in of_controls.items()
+    name: claim.passed_tests(found) for name, found in of_controls.items()
 }
-board = scoreboard.scoreboard(claim, of_jumps | of_controls)
+board = claim.scoreboard(of_jumps | of_controls)
 
 # %% tags=["hide-input"]
-nb.figure(
-    criteria_board(scoreboard.criteria_of(claim), of_jumps, of_controls), "fig-tests", runs=run_ids, data=board
-)
+nb.figure(criteria_board(claim, of_jumps, of_controls), "fig-tests", runs=run_ids, data=board)
 for optimizer, passed in verdicts.items():
     found = by_optimizer[optimizer]
     nb.record(

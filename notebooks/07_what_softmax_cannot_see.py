@@ -1,7 +1,5 @@
 # ---
 # jupyter:
-#   phantom:
-#     minutes: 3
 #   jupytext:
 #     formats: py:percent
 #     text_representation:
@@ -11,6 +9,8 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   phantom:
+#     minutes: 3
 # ---
 
 # %% [markdown]
@@ -52,7 +52,7 @@ import xarray as xr
 from matplotlib.ticker import MaxNLocator
 
 from phantombook import notebook
-from phantombook.figures.jumps import jump_panels
+from phantombook.figures.charts import jump_panels
 from phantombook.figures.palette import COMPETITOR, CORRECT, PHI, REFERENCE, model_colours
 from phantombook.figures.stacked import letter_panels
 from phantombook.figures.style import WIDTH, dots_and_means, log_ticks

@@ -1,7 +1,5 @@
 # ---
 # jupyter:
-#   phantom:
-#     minutes: 3
 #   jupytext:
 #     formats: py:percent
 #     text_representation:
@@ -11,6 +9,8 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   phantom:
+#     minutes: 3
 # ---
 
 # %% [markdown]
@@ -42,7 +42,7 @@ import seaborn as sns
 from scipy.stats import gmean, variation
 
 from phantombook import notebook
-from phantombook.figures.critical import contexts_and_means
+from phantombook.figures.charts import contexts_and_means
 from phantombook.figures.palette import OTHER_FAMILY, REFERENCE, model_colours
 from phantombook.figures.style import WIDTH, legend_above, log_ticks
 from phantombook.ledger.claims import threshold

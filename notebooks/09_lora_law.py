@@ -1,8 +1,5 @@
 # ---
 # jupyter:
-#   phantom:
-#     after: ["08"]
-#     minutes: 2
 #   jupytext:
 #     formats: py:percent
 #     text_representation:
@@ -12,6 +9,10 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   phantom:
+#     after:
+#     - 08
+#     minutes: 2
 # ---
 
 # %% [markdown]

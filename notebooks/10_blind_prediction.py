@@ -1,7 +1,5 @@
 # ---
 # jupyter:
-#   phantom:
-#     minutes: 4
 #   jupytext:
 #     formats: py:percent
 #     text_representation:
@@ -11,6 +9,8 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   phantom:
+#     minutes: 4
 # ---
 
 # %% [markdown]
@@ -50,7 +50,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.stats import gmean, t
 
 from phantombook import notebook
-from phantombook.figures.critical import contexts_and_means
+from phantombook.figures.charts import contexts_and_means
 from phantombook.figures.escaping import in_figure
 from phantombook.figures.palette import FAMILIES, REFERENCE, model_colours
 from phantombook.figures.style import WIDTH, label_line, small_multiples

@@ -1,7 +1,5 @@
 # ---
 # jupyter:
-#   phantom:
-#     minutes: 1
 #   jupytext:
 #     formats: py:percent
 #     text_representation:
@@ -11,6 +9,8 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   phantom:
+#     minutes: 1
 # ---
 
 # %% [markdown]

@@ -1,7 +1,5 @@
 # ---
 # jupyter:
-#   phantom:
-#     after: ["08", "10"]
 #   jupytext:
 #     formats: py:percent
 #     text_representation:
@@ -11,6 +9,10 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   phantom:
+#     after:
+#     - 08
+#     - '10'
 # ---
 
 # %% [markdown]
@@ -52,7 +54,7 @@ import pandas as pd
 from scipy.stats import gmean
 
 from phantombook import notebook, published_runs
-from phantombook.figures.critical import contexts_and_means
+from phantombook.figures.charts import contexts_and_means
 from phantombook.figures.palette import model_colours
 from phantombook.ledger.claims import load_claims
 from phantomlib.contexts import load_contexts, resolve

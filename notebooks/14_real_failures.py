@@ -1,7 +1,5 @@
 # ---
 # jupyter:
-#   phantom:
-#     after: ["13"]
 #   jupytext:
 #     formats: py:percent
 #     text_representation:
@@ -11,6 +9,9 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   phantom:
+#     after:
+#     - '13'
 # ---
 
 # %% [markdown]
@@ -46,11 +47,8 @@ tolerance: float = 0.005  # relative width of the bracket around a critical lear
 import numpy as np
 
 from phantombook import markup, notebook, published_runs
-from phantombook.figures.examination import criteria_board
-from phantombook.figures.jumps import readout_shares
+from phantombook.figures.charts import criteria_board, failure_modes, readout_shares
 from phantombook.figures.palette import model_colours
-from phantombook.figures.silent_failure import failure_modes
-from phantombook.ledger import scoreboard
 from phantombook.ledger.claims import load_claims
 from phantomlib.critical import blind
 from phantomlib.engine.recipe import Recipe
@@ -305,7 +303,7 @@ chosen = [m for m in subjects if m.ref in examined]
 examinations = Study.of(examine_jumps, chosen, ("adam",))
 measured = examine.summarise_tests(list(examinations.values()))
 control = examine.summarise_tests([double_well.DoubleWell.examined(steps)])
-passed = scoreboard.passed_tests(claims["R5"], measured)
+passed = claims["R5"].passed_tests(measured)
 values["R5", "adam"] = {"tests_passed": sum(passed.values())}
 
 # %% tags=["remove-cell"]
@@ -333,9 +331,9 @@ nb.record(
     runs=[run_ids, critical.sel("adam")],
     detail={"passed": passed, "measured": measured},
 )
-board = scoreboard.scoreboard(claims["R5"], {"Adam": measured, "double well": control})
+board = claims["R5"].scoreboard({"Adam": measured, "double well": control})
 nb.figure(
-    criteria_board(scoreboard.criteria_of(claims["R5"]), {"Adam": measured}, {"double well": control}),
+    criteria_board(claims["R5"], {"Adam": measured}, {"double well": control}),
     "fig-real-tests",
     runs=run_ids,
     data=board,
@@ -346,7 +344,7 @@ nb.say(
     "{outcomes}. These tests examine {first} first jumps. The double well, which does have two branches, also passes "
     "{control} of the {tests} tests. Only the other tests tell the two apart.",
     first=first,
-    control=sum(scoreboard.passed_tests(claims["R5"], control).values()),
+    control=sum(claims["R5"].passed_tests(control).values()),
     tests=len(passed),
     outcomes=", ".join(f"{test} {'passed' if ok else '**failed**'}" for test, ok in passed.items()).capitalize(),
 )

@@ -1,7 +1,5 @@
 # ---
 # jupyter:
-#   phantom:
-#     after: ["09", "13", "14"]
 #   jupytext:
 #     formats: py:percent
 #     text_representation:
@@ -11,6 +9,11 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   phantom:
+#     after:
+#     - 09
+#     - '13'
+#     - '14'
 # ---
 
 # %% [markdown]
@@ -52,7 +55,7 @@ import pandas as pd
 from scipy.stats import gmean
 
 from phantombook import notebook, published_runs
-from phantombook.figures.jumps import jump_panels
+from phantombook.figures.charts import jump_panels
 from phantombook.figures.palette import REFERENCE, model_colours
 from phantombook.figures.style import WIDTH
 from phantombook.ledger.claims import load_claims

@@ -1,7 +1,5 @@
 # ---
 # jupyter:
-#   phantom:
-#     after: ["13"]
 #   jupytext:
 #     formats: py:percent
 #     text_representation:
@@ -11,6 +9,9 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   phantom:
+#     after:
+#     - '13'
 # ---
 
 # %% [markdown]

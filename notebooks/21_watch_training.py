@@ -1,8 +1,5 @@
 # ---
 # jupyter:
-#   phantom:
-#     code: shown
-#     minutes: 1
 #   jupytext:
 #     formats: py:percent
 #     text_representation:
@@ -12,6 +9,9 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   phantom:
+#     code: shown
+#     minutes: 1
 # ---
 
 # %% [markdown]

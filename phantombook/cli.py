@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import tempfile
-from contextlib import chdir
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +14,6 @@ import typer
 from phantombook.command_words import Group, ManyWords, what_the_system_said
 from phantombook.project import find_root, load_profile
 from phantomlib import progress
-from phantomlib.contexts import load_contexts
 from phantomlib.errors import ParameterError, PhantomError, shown
 from phantomlib.models import pretrained, zoo_models
 
@@ -89,7 +87,7 @@ def run(
 ):
     """Run one notebook with your parameters: -p models '["my/model"]' -p contexts my_contexts.yaml."""
     from phantombook.build import check_todo, run_jobs
-    from phantombook.inputs import FITTING, typed_paths
+    from phantombook.inputs import typed_paths
     from phantombook.parameters import load_mapping, parse_value
     from phantombook.plan import make_job
 
@@ -102,8 +100,6 @@ def run(
         given[name] = parse_value(text)
     job = make_job(root, number, typed_paths(given, root), output, load_profile(root, profile) if profile else None)
     use_scheduler(scheduler)
-    with chdir(root):  # seconds before a kernel would refuse it
-        load_contexts(job.all_parameters.get("contexts", "default").removeprefix(FITTING))
     check_todo([job], root)
     run_jobs([job])
     typer.echo(f"Written: {job.output}")
@@ -222,8 +218,7 @@ def scan(
 @app.command()
 def claims(profile: ProfileName = "zoo", as_json: AsJson = False):
     """The ledger: every claim with its measured value, threshold and verdict."""
-    from phantombook.evidence import expected_experiments
-    from phantombook.ledger.claims import verdict_as_dict, verdicts
+    from phantombook.ledger.claims import expected_experiments, verdict_as_dict, verdicts
     from phantomlib.runs.store import Store
 
     root = find_root()
@@ -256,16 +251,11 @@ def verify(
 def edit(
     number: Annotated[str, typer.Argument(metavar="NN", help="Number or name of the notebook, e.g. 01.")],
     profile: Annotated[str, typer.Option(help="Its parameters while you edit; they are not written back.")] = "smoke",
-    check: Annotated[bool, typer.Option("--check", help="No browser: convert, run, save, convert back.")] = False,
 ):
     """Open a notebook in JupyterLab; what you save there is written back to its .py file."""
-    from phantombook.edit import check_edit, open_in_lab
+    from phantombook.edit import open_in_lab
 
-    if check:
-        check_edit(find_root(), number, profile)
-        typer.echo("It opens, runs, and comes back unchanged.")
-    else:
-        typer.echo(f"Closed. Written back: {open_in_lab(find_root(), number, profile)}")
+    typer.echo(f"Closed. Written back: {open_in_lab(find_root(), number, profile)}")
 
 
 @app.command()
@@ -330,18 +320,12 @@ def train(
 
 
 @zoo_app.command()
-def constants(store: Annotated[Path | None, typer.Option(help="Of runs [default: the book's own].")] = None):
+def constants():
     """Measure again how far predictions are off on the zoo and on the published models, for 'phantom diagnose'."""
-    from phantomlib import Store, files, load, load_contexts, resolve
-    from phantomlib.critical.rehearsal import CONSTANTS
-
     sys.path.insert(0, str(find_root()))  # as above
-    from zoo.constants import measure_errors
+    from zoo.constants import write_constants
 
-    loaded, root = [load(f"zoo:{name}") for name in zoo_models.NAMES], find_root()
-    kept, own = Store(store or root / "runs"), lambda model: [resolve(c, model.tokenizer) for c in load_contexts()]
-    files.write_json(CONSTANTS, measure_errors(loaded, own, kept, root / "results"))
-    typer.echo(f"Written: {CONSTANTS}")
+    typer.echo(f"Written: {write_constants(find_root())}")
 
 
 @zoo_app.command("verify")

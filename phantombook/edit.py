@@ -1,28 +1,22 @@
 """The loop of an edit: a notebook opened in JupyterLab with small parameters; a new chapter."""
 
-import difflib
 import importlib.util
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-from phantombook.build import run_jobs
 from phantombook.inputs import EDITED
 from phantombook.plan import make_job
-from phantombook.project import GENERATED, find_notebook, load_profile, notebooks, read_notebook
+from phantombook.project import GENERATED, find_notebook, load_profile, notebooks
 from phantomlib.errors import BookError, ParameterError
 from phantomlib.files import write_text
 
 TEMPLATE = Path(__file__).with_name("chapter.txt")
+SETTINGS = Path(__file__).with_name("jupyter")  # of JupyterLab: a .py opens as a notebook
 SMALL_STEPS = 4  # of a new chapter in the smoke profile
-# jupytext's header, which it would write in its own order
-HEADER = re.compile(r"\A# ---\n.*?^# ---\n\n?", re.DOTALL | re.MULTILINE)
-VIEWERS = {"@jupyterlab/docmanager-extension:plugin": {"defaultViewers": {"python": "Jupytext Notebook"}}}
 
 
 def open_in_lab(root: Path, number: str, profile: str = "smoke") -> Path:
@@ -39,21 +33,12 @@ def open_in_lab(root: Path, number: str, profile: str = "smoke") -> Path:
     make_job(root, source.stem, {}, profile=load_profile(root, profile))  # refused here and not in a cell
     if importlib.util.find_spec("jupyterlab") is None:
         raise BookError("JupyterLab is not installed. Install it beside the rest: pip install -e '.[edit]'")
-    header = HEADER.match(source.read_text(encoding="utf-8"))
-    with tempfile.TemporaryDirectory() as folder:
-        settings = Path(folder) / "labconfig" / "default_setting_overrides.json"
-        settings.parent.mkdir()
-        settings.write_text(json.dumps(VIEWERS), encoding="utf-8")
-        where = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_CONFIG_PATH")]))
-        told = json.dumps({"root": str(root), "profile": profile})
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for JupyterLab
-        try:
-            ended = subprocess.run(lab(root, source), env=os.environ | {EDITED: told, "JUPYTER_CONFIG_PATH": where})
-        finally:
-            signal.signal(signal.SIGINT, handler)
-    text = source.read_text(encoding="utf-8")
-    if header and text != (plain := header.group() + HEADER.sub("", text)):
-        write_text(source, plain)
+    where = os.pathsep.join(filter(None, [str(SETTINGS), os.environ.get("JUPYTER_CONFIG_PATH")]))
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for JupyterLab
+    try:
+        ended = subprocess.run(lab(root, source), env=os.environ | {EDITED: profile, "JUPYTER_CONFIG_PATH": where})
+    finally:
+        signal.signal(signal.SIGINT, handler)
     if ended.returncode > 0:
         said = f"JupyterLab ended with an error (code {ended.returncode}); what it said stands above."
         raise BookError(f"{said} It does not run as root: use another account, or edit the .py itself.")
@@ -69,24 +54,6 @@ def lab(root: Path, source: Path) -> list[str]:
         "LabApp.default_url": f"/lab/tree/{source.relative_to(root).as_posix()}",
     }
     return [sys.executable, "-m", "jupyterlab", *(f"--{name}={value}" for name, value in options.items())]
-
-
-def check_edit(root: Path, number: str, profile: str = "smoke") -> None:
-    """Do what an edit does, without a browser: convert, run with the parameters of a profile, convert back.
-
-    BookError if a cell failed, or the ``.py`` would not come back as it is.
-    """
-    import jupytext
-
-    source = find_notebook(root, number)
-    before, again = source.read_text(encoding="utf-8"), jupytext.writes(read_notebook(source), fmt="py:percent")
-    ours, theirs = (HEADER.sub("", text).strip().splitlines() for text in (before, again))
-    if ours != theirs:
-        changes = difflib.unified_diff(ours, theirs, "as it is", "saved", lineterm="", n=0)
-        raise BookError(f"{source.name} does not come back from JupyterLab as it is:\n" + "\n".join(changes))
-    with tempfile.TemporaryDirectory() as folder:
-        job = make_job(root, source.stem, {}, Path(folder) / "checked.ipynb", load_profile(root, profile))
-        run_jobs([job])
 
 
 def new_chapter(root: Path, name: str) -> Path:

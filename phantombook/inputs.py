@@ -11,7 +11,7 @@ from phantomlib.contexts import Context, load_contexts
 from phantomlib.errors import ParameterError, shown
 from phantomlib.models.zoo_models import HELD_OUT
 
-EDITED = "PHANTOM_EDIT"  # set by ``phantom edit`` for JupyterLab: a JSON mapping with the project's root and a profile
+EDITED = "PHANTOM_EDIT"  # set by ``phantom edit`` for JupyterLab: the name of a profile
 FITTING = "fitting:"  # before the name of a contexts file: leave out what does not fit a model
 COMMON: dict[str, Any] = {  # what every measurement is given, with the defaults
     "models": [],
@@ -57,8 +57,9 @@ def check_inputs(models: list[str], contexts: str, device: str, dtype: str, **ot
             TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
         except ValidationError:
             raise ParameterError(f"{name} is {shown(value)}; it must be {wanted}.") from None
+    loaded = load_contexts(contexts.removeprefix(FITTING))
 
-    from phantomlib.models.language_model import DTYPES, check_device, find, short_name  # torch
+    from phantomlib.models.language_model import DTYPES, check_device, find, short_name  # torch: seconds
 
     if dtype not in DTYPES:
         raise ParameterError(f"dtype {shown(dtype)} is not known; choose one of {', '.join(DTYPES)}.")
@@ -74,7 +75,7 @@ def check_inputs(models: list[str], contexts: str, device: str, dtype: str, **ot
             raise ParameterError(
                 f"The models {both}. Rename the folder or file of one (save it first if it is on the hub)."
             )
-    return load_contexts(contexts.removeprefix(FITTING))
+    return loaded
 
 
 def chosen_held_out(models: list[str], held_out: str) -> str:

@@ -30,7 +30,7 @@ from phantombook import markup
 from phantombook.figures import escaping, figure_data, stacked, style
 from phantombook.inputs import COMMON, EDITED, FITTING, check_inputs
 from phantombook.plan import Job, make_job
-from phantombook.project import load_profile
+from phantombook.project import find_root, load_profile
 from phantomlib.contexts import Context, Resolved
 from phantomlib.engine import cluster, recipe
 from phantomlib.errors import ContextError, ParameterError, all_at_once, shown
@@ -271,12 +271,12 @@ def _edited(name: str) -> dict[str, Any]:
     """In JupyterLab as ``phantom edit`` starts it: go to the project's root, and set the profile's parameters."""
     if JOB or EDITED not in os.environ:
         return {}
-    given = json.loads(os.environ[EDITED])
-    os.chdir(root := Path(given["root"]))
-    values = make_job(root, name, {}, profile=load_profile(root, given["profile"])).parameters
+    os.chdir(root := find_root())
+    profile = load_profile(root, os.environ[EDITED])
+    values = make_job(root, name, {}, profile=profile).parameters
     vars(sys.modules["__main__"]).update(values)
     listed = ", ".join(f"{key}={markup.typed(value)}" for key, value in values.items()) or "none"
-    say(f"> For this session only, the parameters of the profile {given['profile']}: {escaping.in_markdown(listed)}")
+    say(f"> For this session only, the parameters of the profile {profile.name}: {escaping.in_markdown(listed)}")
     return values
 
 

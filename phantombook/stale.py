@@ -2,13 +2,13 @@
 
 Nothing is run. Imports are read from the syntax tree, wherever they stand, through the companion's own modules and those
 of the notebook's own project. Text cells, comments, docstrings and layout are not part of a key. A file beside a module
-that the module names, such as ``contexts.yaml``, is. A file is looked into once for each of its states.
+that the module names, such as ``contexts.yaml``, is.
 """
 
 import ast
 import os
 import re
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import phantomlib
@@ -18,13 +18,12 @@ HOME = Path(__file__).parents[1]  # the folder that holds the packages
 PACKAGES = ("phantomlib", "phantombook", "zoo")
 NOTEBOOK = "phantombook.notebook"
 ROOMS = ("figures", "ledger")
-SHOWN = ("notebook", "inputs", "markup", "evidence", "published", "published_runs")
+SHOWN = ("notebook", "inputs", "markup", "published", "published_runs")
 ON_THE_PAGE = tuple(f"phantombook.{name}" for name in SHOWN)
 # What prepares a kernel and executes cells in it counts for every notebook; all else in the package only starts that
 MACHINERY = tuple(
     f"phantombook.{name}" for name in ("execution", "preloaded_kernel", "tidy", "plan", "project", "parameters")
 )
-TEXT_OF = partial(Path.read_text, encoding="utf-8")
 
 
 def reached(notebook: Path | str) -> dict[str, Path]:
@@ -49,7 +48,7 @@ def reached(notebook: Path | str) -> dict[str, Path]:
                 if name not in found and _has_a_part(name, importer):
                     found[name] = path
                     if name != "phantomlib":  # it says where the public names are at home, all of them
-                        waiting.append((name, _read(path)))
+                        waiting.append((name, path.read_text(encoding="utf-8")))
     return dict(sorted(found.items()))
 
 
@@ -65,14 +64,14 @@ def key(notebook: Path | str, without: str = "") -> str:
     counted |= dict(file for dotted in MACHINERY for file in _files(dotted, (HOME,)))
     hashes = {}
     for name, path in counted.items():
-        hashes[name] = [_code(_read(path)), {data.name: _content(data) for data in data_of(path)}]
+        hashes[name] = [_code(path.read_text(encoding="utf-8")), {data.name: _content(data) for data in data_of(path)}]
     return digest([_code(_opened(notebook)[0]), hashes])
 
 
 def data_of(path: Path) -> list[Path]:
     """Files beside a module that its code names; folders, such as the zoo's weights, only within the packages."""
-    named, ours = _texts(_read(path)), any(path.is_relative_to(HOME / name) for name in PACKAGES)
-    beside = [path.parent / name for name in sorted(_once(os.listdir, path.parent)) if name in named]
+    named, ours = _texts(path.read_text(encoding="utf-8")), any(path.is_relative_to(HOME / name) for name in PACKAGES)
+    beside = [path.parent / name for name in sorted(os.listdir(path.parent)) if name in named]
     packages = [one for one in beside if one.suffix == ".py" or (one / "__init__.py").exists()]
     return [one for one in beside if one not in packages and (ours or one.is_file())]
 
@@ -80,7 +79,7 @@ def data_of(path: Path) -> list[Path]:
 def _opened(notebook: Path | str) -> tuple[str, tuple[Path, ...]]:
     """The text of a notebook and the folders its own modules may be in: beside it, and the project's root."""
     if isinstance(notebook, Path):
-        return _read(notebook), (notebook.parent, notebook.parent.parent)
+        return notebook.read_text(encoding="utf-8"), (notebook.parent, notebook.parent.parent)
     return notebook, ()
 
 
@@ -170,19 +169,10 @@ def _content(path: Path) -> str | dict:
     """Hash of a file, or of every file in a folder."""
     if path.is_dir():
         return {str(one.relative_to(path)): _content(one) for one in sorted(path.rglob("*")) if one.is_file()}
-    return _once(file_digest, path)
-
-
-def _read(path: Path) -> str:
-    return _once(TEXT_OF, path)
-
-
-def _once(look, path: Path):
-    """What ``look`` finds at a path, once for each of its states."""
-    status = path.stat()
-    return _kept(look, path, status.st_mtime_ns, status.st_size)
+    return _digest(path, path.stat().st_mtime_ns, path.stat().st_size)
 
 
 @cache
-def _kept(look, path: Path, *_state):
-    return look(path)
+def _digest(path: Path, *_state: int) -> str:
+    """Hash of a file, once for each of its states: weights are large."""
+    return file_digest(path)

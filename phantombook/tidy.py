@@ -1,6 +1,5 @@
 """An executed notebook as the book shows it: nothing that differs from run to run, and its code folded."""
 
-import ast
 import re
 
 from phantombook.plan import Job
@@ -12,14 +11,13 @@ FOLDED = {  # tag -> what the fold says
     "answer": "Where the answer at the head comes from",  # such a cell shows nothing here
 }
 EXPERIMENT = "Show the experiment"  # what the fold of other code says, unless the notebook's header has `code: shown`
-PRESENTS = re.compile(r"nb\.(answer|caption|figure|glue|record|say|table)\(")
 
 
 def tidy(executed, job: Job) -> None:
     """Drop what differs from run to run, fold the code, and note what made it.
 
     A notebook that teaches its code says so in its header, ``phantom: {code: shown}`` under ``jupyter:``. Of such a one
-    only what presents is folded.
+    only what is tagged is folded.
     """
     code_is_shown = executed.metadata.get("phantom", {}).get("code") == "shown"
     for name in ("papermill", "jupytext"):
@@ -39,7 +37,7 @@ def _tidy_code(cell, code_is_shown: bool) -> None:
     tags = set(cell.metadata.get("tags", ()))
     kinds = tags | ({"answer"} if "nb.answer(" in cell.source and len(cell.outputs) == 1 else set())
     title = next((words for kind, words in FOLDED.items() if kind in kinds), None)
-    if tags & FOLDED.keys() or only_presents(cell.source):
+    if tags & FOLDED.keys():
         tags.add("hide-input")
     elif not tags and not code_is_shown:
         tags, title = {"hide-input"}, title or EXPERIMENT
@@ -49,15 +47,6 @@ def _tidy_code(cell, code_is_shown: bool) -> None:
         cell.metadata["tags"] = sorted(tags)
     # progress bars that found no terminal; warnings stay in the notebook, the book leaves them out
     cell["outputs"] = [o for o in cell.outputs if not (o.get("name") == "stderr" and "\r" in o.get("text", ""))]
-
-
-def only_presents(source: str) -> bool:
-    """Whether a cell does nothing but call ``nb.say``, ``nb.figure`` and their like."""
-    try:
-        lines = ast.parse(source).body
-    except SyntaxError:  # commands of IPython
-        return False
-    return bool(lines) and all(isinstance(line, ast.Expr) and PRESENTS.match(ast.unparse(line)) for line in lines)
 
 
 def last_heading(cells) -> str:

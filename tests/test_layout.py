@@ -26,7 +26,7 @@ FLOORS = [
     {"phantomlib.diagnosis", "phantomlib.trainer"},
     {"zoo"},
     {"phantombook.figures"},
-    {"phantombook.stale", "phantombook.inputs"},
+    {f"phantombook.{name}" for name in ("stale", "inputs", "parameters", "project", "plan")},
     {"phantombook.ledger"},
     {"phantombook"},
     {"phantombook.cli"},

@@ -8,15 +8,27 @@ import numpy as np
 import pandas as pd
 
 from phantomlib import files, readout_geometry
-from phantomlib.contexts import Resolved
-from phantomlib.critical.rehearsal import rehearsal
+from phantomlib.contexts import Resolved, load_contexts, resolve
+from phantomlib.critical.rehearsal import CONSTANTS, rehearsal
 from phantomlib.critical.scaling import kinematic_number, two_classes
 from phantomlib.critical.search import critical_rates
 from phantomlib.engine.recipe import Recipe
-from phantomlib.models.language_model import LanguageModel
+from phantomlib.models.language_model import LanguageModel, load
+from phantomlib.models.zoo_models import NAMES
 from phantomlib.runs.store import Store, commit
 
 BUDGETS = (8, 20, 80)  # numbers of steps at which the errors are measured
+
+
+def write_constants(root: Path) -> Path:
+    """Measure with the runs of the clone in ``root``, and with those published there; returns the file that is written."""
+    models = [load(f"zoo:{name}") for name in NAMES]
+
+    def contexts(model: LanguageModel) -> list[Resolved]:
+        return [resolve(context, model.tokenizer) for context in load_contexts()]
+
+    files.write_json(CONSTANTS, measure_errors(models, contexts, Store(root / "runs"), root / "results"))
+    return CONSTANTS
 
 
 def measure_errors(

@@ -16,11 +16,14 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
+import pandas as pd
 import yaml
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from phantombook.ledger.measurements import Experiment, Measurement, read_record
+from phantombook.plan import make_job
+from phantombook.project import Profile, notebooks
 from phantomlib.errors import ParameterError, shown
 from phantomlib.plain_yaml import read_yaml
 from phantomlib.runs.store import Store
@@ -30,6 +33,7 @@ STATUSES = (REPRODUCED, NOT_REPRODUCED, NOT_TESTED, STALE)
 OPTIMIZERS = ("adam", "sgd")
 LEDGER = Path(__file__).with_name("claims.yaml")
 ONLY_THESE = ConfigDict(extra="forbid")  # no field with a misspelt name
+Measured = Mapping[str, Mapping[str, float]]  # test -> criterion -> value, as from examine.summarise_tests
 
 
 @checked(frozen=True, config=ONLY_THESE)
@@ -86,6 +90,30 @@ class Claim:
     def holds(self, values: Mapping[str, float]) -> bool:
         """Whether every criterion's value keeps its bound; an undefined value does not."""
         return all(criterion.holds(values[criterion.name]) for criterion in self.criteria)
+
+    def passed_tests(self, measured: Measured) -> dict[str, bool]:
+        """Which of the tests behind a counted criterion are passed; a value that is nan fails.
+
+        Raises:
+            ParameterError: a criterion was not measured.
+        """
+        for test, bounds in self.tests.items():
+            if missing := bounds.keys() - measured.get(test, {}).keys():
+                raise ParameterError(f"Test '{test}' of claim {self.id} needs {', '.join(missing)}: measure it.")
+        return {
+            test: all(bound.holds(measured[test][name]) for name, bound in bounds.items())
+            for test, bounds in self.tests.items()
+        }
+
+    def scoreboard(self, columns: Mapping[str, Measured]) -> pd.DataFrame:
+        """The criteria of all tests as a table: test, quantity, threshold, and a column of values per entry of ``columns``."""
+        signs = {"at least": "≥", "at most": "≤"}
+        return pd.DataFrame(
+            {"test": test, "quantity": bound.quantity, "threshold": f"{signs[bound.direction]} {bound.threshold:g}"}
+            | {name: f"{measured[test][bound.name]:.3g}" for name, measured in columns.items()}
+            for test, bounds in self.tests.items()
+            for bound in bounds.values()
+        )
 
 
 @dataclass(frozen=True)
@@ -247,6 +275,17 @@ def judge_measurement(claim: Claim, store: Store, optimizer: str, measurement: M
     if small:
         return verdict(NOT_TESTED, f"the sample is too small; {said}", f"{outlook}; {small}")
     return verdict(NOT_TESTED if unknown else NOT_REPRODUCED if failed else REPRODUCED, said)
+
+
+def expected_experiments(root: Path, profile: Profile) -> dict[str, Experiment]:
+    """The experiments whose measurements count for a profile, by the number of the notebook; those not in the project left out.
+
+    Raises:
+        ParameterError: a value of the profile does not fit its notebook.
+    """
+    numbers = sorted({claim.notebook for claim in load_claims()} & notebooks(root).keys())
+    jobs = {number: make_job(root, number, {}, profile=profile) for number in numbers}
+    return {number: Experiment(job.source, job.all_parameters) for number, job in jobs.items()}
 
 
 def verdicts(

@@ -76,7 +76,8 @@ def test_options_of_several_words(book, monkeypatch):
 
 def test_a_contexts_file_that_is_missing_is_refused_before_a_kernel_starts(book, monkeypatch):
     source = book / "notebooks/01_toy.py"
-    source.write_text(source.read_text().replace("label: str", 'contexts: str = "default"  # sentences\nlabel: str'))
+    common = 'models: list[str] = ["zoo:gpt2-s"]  # models\ncontexts: str = "default"  # sentences\n'
+    source.write_text(source.read_text().replace("label: str", f"{common}label: str"))
     monkeypatch.setattr("phantombook.build.run_jobs", None)
     arguments = ["run", "01", "-p", "contexts", "fitting:nowhere.yaml"]
     refused(phantom(*arguments), "nowhere.yaml")

@@ -143,32 +143,12 @@ def test_jupyter_finds_the_kernel_by_its_name():
     assert found.load() is Preloaded
 
 
-@pytest.mark.parametrize(
-    "source, folded",
-    [
-        ('nb.say("x")', True),
-        ('nb.figure(draw(runs), "f", runs=runs)\nnb.say(  # why\n    "y")', True),
-        ('x = 1\nnb.say("x")', False),
-        ("nb.load(ref)", False),
-        ("nb.fitting_contexts(model)", False),
-        ("", False),
-        ("%time nb.say(1)", False),
-    ],
-)
-def test_cells_that_only_present_are_folded(source, folded):
-    assert tidy.only_presents(source) == folded
-
-
 @pytest.mark.parametrize("header, title", [({}, tidy.EXPERIMENT), ({"code": "shown"}, None)])
 def test_the_experiment_is_folded_under_its_name_unless_the_header_shows_it(header, title):
-    cells = [
-        new_code_cell("x = 1"),
-        new_code_cell('nb.say("x")'),
-        new_code_cell("y", metadata={"tags": ["hide-input"]}),
-    ]
+    cells = [new_code_cell("x = 1"), new_code_cell("y", metadata={"tags": ["hide-input"]})]
     executed = new_notebook(cells=cells, metadata={"phantom": header})
     tidy.tidy(executed, SimpleNamespace(name="01_x", profile="zoo", parameters={}, key=""))
     folds = [cell.metadata.get("mystnb", {}).get("code_prompt_show") for cell in executed.cells]
-    assert folds == [title, None, None]
+    assert folds == [title, None]
     tags = [cell.metadata.get("tags") for cell in executed.cells]
-    assert tags == [["hide-input"] if title else None, ["hide-input"], ["hide-input"]]
+    assert tags == [["hide-input"] if title else None, ["hide-input"]]

@@ -8,7 +8,6 @@ import torch
 from tiny import contexts, model
 from toys import STARTS, Logistic, examined, recorded, still
 
-from phantombook.ledger import scoreboard
 from phantombook.ledger.claims import load_claims
 from phantomlib.engine.recipe import Recipe
 from phantomlib.errors import ParameterError
@@ -20,7 +19,7 @@ C5 = next(claim for claim in load_claims() if claim.id == "C5")
 
 def test_a_double_well_fails_what_looks_for_a_second_branch():
     measured = examine.summarise_tests([examined(double_well.DoubleWell(STARTS), 1.5)])
-    failed = {test for test, ok in scoreboard.passed_tests(C5, measured).items() if not ok}
+    failed = {test for test, ok in C5.passed_tests(measured).items() if not ok}
     assert failed == {"bistability", "slowing", "potential"}
     assert measured["bistability"]["same_branch_share"] == 0 and measured["bistability"]["ramp_same_branch_share"] == 0
 
@@ -28,7 +27,7 @@ def test_a_double_well_fails_what_looks_for_a_second_branch():
 def test_a_first_order_transition_fails_what_looks_for_a_discontinuity_and_for_rows_that_turn():
     toy = double_well.FirstOrder(STARTS)
     measured = examine.summarise_tests([examined(toy, 1.5)])
-    failed = {test for test, ok in scoreboard.passed_tests(C5, measured).items() if not ok}
+    failed = {test for test, ok in C5.passed_tests(measured).items() if not ok}
     assert failed == {"geometry", "refinement"}
     assert measured["refinement"]["median_slope"] == pytest.approx(0, abs=0.02)
     rates = toy.critical_rates(20)[:, None] * [0.5, 2.1]
@@ -77,7 +76,7 @@ def test_a_convex_loss_passes_all_tests(monkeypatch):
     monkeypatch.setattr(Logistic, "critical_rates", lambda self, steps: rates)
     found = examined(toy, 30.0)
     measured = examine.summarise_tests([found])
-    assert all(scoreboard.passed_tests(C5, measured).values()), measured
+    assert all(C5.passed_tests(measured).values()), measured
     assert len(found.first) == 3 and found.profile.barrier.max() == 0
     crossing = found.times.consumed.sel(multiple=0.25)  # small steps: the exact time
     assert crossing.values == pytest.approx(1, rel=0.02)
@@ -97,7 +96,7 @@ def test_without_jumps_quantities_of_jumps_are_nan_and_fail():
     assert without.branches is None and without.profile is None and without.refined == {}
     measured = examine.summarise_tests([without])
     assert np.isnan(measured["geometry"]["median_geometry_share"]) and np.isnan(measured["refinement"]["median_slope"])
-    verdicts = scoreboard.passed_tests(C5, measured)
+    verdicts = C5.passed_tests(measured)
     assert not verdicts["geometry"] and not verdicts["refinement"]
 
 

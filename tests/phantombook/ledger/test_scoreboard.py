@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 from toys import STARTS, examined
 
-from phantombook.ledger import scoreboard
 from phantombook.ledger.claims import load_claims
 from phantomlib.errors import ParameterError
 from phantomlib.transition import double_well, examine
@@ -15,12 +14,12 @@ C5 = next(claim for claim in load_claims() if claim.id == "C5")
 
 def test_the_board_shows_every_criterion_and_a_changed_threshold_changes_a_verdict():
     measured = examine.summarise_tests([examined(double_well.DoubleWell(STARTS), 1.5)])
-    table = scoreboard.scoreboard(C5, {"control": measured})
+    table = C5.scoreboard({"control": measured})
     assert len(table) == sum(map(len, C5.tests.values())) and table.iloc[0].threshold == "≤ 0.1"
     bounds = C5.tests["refinement"]
     stricter = bounds | {"median_slope": dataclasses.replace(bounds["median_slope"], threshold=-2)}
     strict = dataclasses.replace(C5, tests=C5.tests | {"refinement": stricter})
-    passed = [scoreboard.passed_tests(claim, measured)["refinement"] for claim in (C5, strict)]
+    passed = [claim.passed_tests(measured)["refinement"] for claim in (C5, strict)]
     assert passed == [True, False]
     with pytest.raises(ParameterError, match="median_geometry_share"):
-        scoreboard.passed_tests(C5, {"geometry": {}})
+        C5.passed_tests({"geometry": {}})

@@ -84,7 +84,7 @@ def test_only_those_who_draw_reach_the_colours():
     start = "from phantombook import notebook\nnb = notebook.start('x')"
     assert {"phantomlib.engine.finetune", "phantombook.figures.style"} <= reached(start)
     assert not {"phantombook.figures.palette", "phantombook.ledger.claims"} & reached(start)
-    assert "phantombook.figures.palette" in reached(start + "\nfrom phantombook.figures.jumps import jump_panels")
+    assert "phantombook.figures.palette" in reached(start + "\nfrom phantombook.figures.charts import jump_panels")
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
-"""Jumps are marked on the run in which they happen."""
+"""Charts: jumps are marked on the run in which they happen."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from phantombook.figures.charts import jump_panels
 from phantombook.figures.figure_data import drawn
-from phantombook.figures.jumps import jump_panels
 
 
 def test_a_ring_lies_on_the_run_of_its_own_seed_and_rate():

@@ -658,8 +658,8 @@ told_apart = [test for test in claim.tests if not all(found[test] for found in v
 alone = of_controls["readout alone"]["geometry"]
 nb.say(
     "{n} of the {tests} tests are failed by a control: {which}. When nothing but the readout is trained, the "
-    "geometry's part is {share:.1%} of a jump in the median, and the overlap of the two words changes by at most {change:.3f} in "
-    "nine of ten jumps. {so}",
+    "geometry's part is {share:.1%} of a jump in the median, and the overlap of the two words changes by at most "
+    "{change:.3f} in nine of ten jumps. {so}",
     n=len(told_apart),
     tests=len(claim.tests),
     which=", ".join(told_apart),

@@ -10,7 +10,7 @@ import string
 
 from phantombook.figures.escaping import csv_of, in_markdown
 from phantombook.figures.stacked import in_one_column
-from phantombook.inputs import FITTING
+from phantombook.parameters import FITTING
 
 
 class _Words(string.Formatter):

@@ -28,7 +28,7 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from phantombook import markup
 from phantombook.figures import escaping, figure_data, stacked, style
-from phantombook.inputs import COMMON, EDITED, FITTING, check_inputs
+from phantombook.parameters import COMMON, EDITED, FITTING, check_inputs
 from phantombook.plan import Job, make_job
 from phantombook.project import find_root, load_profile
 from phantomlib.contexts import Context, Resolved
@@ -220,7 +220,7 @@ def start(name: str) -> Notebook:
         name: the notebook's file name without its ending.
 
     The parameters are those that the running notebook declares (:func:`declared_here`). Those of
-    :func:`phantombook.inputs.check_inputs` are checked; only ``models`` has to be there. What this notebook recorded before
+    :func:`phantombook.parameters.check_inputs` are checked; only ``models`` has to be there. What this notebook recorded before
     with the same parameters is dropped: a verdict rests on a notebook that ran through.
 
     Raises:

@@ -63,11 +63,6 @@ def with_symbols(text: str) -> str:
 PLACES = re.compile(r' (?:d|x|y)="[^"]*"')  # of an SVG: coordinates
 
 
-def folded(title: str, text: str) -> str:
-    """MyST of a text folded under its title."""
-    return f":::{{dropdown}} {title}\n{text}\n:::"
-
-
 def figure(drawing, name: str, caption: str, alt: str) -> dict[str, str]:
     """A matplotlib figure, by MIME type: MyST, from which the book numbers it, and HTML, which Jupyter shows.
 

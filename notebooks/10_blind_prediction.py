@@ -54,8 +54,8 @@ from phantombook.figures.charts import contexts_and_means
 from phantombook.figures.escaping import in_figure
 from phantombook.figures.palette import FAMILIES, REFERENCE, model_colours
 from phantombook.figures.style import WIDTH, label_line, small_multiples
-from phantombook.inputs import chosen_held_out
 from phantombook.ledger.claims import load_claims
+from phantombook.parameters import chosen_held_out
 from phantomlib.critical import blind, predictors, scaling
 from phantomlib.engine.recipe import Recipe
 from phantomlib.runs.study import Study

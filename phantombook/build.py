@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from phantombook.display import Display, duration
 from phantombook.execution import execute
-from phantombook.inputs import COMMON, check_inputs, chosen_held_out
+from phantombook.parameters import COMMON, check_inputs, chosen_held_out
 from phantombook.plan import Job, is_current, made_from, make_plan
 from phantombook.preloaded_kernel import start_server
 from phantombook.project import GENERATED, cores, find_notebook, find_root, load_profile, notebooks

@@ -60,8 +60,8 @@ def book(
 
     use_scheduler(scheduler)
     if models:
-        from phantombook.inputs import typed_paths
         from phantombook.own_book import build_own_book
+        from phantombook.parameters import typed_paths
 
         given = typed_paths({"models": models, "contexts": contexts, "held_out": held_out})
         given |= {"device": device, "dtype": dtype, "profile": profile, "output": output, "only": only, "jobs": jobs}
@@ -87,8 +87,7 @@ def run(
 ):
     """Run one notebook with your parameters: -p models '["my/model"]' -p contexts my_contexts.yaml."""
     from phantombook.build import check_todo, run_jobs
-    from phantombook.inputs import typed_paths
-    from phantombook.parameters import load_mapping, parse_value
+    from phantombook.parameters import load_mapping, parse_value, typed_paths
     from phantombook.plan import make_job
 
     root = find_root()

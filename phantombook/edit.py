@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from phantombook.inputs import EDITED
+from phantombook.parameters import EDITED
 from phantombook.plan import make_job
 from phantombook.project import GENERATED, find_notebook, load_profile, notebooks
 from phantomlib.errors import BookError, ParameterError

@@ -10,7 +10,7 @@ import string
 
 from phantombook.figures.escaping import csv_of, in_markdown
 from phantombook.figures.stacked import in_one_column
-from phantombook.inputs import FITTING
+from phantombook.parameters import FITTING
 
 
 class _Words(string.Formatter):
@@ -61,11 +61,6 @@ def with_symbols(text: str) -> str:
 
 
 PLACES = re.compile(r' (?:d|x|y)="[^"]*"')  # of an SVG: coordinates
-
-
-def folded(title: str, text: str) -> str:
-    """MyST of a text folded under its title."""
-    return f":::{{dropdown}} {title}\n{text}\n:::"
 
 
 def figure(drawing, name: str, caption: str, alt: str) -> dict[str, str]:

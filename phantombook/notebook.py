@@ -28,7 +28,7 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from phantombook import markup
 from phantombook.figures import escaping, figure_data, stacked, style
-from phantombook.inputs import COMMON, EDITED, FITTING, check_inputs
+from phantombook.parameters import COMMON, EDITED, FITTING, check_inputs
 from phantombook.plan import Job, make_job
 from phantombook.project import find_root, load_profile
 from phantomlib.contexts import Context, Resolved
@@ -136,9 +136,11 @@ class Notebook:
             :format: myst
             ```
         """
+        from myst_nb import glue  # loads Sphinx
+
         text = f"**Answer.** {markup.fill(template, row, values)}"
         # in Jupyter, where the head shows only its own source, the answer is shown where it is written
-        _glue(f"answer_{self.name.split('_')[0]}", display.Markdown(text), display=not JOB)
+        glue(f"answer_{self.name.split('_')[0]}", display.Markdown(text), display=not JOB)
 
     def caption(self, name: str, caption: str, *, alt: str) -> None:
         """Write the caption of a figure, MyST text, before it is shown, and what a reader who cannot see it should know.
@@ -180,7 +182,7 @@ class Notebook:
         """
         text = markup.markdown_table(frame, digits)
         if fold:
-            text = markup.folded(fold, text)
+            text = f":::{{dropdown}} {fold}\n{text}\n:::"
         elif top is not None and len(frame) > top:
             text = f"{markup.markdown_table(frame.head(top), digits)}\n\n{REST.format(top=top, rows=len(frame))}"
         say(f":::{{div}} cards\n{text}\n:::" if cards else text)
@@ -209,8 +211,10 @@ class Notebook:
 
     def glue(self, key: str, value) -> None:
         """Name a number or text so that prose can quote it, with the role ``glue:text`` (see "Extend it")."""
+        from myst_nb import glue  # loads Sphinx
+
         # numpy scalars would be stored as 'np.float64(...)', which no format can be applied to
-        _glue(key, value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value, display=False)
+        glue(key, value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value, display=False)
 
 
 def start(name: str) -> Notebook:
@@ -220,7 +224,7 @@ def start(name: str) -> Notebook:
         name: the notebook's file name without its ending.
 
     The parameters are those that the running notebook declares (:func:`declared_here`). Those of
-    :func:`phantombook.inputs.check_inputs` are checked; only ``models`` has to be there. What this notebook recorded before
+    :func:`phantombook.parameters.check_inputs` are checked; only ``models`` has to be there. What this notebook recorded before
     with the same parameters is dropped: a verdict rests on a notebook that ran through.
 
     Raises:
@@ -283,12 +287,6 @@ def _edited(name: str) -> dict[str, Any]:
 def say(text: str) -> None:
     """Show text as Markdown."""
     display.display(display.Markdown(text))
-
-
-def _glue(key: str, value, *, display: bool) -> None:
-    from myst_nb import glue  # loads Sphinx
-
-    glue(key, value, display=display)
 
 
 def _run_ids(runs) -> list[str]:

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from phantombook.build import build_book, check_todo, choose
-from phantombook.inputs import FITTING
+from phantombook.parameters import FITTING
 from phantombook.plan import make_jobs
 from phantombook.project import GENERATED, Profile, find_root, load_profile
 from phantomlib.critical.blind import FEWEST_FITTED

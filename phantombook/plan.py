@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phantombook import stale
-from phantombook.inputs import named_files
-from phantombook.parameters import check_parameters, declared
+from phantombook.parameters import check_parameters, declared, named_files
 from phantombook.project import GENERATED, Profile, find_notebook, notebooks, pages_to_generate, read_notebook
 from phantomlib.errors import BookError, ParameterError
 from phantomlib.files import digest, file_digest

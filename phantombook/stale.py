@@ -18,12 +18,10 @@ HOME = Path(__file__).parents[1]  # the folder that holds the packages
 PACKAGES = ("phantomlib", "phantombook", "zoo")
 NOTEBOOK = "phantombook.notebook"
 ROOMS = ("figures", "ledger")
-SHOWN = ("notebook", "inputs", "markup", "published", "published_runs")
+SHOWN = ("notebook", "parameters", "markup", "published", "published_runs")
 ON_THE_PAGE = tuple(f"phantombook.{name}" for name in SHOWN)
 # What prepares a kernel and executes cells in it counts for every notebook; all else in the package only starts that
-MACHINERY = tuple(
-    f"phantombook.{name}" for name in ("execution", "preloaded_kernel", "tidy", "plan", "project", "parameters")
-)
+MACHINERY = tuple(f"phantombook.{name}" for name in ("execution", "preloaded_kernel", "plan", "project", "parameters"))
 
 
 def reached(notebook: Path | str) -> dict[str, Path]:

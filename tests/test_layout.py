@@ -26,7 +26,7 @@ FLOORS = [
     {"phantomlib.diagnosis", "phantomlib.trainer"},
     {"zoo"},
     {"phantombook.figures"},
-    {f"phantombook.{name}" for name in ("stale", "inputs", "parameters", "project", "plan")},
+    {f"phantombook.{name}" for name in ("stale", "parameters", "project", "plan")},
     {"phantombook.ledger"},
     {"phantombook"},
     {"phantombook.cli"},

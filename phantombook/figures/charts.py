@@ -178,9 +178,8 @@ def criteria_board(claim, measured: dict[str, dict], controls: dict[str, dict]) 
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="x", labelsize="small", pad=1, length=2)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.set_title(
-            f"{test}: {criterion.name.replace('_', ' ')}", loc="left", fontsize="small", fontweight="normal", pad=2
-        )
+        label = criterion.name.replace("_", " ")
+        axes.set_title(f"{test}: {label}", loc="left", fontsize="small", fontweight="normal", pad=2)
     names = rows[0, 0].get_legend_handles_labels()
     figure.legend(*names, loc="outside upper center", ncols=len(columns), fontsize="small")
     return figure

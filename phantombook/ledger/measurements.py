@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 import phantomlib
 from phantombook import stale
-from phantombook.inputs import named_files
+from phantombook.parameters import named_files
 from phantomlib import files
 from phantomlib.errors import StoreError
 

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from phantombook.cli import app
 from phantombook.doctor import findings
-from phantombook.inputs import typed_paths
+from phantombook.parameters import typed_paths
 from phantomlib import progress
 from phantomlib.errors import ModelError
 from phantomlib.files import file_digest, read_json, write_json

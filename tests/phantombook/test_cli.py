@@ -130,7 +130,7 @@ def test_run_writes_where_it_is_told(book):
 
 
 def test_paths_are_those_of_the_user(tmp_path, monkeypatch):
-    from phantombook.inputs import typed_paths
+    from phantombook.parameters import typed_paths
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from phantombook import build, tidy
+from phantombook import build, execution
 from phantombook.execution import execute
 from phantombook.plan import make_job
 from phantombook.preloaded_kernel import NAME, PRELOAD, Kernel, Preloaded, start_server
@@ -143,11 +143,11 @@ def test_jupyter_finds_the_kernel_by_its_name():
     assert found.load() is Preloaded
 
 
-@pytest.mark.parametrize("header, title", [({}, tidy.EXPERIMENT), ({"code": "shown"}, None)])
+@pytest.mark.parametrize("header, title", [({}, execution.EXPERIMENT), ({"code": "shown"}, None)])
 def test_the_experiment_is_folded_under_its_name_unless_the_header_shows_it(header, title):
     cells = [new_code_cell("x = 1"), new_code_cell("y", metadata={"tags": ["hide-input"]})]
     executed = new_notebook(cells=cells, metadata={"phantom": header})
-    tidy.tidy(executed, SimpleNamespace(name="01_x", profile="zoo", parameters={}, key=""))
+    execution.tidy(executed, SimpleNamespace(name="01_x", profile="zoo", parameters={}, key=""))
     folds = [cell.metadata.get("mystnb", {}).get("code_prompt_show") for cell in executed.cells]
     assert folds == [title, None]
     tags = [cell.metadata.get("tags") for cell in executed.cells]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from phantombook.inputs import check_inputs, chosen_held_out
+from phantombook.parameters import check_inputs, chosen_held_out
 from phantomlib.contexts import load_contexts
 from phantomlib.errors import ContextError, ModelError, ParameterError, PhantomError
 from phantomlib.models.language_model import find

@@ -73,7 +73,8 @@ of_C8 = threshold("C8", "coefficient_of_variation")
 # $$N = \frac{\eta\, T\, v_0}{|\Delta_0|}, \qquad v_0 = \left.\frac{d\Delta}{d\eta}\right|_0 :$$
 #
 # how far the [logit gap](../definitions.md#context) would travel in $T$ steps at its first velocity, and how far it
-# has to go. If training went in a straight line, the correct token would overtake at $N = 1$. We find $\eta_c$ by a
+# has to go. Here $v_0$ says how fast the gap begins to move along the optimiser's first update, per unit of learning
+# rate. If training went in a straight line, the correct token would overtake at $N = 1$. We find $\eta_c$ by a
 # bracketing search that starts from that guess, and compute $N_c = N(\eta_c)$.
 
 
@@ -152,11 +153,11 @@ for optimizer, summary in summaries.items():
     searches = by_optimizer[optimizer]
     nb.say(
         "The coefficient of variation over the {models} architectures is {spread:.1%} (95 % bootstrap interval "
-        "{low:.1%} to {high:.1%}). The upper end of the interval lies {side} the threshold of C8, {threshold:.0%}. The "
-        "critical learning rates themselves vary by {rates:.0%} between models, so the number has little variation to "
-        "explain. The searches took {n_runs} runs for {brackets} brackets, of which {converged} closed. They met "
-        "{reentries} re-entries and {diverged} diverged runs. In {undefined} cells $v_0$ is not positive, and $N$ is "
-        "undefined.",
+        "{low:.1%} to {high:.1%}). Claim C8 asks for at most {threshold:.0%}; the upper end of the interval lies "
+        "{side} that. For comparison, the critical learning rates themselves vary by {rates:.0%} between models. The "
+        "searches took {n_runs} runs for {brackets} brackets, of which {converged} closed. In {reentries} cases a "
+        "rate above the critical one failed all the same, and {diverged} runs diverged. For {undefined} sentences "
+        "$v_0$ is not positive, and $N$ is undefined.",
         searches[["n_runs", "converged", "reentries", "diverged"]].sum().astype(int),
         models=len(loaded),
         spread=spread[optimizer],
@@ -210,7 +211,8 @@ nb.table(
 #
 # $N_c$ is not exactly 1 because the path bends. How much it bends can be read off the untrained model. The
 # **three-gradient** prediction follows the optimiser for $T$ steps while three numbers move: the logit of $c$, the
-# logit of $k$, and the log-sum-exp of all others. Their gradients are kept as they are at step 0. Nothing is fitted.
+# logit of $k$, and the log-sum-exp of all others. Their gradients are kept as they are at step 0; only the
+# probabilities that weigh them change. Nothing is fitted.
 
 
 # %%
@@ -263,11 +265,12 @@ figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize="sm
 nb.figure(figure, "fig-predicted", runs=[predicted, critical], data=results)
 
 # %% [markdown]
-# The gradients themselves change along the way. Each rung of the ladder below takes one more derivative of the same
-# three numbers. *Second order* takes it along the first update, *third order* along the displacement that *second
-# order* predicts. *Straight line* is the plain Taylor series of the gap along the first update. Two more predictors
-# leave step 0. *Quadrature* evaluates gradients where the displacement is predicted to lead; the weights are moved by
-# hand. *First steps* makes three real steps.
+# The gradients themselves change along the way. So the rungs of the ladder below take further derivatives of the same
+# three numbers at step 0. *Velocity* is $N = 1$. *Straight line* adds the gap's second derivative along the first
+# update. *Second order* lets the three gradients change at the rate that they have along the first update. *Third
+# order* adds how that rate changes; it takes both along the displacement that *second order* predicts. Two more
+# predictors leave step 0. *Quadrature* moves the weights along the predicted displacement, without training, and
+# takes gradients there. *First steps* makes three real steps.
 
 # %%
 ladder = results.melt(
@@ -320,8 +323,9 @@ nb.figure(figure, "fig-ladder", runs=[predicted, critical], data=results)
 named = accuracy.rename(index=optimizers, level=0).rename_axis(["optimiser", "prediction"])
 nb.table(named.reset_index(), digits=2, runs=[predicted, critical])
 nb.say(
-    "The column “worst architecture” gives the error of the geometric mean over a model's contexts, for the model "
-    "where it is largest. For single contexts under SGD no error below half the bracket can be measured."
+    "The column “worst architecture” takes the geometric mean over the contexts of each model, and gives the largest "
+    "error among the models. A measured rate is known to half its bracket, so smaller errors mean nothing for a single "
+    "context."
 )
 
 # %% tags=["hide-input"]

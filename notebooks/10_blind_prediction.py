@@ -81,10 +81,10 @@ reported = claim.criteria[0].threshold  # the error that the paper's abstract re
 #
 # The library enforces the order of this [protocol](../definitions.md#blind-protocol). The measurement refuses to
 # start without a prediction on disk. The prediction is refused once any run or search of the held-out model is in the
-# store. When this page is built again, the file and the runs are taken up as they are. The prediction must follow
-# from its evidence, computed anew, the runs must carry the file's checksum, and the file must be the older. The
-# library cannot know whether somebody has seen the held-out model's runs in another store. [How verdicts are
-# made](../verdicts.md) lists what else it cannot check.
+# store. When this page is built again, the file and the runs are taken up as they are. Three things are then checked:
+# the prediction follows from its evidence, computed anew; the runs carry the file's checksum; the file is older than
+# they are. The library cannot know whether somebody has seen the held-out model's runs in another store. [How verdicts
+# are made](../verdicts.md) lists what else it cannot check.
 
 # %% [markdown]
 # ## Steps 1 and 2: the predictors, judged on the other architectures
@@ -233,9 +233,9 @@ for optimizer, p in predictions.items():
 
 
 # %% [markdown]
-# How wide should the interval be? That in the file comes from the leave-one-out errors of the candidate that had the
-# smallest ones. They are too small, because the same errors chose it. So we nest the choice: each architecture is
-# predicted by the candidate that the others alone would have chosen, with the calibration that they alone give.
+# How wide should the interval be? The interval in the file comes from the leave-one-out errors of the chosen candidate.
+# These errors are too small, since the candidate was chosen for its small errors. So we nest the choice: for each
+# architecture in turn, the others alone choose a candidate and calibrate it, and it predicts the one left out.
 
 
 # %%
@@ -408,7 +408,7 @@ for o, label in labels.items():
     nb.say(
         "**{label}**: the held-out model's number is {own:.3f}. It differs by {away:.1%} from the mean of the others, "
         "{mean:.3f}; these vary by {spread:.1%}. A prediction with that mean is off by {error:+.1%}. The critical "
-        "rates of the others vary by {rates:.0%}, so the number could explain no more than that.",
+        "rates of the others vary by {rates:.0%}, for comparison.",
         label=label,
         own=own[o],
         away=abs(own[o] / mean - 1),
@@ -419,8 +419,8 @@ for o, label in labels.items():
     )
 
 # %% [markdown]
-# **What the other predictors would have said.** The file also holds the predictions of every other predictor and
-# calibration that needs no run. They too were made before the measurement. The verdict does not depend on them.
+# **What the other predictors would have said.** The file also holds what every other predictor and calibration
+# predicts from step 0. They too were made before the measurement. The verdict does not depend on them.
 
 # %% tags=["hide-input"]
 tried = pd.DataFrame(
@@ -502,10 +502,9 @@ for optimizer, p in predictions.items():
 # %% [markdown]
 # ## What it means
 #
-# Under this protocol a sweep is not the only way to the [critical learning
-# rate](../definitions.md#critical-learning-rate): a few derivatives of the untouched model give it. The prediction is
-# not cheap, though. Its derivatives cost about as much as two or three runs of the search that finds the rate by
-# brute force. It shows that on these models nothing that matters for the overtaking is created on the way: it is all
+# One need not train to find the [critical learning rate](../definitions.md#critical-learning-rate): a few derivatives
+# of the untouched model give it. That is not much cheaper, though: they cost about as much as two or three runs, and a
+# search takes about four. On these models nothing that matters for the overtaking is created on the way: it is all
 # there at step 0. [Chapter 13](13_real_blind.ipynb) asks how far that holds for real models.
 #
 # ## What could be wrong

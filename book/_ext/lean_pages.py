@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 DATA = re.compile(r'(<a download="([^"]+)" href=")data:text/[a-z]+;charset=utf-8;base64,([^"]*)"')
 PICTURE = re.compile(r'<img (?=[^>]*src="[^"]*_images/([^"]+\.svg)")')
+PLAIN = re.compile(r'<span class="[npw]">([^<]*)</span>')  # names, brackets, blanks in code: they have the colour of text
 ICONS = Path("_static/scripts/fontawesome.js")  # of the theme: 2,000 icons, and as many styles
 ICON = re.compile(
     r'(?P<name>"[\w-]+"|\b\w+):\[(?P<width>\d+),(?P<height>\d+),\[(?P<others>[^\]]*)\],"[0-9a-f]+","(?P<path>[^"]*)"\]'
@@ -54,7 +55,8 @@ def lean(app, page, template, context, doctree):
         shape = 'width="{2}" height="{3}" '.format(*box.split()) if box else ""
         return f'<img loading="lazy" {shape}'
 
-    context["body"] = PICTURE.sub(with_shape, DATA.sub(with_file, context.get("body", "")))
+    body = PICTURE.sub(with_shape, DATA.sub(with_file, context.get("body", "")))
+    context["body"] = PLAIN.sub(r"\1", body)
     if 'class="math ' not in context["body"]:
         scripts = context["script_files"]
         context["script_files"] = [

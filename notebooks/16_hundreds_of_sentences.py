@@ -242,7 +242,9 @@ for (optimizer, model), row in tested.iterrows():
     )
 order = [made_after(run, rows.attrs["held"]) for rows in found.values() for run in rows.attrs["run_ids"]]
 nb.say(
-    "{after} of {all} runs were made from a commit that holds the predictions, or from a later one.",
+    "{after} of {all} runs were made from a commit that holds the predictions, or from a later one."
+    if all(rows.attrs["held"] for rows in found.values())
+    else "This copy has no git history, so it cannot tell which of the {all} runs came after the predictions.",
     after=sum(order),
     all=len(order),
 )
@@ -408,11 +410,13 @@ nb.answer("{told}", told=" ".join(told))
 # chosen after the first blind test, which had two models and twenty sentences.
 
 # %% tags=["hide-input"]
-for (ref, optimizer), rows in found.items():
-    nb.say(
-        "Of {model}'s {predicted} predicted sentences {measured} are measured under {label}.",
-        model=names[ref],
-        predicted=len(table(f"wordnet-{names[ref]}-{optimizer}")),
-        measured=len(rows),
-        label=labels[optimizer],
-    )
+for ref, optimizer in ((ref, o) for ref in real for o in labels):
+    name = f"wordnet-{names[ref]}-{optimizer}"
+    if Path(predictions, TABLES, f"{name}.json").is_file():
+        nb.say(
+            "Of {model}'s {predicted} predicted sentences {measured} are measured under {label}.",
+            model=names[ref],
+            predicted=len(table(name)),
+            measured=len(found.get((ref, optimizer), ())),
+            label=labels[optimizer],
+        )

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 DATA = re.compile(r'(<a download="([^"]+)" href=")data:text/[a-z]+;charset=utf-8;base64,([^"]*)"')
 PICTURE = re.compile(r'<img (?=[^>]*src="[^"]*_images/([^"]+\.svg)")')
-PLAIN = re.compile(r'<span class="[npw]">([^<]*)</span>')  # names, brackets, blanks in code: they have the colour of text
+PLAIN = re.compile(r'<span class="[npw]">([^<]*)</span>')  # of code: names, brackets, blanks have the colour of text
 ICONS = Path("_static/scripts/fontawesome.js")  # of the theme: 2,000 icons, and as many styles
 ICON = re.compile(
     r'(?P<name>"[\w-]+"|\b\w+):\[(?P<width>\d+),(?P<height>\d+),\[(?P<others>[^\]]*)\],"[0-9a-f]+","(?P<path>[^"]*)"\]'
